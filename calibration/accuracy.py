@@ -1,0 +1,84 @@
+"""The drop of accuracy between two models on the same samples, with its 95 % interval."""
+
+import math
+
+import numpy as np
+
+from onmetal.calibration.metrics import Metric, Scorer
+from onmetal.records import Accuracy
+
+
+def judge(found: Scorer, reference: Scorer | None) -> Accuracy:
+    """How the candidate scores, and how far that is below the reference on the same samples."""
+    metric, samples = found.metric, len(found.labels)
+    value = found(None)
+    if reference is None:
+        return Accuracy(metric.name, value, None, None, samples)
+    if found is reference:
+        return Accuracy(metric.name, value, 0.0, (0.0, 0.0), samples)
+    sign = 1.0 if metric.higher_is_better else -1.0
+    drop = sign * (reference(None) - value)
+    if metric.mean:
+        interval = paired_interval(reference.kept > found.kept, reference.kept < found.kept)
+    else:
+        interval = _bootstrap(metric, found, reference, samples, sign)
+    return Accuracy(metric.name, value, drop, interval, samples)
+
+
+def _bootstrap(
+    metric: Metric, found: Scorer, reference: Scorer, samples: int, sign: float
+) -> tuple[float, float]:
+    """Percentile interval of the drop over resamples of the samples, the same for both models."""
+    random = np.random.default_rng(0)
+    drops = []
+    for _ in range(metric.resamples):
+        picked = random.integers(0, samples, samples)
+        drops.append(sign * (reference(picked) - found(picked)))
+    known = [drop for drop in drops if not math.isnan(drop)]
+    if not known:
+        return (-math.inf, math.inf)
+    low, high = np.percentile(known, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def paired_interval(lost: np.ndarray, won: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the drop in the share of right answers, by inverting exact McNemar's test.
+
+    `lost`, `won`: bool [n], samples that only the reference, only the candidate gets right. Given
+    how many samples differ, the lost among them are binomial: Clopper and Pearson's interval of
+    that share, scaled back. Where none differ, the share that may differ all the same is bounded
+    (1 - 0.025^(1/n), the "rule of three" for both sides).
+    """
+    samples, differing, lost_count = len(lost), int(lost.sum() + won.sum()), int(lost.sum())
+    if not differing:
+        bound = 1 - 0.025 ** (1 / samples)
+        return -bound, bound
+    low, high = clopper_pearson(lost_count, differing)
+    scale = differing / samples
+    return scale * (2 * low - 1), scale * (2 * high - 1)
+
+
+def clopper_pearson(hits: int, tries: int) -> tuple[float, float]:
+    """Exact 95 % interval of a binomial share: where either tail falls to 2.5 %."""
+    numbers = np.arange(tries + 1)
+    log_ways = np.array(
+        [math.lgamma(tries + 1) - math.lgamma(k + 1) - math.lgamma(tries - k + 1) for k in numbers]
+    )
+
+    def tail(share: float, part: slice) -> float:
+        logs = log_ways + numbers * math.log(share) + (tries - numbers) * math.log1p(-share)
+        return float(np.exp(logs[part]).sum())
+
+    def solve(part: slice, rising: bool) -> float:
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            if (tail(middle, part) < 0.025) == rising:
+                low = middle
+            else:
+                high = middle
+        return (low + high) / 2
+
+    lowest = 0.0 if hits == 0 else solve(slice(hits, None), rising=True)
+    highest = 1.0 if hits == tries else solve(slice(None, hits + 1), rising=False)
+    return lowest, highest

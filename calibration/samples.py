@@ -1,0 +1,486 @@
+"""The user's data: read in one of three forms, checked whole, and fed to a model in batches.
+
+Arrays stay on disk (memory-mapped) and images are decoded as they are needed, so that data may be
+larger than memory. `Samples` is a plain record: a worker process is handed it as JSON.
+"""
+
+import csv
+import hashlib
+import importlib
+import os
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Literal
+
+import msgspec
+import numpy as np
+from msgspec import Meta, Struct
+
+from onmetal import cache as caches
+from onmetal.cache import Cache
+from onmetal.errors import UsageError
+from onmetal.records import Model, Tensor, plain
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+CHUNK_BYTES = 1 << 24
+
+
+class ArrayFile(Struct, frozen=True):
+    """An array on disk: where its bytes begin, and how to read them."""
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    fortran: bool = False
+
+    def open(self) -> np.ndarray:
+        if 0 in self.shape:
+            return np.zeros(self.shape, self.dtype)
+        order: Literal["F", "C"] = "F" if self.fortran else "C"
+        return np.memmap(self.path, self.dtype, "r", self.offset, self.shape, order)
+
+
+class Preprocessing(Struct, frozen=True, forbid_unknown_fields=True):
+    """data.toml: how an image file becomes a model's input."""
+
+    size: Annotated[int, Meta(gt=0)] | None = None
+    crop: tuple[Annotated[int, Meta(gt=0)], Annotated[int, Meta(gt=0)]] | None = None
+    channels: Literal["RGB", "BGR", "L"] = "RGB"
+    scale: float = 1.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    dtype: Literal["float32", "float16", "float64", "uint8", "int8"] = "float32"
+
+
+class Samples(Struct, frozen=True):
+    source: str
+    digest: str
+    count: int
+    arrays: dict[str, ArrayFile] = {}
+    """Input name -> array, first axis = samples; empty where the samples are images."""
+    images: tuple[Path, ...] = ()
+    preprocessing: Preprocessing | None = None
+    labels: ArrayFile | None = None
+    warnings: tuple[str, ...] = ()
+
+    def feed(self, model: Model, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """The inputs of one inference, in the model's own shapes and dtypes.
+
+        `indices` are as many as the model's batch (1 for a model without a batch axis).
+        """
+        if self.preprocessing:
+            only = model.inputs[0]
+            rows = [read_image(self.images[i], self.preprocessing) for i in indices]
+            return {only.name: np.stack(rows).reshape(only.shape)}
+        fed = {}
+        for tensor in model.inputs:
+            rows_of = _opened(self.arrays[tensor.name])
+            rows = [rows_of[i] for i in indices]
+            fed[tensor.name] = np.stack(rows).reshape(tensor.shape).astype(tensor.dtype)
+        return fed
+
+    def label_array(self) -> np.ndarray:
+        """All labels; float64 labels become float32, as the model's outputs are."""
+        if self.labels is None:
+            raise UsageError(f"{self.source}: it has no labels")
+        return np.asarray(self.labels.open())
+
+
+_open_arrays: dict[ArrayFile, np.ndarray] = {}
+
+
+def _opened(array: ArrayFile) -> np.ndarray:
+    if array not in _open_arrays:
+        _open_arrays[array] = array.open()
+    return _open_arrays[array]
+
+
+def load(text: str, model: Model, cache: Cache, *, option: str, labelled: bool) -> Samples:
+    """Read DATA in any of its forms and check all of it against the model.
+
+    Raises UsageError, saying what is wrong where: names, shapes, dtypes, counts, NaN, broken
+    images, missing labels.
+    """
+    path = Path(text)
+    if path.is_dir():
+        found = _folder(path, model, cache, labelled)
+    elif path.is_file():
+        found = _npz(path, model, cache)
+    elif ":" in text and not text.endswith(".npz"):
+        found = _callable(text, model, cache)
+    else:
+        raise UsageError(f"{option} {text}: there is no such file or folder")
+    if labelled and found.labels is None:
+        raise UsageError(
+            f"{option} {text}: it has no labels (`y` in an .npz file, labels.csv in a folder); "
+            "data without labels can be given as --calibration-data"
+        )
+    if found.count == 0:
+        raise UsageError(f"{option} {text}: it holds no sample")
+    if labelled and found.count < 2:
+        raise UsageError(f"{option} {text}: one sample is too few to judge a model by")
+    return _checked(found, model, cache)
+
+
+def _npz(path: Path, model: Model, cache: Cache) -> Samples:
+    """Members are unpacked once into the cache, so that they can be memory-mapped."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [name for name in archive.namelist() if name.endswith(".npy")]
+            strange = sorted(set(archive.namelist()) - set(members))
+            if strange:
+                raise UsageError(f"{path}: {strange[0]!r} in it is no array")
+            digest = caches.sha256(path)
+
+            def unpack(folder: Path) -> None:
+                for number, member in enumerate(members):
+                    with (
+                        archive.open(member) as packed,
+                        (folder / f"{number}.npy").open("wb") as plain,
+                    ):
+                        while piece := packed.read(CHUNK_BYTES):
+                            plain.write(piece)
+
+            folder = cache.get("data", digest, unpack)
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        raise UsageError(f"{path}: not a readable .npz file ({error})") from None
+    arrays = {}
+    for number, member in enumerate(members):
+        name = member.removesuffix(".npy")
+        arrays[name] = _read_header(folder / f"{number}.npy", f"{path}: member {name!r}")
+    labels = arrays.pop("y", None) if "y" not in {t.name for t in model.inputs} else None
+    return _named(str(path), digest, arrays, labels, model)
+
+
+def _read_header(path: Path, what: str) -> ArrayFile:
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }[version]
+            shape, fortran, dtype = read(file)
+            offset = file.tell()
+    except (ValueError, KeyError, EOFError) as error:
+        raise UsageError(f"{what} is not a readable array ({error})") from None
+    if dtype.hasobject or dtype.kind not in "biuf":
+        raise UsageError(f"{what} has dtype {dtype}: only numbers can be fed to a model")
+    size = offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if path.stat().st_size < size:
+        raise UsageError(f"{what} is cut short")
+    return ArrayFile(path, dtype.str, tuple(shape), offset, bool(fortran))
+
+
+def _named(
+    source: str,
+    digest: str,
+    arrays: dict[str, ArrayFile],
+    labels: ArrayFile | None,
+    model: Model,
+) -> Samples:
+    """Match arrays with the model's inputs by name, shape and dtype."""
+    wanted = {tensor.name: tensor for tensor in model.inputs}
+    if len(wanted) == 1 and "x" in arrays and "x" not in wanted:
+        arrays = {next(iter(wanted)) if name == "x" else name: a for name, a in arrays.items()}
+    if unknown := sorted(set(arrays) - set(wanted)):
+        raise UsageError(
+            f"{source}: {unknown[0]!r} is no input of the model (its inputs: {', '.join(wanted)}"
+            f"{'; `x` for a single input' if len(wanted) == 1 else ''}; labels: y)"
+        )
+    if missing := sorted(set(wanted) - set(arrays)):
+        raise UsageError(f"{source}: there is no array for the model's input {missing[0]!r}")
+    counts = {name: (array.shape or (0,))[0] for name, array in arrays.items()}
+    if labels is not None:
+        counts["y"] = (labels.shape or (0,))[0]
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise UsageError(f"{source}: its arrays differ in the number of samples ({said})")
+    for name, array in arrays.items():
+        _match(source, name, array.shape[1:], np.dtype(array.dtype), wanted[name], model)
+    return Samples(source, digest, next(iter(counts.values())), arrays, labels=labels)
+
+
+def _match(
+    source: str, name: str, shape: tuple[int, ...], dtype: Any, tensor: Tensor, model: Model
+) -> None:
+    expected = model.sample_shape(tensor)
+    # A model without a batch axis, or with one of 1, may be fed whole inputs too.
+    if shape != expected and not (model.batch == 1 and shape == tensor.shape):
+        hint = ""
+        if sorted(shape) == sorted(expected):
+            hint = "; the axes look permuted (NCHW and NHWC?)"
+        raise UsageError(
+            f"{source}: a sample of {name!r} has shape {list(shape)}, "
+            f"the model takes {list(expected)}{hint}"
+        )
+    want = np.dtype(tensor.dtype)
+    narrowed = dtype == np.float64 and want == np.float32
+    widened = dtype.kind in "iu" and np.can_cast(dtype, want, "safe")
+    if not (dtype == want or narrowed or widened):
+        raise UsageError(
+            f"{source}: {name!r} has dtype {dtype}, the model takes {want}; "
+            "only float64 to float32 and lossless widening of integers are done for you"
+        )
+
+
+def _folder(path: Path, model: Model, cache: Cache, labelled: bool) -> Samples:
+    """A folder of images with data.toml and, for evaluation, labels.csv."""
+    try:
+        fields = tomllib.loads((path / "data.toml").read_text("utf-8"))
+        how = msgspec.convert(fields, Preprocessing)
+    except FileNotFoundError:
+        raise UsageError(
+            f"{path}: a folder of images needs a data.toml that says how to make an input of one "
+            "(size, crop, channels, scale, mean, std, layout, dtype)"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        raise UsageError(f"{path / 'data.toml'}: {error}") from None
+    depth = 1 if how.channels == "L" else 3
+    for key, values in (("mean", how.mean), ("std", how.std)):
+        if len(values) not in (1, depth):
+            raise UsageError(
+                f"{path / 'data.toml'}: {key} has {len(values)} values for {depth} channels"
+            )
+    if 0.0 in how.std:
+        raise UsageError(f"{path / 'data.toml'}: std must not be zero")
+    if len(model.inputs) != 1:
+        raise UsageError(f"{path}: images feed one input; this model has {len(model.inputs)}")
+    if (path / "labels.csv").exists():
+        files, values = _labels(path)
+    elif labelled:
+        raise UsageError(f"{path}: there is no labels.csv (two columns: file,label)")
+    else:
+        entries = [entry for entry in path.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES]
+        files, values = sorted(entries), None
+    names = [str(file.relative_to(path)) for file in files]
+    digest = caches.key(
+        preprocessing=plain(how),
+        names=names,
+        labels=None if values is None else values.tolist(),
+        files=[caches.sha256(file) for file in files],
+    )
+    labels = None
+    if values is not None:
+        kept = values
+        folder = cache.get("labels", digest, lambda folder: np.save(folder / "y.npy", kept))
+        labels = _read_header(folder / "y.npy", "labels")
+    return Samples(
+        str(path),
+        digest,
+        len(files),
+        images=tuple(file.absolute() for file in files),
+        preprocessing=how,
+        labels=labels,
+    )
+
+
+def _labels(path: Path) -> tuple[list[Path], np.ndarray]:
+    table = path / "labels.csv"
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{table}: cannot read it: {error}") from None
+    files, values = [], []
+    for number, row in enumerate(rows, 2):
+        name, label = row.get("file"), row.get("label")
+        if not name or label is None:
+            raise UsageError(f"{table} line {number}: wants the two columns file,label")
+        file = path / name
+        if not file.resolve().is_relative_to(path.resolve()):
+            raise UsageError(f"{table} line {number}: {name} lies outside the folder")
+        if not file.is_file():
+            raise UsageError(f"{table} line {number}: there is no file {name}")
+        try:
+            values.append(float(label))
+        except ValueError:
+            raise UsageError(f"{table} line {number}: the label {label!r} is no number") from None
+        files.append(file)
+    found = np.array(values)
+    if all(value.is_integer() for value in values):
+        return files, found.astype(np.int64)
+    return files, found.astype(np.float32)
+
+
+def read_image(path: Path, how: Preprocessing) -> np.ndarray:
+    """One image file as the model's input: (x * scale - mean) / std, in the layout asked for.
+
+    The shorter side is scaled to `size` (bilinear, antialiased), then `crop` [h, w] is cut out of
+    the middle. Raises UsageError where the file is no image or is smaller than the crop.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            pixels = image.convert("L" if how.channels == "L" else "RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+        raise UsageError(f"{path}: a broken image ({error})") from None
+    if how.size:
+        short = min(pixels.size)
+        width, height = (max(1, side * how.size // short) for side in pixels.size)
+        pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
+    if how.crop:
+        high, wide = how.crop
+        if pixels.height < high or pixels.width < wide:
+            raise UsageError(
+                f"{path}: {pixels.width}x{pixels.height} pixels are too few for the crop "
+                f"{wide}x{high}; set `size` in data.toml"
+            )
+        left, top = (pixels.width - wide) // 2, (pixels.height - high) // 2
+        pixels = pixels.crop((left, top, left + wide, top + high))
+    values = np.atleast_3d(np.asarray(pixels, np.float32))
+    if how.channels == "BGR":
+        values = values[:, :, ::-1]
+    values = (values * np.float32(how.scale) - np.float32(how.mean)) / np.float32(how.std)
+    if how.layout == "NCHW":
+        values = values.transpose(2, 0, 1)
+    return np.ascontiguousarray(values.astype(how.dtype))
+
+
+def import_callable(text: str, option: str) -> Any:
+    """MODULE:FUNCTION, from the folder that the command was started in or from what is installed."""
+    module_name, _, name = text.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"{option} {text}: cannot import it ({error})") from None
+
+
+def _callable(text: str, model: Model, cache: Cache) -> Samples:
+    """Run the user's generator once and keep what it yields on disk."""
+    function = import_callable(text, "--data")
+    digest = hashlib.sha256()
+    with cache.scratch() as scratch:
+        files: dict[str, BinaryIO] = {}
+        kinds: dict[str, tuple[str, tuple[int, ...]]] = {}
+        count = 0
+        try:
+            for count, (name, row) in _rows(function, text, model):
+                if name not in files:
+                    files[name] = (scratch / f"{len(files)}.bin").open("wb")
+                    kinds[name] = (row.dtype.str, row.shape)
+                if kinds[name] != (row.dtype.str, row.shape):
+                    raise UsageError(
+                        f"{text}: sample {count - 1}: {name!r} is {row.dtype}{list(row.shape)}, "
+                        f"in sample 0 it was {np.dtype(kinds[name][0])}{list(kinds[name][1])}"
+                    )
+                files[name].write(row.tobytes())
+                digest.update(row.tobytes())
+        finally:
+            for file in files.values():
+                file.close()
+        if not files:
+            raise UsageError(f"{text}: it yielded no sample")
+        digest.update(repr(kinds).encode())
+
+        def move(folder: Path) -> None:
+            for file in scratch.iterdir():
+                os.replace(file, folder / file.name)
+
+        folder = cache.get("data", digest.hexdigest(), move)
+    arrays = {
+        name: ArrayFile(folder / f"{number}.bin", kinds[name][0], (count, *kinds[name][1]), 0)
+        for number, name in enumerate(files)
+    }
+    labels = arrays.pop("\0label", None)
+    return _named(text, digest.hexdigest(), arrays, labels, model)
+
+
+def _rows(function: Any, text: str, model: Model) -> Iterator[tuple[int, tuple[str, np.ndarray]]]:
+    """(samples so far, (array name, row)) of a user's generator; labels are named NUL + label."""
+    try:
+        for number, item in enumerate(function(), 1):
+            try:
+                inputs, label = item
+            except (TypeError, ValueError):
+                raise UsageError(f"{text}: it must yield (inputs, label) pairs") from None
+            if not isinstance(inputs, dict):
+                inputs = {model.inputs[0].name: inputs}
+            for name, row in inputs.items():
+                yield number, (str(name), np.asarray(row))
+            if label is not None:
+                yield number, ("\0label", np.asarray(label))
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{text}: it failed with {type(error).__name__}: {error}") from None
+
+
+def random(model: Model, cache: Cache, count: int) -> Samples:
+    """Seeded inputs where the user gave none: floats in [0, 1), integers and booleans 0 or 1."""
+    digest = caches.key(inputs=plain(model.inputs), batch=model.batch, count=count)
+
+    def build(folder: Path) -> None:
+        source = np.random.default_rng(0)
+        for number, tensor in enumerate(model.inputs):
+            values = source.random((count, *model.sample_shape(tensor)))
+            if np.dtype(tensor.dtype).kind != "f":
+                values = values.round()
+            np.save(folder / f"{number}.npy", values.astype(tensor.dtype))
+
+    folder = cache.get("random", digest, build)
+    arrays = {
+        tensor.name: _read_header(folder / f"{number}.npy", "random inputs")
+        for number, tensor in enumerate(model.inputs)
+    }
+    return Samples("random inputs", digest, count, arrays)
+
+
+def _checked(samples: Samples, model: Model, cache: Cache) -> Samples:
+    """Read every sample once: NaN, broken images, wrong image sizes, exact duplicates."""
+    found = hashes(samples, model, cache)
+    warnings = list(samples.warnings)
+    repeated = len(found) - len(np.unique(found))
+    if repeated:
+        warnings.append(
+            f"{samples.source}: {repeated} of {len(found)} samples are exact duplicates of others"
+        )
+    if samples.labels is not None:
+        labels = samples.label_array()
+        if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+            where = int(np.argmin(np.isfinite(labels).reshape(len(labels), -1).all(axis=1)))
+            raise UsageError(f"{samples.source}: the label of sample {where} is NaN or infinite")
+    return msgspec.structs.replace(samples, warnings=tuple(warnings))
+
+
+def hashes(samples: Samples, model: Model, cache: Cache) -> np.ndarray:
+    """One 64-bit digest a sample, as computed when the data was checked."""
+    digest = caches.key(samples=samples.digest, inputs=plain(model.inputs))
+
+    def scan(folder: Path) -> None:
+        np.save(folder / "hashes.npy", _scan(samples, model))
+
+    found: np.ndarray = np.load(cache.get("checked", digest, scan) / "hashes.npy")
+    return found
+
+
+def _scan(samples: Samples, model: Model) -> np.ndarray:
+    found = np.zeros(samples.count, np.uint64)
+    only = model.inputs[0]
+    for index in range(samples.count):
+        digest = hashlib.blake2b(digest_size=8)
+        if samples.preprocessing:
+            row = read_image(samples.images[index], samples.preprocessing)
+            _match(str(samples.images[index]), only.name, row.shape, row.dtype, only, model)
+            _refuse_nan(row, samples.source, only.name, index)
+            digest.update(row.tobytes())
+        for name, array in samples.arrays.items():
+            row = _opened(array)[index]
+            _refuse_nan(row, samples.source, name, index)
+            digest.update(row.tobytes())
+        found[index] = int.from_bytes(digest.digest(), "little")
+    return found
+
+
+def _refuse_nan(row: np.ndarray, source: str, name: str, index: int) -> None:
+    if row.dtype.kind == "f" and np.isnan(row).any():
+        raise UsageError(f"{source}: {name!r} of sample {index} holds NaN; mend or drop the sample")

@@ -1,0 +1,437 @@
+"""Looks at an ONNX file, in a child process: checks it, makes its axes static, counts its work."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+
+from onmetal import cache as caches
+from onmetal.errors import UnsupportedError, UsageError
+
+ONE_FILE_BYTES = 1_900_000_000
+"""Protobuf ends at 2 GiB; a larger model keeps its weights in a file beside it."""
+ORT_DOMAINS = ("com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
+"""Operators that onnxruntime brings beside the standard; it says itself which it lacks."""
+
+
+def examine(
+    path: str, shapes: dict[str, list[int]], batch: int | None, folder: str
+) -> dict[str, Any]:
+    """Check the file, write `model.onnx` (static axes, weights inside) to `folder`, tell the facts.
+
+    Raises UsageError where the file is cut, foreign or unsafe, or shapes do not fit;
+    UnsupportedError where it is sound but beyond what can be run.
+    """
+    source = Path(path)
+    model = _parse(source)
+    external = _external_files(model, source)
+    _check_operators(model, source)
+    digest = caches.sha256(source, *external)
+    size = sum(file.stat().st_size for file in (source, *external))
+    if external:
+        onnx.load_external_data_for_model(model, str(source.parent))
+    changed, size_of_batch, notes = _fix_axes(model, shapes, batch)
+    inferred = _infer(model)
+    prepared = Path(folder) / "model.onnx"
+    if changed:
+        _adopt_output_shapes(model, inferred)
+    if changed or external:
+        _save(model, prepared)
+    else:
+        prepared.write_bytes(source.read_bytes())
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [_tensor(value) for value in model.graph.input if value.name not in constants]
+    outputs = [_tensor(value) for value in inferred.graph.output]
+    if not outputs:
+        raise UsageError(f"{source}: the model has no output")
+    if any(-1 in tensor["shape"] for tensor in outputs):
+        outputs = _outputs_by_running(prepared, inputs, outputs)
+    macs = count_macs(inferred)
+    if macs is None and (folded := _folded(prepared, Path(folder) / "folded.onnx")):
+        macs = count_macs(folded)
+    return {
+        "sha256": digest,
+        "prepared_sha256": caches.sha256(*sorted(Path(folder).iterdir())),
+        "size_bytes": size,
+        "inputs": inputs,
+        "outputs": outputs,
+        "parameters": _parameters(model),
+        "macs": macs,
+        "operators": dict(Counter(_label(node) for node in _nodes(model.graph)).most_common()),
+        "batch": size_of_batch if size_of_batch else _fixed_batch(inputs, outputs, batch),
+        "notes": notes,
+    }
+
+
+def _parse(source: Path) -> onnx.ModelProto:
+    try:
+        model = onnx.load_model(str(source), load_external_data=False)
+    except DecodeError:
+        raise UsageError(
+            f"{source}: not a readable ONNX file: it is cut off or of another format; "
+            "export or download it again"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"{source}: cannot read it ({error.strerror})") from None
+    if not model.graph.node and not model.graph.output:
+        raise UsageError(f"{source}: there is no graph in this file: is it an ONNX model?")
+    if not model.opset_import or not model.ir_version:
+        raise UsageError(
+            f"{source}: it names no operator set or no format version: a damaged ONNX file"
+        )
+    return model
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph and those inside its control flow."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node or inner.output:
+                    yield from _graphs(inner)
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for inner in _graphs(graph):
+        yield from inner.node
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    functions = [node for function in model.functions for node in function.node]
+    for graph in _graphs(model.graph):
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+        for node in (*graph.node, *functions):
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+        functions = []
+
+
+def _external_files(model: onnx.ModelProto, source: Path) -> list[Path]:
+    """Files that hold weights; each must be there, long enough, and inside the model's folder."""
+    home = source.resolve().parent
+    found: dict[Path, None] = {}
+    for tensor in _tensors(model):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = entries.get("location", "")
+        file = home / location
+        if not location or Path(location).is_absolute() or ".." in Path(location).parts:
+            raise UsageError(
+                f"{source}: the tensor {tensor.name!r} asks for its data at {location!r}, outside "
+                "the model's folder; such a file is not opened"
+            )
+        if not file.resolve().is_relative_to(home):
+            raise UsageError(
+                f"{source}: its data file {location!r} is a link out of the model's folder; "
+                "put a copy of the file there"
+            )
+        if not file.is_file():
+            raise UsageError(
+                f"{source}: its external data {location!r} is missing; "
+                "it must lie beside the model, under this name"
+            )
+        try:
+            offset, length = int(entries.get("offset", 0)), int(entries.get("length", 0))
+        except ValueError:
+            raise UsageError(f"{source}: {tensor.name!r} has a damaged data offset") from None
+        if min(offset, length) < 0 or offset + length > file.stat().st_size:
+            raise UsageError(
+                f"{source}: its external data {location!r} is cut off: {tensor.name!r} lies at "
+                f"bytes {offset} to {offset + length} of {file.stat().st_size}"
+            )
+        found[file] = None
+    return list(found)
+
+
+def _check_operators(model: onnx.ModelProto, source: Path) -> None:
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    own = {(function.domain, function.name) for function in model.functions}
+    newest = onnx.defs.onnx_opset_version()
+    for node in _nodes(model.graph):
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        if domain in ORT_DOMAINS or (node.domain, node.op_type) in own:
+            continue
+        version = versions.get(node.domain, versions.get(domain, versions.get("ai.onnx", 0)))
+        known = onnx.defs.has(node.op_type, min(version or newest, newest), domain)
+        if not known:
+            where = f"node {node.name!r}" if node.name else f"the node that makes {node.output[:1]}"
+            raise UnsupportedError(
+                f"{source}: unknown operator {node.op_type!r} (domain {domain or 'ai.onnx'}, "
+                f"opset {version}) at {where}; custom operators cannot be deployed: "
+                "export the model with standard ones"
+            )
+
+
+def _fix_axes(
+    model: onnx.ModelProto, shapes: dict[str, list[int]], batch: int | None
+) -> tuple[bool, int | None, list[str]]:
+    """Make every input axis static.
+
+    -> (whether anything changed, the batch where a free batch axis was set, what to tell the user)
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    values = [value for value in model.graph.input if value.name not in constants]
+    if unknown := sorted(set(shapes) - {value.name for value in values}):
+        names = ", ".join(value.name for value in values)
+        raise UsageError(f"--input-shape {unknown[0]}: no such input; the model has: {names}")
+    named: dict[str, int] = {}
+    size_of_batch: int | None = None
+    changed, notes = False, []
+    for value in values:
+        if value.type.WhichOneof("value") != "tensor_type":
+            raise UnsupportedError(f"input {value.name!r} is no tensor; it cannot be fed")
+        if not value.type.tensor_type.HasField("shape"):
+            if value.name not in shapes:
+                raise UsageError(
+                    f"input {value.name!r} has no shape in the file; "
+                    f"give it by --input-shape {value.name}=…"
+                )
+            for _ in shapes[value.name]:
+                value.type.tensor_type.shape.dim.add()
+        axes = value.type.tensor_type.shape.dim
+        asked = shapes.get(value.name)
+        if asked and len(asked) != len(axes):
+            raise UsageError(
+                f"--input-shape {value.name}={','.join(map(str, asked))}: "
+                f"the input has {len(axes)} axes"
+            )
+        free = []
+        for place, axis in enumerate(axes):
+            fixed = axis.dim_value if axis.dim_value > 0 else None
+            given = asked[place] if asked else None
+            if fixed:
+                if given and given != fixed:
+                    raise UsageError(
+                        f"--input-shape {value.name}: axis {place} is fixed at {fixed} in the "
+                        f"model, {given} was asked for; export it with a free axis"
+                    )
+                continue
+            name = axis.dim_param
+            size = given or named.get(name)
+            if place == 0 and size is None:
+                size = batch or 1
+                if not batch:
+                    notes.append(f"the free batch axis of {value.name!r} was set to 1")
+            if size is None:
+                free.append(name or f"axis {place}")
+                continue
+            if name and named.setdefault(name, size) != size:
+                raise UsageError(
+                    f"input {value.name!r}: the axis {name!r} is {named[name]} in one input and "
+                    f"{size} in another; give matching --input-shape"
+                )
+            if place == 0:
+                if batch and size != batch:
+                    raise UsageError(
+                        f"--batch {batch} and --input-shape {value.name}={','.join(map(str, asked or []))} "
+                        "do not agree"
+                    )
+                size_of_batch = size
+            axis.Clear()
+            axis.dim_value = size
+            changed = True
+        if free:
+            words = [str(axis.dim_value) if axis.dim_value > 0 else "…" for axis in axes]
+            raise UsageError(
+                f"input {value.name!r} has free axes ({', '.join(free)}); "
+                f"give its shape: --input-shape {value.name}={','.join(words)}"
+            )
+    if changed:
+        del model.graph.value_info[:]
+    return changed, size_of_batch, notes
+
+
+def _fixed_batch(
+    inputs: list[dict[str, Any]], outputs: list[dict[str, Any]], asked: int | None
+) -> int:
+    """The batch of a model whose axes were static already: what all first axes share, else 1."""
+    firsts = {tensor["shape"][0] if tensor["shape"] else None for tensor in (*inputs, *outputs)}
+    fixed = firsts.pop() if len(firsts) == 1 else 1
+    if asked and asked != (fixed or 1):
+        raise UsageError(
+            f"--batch {asked}: this model's batch is fixed at {fixed or 1}; "
+            "export it with a free batch axis"
+        )
+    return fixed or 1
+
+
+def _infer(model: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except Exception:  # an operator that onnx has no rule for; what is unknown stays unknown
+        return model
+
+
+def _adopt_output_shapes(model: onnx.ModelProto, inferred: onnx.ModelProto) -> None:
+    for value, known in zip(model.graph.output, inferred.graph.output, strict=True):
+        if value.type.WhichOneof("value") == "tensor_type" and _is_static(known):
+            value.CopyFrom(known)
+        elif value.type.WhichOneof("value") == "tensor_type":
+            value.type.tensor_type.ClearField("shape")
+
+
+def _is_static(value: onnx.ValueInfoProto) -> bool:
+    kind = value.type.tensor_type
+    return kind.HasField("shape") and all(axis.dim_value > 0 for axis in kind.shape.dim)
+
+
+def _save(model: onnx.ModelProto, path: Path) -> None:
+    if model.ByteSize() < ONE_FILE_BYTES:
+        path.write_bytes(model.SerializeToString(deterministic=True))
+        return
+    onnx.save_model(
+        model,
+        str(path),
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location="model.data",
+    )
+
+
+def _tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    if value.type.WhichOneof("value") != "tensor_type":
+        raise UnsupportedError(
+            f"{value.name!r} is no tensor but a {value.type.WhichOneof('value') or 'nothing'}; "
+            "only tensors can be compared and fed"
+        )
+    kind = value.type.tensor_type
+    try:
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+    except KeyError:
+        raise UsageError(f"{value.name!r} has no element type: a damaged ONNX file") from None
+    if dtype.kind not in "biuf" or dtype.name not in np.sctypeDict:
+        raise UnsupportedError(
+            f"{value.name!r} holds {dtype.name}; only plain numbers can be fed and compared"
+        )
+    shape = [axis.dim_value if axis.dim_value > 0 else -1 for axis in kind.shape.dim]
+    if not kind.HasField("shape"):
+        shape = [-1]
+    return {"name": value.name, "dtype": dtype.name, "shape": shape}
+
+
+def _outputs_by_running(
+    prepared: Path, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Where shape inference gave up: the shapes that one run on zeros gives."""
+    from onmetal.profilers.run_onnxruntime import Session
+
+    names = [tensor["name"] for tensor in outputs]
+    feed = {t["name"]: np.zeros(t["shape"], t["dtype"]) for t in inputs}
+    try:
+        found = Session([str(prepared)], {}, list(feed), names).run(feed)
+    except Exception as error:
+        raise UnsupportedError(
+            f"the shapes of its outputs are not static, and onnxruntime cannot run it: {error}"
+        ) from None
+    return [
+        {"name": name, "dtype": array.dtype.name, "shape": list(array.shape)}
+        for name, array in zip(names, found, strict=True)
+    ]
+
+
+def _folded(prepared: Path, place: Path) -> onnx.ModelProto | None:
+    """The model with its constants folded by onnxruntime, through which shapes are inferred where
+    they are computed in the graph (torch's paddings); None where onnxruntime cannot open it."""
+    from onmetal.profilers.run_onnxruntime import Session
+
+    options = {
+        "graph_optimization_level": "ORT_ENABLE_BASIC",
+        "optimized_model_filepath": str(place),
+    }
+    try:
+        Session([str(prepared)], options, [], [])
+        return _infer(onnx.load_model(str(place)))
+    except Exception:  # the converters will meet the same error, and say it
+        return None
+    finally:
+        place.unlink(missing_ok=True)
+
+
+def _parameters(model: onnx.ModelProto) -> int:
+    """Numbers in the weights: what is stored as a tensor of floats or of 8 bits or fewer."""
+    kinds = onnx.TensorProto
+    weights = {kinds.FLOAT, kinds.FLOAT16, kinds.DOUBLE, kinds.BFLOAT16, kinds.INT8, kinds.UINT8}
+    return sum(math.prod(t.dims) for t in _tensors(model) if t.data_type in weights)
+
+
+def _label(node: onnx.NodeProto) -> str:
+    domain = node.domain if node.domain not in ("", "ai.onnx") else ""
+    return f"{domain}.{node.op_type}" if domain else str(node.op_type)
+
+
+def count_macs(inferred: onnx.ModelProto) -> int | None:
+    """Multiply-accumulates of convolutions, matrix products and recurrent layers, from their shapes.
+
+    None where such an operator has a shape that is not known. Control flow counts one pass.
+    """
+    total = 0
+    for graph in _graphs(inferred.graph):
+        shapes: dict[str, list[int]] = {}
+        for value in (*graph.input, *graph.value_info, *graph.output):
+            if value.type.WhichOneof("value") == "tensor_type" and _is_static(value):
+                shapes[value.name] = [axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for tensor in graph.initializer:
+            shapes[tensor.name] = list(tensor.dims)
+        for node in graph.node:
+            if node.op_type == "Constant":
+                for attribute in node.attribute:
+                    if attribute.name == "value":
+                        shapes[node.output[0]] = list(attribute.t.dims)
+            if node.op_type not in _MACS:
+                continue
+            try:
+                total += _MACS[node.op_type](node, shapes)
+            except (KeyError, IndexError):
+                return None
+    return total
+
+
+def _convolution(node: onnx.NodeProto, shapes: dict[str, list[int]], weights: int = 1) -> int:
+    # every output value sums over the kernel: [out, in / groups, *kernel]
+    return math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[weights]][1:])
+
+
+def _transposed(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
+    # every input value is spread over the kernel: [in, out / groups, *kernel]
+    return math.prod(shapes[node.input[0]]) * math.prod(shapes[node.input[1]][1:])
+
+
+def _product(node: onnx.NodeProto, shapes: dict[str, list[int]], left: int = 0) -> int:
+    return math.prod(shapes[node.output[0]]) * shapes[node.input[left]][-1]
+
+
+def _gemm(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
+    transposed = any(a.name == "transA" and a.i for a in node.attribute)
+    return math.prod(shapes[node.output[0]]) * shapes[node.input[0]][0 if transposed else -1]
+
+
+def _recurrent(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
+    # X [sequence, batch, in], W [directions, gates * hidden, in], R [directions, gates * hidden, hidden]
+    steps, batch, _ = shapes[node.input[0]]
+    return steps * batch * (math.prod(shapes[node.input[1]]) + math.prod(shapes[node.input[2]]))
+
+
+_MACS = {
+    "Conv": _convolution,
+    "ConvInteger": _convolution,
+    "QLinearConv": lambda node, shapes: _convolution(node, shapes, 3),
+    "ConvTranspose": _transposed,
+    "MatMul": _product,
+    "MatMulInteger": _product,
+    "QLinearMatMul": _product,
+    "Gemm": _gemm,
+    "LSTM": _recurrent,
+    "GRU": _recurrent,
+    "RNN": _recurrent,
+}

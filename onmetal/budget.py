@@ -1,0 +1,240 @@
+"""Limits that a deployment must meet, from the words on the command line to objections."""
+
+import re
+
+from msgspec import Struct
+
+from onmetal.errors import UsageError
+from onmetal.records import Trial
+
+_MILLISECONDS = {"ns": 1e-6, "us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3, "min": 6e4, "h": 3.6e6}
+_BYTES = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_BYTES |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_MILLIJOULES = {"uJ": 1e-3, "µJ": 1e-3, "mJ": 1.0, "J": 1e3}
+
+
+class Share(Struct, frozen=True):
+    """`50%` of something that is known only later; `value` is the fraction, 0.5."""
+
+    value: float
+
+
+def _number(text: str, option: str, units: dict[str, float], example: str) -> float:
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zA-Zµ]+)\s*", text)
+    if match is None or match[2] not in units:
+        raise UsageError(f"{option} {text}: write a number with a unit, like {example}")
+    return float(match[1]) * units[match[2]]
+
+
+def parse_ms(text: str, option: str = "--max-latency") -> float:
+    """
+    >>> parse_ms("20ms"), parse_ms("1.5s"), parse_ms("30min")
+    (20.0, 1500.0, 1800000.0)
+    """
+    found = _number(text, option, _MILLISECONDS, "20ms or 1.5s")
+    if found <= 0:
+        raise UsageError(f"{option} {text}: must be more than zero")
+    return found
+
+
+def parse_bytes(text: str, option: str) -> int:
+    """kB, MB, GB are powers of 1000; KiB, MiB, GiB of 1024.
+
+    >>> parse_bytes("4MB", "--max-size"), parse_bytes("4MiB", "--max-size")
+    (4000000, 4194304)
+    """
+    found = _number(text, option, dict(_BYTES), "4MB or 512KiB")
+    if found < 1:
+        raise UsageError(f"{option} {text}: must be more than zero")
+    return int(found)
+
+
+def parse_mj(text: str, option: str = "--max-energy") -> float:
+    """
+    >>> parse_mj("5mJ"), parse_mj("1J")
+    (5.0, 1000.0)
+    """
+    found = _number(text, option, _MILLIJOULES, "5mJ")
+    if found <= 0:
+        raise UsageError(f"{option} {text}: must be more than zero")
+    return found
+
+
+def parse_share(text: str, option: str) -> Share:
+    """
+    >>> parse_share("1%", "--max-accuracy-drop").value
+    0.01
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*%\s*", text)
+    if match is None:
+        raise UsageError(f"{option} {text}: write a percentage, like 1%")
+    return Share(float(match[1]) / 100)
+
+
+def parse_share_or_number(text: str, option: str) -> Share | float:
+    if text.strip().endswith("%"):
+        return parse_share(text, option)
+    try:
+        found = float(text)
+    except ValueError:
+        raise UsageError(f"{option} {text}: write 1% or a plain number like 0.01") from None
+    if not 0 <= found < float("inf"):
+        raise UsageError(f"{option} {text}: must be a finite number, zero or more")
+    return found
+
+
+def parse_share_or_bytes(text: str, option: str) -> Share | int:
+    return parse_share(text, option) if text.strip().endswith("%") else parse_bytes(text, option)
+
+
+class Asked(Struct, frozen=True):
+    """The budget as it was asked for: percentages are not yet of anything."""
+
+    max_accuracy_drop: Share | float | None = Share(0.01)
+    min_accuracy: Share | float | None = None
+    max_latency_ms: float | None = None
+    max_size: Share | int | None = None
+    max_macs: Share | None = None
+    max_memory_bytes: int | None = None
+    max_energy_mj: float | None = None
+
+    def resolve(
+        self,
+        *,
+        original_size_bytes: int,
+        original_macs: int | None,
+        proportion: bool,
+        float_value: float | None,
+    ) -> "Budget":
+        """In base units. `proportion`: the metric lies in [0, 1], so that a % of it is points;
+        otherwise a % is a part of the float model's value."""
+
+        def points(asked: Share | float | None) -> float | None:
+            if not isinstance(asked, Share):
+                return asked
+            if proportion:
+                return asked.value
+            return None if float_value is None else asked.value * abs(float_value)
+
+        size = self.max_size
+        if isinstance(size, Share):
+            size = int(size.value * original_size_bytes)
+        macs = None
+        if self.max_macs is not None:
+            if original_macs is None:
+                raise UsageError(
+                    "--max-macs: the multiply-accumulates of this model could not be counted "
+                    "(a shape inside it is not static); leave the option out"
+                )
+            macs = int(self.max_macs.value * original_macs)
+        return Budget(
+            max_accuracy_drop=points(self.max_accuracy_drop),
+            min_accuracy=points(self.min_accuracy),
+            max_latency_ms=self.max_latency_ms,
+            max_size_bytes=size,
+            max_macs=macs,
+            max_memory_bytes=self.max_memory_bytes,
+            max_energy_mj=self.max_energy_mj,
+        )
+
+
+FIDELITY_DB = 20.0
+"""Where no labels were given, an inexact candidate must reproduce every output this well."""
+
+
+class Budget(Struct, frozen=True, omit_defaults=True):
+    """In base units; what is None does not limit."""
+
+    max_accuracy_drop: float | None = None
+    min_accuracy: float | None = None
+    max_latency_ms: float | None = None
+    max_size_bytes: int | None = None
+    max_macs: int | None = None
+    max_memory_bytes: int | None = None
+    max_energy_mj: float | None = None
+
+    def objections(self, trial: Trial, *, exact: bool, higher_is_better: bool = True) -> list[str]:
+        """Why the trial does not fit, in words; empty if it does. A missing number never passes.
+
+        `exact`: the candidate computes what the original does (fp32), so that without labels
+        there is nothing to lose.
+        """
+        return [
+            *self._accuracy(trial, exact, higher_is_better),
+            *self._static(trial),
+            *self._measured(trial),
+        ]
+
+    def _accuracy(self, trial: Trial, exact: bool, higher_is_better: bool) -> list[str]:
+        found = []
+        if trial.accuracy is None:
+            worst = min(trial.sqnr_db.values(), default=None)
+            if not exact and self.max_accuracy_drop is not None:
+                if worst is None:
+                    found.append("neither accuracy nor fidelity is known")
+                elif not worst >= FIDELITY_DB:
+                    found.append(f"fidelity {worst:.1f} dB is under {FIDELITY_DB:.0f} dB")
+            return found
+        drop, value = trial.accuracy.drop, trial.accuracy.value
+        # The slack is rounding's: 0.91 - 0.90 is not 0.01 in binary.
+        if self.max_accuracy_drop is not None and not (
+            drop is not None and drop <= self.max_accuracy_drop + 1e-9
+        ):
+            shown = "unknown" if drop is None else f"{drop:.4g}"
+            found.append(f"accuracy drop {shown} is over {self.max_accuracy_drop:.4g}")
+        if self.min_accuracy is not None:
+            fits = value >= self.min_accuracy if higher_is_better else value <= self.min_accuracy
+            if not fits:
+                word = "under" if higher_is_better else "over"
+                found.append(
+                    f"{trial.accuracy.metric} {value:.4g} is {word} {self.min_accuracy:.4g}"
+                )
+        return found
+
+    def _static(self, trial: Trial) -> list[str]:
+        found = []
+        candidate = trial.candidate
+        if self.max_size_bytes is not None:
+            size = candidate.size_bytes if candidate else None
+            if size is None or size > self.max_size_bytes:
+                found.append(f"size {size} bytes is over {self.max_size_bytes}")
+        if self.max_macs is not None:
+            macs = candidate.model.macs if candidate else None
+            if macs is None or macs > self.max_macs:
+                found.append(f"{macs} MACs are over {self.max_macs}")
+        return found
+
+    def _measured(self, trial: Trial) -> list[str]:
+        found = []
+        if self.max_latency_ms is not None:
+            latency = trial.latency_ms
+            if latency is None:
+                why = trial.missing.get("latency_ms", "no reason given")
+                found.append(f"latency was not measured ({why})")
+            elif not latency.p90 <= self.max_latency_ms:
+                found.append(f"p90 latency {latency.p90:.4g} ms is over {self.max_latency_ms:.4g}")
+        for key, figure, limit, unit in (
+            ("peak_memory_bytes", trial.peak_memory_bytes, self.max_memory_bytes, "bytes"),
+            ("energy_mj", trial.energy_mj, self.max_energy_mj, "mJ"),
+        ):
+            if limit is None:
+                continue
+            word = key.rpartition("_")[0].replace("_", " ")
+            if figure is None:
+                why = trial.missing.get(key, "no reason given")
+                found.append(f"{word} was not measured ({why})")
+            elif not figure.value <= limit:
+                found.append(f"{word} {figure.value:.6g} {unit} is over {limit}")
+        return found
+
+    def crossed(self, trial: Trial) -> bool:
+        """Whether the interval of the accuracy drop reaches over the budget that its point meets:
+        more samples would be needed to be sure."""
+        accuracy = trial.accuracy
+        return (
+            self.max_accuracy_drop is not None
+            and accuracy is not None
+            and accuracy.drop is not None
+            and accuracy.drop_ci95 is not None
+            and accuracy.drop <= self.max_accuracy_drop < accuracy.drop_ci95[1]
+        )

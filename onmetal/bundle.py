@@ -1,0 +1,262 @@
+"""Writes a deployment bundle, whole or not at all, and verifies one.
+
+A bundle is a folder: manifest.json, the artifact, golden.npz, run.py, README.md, and SHA256SUMS over
+every other file. The sums tell damage, not malice (they are not signed), so `verify` trusts nothing
+in the folder: it runs onmetal's own copy of run.py, in a worker, with options from a known set.
+"""
+
+import contextlib
+import hashlib
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+
+from onmetal.converters import for_runtime
+from onmetal.errors import OnmetalError, UsageError, VerificationError
+from onmetal.profilers.local import RUNTIMES, Local, quiet_environment
+
+SUMS = "SHA256SUMS"
+REPORT = "report.json"
+
+
+def template(runtime: str) -> bytes:
+    """run.py of every bundle of a runtime: the very module that onmetal measures with."""
+    return (Path(__file__).parent / "profilers" / f"run_{runtime}.py").read_bytes()
+
+
+def encode(document: dict[str, Any]) -> bytes:
+    """JSON for people and programs; what is no number (NaN, infinity) becomes null."""
+    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+
+
+# --- the output folder
+
+
+def check_out(out: Path, force: bool) -> None:
+    """Before any long work: may a bundle be written there? Raises UsageError if not."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise UsageError(f"--out {out}: there is something that is no folder; choose another")
+    if out.exists():
+        inside = sorted(entry.name for entry in out.iterdir())
+        if inside not in ([], [REPORT]):
+            if not force:
+                raise UsageError(
+                    f"--out {out}: exists and is not empty; --force replaces a bundle, "
+                    "or choose another folder"
+                )
+            if not {"manifest.json", SUMS} <= set(inside):
+                raise UsageError(
+                    f"--out {out}: holds something that is no bundle; --force replaces bundles only"
+                )
+    try:
+        with _partial(out):
+            pass
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot write there ({error.strerror})") from None
+
+
+@contextlib.contextmanager
+def _partial(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that becomes it or vanishes; those of killed runs are removed."""
+    out = out.absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for left in out.parent.glob(f".{out.name}.*.partial"):
+        with contextlib.suppress(ValueError, IndexError):
+            if not psutil.pid_exists(int(left.name.split(".")[-3])):
+                shutil.rmtree(left, ignore_errors=True)
+    folder = out.parent / f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}.partial"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """An empty folder to write to; where the block ends well it takes the place of `out`."""
+    with _partial(out) as folder:
+        new, old = folder / "new", folder / "old"
+        new.mkdir()
+        yield new
+        for path in new.rglob("*"):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        if out.exists():
+            out.rename(old)
+        new.rename(out.absolute())
+
+
+def write_report(out: Path, document: dict[str, Any]) -> None:
+    """What `--out` holds where no candidate was chosen: the full document, and no bundle."""
+    with replacing(out) as folder:
+        (folder / REPORT).write_bytes(encode(document))
+
+
+# --- writing
+
+
+def write(
+    out: Path,
+    runtime: str,
+    files: tuple[Path, ...],
+    golden: Path,
+    manifest: dict[str, Any],
+    readme: str,
+) -> None:
+    """`golden`: the .npz of vectors; `manifest` goes in as it is."""
+    with replacing(out) as folder:
+        for file in files:
+            shutil.copyfile(file, folder / file.name)
+        shutil.copyfile(golden, folder / "golden.npz")
+        (folder / "run.py").write_bytes(template(runtime))
+        (folder / "README.md").write_text(readme, "utf-8")
+        (folder / "manifest.json").write_bytes(encode(manifest))
+        for path in folder.iterdir():
+            path.chmod(0o644)
+        (folder / SUMS).write_text(_sums(folder), "utf-8")
+
+
+def _sums(folder: Path) -> str:
+    """As `sha256sum -c` reads it."""
+    names = sorted(path.name for path in folder.iterdir() if path.name != SUMS)
+    return "".join(f"{_sha256(folder / name)}  {name}\n" for name in names)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- verifying
+
+
+def verify(folder: Path, device: Local, *, run: bool) -> dict[str, Any]:
+    """Check a bundle; what is checked only where all before it held.
+
+    -> the document of `--json`. Raises UsageError where the folder is no bundle, VerificationError
+    (with the document) where it is not what it says.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: there is no such folder")
+    if not any((folder / name).exists() for name in (SUMS, "manifest.json", "run.py")):
+        raise UsageError(f"{folder}: this is no bundle: it has neither manifest.json nor {SUMS}")
+    checks: dict[str, str] = {}
+    problems: list[str] = []
+    manifest: dict[str, Any] = {}
+
+    def check(name: str, found: list[str]) -> bool:
+        checks[name] = "failed" if found else "ok"
+        problems.extend(found)
+        return not found
+
+    if check("files", _check_files(folder)):
+        manifest, found = read_manifest(folder)
+        if check("manifest", found):
+            runtime = manifest["run"]["runtime"]
+            same = check("runner", _check_runner(folder, runtime, manifest))
+            check("golden", _check_golden(folder, runtime, device))
+            if run and same:
+                check("run.py", _execute(folder, device))
+    document = {
+        "schema": 1,
+        "bundle": str(folder),
+        "ok": not problems,
+        "checks": checks,
+        "problems": problems,
+        "chosen": manifest.get("chosen"),
+    }
+    if problems:
+        raise VerificationError(
+            f"{folder} is not what it says it is: " + "; ".join(problems), document
+        )
+    return document
+
+
+def _check_files(folder: Path) -> list[str]:
+    try:
+        text = (folder / SUMS).read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return [f"{SUMS} is missing or unreadable"]
+    listed: dict[str, str] = {}
+    for line in text.splitlines():
+        digest, _, name = line.partition("  ")
+        if len(digest) != 64 or not name or name in listed or Path(name).name != name:
+            return [f"{SUMS} is damaged at {line[:80]!r}"]
+        listed[name] = digest
+    there = {path.name: path for path in folder.iterdir() if path.name != SUMS}
+    found = [f"{name} was removed or renamed" for name in sorted(listed.keys() - there.keys())]
+    found += [f"{name} was added" for name in sorted(there.keys() - listed.keys())]
+    for name in sorted(listed.keys() & there.keys()):
+        if there[name].is_symlink() or not there[name].is_file():
+            found.append(f"{name} is no regular file")
+        elif _sha256(there[name]) != listed[name]:
+            found.append(f"{name} was changed")
+    return found
+
+
+def read_manifest(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """The manifest, and what in it could not be trusted to be run."""
+    try:
+        manifest = msgspec.json.decode((folder / "manifest.json").read_bytes())
+        run, golden = manifest["run"], manifest["golden"]
+        schema, runtime = manifest["schema"], run["runtime"]
+        files, options = list(run["files"]), dict(run["options"])
+        names = [tensor["name"] for tensor in (*run["inputs"], *run["outputs"])]
+        numbers = float(golden["tolerance"]) + int(golden["vectors"])
+    except (OSError, msgspec.DecodeError, KeyError, TypeError, ValueError):
+        return {}, ["manifest.json is damaged"]
+    if schema != 1 or runtime not in RUNTIMES:
+        return {}, [f"this version cannot check it: schema {schema}, runtime {runtime}"]
+    if not files or not names or not numbers > 0 or golden["vectors"] < 1:
+        return {}, ["manifest.json is damaged"]
+    found = [f"manifest.json runs {name!r}, outside the bundle" for name in files if not
+             (isinstance(name, str) and (folder / name).is_file() and Path(name).name == name)]
+    known = for_runtime(runtime).OPTIONS
+    found += [f"manifest.json sets an unknown option {n!r}" for n in options if n not in known]
+    return manifest, found
+
+
+def _check_runner(folder: Path, runtime: str, manifest: dict[str, Any]) -> list[str]:
+    try:
+        same = (folder / "run.py").read_bytes() == template(runtime)
+    except OSError:
+        same = False
+    if same:
+        return []
+    by = manifest.get("tools", {}).get("onmetal", "an unknown version")
+    return [f"run.py is not the template of this onmetal (the bundle was written by {by})"]
+
+
+def _check_golden(folder: Path, runtime: str, device: Local) -> list[str]:
+    try:
+        with device.worker() as worker:
+            found: list[str] = worker.call(
+                "golden", timeout_s=600, folder=str(folder.absolute()), runtime=runtime
+            )
+    except OnmetalError as error:
+        return [f"the golden vectors could not be run: {error}"]
+    return found
+
+
+def _execute(folder: Path, device: Local) -> list[str]:
+    """Run the bundle's own run.py, which is known by now to be the template, as a user would."""
+    done = subprocess.run(
+        [sys.executable, str((folder / "run.py").absolute())],
+        env=quiet_environment(device.home) | {"PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    if done.returncode == 0:
+        return []
+    said = (done.stdout + done.stderr).strip().splitlines()[-3:]
+    return [f"run.py failed with code {done.returncode}: {' / '.join(said)}"]

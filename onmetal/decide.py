@@ -1,0 +1,135 @@
+"""From trials and a budget to a choice: baseline, verdicts, ranking, Pareto set, reasons."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from msgspec.structs import replace
+
+from onmetal.budget import Budget
+from onmetal.profilers import statistics
+from onmetal.records import Trial
+from onmetal.targets import EXACT, Target
+
+Objective = Literal["latency", "throughput", "size", "memory", "energy", "accuracy-drop"]
+TIMED: tuple[Objective, ...] = ("latency", "throughput", "energy")
+"""Objectives of speed: an inexact candidate that is not better beyond noise has no point."""
+MEMORY_NOISE = 0.02
+"""Peaks of one artifact differ by this much from process to process: pages, allocators."""
+
+
+def baseline(trials: list[Trial], model: str) -> Trial | None:
+    """The fastest exact float candidate of the reference model; plan order where none was timed."""
+    exact = [t for t in trials if t.recipe == EXACT and t.model == model and t.failure is None]
+    timed = [t for t in exact if t.latency_ms is not None]
+    if timed:
+        return min(timed, key=lambda t: t.latency_ms.p50 if t.latency_ms else 0.0)
+    return next((t for t in exact if t.candidate is not None), None)
+
+
+def against(trials: list[Trial], base: Trial | None) -> list[Trial]:
+    """Every timed trial with its speed-up over the baseline, from their paired rounds."""
+    if base is None or base.rounds is None:
+        return trials
+    return [
+        replace(t, versus_baseline=statistics.compare(base.rounds, t.rounds)) if t.rounds else t
+        for t in trials
+    ]
+
+
+def value(trial: Trial, objective: Objective) -> float | None:
+    """What is minimized; None where it is not known."""
+    if objective == "latency":
+        return trial.latency_ms.p50 if trial.latency_ms else None
+    if objective == "throughput":
+        return -trial.throughput_per_s.value if trial.throughput_per_s else None
+    if objective == "size":
+        return float(trial.candidate.size_bytes) if trial.candidate else None
+    if objective == "memory":
+        return trial.peak_memory_bytes.value if trial.peak_memory_bytes else None
+    if objective == "energy":
+        return trial.energy_mj.value if trial.energy_mj else None
+    if trial.accuracy is not None:
+        return trial.accuracy.drop
+    return -min(trial.sqnr_db.values()) if trial.sqnr_db else None
+
+
+def alike(trial: Trial, best: Trial, objective: Objective) -> bool:
+    """Whether the trial cannot be told from the best."""
+    if trial.name == best.name:
+        return True
+    if objective in ("latency", "throughput") and trial.rounds and best.rounds:
+        found = statistics.compare(best.rounds, trial.rounds, mean=objective == "throughput")
+        return found.verdict == "inconclusive"
+    mine, other = value(trial, objective), value(best, objective)
+    if mine is None or other is None:
+        return False
+    if objective == "memory":
+        return mine <= other * (1 + MEMORY_NOISE)
+    if objective == "accuracy-drop" and trial.accuracy and trial.accuracy.drop_ci95:
+        low, high = trial.accuracy.drop_ci95
+        return low <= other <= high
+    return mine == other
+
+
+def ranking(fitting: list[Trial], objective: Objective, exactness: Callable[[str], int]) -> list[Trial]:
+    """Best first. Among those that cannot be told from the best, the most exact, then plan order."""
+    left = [trial for trial in fitting if value(trial, objective) is not None]
+    order = []
+    while left:
+        best = min(left, key=lambda t: value(t, objective) or 0.0)
+        tied = [trial for trial in left if alike(trial, best, objective)]
+        order.append(min(tied, key=lambda t: exactness(t.recipe)))
+        left.remove(order[-1])
+    return order
+
+
+def objections(trial: Trial, budget: Budget, target: Target, higher_is_better: bool) -> list[str]:
+    """Everything that speaks against a trial that ran: the budget, and what the hardware has."""
+    found = budget.objections(
+        trial, exact=trial.recipe == EXACT, higher_is_better=higher_is_better
+    )
+    limits, candidate, memory = target.limits, trial.candidate, trial.peak_memory_bytes
+    if limits.storage_kib and candidate and candidate.size_bytes > limits.storage_kib * 1024:
+        found.append(
+            f"size {candidate.size_bytes} bytes is over the target's {limits.storage_kib} KiB"
+        )
+    if limits.memory_kib and memory and memory.value > limits.memory_kib * 1024:
+        found.append(f"peak memory {memory.value:.0f} bytes is over {limits.memory_kib} KiB")
+    return found
+
+
+def pareto(trials: list[Trial]) -> list[str]:
+    """Names of those that no other beats in accuracy, median latency and size at once."""
+
+    def cost(trial: Trial) -> tuple[float, float, float]:
+        loss = value(trial, "accuracy-drop")
+        return (
+            loss if loss is not None else 0.0,
+            trial.latency_ms.p50 if trial.latency_ms else 0.0,
+            float(trial.candidate.size_bytes) if trial.candidate else 0.0,
+        )
+
+    ran = [t for t in trials if t.candidate is not None and t.failure is None and t.status != "skipped"]
+    costs = {trial.name: cost(trial) for trial in ran}
+
+    def beaten(name: str) -> bool:
+        mine = costs[name]
+        return any(
+            other != mine and all(a <= b for a, b in zip(other, mine, strict=True))
+            for other in costs.values()
+        )
+
+    return [name for name in costs if not beaten(name)]
+
+
+def why_not(trial: Trial, chosen: Trial, objective: Objective) -> str:
+    """Why a fitting trial was not chosen, in words."""
+    if objective in ("latency", "throughput") and trial.rounds and chosen.rounds:
+        found = statistics.compare(chosen.rounds, trial.rounds, mean=objective == "throughput")
+        if found.verdict == "inconclusive":
+            return f"not to be told from {chosen.name} by {objective}, which is preferred as more exact or first in the plan"
+        return f"{found.verdict} than {chosen.name}: {found.speedup:.2f}x its speed"
+    mine, other = value(trial, objective), value(chosen, objective)
+    if mine is not None and other is not None and mine > other:
+        return f"more {objective} than {chosen.name}: {mine:.4g} against {other:.4g}"
+    return f"no better than {chosen.name} by {objective}"

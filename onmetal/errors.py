@@ -1,0 +1,58 @@
+"""Every way a command can stop, each with its own exit code.
+
+==================  ====  ============================================================
+class               code  what it means
+==================  ====  ============================================================
+UsageError             2  the command line, a file, the data or a budget is wrong
+UnsupportedError       3  the model is readable, but this target cannot run it
+DeviceError            4  the device is missing, unfit or failed
+BudgetError            5  no candidate meets the budget
+VerificationError      6  a bundle is not what it says it is
+Interrupted          130  ^C
+==================  ====  ============================================================
+
+Anything else is a defect of onmetal itself (1). A message says what happened, why, and what to do.
+"""
+
+from typing import Any
+
+
+class OnmetalError(Exception):
+    """The root. `document` is what `--json` prints beside the error, where there is more to say."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, document: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.document = document
+
+
+class UsageError(OnmetalError):
+    exit_code = 2
+
+
+class UnsupportedError(OnmetalError):
+    exit_code = 3
+
+
+class DeviceError(OnmetalError):
+    exit_code = 4
+
+
+class BudgetError(OnmetalError):
+    exit_code = 5
+
+
+class VerificationError(OnmetalError):
+    exit_code = 6
+
+
+class Interrupted(OnmetalError):
+    exit_code = 130
+
+
+BY_NAME: dict[str, type[OnmetalError]] = {
+    kind.__name__: kind
+    for kind in (UsageError, UnsupportedError, DeviceError, BudgetError, VerificationError)
+}
+"""How an error that a child process reports by name becomes an exception again."""

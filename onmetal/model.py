@@ -1,0 +1,121 @@
+"""Reads a model file safely: what it takes and gives, and a static copy to make candidates of.
+
+The file is foreign: `read` looks at it in a child process, so that one which crashes a parser costs
+nothing but an error. Nothing in the file is executed, no path in it leads out of its folder, and it
+is never written to.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from onmetal.cache import Cache
+from onmetal.errors import DeviceError, UsageError
+from onmetal.profilers.local import Local
+from onmetal.records import Model, Tensor
+
+_FOREIGN = {
+    b"\x89HDF": "a Keras or HDF5 file",
+    b"PK\x03\x04": "a zip archive (Keras v3, a PyTorch checkpoint or torch.export)",
+    b"\x80\x02": "a Python pickle",
+    b"GGUF": "a GGUF file",
+}
+
+
+def parse_shapes(words: list[str]) -> dict[str, tuple[int, ...]]:
+    """NAME=1,3,224,224 -> {NAME: (1, 3, 224, 224)}"""
+    found = {}
+    for word in words:
+        name, _, text = word.rpartition("=")
+        try:
+            shape = tuple(int(part) for part in text.split(","))
+        except ValueError:
+            shape = ()
+        if not name or not shape or min(shape) < 1:
+            raise UsageError(f"--input-shape {word}: write it like NAME=1,3,224,224")
+        if name in found:
+            raise UsageError(f"--input-shape {word}: the input {name!r} was given a shape already")
+        found[name] = shape
+    return found
+
+
+def read(
+    path: Path, shapes: dict[str, tuple[int, ...]], batch: int | None, cache: Cache, device: Local
+) -> Model:
+    """The model at `path`, every axis static; a free batch axis becomes `batch` (None: 1).
+
+    Raises UsageError where the file cannot be read or the shapes do not fit, UnsupportedError where
+    it is sound but holds operators that no runtime knows.
+    """
+    _recognize(path)
+    with cache.scratch() as scratch:
+        with device.worker() as worker:
+            try:
+                facts: dict[str, Any] = worker.call(
+                    "call",
+                    timeout_s=600,
+                    function="onmetal.converters.onnx_reader:examine",
+                    path=str(path),
+                    shapes={name: list(shape) for name, shape in shapes.items()},
+                    batch=batch,
+                    folder=str(scratch),
+                )
+            except DeviceError as error:
+                raise UsageError(f"{path}: reading it failed: {error}") from None
+
+        def move(folder: Path) -> None:
+            for file in scratch.iterdir():
+                file.rename(folder / file.name)
+
+        folder = cache.get("model", facts["prepared_sha256"], move)
+    return Model(
+        path=path,
+        prepared=folder / "model.onnx",
+        prepared_sha256=facts["prepared_sha256"],
+        format="onnx",
+        sha256=facts["sha256"],
+        size_bytes=facts["size_bytes"],
+        inputs=msgspec.convert(facts["inputs"], tuple[Tensor, ...]),
+        outputs=msgspec.convert(facts["outputs"], tuple[Tensor, ...]),
+        parameters=facts["parameters"],
+        macs=facts["macs"],
+        operators=facts["operators"],
+        batch=facts["batch"],
+        notes=tuple(facts["notes"]),
+    )
+
+
+def _recognize(path: Path) -> None:
+    """Refuse what is plainly no ONNX file, saying what it is."""
+    if not path.exists():
+        raise UsageError(f"{path}: there is no such file")
+    if path.is_dir():
+        what = "a TensorFlow SavedModel" if (path / "saved_model.pb").exists() else "a folder"
+        raise UsageError(f"{path}: this is {what}; an ONNX file is wanted")
+    if not path.is_file():
+        raise UsageError(f"{path}: this is no regular file; an ONNX file is wanted")
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read it ({error.strerror})") from None
+    if not head:
+        raise UsageError(f"{path}: the file is empty; was its download or export cut off?")
+    what = next((name for magic, name in _FOREIGN.items() if head.startswith(magic)), None)
+    if head[4:8] == b"TFL3":
+        what = "a TFLite file"
+    if what:
+        raise UsageError(f"{path}: this is {what}; this version reads ONNX: export the model to it")
+
+
+def copy_prepared(model: Model, folder: Path) -> tuple[Path, ...]:
+    """The static ONNX model (and its external data, where it is too large for one file) in `folder`."""
+    files = []
+    for name in ("model.onnx", "model.data"):
+        source = model.prepared.parent / name
+        if source.exists():
+            shutil.copyfile(source, folder / name)
+            files.append(folder / name)
+    return tuple(files)

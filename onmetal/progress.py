@@ -1,0 +1,60 @@
+"""What is being done and what remains, on standard error.
+
+A terminal gets one line that is rewritten; a file or a pipe gets a line a step and one every ten
+seconds within it. No colour anywhere.
+"""
+
+import shutil
+import sys
+import time
+from typing import TextIO
+
+
+class Progress:
+    def __init__(self, steps: int, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.live = self.stream.isatty()
+        self.steps, self.step_number = steps, 0
+        self.title = ""
+        self.began = self.told = time.monotonic()
+
+    def step(self, title: str) -> None:
+        """The next of the steps begins."""
+        self.step_number += 1
+        self.title, self.began = title, time.monotonic()
+        self._write(f"[{self.step_number}/{self.steps}] {title}", last=not self.live)
+        self.told = time.monotonic()
+
+    def __call__(self, done: float, total: float, what: str) -> None:
+        """Within a step: how much of it is done."""
+        now = time.monotonic()
+        if now - self.told < (0.2 if self.live else 10.0):
+            return
+        self.told = now
+        left = ""
+        if done > 0 and total > done and now - self.began > 2:
+            left = f", about {_span((now - self.began) * (total - done) / done)} left"
+        self._write(f"[{self.step_number}/{self.steps}] {self.title}: {what}{left}", not self.live)
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.clear()
+        self.stream.write(f"{text}\n")
+        self.stream.flush()
+
+    def clear(self) -> None:
+        if self.live:
+            self.stream.write("\r\x1b[K")
+            self.stream.flush()
+
+    def _write(self, text: str, last: bool) -> None:
+        if self.live:
+            text = text[: shutil.get_terminal_size().columns - 1]
+            self.stream.write(f"\r\x1b[K{text}")
+        elif last:
+            self.stream.write(f"{text}\n")
+        self.stream.flush()
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

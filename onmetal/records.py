@@ -1,0 +1,188 @@
+"""What flows through a deployment. Every record is frozen; units are in the names.
+
+A number that was not measured is None, and `missing` says why. Raw samples are kept: statistics are
+computed from `Rounds`, never stored in their place.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+import numpy as np
+from msgspec import Struct, field
+
+Record = TypeVar("Record")
+
+
+def plain(record: Any) -> Any:
+    """A record as JSON values, paths as text."""
+    return msgspec.to_builtins(record, enc_hook=str)
+
+
+def restore(values: Any, kind: type[Record]) -> Record:
+    """The record again. Raises msgspec.ValidationError where the values are not of its kind."""
+    return msgspec.convert(values, kind, dec_hook=lambda wanted, value: wanted(value))
+
+
+Shape = tuple[int, ...]
+Status = Literal["chosen", "ok", "over-budget", "failed", "skipped", "planned"]
+Verdict = Literal["faster", "slower", "inconclusive"]
+Basis = Literal["measured", "emulated", "modelled"]
+
+
+class Tensor(Struct, frozen=True):
+    """An input or output. `dtype` is numpy's name; `shape` is static, as it will run."""
+
+    name: str
+    dtype: str
+    shape: Shape
+
+
+class Model(Struct, frozen=True):
+    """A model file that was read, with every axis made static."""
+
+    path: Path
+    """The user's file; it is never written to."""
+    prepared: Path
+    """The static copy in the cache, from which every candidate is made."""
+    prepared_sha256: str
+    format: Literal["onnx"]
+    sha256: str
+    """Over the file and its external data."""
+    size_bytes: int
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    parameters: int
+    macs: int | None
+    """Multiply-accumulates of one inference at this batch; None where a shape is not static."""
+    operators: dict[str, int]
+    batch: int
+    """What one inference takes along the batch axis; 1 where there is none."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def stem(self) -> str:
+        return self.path.stem
+
+    def sample_shape(self, tensor: Tensor) -> Shape:
+        """One sample's part of an input or output: without the batch axis, where it has one."""
+        return tensor.shape[1:] if tensor.shape[:1] == (self.batch,) else tensor.shape
+
+    def output(self, name: str) -> Tensor:
+        return next(tensor for tensor in self.outputs if tensor.name == name)
+
+
+class Candidate(Struct, frozen=True):
+    """One converted artifact together with the runtime and the options that it ships with."""
+
+    name: str
+    recipe: str
+    runtime: str
+    runtime_version: str
+    model: Model
+    files: tuple[Path, ...]
+    """The artifact; the first is the one that the runtime opens."""
+    sha256: str
+    size_bytes: int
+    options: dict[str, Any]
+    """The runtime's own options, exactly as they are handed to it."""
+    details: dict[str, Any] = {}
+
+
+class Rounds(Struct, frozen=True):
+    """Raw latencies of one candidate. Rounds of several candidates with one key are paired.
+
+    A *block* is a set of fresh worker processes, one a candidate; a *round* is a short run of
+    inferences by one of them, next in time to the same round of the others.
+    """
+
+    samples_ns: dict[tuple[int, int], np.ndarray]
+    """(block, round) -> int64 nanoseconds, one an inference."""
+    load_ms: tuple[float, ...]
+    """One a block: opening the artifact in a fresh process, the runtime already imported."""
+
+    @property
+    def count(self) -> int:
+        return sum(len(samples) for samples in self.samples_ns.values())
+
+
+class Figure(Struct, frozen=True):
+    """One measured number with what it rests on."""
+
+    value: float
+    ci95: tuple[float, float] | None
+    samples: int
+    basis: Basis
+    how: str
+
+
+class Latency(Struct, frozen=True):
+    p50: float
+    p90: float
+    p50_ci95: tuple[float, float]
+    p90_ci95: tuple[float, float]
+    samples: int
+    rounds: int
+    basis: Basis = "measured"
+
+
+class Versus(Struct, frozen=True):
+    """The baseline's latency over this one's, from paired rounds."""
+
+    speedup: float
+    ci95: tuple[float, float]
+    verdict: Verdict
+
+
+class Accuracy(Struct, frozen=True):
+    metric: str
+    value: float
+    drop: float | None
+    """How much worse than the float model, in the metric's own units; negative is better."""
+    drop_ci95: tuple[float, float] | None
+    samples: int
+
+
+class Trial(Struct, frozen=True):
+    """All that is known of one candidate, tried or not."""
+
+    name: str
+    recipe: str
+    runtime: str
+    model: str
+    """The stem of the model file."""
+    candidate: Candidate | None = None
+    status: Status = "ok"
+    reason: str | None = None
+    accuracy: Accuracy | None = None
+    sqnr_db: dict[str, float] = {}
+    """Signal to quantization noise of each output against the original model."""
+    rounds: Rounds | None = None
+    latency_ms: Latency | None = None
+    throughput_per_s: Figure | None = None
+    load_ms: Figure | None = None
+    peak_memory_bytes: Figure | None = None
+    energy_mj: Figure | None = None
+    versus_baseline: Versus | None = None
+    ran_on: dict[str, Any] | None = None
+    missing: dict[str, str] = {}
+    warnings: tuple[str, ...] = ()
+    failure: Literal["conversion", "device"] | None = None
+
+
+class DeviceFacts(Struct, frozen=True):
+    """What a device says of itself. `flags` are the CPU's own names of its instruction sets."""
+
+    address: str
+    cpu: str
+    arch: str
+    os: str
+    cores: int
+    """Physical cores."""
+    memory_bytes: int
+    emulated: bool
+    flags: tuple[str, ...]
+    runtimes: dict[str, str]
+    """Runtime -> installed version."""
+    state: dict[str, Any] = field(default_factory=dict)
+    """What may change while a run lasts: clock governor, load, temperatures."""

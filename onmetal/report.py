@@ -1,0 +1,178 @@
+"""Trials as JSON (the contract of `--json`) and as a table for people."""
+
+from typing import Any
+
+import msgspec
+
+from onmetal.records import Candidate, DeviceFacts, Figure, Model, Trial, plain
+
+
+def candidate_document(trial: Trial) -> dict[str, Any]:
+    candidate = trial.candidate
+    return {
+        "name": trial.name,
+        "model": trial.model,
+        "recipe": trial.recipe,
+        "runtime": trial.runtime,
+        "runtime_version": candidate.runtime_version if candidate else None,
+        "details": candidate.details if candidate else {},
+        "sha256": candidate.sha256 if candidate else None,
+        "status": trial.status,
+        "reason": trial.reason,
+        "warnings": list(trial.warnings),
+        "size_bytes": candidate.size_bytes if candidate else None,
+        "macs": candidate.model.macs if candidate else None,
+        "accuracy": plain(trial.accuracy),
+        "fidelity": {"sqnr_db": dict(trial.sqnr_db)} if trial.sqnr_db else None,
+        "latency_ms": plain(trial.latency_ms),
+        "throughput_per_s": plain(trial.throughput_per_s),
+        "load_ms": plain(trial.load_ms),
+        "peak_memory_bytes": plain(trial.peak_memory_bytes),
+        "energy_mj": plain(trial.energy_mj),
+        "versus_baseline": plain(trial.versus_baseline),
+        "ran_on": trial.ran_on,
+        "missing": trial.missing,
+    }
+
+
+def model_document(model: Model) -> dict[str, Any]:
+    return {
+        "path": str(model.path),
+        "format": model.format,
+        "sha256": model.sha256,
+        "size_bytes": model.size_bytes,
+        "inputs": plain(model.inputs),
+        "outputs": plain(model.outputs),
+        "parameters": model.parameters,
+        "macs": model.macs,
+        "batch": model.batch,
+        "notes": list(model.notes),
+    }
+
+
+def device_document(facts: DeviceFacts) -> dict[str, Any]:
+    found: dict[str, Any] = plain(facts)
+    return found
+
+
+def run_document(candidate: Candidate) -> dict[str, Any]:
+    """The manifest's `run`: what run.py needs to know."""
+    return {
+        "runtime": candidate.runtime,
+        "runtime_version": candidate.runtime_version,
+        "command": "python run.py INPUTS.npz OUT.npz",
+        "files": [file.name for file in candidate.files],
+        "options": candidate.options,
+        "inputs": plain(candidate.model.inputs),
+        "outputs": plain(candidate.model.outputs),
+    }
+
+
+# --- for people
+
+
+def size(count: float) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count:.0f} B"
+
+
+def milliseconds(value: float) -> str:
+    return f"{value:.4g} ms" if value >= 1 else f"{value:.3f} ms"
+
+
+def _figure(figure: Figure | None) -> str:
+    return size(figure.value) if figure else "-"
+
+
+def _cells(trial: Trial, metric: bool, memory: bool) -> list[str]:
+    latency, versus, accuracy = trial.latency_ms, trial.versus_baseline, trial.accuracy
+    worst = min(trial.sqnr_db.values(), default=None)
+    judged = "-" if worst is None else f"{worst:.0f} dB"
+    if accuracy:
+        judged = f"{accuracy.value:.4f}"
+    cells = [trial.name, judged]
+    if metric:
+        cells.append("-" if not accuracy or accuracy.drop is None else f"{accuracy.drop:+.4f}")
+    cells += [
+        size(trial.candidate.size_bytes) if trial.candidate else "-",
+        milliseconds(latency.p50) if latency else "-",
+        milliseconds(latency.p90) if latency else "-",
+        f"{versus.speedup:.2f}x [{versus.ci95[0]:.2f}, {versus.ci95[1]:.2f}]" if versus else "-",
+    ]
+    if memory:
+        cells.append(_figure(trial.peak_memory_bytes))
+    return [*cells, trial.status]
+
+
+def table(trials: list[Trial], metric: str | None) -> str:
+    """Candidates that were tried, the chosen one first; then why the others were not chosen."""
+    order = {"chosen": 0, "ok": 1, "over-budget": 2, "failed": 3}
+    tried = [trial for trial in trials if trial.status in order]
+    tried.sort(key=lambda t: (order[t.status], t.latency_ms.p50 if t.latency_ms else 0.0))
+    memory = any(trial.peak_memory_bytes for trial in tried)
+    head = ["candidate", metric or "fidelity", *(["drop"] if metric else []), "size", "p50", "p90"]
+    head += ["speed-up [95 %]", *(["memory"] if memory else []), "status"]
+    rows = [head] + [_cells(trial, metric is not None, memory) for trial in tried]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines = []
+    for row in rows:
+        left = [cell.ljust(width) for cell, width in zip(row[:1], widths[:1], strict=True)]
+        right = [c.rjust(w) for c, w in zip(row[1:-1], widths[1:-1], strict=True)]
+        lines.append("  ".join([*left, *right, row[-1]]).rstrip())
+    lines.insert(1, "-" * max(map(len, lines)))
+    why = [f"  {t.name}: {t.reason}" for t in trials if t.reason and t.status != "chosen"]
+    if why:
+        lines += ["", "Not chosen:", *why]
+    return "\n".join(lines)
+
+
+def planned(document: dict[str, Any]) -> str:
+    """The plan of `--dry-run`."""
+    lines = ["Would be tried:"]
+    tried = [c for c in document["candidates"] if c["status"] == "planned"]
+    lines += [
+        f"  {c['name']}" + (f" ({c['reason']})" if c["reason"] else "") for c in tried
+    ] or ["  nothing"]
+    skipped = [c for c in document["candidates"] if c["status"] == "skipped"]
+    if skipped:
+        lines += ["Would not be tried:", *(f"  {c['name']}: {c['reason']}" for c in skipped)]
+    return "\n".join(lines)
+
+
+def readme(document: dict[str, Any], chosen: Trial, tolerance: float) -> str:
+    """README.md of a bundle: what this is, how to run it, what was measured."""
+    candidate = chosen.candidate
+    assert candidate
+    latency, accuracy = chosen.latency_ms, chosen.accuracy
+    device = document["device"]
+    lines = [f"# {candidate.model.path.name} for {document['target']}", ""]
+    lines += [f"Chosen: `{chosen.name}`, decided by {document['decided_by']}.", "", "## Run it", ""]
+    lines += ["```", f"pip install numpy {candidate.runtime}=={candidate.runtime_version}"]
+    lines += ["python run.py                       # the golden vectors"]
+    lines += ["python run.py INPUTS.npz OUT.npz    # your own inputs", "```", ""]
+    lines += ["| input | dtype | shape |", "|---|---|---|"]
+    lines += [
+        f"| `{tensor.name}` | {tensor.dtype} | {list(tensor.shape)} |"
+        for tensor in candidate.model.inputs
+    ]
+    lines += ["", "## What was measured", ""]
+    if device:
+        lines += [f"On {device['cpu']}, {document['threads']} threads, batch {document['batch']}."]
+    if accuracy:
+        lines += [f"{accuracy.metric} {accuracy.value:.4f} on {accuracy.samples} samples."]
+    else:
+        lines += ["No task metric was measured: there was no labelled data."]
+    if latency:
+        low, high = latency.p50_ci95
+        lines += [
+            f"Latency p50 {milliseconds(latency.p50)} (95 % interval {low:.4g} to {high:.4g} ms), "
+            f"p90 {milliseconds(latency.p90)}."
+        ]
+    else:
+        lines += ["Latency is *unmeasured*: there was no device."]
+    lines += ["", "Every candidate and every figure is in `manifest.json`; raw samples, where there"]
+    lines += ["are any, are in `measurements.npz`. `deploy verify` checks this folder; its golden"]
+    lines += [f"outputs must agree within {tolerance:g} of their largest magnitude.", ""]
+    return "\n".join(lines)

@@ -1,0 +1,198 @@
+"""This machine as a device: its facts, and worker processes on it."""
+
+import contextlib
+import json
+import os
+import platform
+import selectors
+import signal
+import site
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from onmetal.cache import Cache
+from onmetal.errors import BY_NAME, DeviceError
+from onmetal.records import DeviceFacts
+
+RUNTIMES = ("onnxruntime", "openvino")
+
+
+def quiet_environment(home: Path) -> dict[str, str]:
+    """The environment of a process that imports a runtime: without telemetry, and with a home
+    folder of its own, so that nothing it writes lands in the user's."""
+    kept = dict(os.environ)
+    # Found from HOME otherwise: an installation by `pip install --user` must stay importable.
+    kept.setdefault("PYTHONUSERBASE", site.getuserbase())
+    return kept | {
+        "HOME": str(home),
+        "XDG_CACHE_HOME": str(home / "cache"),
+        "XDG_CONFIG_HOME": str(home / "config"),
+        "XDG_DATA_HOME": str(home / "data"),
+        "ORT_DISABLE_TELEMETRY": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+class Local:
+    address = "local"
+
+    def __init__(self, cache: Cache) -> None:
+        self.home = cache.root / "home"
+
+    def worker(self) -> "Worker":
+        return Worker(quiet_environment(self.home))
+
+    def facts(self) -> DeviceFacts:
+        lines = _cpuinfo()
+        return DeviceFacts(
+            address=self.address,
+            cpu=lines.get("model name") or platform.processor() or "unknown",
+            arch={"AMD64": "x86_64"}.get(platform.machine(), platform.machine()),
+            os=f"{platform.system()} {platform.release()}",
+            cores=psutil.cpu_count(logical=False) or os.cpu_count() or 1,
+            memory_bytes=psutil.virtual_memory().total,
+            emulated="TCG" in lines.get("model name", ""),  # qemu without hardware behind it
+            flags=tuple(sorted(lines.get("flags", "").split())),
+            runtimes=_runtimes(),
+            state=state(),
+        )
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's fields of /proc/cpuinfo; empty where there is none."""
+    found: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            found.setdefault(name.strip(), value.strip())
+    return found
+
+
+def _runtimes() -> dict[str, str]:
+    found = {}
+    for name in RUNTIMES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def state() -> dict[str, Any]:
+    """What may disturb a measurement: governor, clock, load, temperature; absent is not known."""
+    found: dict[str, Any] = {"load_1min": round(os.getloadavg()[0], 2)}
+    policy = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+    for name, key in (("scaling_governor", "governor"), ("scaling_cur_freq", "clock_khz")):
+        with contextlib.suppress(OSError):
+            text = (policy / name).read_text().strip()
+            found[key] = int(text) if text.isdigit() else text
+    with contextlib.suppress(OSError, ValueError):
+        zones = Path("/sys/class/thermal").glob("thermal_zone*/temp")
+        temperatures = [int(zone.read_text()) / 1000 for zone in zones]
+        if temperatures:
+            found["temperature_c"] = max(temperatures)
+    found["virtual_machine"] = "hypervisor" in _cpuinfo().get("flags", "").split()
+    return found
+
+
+class Worker:
+    """One child process that runs models: requests and answers are lines of JSON.
+
+    What it or a runtime prints goes to a log of its own, quoted where the process dies.
+    """
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._log = tempfile.TemporaryFile()
+        # A session of its own: ^C at the terminal is for the parent, which ends its workers.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "onmetal.profilers.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=environment,
+            start_new_session=True,
+        )
+        self._buffer = b""
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def call(
+        self,
+        op: str,
+        *,
+        timeout_s: float,
+        progress: Callable[[int, int], None] | None = None,
+        **arguments: Any,
+    ) -> Any:
+        """Ask for one operation and wait for its answer.
+
+        Raises the error that the operation raised; DeviceError where the process died or took
+        longer than `timeout_s`, after which it is gone.
+        """
+        request = json.dumps({"op": op, "arguments": arguments}).encode() + b"\n"
+        assert self._process.stdin
+        try:
+            self._process.stdin.write(request)
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._death() from None
+        deadline = time.monotonic() + timeout_s
+        while True:
+            answer = json.loads(self._line(deadline, op))
+            if "progress" in answer:
+                if progress:
+                    progress(*answer["progress"])
+                continue
+            if "error" in answer:
+                raise BY_NAME.get(answer["error"], DeviceError)(answer["message"])
+            return answer["result"]
+
+    def _line(self, deadline: float, op: str) -> bytes:
+        assert self._process.stdout
+        descriptor = self._process.stdout.fileno()
+        with selectors.DefaultSelector() as selector:
+            selector.register(descriptor, selectors.EVENT_READ)
+            while b"\n" not in self._buffer:
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    self.close()
+                    raise DeviceError(f"the worker did not finish {op!r} in time and was ended")
+                piece = os.read(descriptor, 1 << 20)
+                if not piece:
+                    raise self._death()
+                self._buffer += piece
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+    def _death(self) -> DeviceError:
+        code = self._process.wait(10)
+        why = f"ended with code {code}"
+        if code < 0:
+            why = f"was ended by {signal.Signals(-code).name}"
+            if -code == signal.SIGKILL:
+                why += " (out of memory?)"
+        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 2000))
+        said = self._log.read().decode(errors="replace").strip().splitlines()[-3:]
+        return DeviceError(f"the worker process {why}" + (f": {' / '.join(said)}" if said else ""))
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+        self._log.close()

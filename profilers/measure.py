@@ -1,0 +1,196 @@
+"""Measures candidates against each other: blocks of fresh workers, rounds in random order."""
+
+import base64
+import contextlib
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from msgspec import Struct
+
+from onmetal.errors import OnmetalError
+from onmetal.profilers.local import Local, Worker
+from onmetal.records import Candidate, Figure, Rounds
+
+
+class Schedule(Struct, frozen=True):
+    """How long to look. Every block starts every candidate afresh."""
+
+    blocks: int
+    rounds: int
+    """A block's rounds; each runs every candidate once, in random order."""
+    round_s: float
+    warm_s: float
+    """Of a fresh worker, before its first round."""
+    round_warm_s: float
+    """Before each timed part of a round: caches and clocks that the others took."""
+    memory_runs: int
+
+
+MODES = {
+    "quick": Schedule(3, 5, 0.08, 0.2, 0.02, 1),
+    "default": Schedule(5, 6, 0.15, 0.4, 0.03, 3),
+    "thorough": Schedule(5, 10, 1.0, 1.0, 0.1, 3),
+}
+"""`--thorough`: five windows of ten seconds each, as MLPerf and pyperf advise for publication."""
+
+
+class Progress(Protocol):
+    def __call__(self, done: float, total: float, what: str) -> None: ...
+
+
+class Outcome(Struct, frozen=True):
+    rounds: dict[str, Rounds]
+    """Candidate name -> what was measured; a candidate that failed is not there."""
+    failures: dict[str, str]
+    cut_short: bool
+    """Whether the time limit ended it before the schedule did."""
+
+
+def arguments(candidate: Candidate) -> dict[str, Any]:
+    """What a worker needs to open the candidate."""
+    return {
+        "files": [str(file) for file in candidate.files],
+        "options": candidate.options,
+        "inputs": [tensor.name for tensor in candidate.model.inputs],
+        "outputs": [tensor.name for tensor in candidate.model.outputs],
+    }
+
+
+def timeout_s(schedule: Schedule) -> float:
+    """A worker that says nothing for this long hangs."""
+    return 600 + 20 * (schedule.round_s + schedule.warm_s)
+
+
+def measure(
+    device: Local,
+    candidates: Sequence[Candidate],
+    feeds: Callable[[Candidate], Path],
+    schedule: Schedule,
+    progress: Progress,
+    deadline: float | None = None,
+    seed: int = 0,
+) -> Outcome:
+    """Time the candidates, interleaved; `feeds` gives the .npz of a candidate's inputs.
+
+    Only rounds that every surviving candidate finished are kept, so that all are paired. `deadline`
+    is a time.monotonic(). A candidate that fails is left out from then on.
+    """
+    shuffled = random.Random(seed)
+    samples: dict[str, dict[tuple[int, int], np.ndarray]] = {c.name: {} for c in candidates}
+    loads: dict[str, list[float]] = {c.name: [] for c in candidates}
+    failures: dict[str, str] = {}
+    total = schedule.blocks * schedule.rounds
+    cut_short = False
+    for block in range(schedule.blocks):
+        alive = [c for c in candidates if c.name not in failures]
+        if cut_short or not alive:
+            break
+        with contextlib.ExitStack() as stack:
+            workers: dict[str, Worker] = {}
+            for candidate in shuffled.sample(alive, len(alive)):
+                progress(block * schedule.rounds, total, f"starting {candidate.name}")
+                try:
+                    worker = stack.enter_context(device.worker())
+                    load_ms = _start(worker, candidate, feeds(candidate), schedule)
+                    loads[candidate.name].append(load_ms)
+                    workers[candidate.name] = worker
+                except OnmetalError as error:
+                    failures[candidate.name] = str(error)
+            for number in range(schedule.rounds):
+                if deadline is not None and time.monotonic() > deadline:
+                    cut_short = True
+                    break
+                done = block * schedule.rounds + number
+                progress(done, total, f"round {done + 1} of {total}, {len(workers)} candidates")
+                for name in shuffled.sample(sorted(workers), len(workers)):
+                    try:
+                        found = _round(workers[name], schedule, number)
+                        samples[name][block, number] = found
+                    except OnmetalError as error:
+                        failures[name] = str(error)
+                        del workers[name]
+    complete = _complete(samples, failures)
+    rounds = {
+        name: Rounds({key: samples[name][key] for key in complete}, tuple(loads[name]))
+        for name in samples
+        if name not in failures and complete
+    }
+    return Outcome(rounds, failures, cut_short)
+
+
+def _complete(
+    samples: dict[str, dict[tuple[int, int], np.ndarray]], failures: dict[str, str]
+) -> list[tuple[int, int]]:
+    finished = [set(found) for name, found in samples.items() if name not in failures]
+    return sorted(set.intersection(*finished)) if finished else []
+
+
+def _start(worker: Worker, candidate: Candidate, feeds: Path, schedule: Schedule) -> float:
+    limit = timeout_s(schedule)
+    opened = worker.call(
+        "open", timeout_s=limit, runtime=candidate.runtime, **arguments(candidate)
+    )
+    worker.call("feeds", timeout_s=limit, path=str(feeds))
+    worker.call("warm", timeout_s=limit, seconds=schedule.warm_s, least=5)
+    return float(opened["load_ms"])
+
+
+def _round(worker: Worker, schedule: Schedule, number: int) -> np.ndarray:
+    text = worker.call(
+        "round",
+        timeout_s=timeout_s(schedule),
+        seconds=schedule.round_s,
+        least=1,
+        warm_seconds=schedule.round_warm_s,
+        feed=number,
+    )
+    return np.frombuffer(base64.b64decode(text), np.int64)
+
+
+def load_figure(rounds: Rounds) -> Figure:
+    low, high = min(rounds.load_ms), max(rounds.load_ms)
+    return Figure(
+        value=float(np.median(rounds.load_ms)),
+        ci95=None,
+        samples=len(rounds.load_ms),
+        basis="measured",
+        how=f"median of {len(rounds.load_ms)} fresh processes, {low:.3g} to {high:.3g} ms; "
+        "files in the page cache, the runtime already imported",
+    )
+
+
+def peak_memory(device: Local, candidate: Candidate, feeds: Path, runs: int) -> Figure:
+    """In processes of its own, since watching memory would disturb the clock.
+
+    Raises DeviceError, with the reason, where it cannot be measured.
+    """
+    found = []
+    for _ in range(runs):
+        with device.worker() as worker:
+            worker.call("feeds", timeout_s=600, path=str(feeds))
+            took = worker.call(
+                "peak_memory", timeout_s=3600, runtime=candidate.runtime, **arguments(candidate)
+            )
+            found.append(max(0, took["peak"] - took["baseline"]))
+    return Figure(
+        value=float(np.median(found)),
+        ci95=None,
+        samples=len(found),
+        basis="measured",
+        how="peak resident set of a fresh process while it opens and runs the model, above the "
+        "same process with the runtime loaded and a trivial model run",
+    )
+
+
+def profile(device: Local, candidate: Candidate, feeds: Path) -> dict[str, Any]:
+    """What really ran, from the runtime's own profile, in a process of its own."""
+    with device.worker() as worker:
+        worker.call("feeds", timeout_s=600, path=str(feeds))
+        found: dict[str, Any] = worker.call(
+            "profile", timeout_s=3600, runtime=candidate.runtime, **arguments(candidate)
+        )
+    return found

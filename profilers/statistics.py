@@ -1,0 +1,121 @@
+"""From raw samples to figures with intervals. The unit that varies is the round, not the inference:
+neighbouring inferences share whatever the machine was doing, so they say little that is new.
+
+Rounds themselves come in blocks of fresh processes, and processes of one artifact differ a little
+for as long as they live. So every bootstrap draws blocks first and then rounds within them.
+"""
+
+import math
+
+import numpy as np
+
+from onmetal.records import Figure, Latency, Rounds, Verdict, Versus
+
+RESAMPLES = 2000
+RESOLUTION = 0.01
+"""Half the least width of a ratio's interval: processes of one artifact, on a quiet machine, differ
+by up to this for as long as they live (docs/measuring.md), and few blocks cannot show it."""
+SKETCH = 101
+"""Order statistics kept of a round while resampling."""
+
+T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""Student's t, 97.5 %, for 1 to 10 degrees of freedom."""
+
+
+def _draws(keys: list[tuple[int, int]], seed: int = 0) -> np.ndarray:
+    """[RESAMPLES, len(keys)]: how often each round is in each resample."""
+    random = np.random.default_rng(seed)
+    blocks = sorted({block for block, _ in keys})
+    members = [np.array([i for i, key in enumerate(keys) if key[0] == b]) for b in blocks]
+    counts = np.zeros((RESAMPLES, len(keys)))
+    for number in range(RESAMPLES):
+        for block in random.integers(0, len(blocks), len(blocks)):
+            own = members[block]
+            np.add.at(counts[number], own[random.integers(0, len(own), len(own))], 1)
+    return counts
+
+
+def _quantile_interval(rounds: Rounds, share: float) -> tuple[float, float]:
+    """95 % interval of a quantile of all samples together, in milliseconds."""
+    keys = sorted(rounds.samples_ns)
+    levels = (np.arange(SKETCH) + 0.5) / SKETCH
+    sketches = [np.quantile(rounds.samples_ns[key], levels) for key in keys]
+    weights = [np.full(SKETCH, len(rounds.samples_ns[key]) / SKETCH) for key in keys]
+    values, weight = np.concatenate(sketches), np.concatenate(weights)
+    order = np.argsort(values, kind="stable")
+    owner = np.repeat(np.arange(len(keys)), SKETCH)[order]
+    found = []
+    for drawn in _draws(keys):
+        mass = np.cumsum(weight[order] * drawn[owner])
+        found.append(values[order[np.searchsorted(mass, share * mass[-1])]])
+    low, high = np.percentile(found, [2.5, 97.5])
+    return float(low) / 1e6, float(high) / 1e6
+
+
+def latency(rounds: Rounds) -> Latency:
+    """p50 and p90 of all raw samples, each with the interval of its rounds."""
+    everything = np.concatenate([rounds.samples_ns[key] for key in sorted(rounds.samples_ns)])
+    p50, p90 = (float(value) / 1e6 for value in np.percentile(everything, [50, 90]))
+    low, high = _quantile_interval(rounds, 0.5)
+    low90, high90 = _quantile_interval(rounds, 0.9)
+    return Latency(
+        p50=p50,
+        p90=p90,
+        p50_ci95=(min(low, p50), max(high, p50)),
+        p90_ci95=(min(low90, p90), max(high90, p90)),
+        samples=rounds.count,
+        rounds=len(rounds.samples_ns),
+    )
+
+
+def throughput(rounds: Rounds, batch: int) -> Figure:
+    """Samples a second, one request at a time: the batch over the mean latency."""
+    keys = sorted(rounds.samples_ns)
+    sums = np.array([rounds.samples_ns[key].sum() for key in keys], np.float64)
+    counts = np.array([len(rounds.samples_ns[key]) for key in keys], np.float64)
+    drawn = _draws(keys)
+    rates = batch * 1e9 * (drawn @ counts) / (drawn @ sums)
+    low, high = np.percentile(rates, [2.5, 97.5])
+    return Figure(
+        value=float(batch * 1e9 * counts.sum() / sums.sum()),
+        ci95=(float(low), float(high)),
+        samples=rounds.count,
+        basis="measured",
+        how="one request at a time: the batch over the mean latency",
+    )
+
+
+def compare(baseline: Rounds, other: Rounds, *, mean: bool = False) -> Versus:
+    """How many times faster `other` is, from the rounds that both have.
+
+    The speed-up is the median over rounds of the ratio of the two medians (`mean`: means) of a
+    round. Its interval is the widest of: the bootstrap of rounds in blocks; Student's t over the
+    medians of the blocks, which alone knows how little three or five blocks say; RESOLUTION.
+    """
+    keys = sorted(baseline.samples_ns.keys() & other.samples_ns.keys())
+    if not keys:
+        return Versus(float("nan"), (0.0, math.inf), "inconclusive")
+    middle = np.mean if mean else np.median
+    logs = np.array(
+        [math.log(middle(baseline.samples_ns[k]) / middle(other.samples_ns[k])) for k in keys]
+    )
+    point = float(np.median(logs))
+    drawn = _draws(keys).astype(np.int64)
+    resampled = [np.median(np.repeat(logs, counts)) for counts in drawn]
+    low, high = (float(value) for value in np.percentile(resampled, [2.5, 97.5]))
+    blocks = sorted({block for block, _ in keys})
+    if len(blocks) > 1:
+        of_block = np.array([block for block, _ in keys])
+        middles = np.array([np.median(logs[of_block == block]) for block in blocks])
+        t = T975[min(len(blocks) - 2, len(T975) - 1)]
+        half = t * float(middles.std(ddof=1)) / math.sqrt(len(blocks))
+        low, high = min(low, middles.mean() - half), max(high, middles.mean() + half)
+    resolution = math.log1p(RESOLUTION)
+    low, high = min(low, point - resolution), max(high, point + resolution)
+    return Versus(math.exp(point), (math.exp(low), math.exp(high)), _verdict(low, high))
+
+
+def _verdict(low: float, high: float) -> Verdict:
+    if low > 0:
+        return "faster"
+    return "slower" if high < 0 else "inconclusive"

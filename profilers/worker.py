@@ -1,0 +1,256 @@
+"""The child process in which foreign files are read, candidates converted and models run.
+
+It answers requests, one line of JSON each, on the pipe that was its standard output; what runtimes
+print goes to standard error instead.
+"""
+
+import base64
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onmetal.errors import DeviceError, OnmetalError, UnsupportedError
+from onmetal.profilers import memory, runtime_module
+
+_answers = sys.stdout
+
+
+def answer(**message: Any) -> None:
+    _answers.write(json.dumps(message) + "\n")
+    _answers.flush()
+
+
+class State:
+    """What one worker holds open: a session and the inputs it is timed with."""
+
+    session: Any = None
+    feeds: list[dict[str, np.ndarray]] = []  # noqa: RUF012  one State a process
+
+
+def call(function: str, **arguments: Any) -> Any:
+    """Any `module:function` of onmetal's own, by name."""
+    module, _, name = function.partition(":")
+    assert module.startswith("onmetal.")
+    return getattr(importlib.import_module(module), name)(**arguments)
+
+
+def open_(
+    runtime: str, files: list[str], options: dict[str, Any], inputs: list[str], outputs: list[str]
+) -> dict[str, float]:
+    """Open the artifact. -> how long that took, the runtime already imported."""
+    module = runtime_module("run", runtime)
+    began = time.perf_counter()
+    try:
+        State.session = module.Session(files, options, inputs, outputs)
+    except Exception as error:
+        raise UnsupportedError(_first_lines(error)) from None
+    return {"load_ms": (time.perf_counter() - began) * 1e3}
+
+
+def feeds(path: str) -> None:
+    """The inputs to be timed with: an .npz with `<number>/<input name>`."""
+    found: dict[int, dict[str, np.ndarray]] = {}
+    with np.load(path, allow_pickle=False) as stored:
+        for name in stored.files:
+            number, _, tensor = name.partition("/")
+            found.setdefault(int(number), {})[tensor] = np.ascontiguousarray(stored[name])
+    State.feeds = [found[number] for number in sorted(found)]
+
+
+def warm(seconds: float, least: int) -> int:
+    """Run until both are reached and the running median is steady. -> inferences run.
+
+    Steady: the medians of the last two thirds differ by less than 3 %; given up after three times
+    `seconds`, since a noisy machine never is.
+    """
+    run, feed = State.session.run, State.feeds[0]
+    began = time.perf_counter()
+    samples: list[int] = []
+    while True:
+        samples += burst(run, feed, seconds / 6, 1)
+        spent = time.perf_counter() - began
+        third = len(samples) // 3
+        if spent < seconds or len(samples) < max(least, 6):
+            continue
+        middle = np.median(samples[third : 2 * third])
+        last = np.median(samples[2 * third :])
+        if abs(middle - last) < 0.03 * last or spent > 3 * seconds:
+            return len(samples)
+
+
+def burst(
+    run: Callable[[dict[str, np.ndarray]], Any],
+    feed: dict[str, np.ndarray],
+    seconds: float,
+    least: int,
+) -> list[int]:
+    """Inference after inference for a time and a count. -> nanoseconds of each."""
+    clock = time.perf_counter_ns
+    samples: list[int] = []
+    keep = samples.append
+    before = clock()
+    end = before + int(seconds * 1e9)
+    while True:
+        run(feed)
+        after = clock()
+        keep(after - before)
+        if after >= end and len(samples) >= least:
+            return samples
+        before = clock()
+
+
+def round_(seconds: float, least: int, warm_seconds: float, feed: int) -> str:
+    """One timed round on one of the feeds. -> base64 of int64 nanoseconds."""
+    run, chosen = State.session.run, State.feeds[feed % len(State.feeds)]
+    with _without_collector():
+        burst(run, chosen, warm_seconds, 2)
+        samples = burst(run, chosen, seconds, least)
+    return base64.b64encode(np.array(samples, np.int64).tobytes()).decode()
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def outputs(samples: dict[str, Any], model: dict[str, Any], count: int, folder: str) -> None:
+    """Run the first `count` samples; every output's rows go to `<number of output>.npy`."""
+    from onmetal.calibration.samples import Samples
+    from onmetal.records import Model, restore
+
+    data, of = restore(samples, Samples), restore(model, Model)
+    kept: list[np.memmap] = []
+    told = time.monotonic()
+    for start in range(0, count, of.batch):
+        # The last batch is filled up with its last sample, and what that gives is dropped.
+        indices = [min(start + place, count - 1) for place in range(of.batch)]
+        found = State.session.run(data.feed(of, indices))
+        rows = [_rows(array, of.batch) for array in found]
+        if not kept:
+            for number, array in enumerate(rows):
+                path = Path(folder) / f"{number}.npy"
+                shape = (count, *array.shape[1:])
+                kept.append(np.lib.format.open_memmap(path, "w+", array.dtype, shape))
+        for store, array, tensor in zip(kept, rows, of.outputs, strict=True):
+            if array.shape[1:] != store.shape[1:]:
+                raise UnsupportedError(
+                    f"output {tensor.name!r} changes its shape from sample to sample "
+                    f"({list(store.shape[1:])}, then {list(array.shape[1:])}); it cannot be judged"
+                )
+            store[start : start + of.batch] = array[: count - start]
+        if time.monotonic() - told > 0.5:
+            told = time.monotonic()
+            answer(progress=[min(start + of.batch, count), count])
+    for store in kept:
+        store.flush()
+
+
+def _rows(array: np.ndarray, batch: int) -> np.ndarray:
+    """Output of one inference -> [samples in it, ...]."""
+    if array.shape[:1] == (batch,):
+        return array
+    if batch == 1:
+        return array[None]
+    raise UnsupportedError(
+        f"an output has shape {list(array.shape)}: its first axis is not the batch of {batch}, "
+        "so its samples cannot be told apart; use --batch 1"
+    )
+
+
+def run(path: str, folder: str) -> None:
+    """Run every feed of an .npz as `feeds` reads it; outputs go to `<feed>-<output>.npy`."""
+    feeds(path)
+    for number, feed in enumerate(State.feeds):
+        for place, array in enumerate(State.session.run(feed)):
+            np.save(Path(folder) / f"{number}-{place}.npy", array)
+
+
+def golden(folder: str, runtime: str) -> list[str]:
+    """Check a bundle's golden vectors with onmetal's own copy of the runner."""
+    module = runtime_module("run", runtime)
+    try:
+        found: list[str] = module.golden(Path(folder), module.load(Path(folder)))
+    except Exception as error:
+        return [f"the artifact cannot be run: {_first_lines(error)}"]
+    return found
+
+
+def profile(runtime: str, **arguments: Any) -> dict[str, Any]:
+    """What really ran, from the runtime's own profile."""
+    found: dict[str, Any] = runtime_module("profile", runtime).profile(
+        feed=State.feeds[0], **arguments
+    )
+    return found
+
+
+def peak_memory(runtime: str, options: dict[str, Any], **arguments: Any) -> dict[str, int]:
+    """Bytes of this process before the artifact is opened, and at its peak while it runs."""
+    return memory.peak(runtime_module("run", runtime), State.feeds[0], options, arguments)
+
+
+def _first_lines(error: Exception) -> str:
+    """Runtimes put call stacks into their messages; what went wrong stands in front."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    wanted = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    return " ".join((wanted or lines or [type(error).__name__])[:2])[:600]
+
+
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "call": call,
+    "open": open_,
+    "feeds": feeds,
+    "warm": warm,
+    "round": round_,
+    "outputs": outputs,
+    "run": run,
+    "golden": golden,
+    "profile": profile,
+    "peak_memory": peak_memory,
+}
+
+
+def _die_with_parent() -> None:
+    """Linux: end this process when its parent is killed, even in the middle of an inference."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() == 1:
+            sys.exit(0)
+
+
+def main() -> None:
+    global _answers
+    _die_with_parent()
+    _answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer(result=OPERATIONS[request["op"]](**request["arguments"]))
+        except OnmetalError as error:
+            answer(error=type(error).__name__, message=str(error))
+        except MemoryError:
+            answer(error=DeviceError.__name__, message="out of memory")
+        except Exception as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            answer(error=DeviceError.__name__, message=f"{type(error).__name__}: {_first_lines(error)}")
+
+
+if __name__ == "__main__":
+    main()
