@@ -41,17 +41,17 @@ class Metric(Struct, frozen=True):
 
 
 def _hit(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return (outputs.argmax(axis=1) == labels).astype(np.float64)
+    return np.asarray((outputs.argmax(axis=1) == labels), np.float64)
 
 
 def _hit5(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     best = np.argsort(-outputs, axis=1, kind="stable")[:, :5]
-    return (best == labels[:, None]).any(axis=1).astype(np.float64)
+    return np.asarray((best == labels[:, None]).any(axis=1), np.float64)
 
 
 def _equal(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     same = _predicted(outputs).reshape(len(labels), -1) == labels.reshape(len(labels), -1)
-    return same.all(axis=1).astype(np.float64)
+    return np.asarray(same.all(axis=1), np.float64)
 
 
 def _predicted(outputs: np.ndarray) -> np.ndarray:
@@ -59,8 +59,8 @@ def _predicted(outputs: np.ndarray) -> np.ndarray:
     if outputs.dtype.kind in "iub":
         return outputs
     if outputs.ndim == 2 and outputs.shape[1] > 1:
-        return outputs.argmax(axis=1)
-    return (outputs.reshape(len(outputs)) > 0.5).astype(np.int64)
+        return np.asarray(outputs.argmax(axis=1))
+    return np.asarray(outputs.reshape(len(outputs)) > 0.5, np.int64)
 
 
 def _class(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -216,7 +216,9 @@ def _fits(
         classes = shape[0] if shape and shape[0] > 1 else 2
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= classes:
-            refuse(f"the labels go from {low} to {high}, the output knows classes 0 to {classes - 1}")
+            refuse(
+                f"the labels go from {low} to {high}, the output knows classes 0 to {classes - 1}"
+            )
     if name == "auc" and len(np.unique(labels)) < 2:
         refuse("AUC needs samples of two classes")
 
@@ -227,9 +229,7 @@ def _custom(asked: str) -> Metric:
     if not callable(function):
         raise UsageError(f"--metric {asked}: it is no function")
     better = bool(getattr(function, "higher_is_better", True))
-    return Metric(
-        asked, _equal, _mean, better, proportion=False, resamples=200, function=function
-    )
+    return Metric(asked, _equal, _mean, better, proportion=False, resamples=200, function=function)
 
 
 class Scorer:

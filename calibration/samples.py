@@ -7,7 +7,6 @@ larger than memory. `Samples` is a plain record: a worker process is handed it a
 import csv
 import hashlib
 import importlib
-import os
 import sys
 import tomllib
 import zipfile
@@ -242,22 +241,23 @@ def _folder(path: Path, model: Model, cache: Cache, labelled: bool) -> Samples:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise UsageError(f"{path / 'data.toml'}: {error}") from None
     depth = 1 if how.channels == "L" else 3
-    for key, values in (("mean", how.mean), ("std", how.std)):
-        if len(values) not in (1, depth):
+    for key, statistics in (("mean", how.mean), ("std", how.std)):
+        if len(statistics) not in (1, depth):
             raise UsageError(
-                f"{path / 'data.toml'}: {key} has {len(values)} values for {depth} channels"
+                f"{path / 'data.toml'}: {key} has {len(statistics)} values for {depth} channels"
             )
     if 0.0 in how.std:
         raise UsageError(f"{path / 'data.toml'}: std must not be zero")
     if len(model.inputs) != 1:
         raise UsageError(f"{path}: images feed one input; this model has {len(model.inputs)}")
+    values: np.ndarray | None = None
     if (path / "labels.csv").exists():
         files, values = _labels(path)
     elif labelled:
         raise UsageError(f"{path}: there is no labels.csv (two columns: file,label)")
     else:
         entries = [entry for entry in path.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES]
-        files, values = sorted(entries), None
+        files = sorted(entries)
     names = [str(file.relative_to(path)) for file in files]
     digest = caches.key(
         preprocessing=plain(how),
@@ -283,8 +283,8 @@ def _folder(path: Path, model: Model, cache: Cache, labelled: bool) -> Samples:
 def _labels(path: Path) -> tuple[list[Path], np.ndarray]:
     table = path / "labels.csv"
     try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
+        with table.open(encoding="utf-8-sig", newline="") as text:
+            rows = list(csv.DictReader(text))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{table}: cannot read it: {error}") from None
     files, values = [], []
@@ -335,16 +335,17 @@ def read_image(path: Path, how: Preprocessing) -> np.ndarray:
         left, top = (pixels.width - wide) // 2, (pixels.height - high) // 2
         pixels = pixels.crop((left, top, left + wide, top + high))
     values = np.atleast_3d(np.asarray(pixels, np.float32))
+    mean, std = np.array(how.mean, np.float32), np.array(how.std, np.float32)
     if how.channels == "BGR":
         values = values[:, :, ::-1]
-    values = (values * np.float32(how.scale) - np.float32(how.mean)) / np.float32(how.std)
+    values = (values * np.float32(how.scale) - mean) / std
     if how.layout == "NCHW":
         values = values.transpose(2, 0, 1)
     return np.ascontiguousarray(values.astype(how.dtype))
 
 
 def import_callable(text: str, option: str) -> Any:
-    """MODULE:FUNCTION, from the folder that the command was started in or from what is installed."""
+    """MODULE:FUNCTION, from the folder that the command was started in or from an installation."""
     module_name, _, name = text.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
@@ -384,7 +385,7 @@ def _callable(text: str, model: Model, cache: Cache) -> Samples:
 
         def move(folder: Path) -> None:
             for file in scratch.iterdir():
-                os.replace(file, folder / file.name)
+                file.replace(folder / file.name)
 
         folder = cache.get("data", digest.hexdigest(), move)
     arrays = {

@@ -71,7 +71,7 @@ def convert(
     version = device.facts().runtimes[runtime]
     own = next((entry.options for entry in target.runtimes if entry.name == runtime), {})
     options = {**converter.options(recipe.compute, threads), **own}
-    names = {
+    names: dict[str, Any] = {
         "inputs": [tensor.name for tensor in model.inputs],
         "outputs": [tensor.name for tensor in model.outputs],
     }

@@ -234,8 +234,8 @@ def _fix_axes(
             if place == 0:
                 if batch and size != batch:
                     raise UsageError(
-                        f"--batch {batch} and --input-shape {value.name}={','.join(map(str, asked or []))} "
-                        "do not agree"
+                        f"--batch {batch} and --input-shape {value.name} do not agree: "
+                        f"its first axis is {size}"
                     )
                 size_of_batch = size
             axis.Clear()
@@ -371,7 +371,7 @@ def _label(node: onnx.NodeProto) -> str:
 
 
 def count_macs(inferred: onnx.ModelProto) -> int | None:
-    """Multiply-accumulates of convolutions, matrix products and recurrent layers, from their shapes.
+    """Multiply-accumulates of convolutions, matrix products and recurrent layers.
 
     None where such an operator has a shape that is not known. Control flow counts one pass.
     """
@@ -417,7 +417,7 @@ def _gemm(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
 
 
 def _recurrent(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
-    # X [sequence, batch, in], W [directions, gates * hidden, in], R [directions, gates * hidden, hidden]
+    # X [steps, batch, in], W [directions, gates * hidden, in], R [.., .., hidden]
     steps, batch, _ = shapes[node.input[0]]
     return steps * batch * (math.prod(shapes[node.input[1]]) + math.prod(shapes[node.input[2]]))
 

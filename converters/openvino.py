@@ -1,5 +1,6 @@
 """ONNX -> OpenVINO's IR (.xml and .bin): opened faster than ONNX, and free of its front end."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,12 @@ OPTIONS = frozenset(
 
 
 def convert(prepared: str, compute: str, folder: str) -> list[str]:
-    from onmetal.profilers.run_openvino import openvino  # imported there without its telemetry
-
+    openvino = import_module("onmetal.profilers.run_openvino").openvino  # without its telemetry
     try:
         model = openvino.Core().read_model(prepared)
-        openvino.save_model(model, str(Path(folder) / "model.xml"), compress_to_fp16=compute == "f16")
+        openvino.save_model(
+            model, str(Path(folder) / "model.xml"), compress_to_fp16=compute == "f16"
+        )
     except RuntimeError as error:
         lines = [line for line in str(error).splitlines() if line and "Exception from" not in line]
         raise UnsupportedError(" ".join(lines[:3])[:600]) from None
@@ -51,8 +53,7 @@ def options(compute: str, threads: int) -> dict[str, Any]:
 
 def describe(path: str) -> dict[str, list[dict[str, Any]]]:
     """Inputs and outputs of an IR file, as records.Tensor; its axes must be static."""
-    from onmetal.profilers.run_openvino import openvino
-
+    openvino = import_module("onmetal.profilers.run_openvino").openvino
     try:
         model = openvino.Core().read_model(path)
     except RuntimeError as error:
@@ -62,7 +63,9 @@ def describe(path: str) -> dict[str, list[dict[str, Any]]]:
         found = []
         for number, port in enumerate(ports):
             if not port.partial_shape.is_static:
-                raise UnsupportedError(f"{kind} {number} has the dynamic shape {port.partial_shape}")
+                raise UnsupportedError(
+                    f"{kind} {number} has the dynamic shape {port.partial_shape}"
+                )
             name = min(port.names) if port.names else f"{kind}{number}"
             dtype = port.element_type.to_dtype().name
             found.append({"name": name, "dtype": dtype, "shape": list(port.shape)})

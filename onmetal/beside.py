@@ -61,8 +61,11 @@ def show_devices() -> Shown:
     """This machine: transports to others are not part of this version."""
     with Cache() as cache:
         facts = Local(cache).facts()
-    lacks = [f"the runtime {name}: pip install {name}" for name in profilers.local.RUNTIMES
-             if name not in facts.runtimes]
+    lacks = [
+        f"the runtime {name}: pip install {name}"
+        for name in profilers.local.RUNTIMES
+        if name not in facts.runtimes
+    ]
     lacks.append("a power meter: energy is not measured by this version")
     if facts.state.get("virtual_machine"):
         lacks.append("a machine of its own: it is virtual, its neighbours disturb timings")
@@ -120,9 +123,7 @@ def _support(target: Target, found: Model, device: Local, cache: Cache) -> list[
         says, runs = entry.skipped or "runs, all of it", not entry.skipped
         if runs:
             try:
-                convert(
-                    entry.name, found, entry.recipe, entry.runtime, target, 1, device, cache
-                )
+                convert(entry.name, found, entry.recipe, entry.runtime, target, 1, device, cache)
             except UnsupportedError as error:
                 says, runs = f"cannot run it: {error}", False
         support.append({"candidate": entry.name, "runs": runs, "says": says})

@@ -1,8 +1,8 @@
 """Writes a deployment bundle, whole or not at all, and verifies one.
 
-A bundle is a folder: manifest.json, the artifact, golden.npz, run.py, README.md, and SHA256SUMS over
-every other file. The sums tell damage, not malice (they are not signed), so `verify` trusts nothing
-in the folder: it runs onmetal's own copy of run.py, in a worker, with options from a known set.
+A bundle is a folder: manifest.json, the artifact, golden.npz, run.py, README.md, and SHA256SUMS
+over every other file. The sums tell damage, not malice (they are not signed), so `verify` trusts
+nothing in the folder: it runs onmetal's own copy of run.py, in a worker, with known options only.
 """
 
 import contextlib
@@ -218,8 +218,11 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], list[str]]:
         return {}, [f"this version cannot check it: schema {schema}, runtime {runtime}"]
     if not files or not names or not numbers > 0 or golden["vectors"] < 1:
         return {}, ["manifest.json is damaged"]
-    found = [f"manifest.json runs {name!r}, outside the bundle" for name in files if not
-             (isinstance(name, str) and (folder / name).is_file() and Path(name).name == name)]
+    found = [
+        f"manifest.json runs {name!r}, outside the bundle"
+        for name in files
+        if not (isinstance(name, str) and (folder / name).is_file() and Path(name).name == name)
+    ]
     known = for_runtime(runtime).OPTIONS
     found += [f"manifest.json sets an unknown option {n!r}" for n in options if n not in known]
     return manifest, found

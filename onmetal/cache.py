@@ -60,7 +60,7 @@ def _lock(folder: Path, kind: int) -> int | None:
         return None
     # Between the opening and the lock the sweep may have moved the folder away.
     with contextlib.suppress(FileNotFoundError):
-        if os.stat(folder).st_ino == os.fstat(held).st_ino:
+        if folder.stat().st_ino == os.fstat(held).st_ino:
             return held
     os.close(held)
     return None
@@ -142,7 +142,7 @@ class Cache:
                 os.close(held)
 
     def sweep(self) -> None:
-        """Removes what killed runs left behind, and the entries unused for longest over the limit."""
+        """Removes what killed runs left, and over the limit the entries unused for longest."""
         for folder in (self.root / "building").iterdir():
             self._remove(folder)
         entries = []

@@ -53,14 +53,19 @@ class Parser(argparse.ArgumentParser):
 
 def _main_parser() -> Parser:
     parser = Parser(
-        "deploy", description=DESCRIPTION, epilog=EPILOG, usage="deploy MODEL [MODEL …] --target T …"
+        "deploy",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        usage="deploy MODEL [MODEL …] --target T …",
     )
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="an ONNX file; several compete")
     add("--target", required=True, help="a target's name, or a .toml file of your own")
     add("--data", help="labelled samples: an .npz file, a folder of images, or MODULE:FUNCTION")
     add("--calibration-data", help="samples without labels, in the same forms")
-    add("--metric", help="top1, top5, accuracy, precision, recall, f1, auc, rmse or MODULE:FUNCTION")
+    add(
+        "--metric", help="top1, top5, accuracy, precision, recall, f1, auc, rmse or MODULE:FUNCTION"
+    )
     add("--output", help="the output that is judged; default: the first")
     add("--device", help="where to measure: local; none: nowhere")
     add("--no-device", action="store_true", help="the same as --device none")
@@ -103,11 +108,19 @@ def _run_deploy(words: Sequence[str]) -> int:
     asked = _main_parser().parse_intermixed_args(words)
     from onmetal import budget, pipeline
     from onmetal.progress import Progress
+    from onmetal.task import Request
 
     given = [
         option
-        for option in ("--max-accuracy-drop", "--min-accuracy", "--max-latency", "--max-size",
-                       "--max-macs", "--max-memory", "--max-energy")
+        for option in (
+            "--max-accuracy-drop",
+            "--min-accuracy",
+            "--max-latency",
+            "--max-size",
+            "--max-macs",
+            "--max-memory",
+            "--max-energy",
+        )
         if getattr(asked, option[2:].replace("-", "_")) is not None
     ]
     recipes = None
@@ -115,7 +128,7 @@ def _run_deploy(words: Sequence[str]) -> int:
         recipes = tuple(part.strip() for part in asked.recipes.split(","))
     if asked.no_device and asked.device not in (None, "none"):
         raise UsageError("--no-device and --device say opposite things; leave one out")
-    request = pipeline.Request(
+    request = Request(
         models=tuple(Path(word) for word in asked.models),
         target=asked.target,
         data=asked.data,
@@ -223,7 +236,9 @@ def _run_inspect(words: Sequence[str]) -> int:
 
 
 def _run_bench(words: Sequence[str]) -> int:
-    parser = Parser("deploy bench", description="Measure artifacts against each other, interleaved.")
+    parser = Parser(
+        "deploy bench", description="Measure artifacts against each other, interleaved."
+    )
     parser.add_argument("artifacts", nargs="+", metavar="MODEL|ARTIFACT|BUNDLE")
     parser.add_argument("--target", default="x86-64", help="for models; default: x86-64")
     parser.add_argument("--device", default="local")
@@ -257,7 +272,9 @@ def _run_bench(words: Sequence[str]) -> int:
 
 
 def _run_verify(words: Sequence[str]) -> int:
-    parser = Parser("deploy verify", description="Is a bundle whole, and does it give what it gave?")
+    parser = Parser(
+        "deploy verify", description="Is a bundle whole, and does it give what it gave?"
+    )
     parser.add_argument("bundle", metavar="BUNDLE")
     parser.add_argument("--device", default="local")
     parser.add_argument("--run", action="store_true", help="also execute the bundle's run.py")
@@ -328,7 +345,8 @@ def _log_defect(words: Sequence[str]) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / time.strftime("defect-%Y%m%d-%H%M%S.log")
         path.write_text(
-            f"onmetal {__version__}, Python {sys.version}\ndeploy {words}\n{traceback.format_exc()}",
+            f"onmetal {__version__}, Python {sys.version}\ndeploy {words}\n"
+            + traceback.format_exc(),
             "utf-8",
         )
     except OSError:

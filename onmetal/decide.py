@@ -71,8 +71,10 @@ def alike(trial: Trial, best: Trial, objective: Objective) -> bool:
     return mine == other
 
 
-def ranking(fitting: list[Trial], objective: Objective, exactness: Callable[[str], int]) -> list[Trial]:
-    """Best first. Among those that cannot be told from the best, the most exact, then plan order."""
+def ranking(
+    fitting: list[Trial], objective: Objective, exactness: Callable[[str], int]
+) -> list[Trial]:
+    """Best first; among those not to be told from the best the most exact, then plan order."""
     left = [trial for trial in fitting if value(trial, objective) is not None]
     order = []
     while left:
@@ -85,9 +87,7 @@ def ranking(fitting: list[Trial], objective: Objective, exactness: Callable[[str
 
 def objections(trial: Trial, budget: Budget, target: Target, higher_is_better: bool) -> list[str]:
     """Everything that speaks against a trial that ran: the budget, and what the hardware has."""
-    found = budget.objections(
-        trial, exact=trial.recipe == EXACT, higher_is_better=higher_is_better
-    )
+    found = budget.objections(trial, exact=trial.recipe == EXACT, higher_is_better=higher_is_better)
     limits, candidate, memory = target.limits, trial.candidate, trial.peak_memory_bytes
     if limits.storage_kib and candidate and candidate.size_bytes > limits.storage_kib * 1024:
         found.append(
@@ -109,7 +109,9 @@ def pareto(trials: list[Trial]) -> list[str]:
             float(trial.candidate.size_bytes) if trial.candidate else 0.0,
         )
 
-    ran = [t for t in trials if t.candidate is not None and t.failure is None and t.status != "skipped"]
+    ran = [
+        t for t in trials if t.candidate is not None and t.failure is None and t.status != "skipped"
+    ]
     costs = {trial.name: cost(trial) for trial in ran}
 
     def beaten(name: str) -> bool:
@@ -127,7 +129,10 @@ def why_not(trial: Trial, chosen: Trial, objective: Objective) -> str:
     if objective in ("latency", "throughput") and trial.rounds and chosen.rounds:
         found = statistics.compare(chosen.rounds, trial.rounds, mean=objective == "throughput")
         if found.verdict == "inconclusive":
-            return f"not to be told from {chosen.name} by {objective}, which is preferred as more exact or first in the plan"
+            return (
+                f"not to be told from {chosen.name} by {objective}, "
+                "which is preferred as more exact or first in the plan"
+            )
         return f"{found.verdict} than {chosen.name}: {found.speedup:.2f}x its speed"
     mine, other = value(trial, objective), value(chosen, objective)
     if mine is not None and other is not None and mine > other:

@@ -5,7 +5,6 @@ nothing but an error. Nothing in the file is executed, no path in it leads out o
 is never written to.
 """
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -103,19 +102,10 @@ def _recognize(path: Path) -> None:
         raise UsageError(f"{path}: cannot read it ({error.strerror})") from None
     if not head:
         raise UsageError(f"{path}: the file is empty; was its download or export cut off?")
-    what = next((name for magic, name in _FOREIGN.items() if head.startswith(magic)), None)
+    foreign = next((name for magic, name in _FOREIGN.items() if head.startswith(magic)), None)
     if head[4:8] == b"TFL3":
-        what = "a TFLite file"
-    if what:
-        raise UsageError(f"{path}: this is {what}; this version reads ONNX: export the model to it")
-
-
-def copy_prepared(model: Model, folder: Path) -> tuple[Path, ...]:
-    """The static ONNX model (and its external data, where it is too large for one file) in `folder`."""
-    files = []
-    for name in ("model.onnx", "model.data"):
-        source = model.prepared.parent / name
-        if source.exists():
-            shutil.copyfile(source, folder / name)
-            files.append(folder / name)
-    return tuple(files)
+        foreign = "a TFLite file"
+    if foreign:
+        raise UsageError(
+            f"{path}: this is {foreign}; this version reads ONNX: export the model to it"
+        )

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import msgspec
-
 from onmetal.records import Candidate, DeviceFacts, Figure, Model, Trial, plain
 
 
@@ -132,9 +130,9 @@ def planned(document: dict[str, Any]) -> str:
     """The plan of `--dry-run`."""
     lines = ["Would be tried:"]
     tried = [c for c in document["candidates"] if c["status"] == "planned"]
-    lines += [
-        f"  {c['name']}" + (f" ({c['reason']})" if c["reason"] else "") for c in tried
-    ] or ["  nothing"]
+    lines += [f"  {c['name']}" + (f" ({c['reason']})" if c["reason"] else "") for c in tried] or [
+        "  nothing"
+    ]
     skipped = [c for c in document["candidates"] if c["status"] == "skipped"]
     if skipped:
         lines += ["Would not be tried:", *(f"  {c['name']}: {c['reason']}" for c in skipped)]
@@ -172,7 +170,10 @@ def readme(document: dict[str, Any], chosen: Trial, tolerance: float) -> str:
         ]
     else:
         lines += ["Latency is *unmeasured*: there was no device."]
-    lines += ["", "Every candidate and every figure is in `manifest.json`; raw samples, where there"]
+    lines += [
+        "",
+        "Every candidate and every figure is in `manifest.json`; raw samples, where there",
+    ]
     lines += ["are any, are in `measurements.npz`. `deploy verify` checks this folder; its golden"]
     lines += [f"outputs must agree within {tolerance:g} of their largest magnitude.", ""]
     return "\n".join(lines)

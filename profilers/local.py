@@ -108,7 +108,7 @@ class Worker:
     """
 
     def __init__(self, environment: dict[str, str]) -> None:
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the worker
         # A session of its own: ^C at the terminal is for the parent, which ends its workers.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "onmetal.profilers.worker"],

@@ -131,9 +131,7 @@ def _complete(
 
 def _start(worker: Worker, candidate: Candidate, feeds: Path, schedule: Schedule) -> float:
     limit = timeout_s(schedule)
-    opened = worker.call(
-        "open", timeout_s=limit, runtime=candidate.runtime, **arguments(candidate)
-    )
+    opened = worker.call("open", timeout_s=limit, runtime=candidate.runtime, **arguments(candidate))
     worker.call("feeds", timeout_s=limit, path=str(feeds))
     worker.call("warm", timeout_s=limit, seconds=schedule.warm_s, least=5)
     return float(opened["load_ms"])

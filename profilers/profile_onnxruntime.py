@@ -11,7 +11,14 @@ import numpy as np
 from onmetal.profilers.run_onnxruntime import Session
 
 RUNS = 20
-_INTEGER_OPERATORS = ("QLinear", "ConvInteger", "MatMulInteger", "DynamicQuantize", "QGemm", "QAttention")
+_INTEGER_OPERATORS = (
+    "QLinear",
+    "ConvInteger",
+    "MatMulInteger",
+    "DynamicQuantize",
+    "QGemm",
+    "QAttention",
+)
 _NAMES = {"float": "f32", "float16": "f16", "bfloat16": "bf16", "double": "f64"}
 
 

@@ -31,8 +31,8 @@ def profile(
         for entry in session.request.profiling_info:
             spent = entry.real_time.total_seconds()
             kernels += spent > 0
-            operators[entry.node_type] += spent  # type: ignore[assignment]
-            precisions[_precision(entry.exec_type)] += spent  # type: ignore[assignment]
+            operators[entry.node_type] += spent
+            precisions[_precision(entry.exec_type)] += spent
     total = sum(operators.values()) or 1
     return {
         "provider": {"CPU": 1.0},

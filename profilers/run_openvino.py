@@ -36,7 +36,9 @@ class Session:
         self.fed = [(name, self.request.input_tensors[i].data) for i, name in enumerate(inputs)]
         self.infer = self.request.infer
         self.static = all(output.partial_shape.is_static for output in self.compiled.outputs)
-        self.results = [tensor.data for tensor in self.request.output_tensors] if self.static else []
+        self.results = (
+            [tensor.data for tensor in self.request.output_tensors] if self.static else []
+        )
 
     def run(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
         """Arrays by input name, as in the manifest -> arrays in the order of its outputs."""
@@ -53,7 +55,10 @@ class Session:
 # What follows is the same for every runtime.
 
 
-def load(folder: pathlib.Path = pathlib.Path(__file__).resolve().parent) -> Session:
+HERE = pathlib.Path(__file__).resolve().parent
+
+
+def load(folder: pathlib.Path = HERE) -> Session:
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     how = manifest["run"]
     return Session(
@@ -74,7 +79,11 @@ def differences(
     if expected.shape != found.shape or expected.dtype != found.dtype:
         return float("inf"), 0.0, False
     if expected.dtype.kind != "f":
-        return float(np.count_nonzero(expected != found)), 0.0, bool(np.array_equal(expected, found))
+        return (
+            float(np.count_nonzero(expected != found)),
+            0.0,
+            bool(np.array_equal(expected, found)),
+        )
     gap = np.abs(expected.astype(np.float64) - found.astype(np.float64))
     same = np.isnan(expected) & np.isnan(found) | (expected == found)
     worst = float(np.max(np.where(same, 0.0, gap), initial=0.0))
@@ -101,13 +110,12 @@ def golden(folder: pathlib.Path, session: Session) -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-    folder = pathlib.Path(__file__).resolve().parent
     if len(argv) not in (0, 2):
         print(__doc__, file=sys.stderr)
         return 2
-    session = load(folder)
+    session = load()
     if not argv:
-        wrong = golden(folder, session)
+        wrong = golden(HERE, session)
         print("\n".join(wrong) or "the golden vectors agree")
         return 1 if wrong else 0
     given = np.load(argv[0], allow_pickle=False)

@@ -249,7 +249,9 @@ def main() -> None:
             answer(error=DeviceError.__name__, message="out of memory")
         except Exception as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            answer(error=DeviceError.__name__, message=f"{type(error).__name__}: {_first_lines(error)}")
+            answer(
+                error=DeviceError.__name__, message=f"{type(error).__name__}: {_first_lines(error)}"
+            )
 
 
 if __name__ == "__main__":

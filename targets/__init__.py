@@ -19,7 +19,7 @@ Positive = Annotated[int, Meta(gt=0)]
 
 
 class Runtime(Struct, frozen=True, forbid_unknown_fields=True):
-    """One engine that executes the model: picks converters/<name>.py and profilers/run_<name>.py."""
+    """An engine that executes models: picks converters/<name>.py and profilers/run_<name>.py."""
 
     name: Literal["onnxruntime", "openvino"]
     options: dict[str, str | int | float | bool] = {}
@@ -121,7 +121,7 @@ def _check(target: Target, source: str) -> None:
     def refuse(why: str) -> None:
         raise UsageError(f"target file {source}: {why}; see docs/targets.md")
 
-    runtimes = [runtime.name for runtime in target.runtimes]
+    runtimes: list[str] = [runtime.name for runtime in target.runtimes]
     recipes = [recipe.name for recipe in target.recipes]
     if not runtimes:
         refuse("it has no [[runtimes]], so nothing could run the model")

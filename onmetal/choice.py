@@ -1,0 +1,149 @@
+"""Which trial is chosen: judged by the budget, ranked, and measured again before it is believed."""
+
+from msgspec.structs import replace
+
+from onmetal import decide
+from onmetal.budget import Budget
+from onmetal.decide import Objective
+from onmetal.errors import DeviceError
+from onmetal.plan import Planned
+from onmetal.profilers import measure, statistics
+from onmetal.profilers.measure import MODES
+from onmetal.progress import Progress
+from onmetal.records import Trial
+from onmetal.targets import EXACT, Target
+from onmetal.task import Clock, Task
+from onmetal.trials import Feeds, timed, usable
+
+
+def resolve(task: Task, reference: str, trials: list[Trial]) -> Budget:
+    original = next(entry for entry in task.models if entry.stem == reference)
+    exact = [t for t in trials if t.model == reference and t.recipe == EXACT and t.accuracy]
+    value = exact[0].accuracy.value if exact and exact[0].accuracy else None
+    return task.request.budget.resolve(
+        original_size_bytes=original.size_bytes,
+        original_macs=original.macs,
+        proportion=task.metric.proportion if task.metric else True,
+        float_value=value,
+    )
+
+
+def objective(task: Task) -> Objective:
+    """What decides: without a device nothing is timed, and the smallest wins."""
+    timed = task.request.minimize in ("latency", "throughput", "memory", "energy")
+    return "size" if task.device is None and timed else task.request.minimize
+
+
+def choose(
+    task: Task,
+    planned: list[Planned],
+    budget: Budget,
+    trials: list[Trial],
+    reference: str,
+    feeds: Feeds,
+    clock: Clock,
+    progress: Progress,
+) -> tuple[list[Trial], Trial | None, Trial | None]:
+    """-> (every trial with its verdict and status, the baseline, the chosen one or None)."""
+    base = decide.baseline(trials, reference)
+    trials = decide.against(trials, base)
+    base = next((t for t in trials if base and t.name == base.name), None)
+    if task.device is None:
+        trials = [_unmeasured(trial) for trial in trials]
+    higher = task.metric.higher_is_better if task.metric else True
+    left_out = {entry.name for entry in planned if entry.reference_only}
+    trials = [_weigh(trial, budget, task.target, higher, left_out) for trial in trials]
+    goal = objective(task)
+    fitting = [trial for trial in trials if trial.status == "ok"]
+    by_name = {trial.name: trial for trial in trials}
+    chosen = None
+    for pick in decide.ranking(fitting, goal, task.target.exactness):
+        confirmed = _confirm(task, pick, base, feeds, clock, progress)
+        found = decide.objections(confirmed, budget, task.target, higher)
+        if not found and (why := _no_longer_pays(confirmed, base, goal)):
+            found = [why]
+        if found:
+            reason = "measured again: " + "; ".join(found)
+            by_name[pick.name] = replace(confirmed, status="over-budget", reason=reason)
+            continue
+        chosen = replace(confirmed, status="chosen")
+        by_name[pick.name] = chosen
+        break
+    if chosen:
+        for trial in fitting:
+            if by_name[trial.name].status == "ok":
+                why = decide.why_not(trial, chosen, goal)
+                by_name[trial.name] = replace(by_name[trial.name], reason=why)
+        if budget.crossed(chosen) and chosen.recipe != EXACT:
+            task.warnings.append(
+                f"{chosen.name}: the 95 % interval of its accuracy drop reaches over the budget; "
+                "more samples would settle it"
+            )
+    return [by_name[trial.name] for trial in trials], base, chosen
+
+
+def _unmeasured(trial: Trial) -> Trial:
+    keys = ("latency_ms", "throughput_per_s", "load_ms", "peak_memory_bytes", "energy_mj")
+    return replace(trial, missing=dict.fromkeys(keys, "unmeasured: no device was given"))
+
+
+def _weigh(trial: Trial, budget: Budget, target: Target, higher: bool, left_out: set[str]) -> Trial:
+    if not usable(trial):
+        return trial
+    if trial.name in left_out:
+        return replace(
+            trial, status="skipped", reason="run as the reference; left out by --recipes"
+        )
+    if found := decide.objections(trial, budget, target, higher):
+        return replace(trial, status="over-budget", reason="; ".join(found))
+    return trial
+
+
+def _confirm(
+    task: Task,
+    pick: Trial,
+    base: Trial | None,
+    feeds: Feeds,
+    clock: Clock,
+    progress: Progress,
+) -> Trial:
+    """Measure the pick again, in fresh blocks against the baseline: of several noisy figures the
+    best looks better than it is, so the first one is not reported."""
+    if task.device is None or pick.rounds is None or pick.candidate is None:
+        return pick
+    again = [pick.candidate]
+    if base and base.candidate and base.name != pick.name:
+        again.append(base.candidate)
+    if clock.left_s(1.0) <= 0:
+        task.warnings.append(f"{pick.name} was not measured again: --time-limit had ended")
+        return pick
+    outcome = measure.measure(
+        task.device,
+        again,
+        feeds,
+        MODES[task.request.mode],
+        lambda done, total, what: progress(done, total, f"{pick.name} again, {what}"),
+        clock.deadline(1.0),
+        seed=1,
+    )
+    if pick.name in outcome.failures:
+        raise DeviceError(f"{pick.name} failed when measured again: {outcome.failures[pick.name]}")
+    if pick.name not in outcome.rounds:
+        task.warnings.append(f"{pick.name} was not measured again: --time-limit had ended")
+        return pick
+    fresh = timed(pick, outcome)
+    assert fresh.rounds
+    if base is None:
+        return fresh
+    other = outcome.rounds.get(base.name, fresh.rounds)
+    return replace(fresh, versus_baseline=statistics.compare(other, fresh.rounds))
+
+
+def _no_longer_pays(trial: Trial, base: Trial | None, goal: Objective) -> str | None:
+    """An inexact candidate that is not faster beyond noise has no point where speed is the aim."""
+    versus = trial.versus_baseline
+    if goal not in decide.TIMED or trial.recipe == EXACT or base is None or versus is None:
+        return None
+    if versus.verdict == "faster":
+        return None
+    return f"{versus.verdict} against {base.name}, and less exact"

@@ -1,0 +1,178 @@
+"""How good candidates are: accuracy and fidelity over the samples, by what will ship."""
+
+from pathlib import Path
+
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
+
+from onmetal import cache as caches
+from onmetal.cache import Cache
+from onmetal.calibration import accuracy, fidelity
+from onmetal.calibration.metrics import Scorer
+from onmetal.converters import convert
+from onmetal.errors import DeviceError, OnmetalError, UnsupportedError
+from onmetal.profilers import measure
+from onmetal.progress import Progress
+from onmetal.records import Accuracy, Model, Trial, plain
+from onmetal.targets import EXACT, Recipe
+from onmetal.task import Clock, Task
+from onmetal.trials import out_of_time, usable
+
+
+class Judged(Struct, frozen=True):
+    """Outputs of one candidate over the samples, memory-mapped, and how they score."""
+
+    outputs: dict[str, np.ndarray]
+    scorer: Scorer | None
+
+
+def judge_all(
+    task: Task, trials: list[Trial], cache: Cache, clock: Clock, progress: Progress
+) -> tuple[list[Trial], str]:
+    """Accuracy and fidelity of every candidate, by the artifact and runtime that ship.
+
+    -> the trials, and the stem of the reference: the most accurate float model (without labels,
+    the first). Each candidate's fidelity is to its own original, its drop to the reference.
+    """
+    found: dict[str, Judged] = {}
+    for number, trial in enumerate(trials):
+        if not usable(trial):
+            continue
+        progress(number, len(trials), trial.name)
+        try:
+            found[trial.name] = _judge(task, trial, cache, clock, progress, bool(found))
+        except DeviceError as error:
+            if clock.left_s(0.6) <= 0:
+                trials[number] = out_of_time(trial, "judged")
+            else:
+                trials[number] = replace(
+                    trial, status="failed", reason=str(error), failure="device"
+                )
+        except UnsupportedError as error:
+            trials[number] = replace(
+                trial, status="failed", reason=str(error), failure="conversion"
+            )
+    originals = {
+        entry.stem: _original(task, entry, trials, found, cache, clock, progress)
+        for entry in task.models
+    }
+    reference = _reference(task, originals)
+    base = originals[reference]
+    return [
+        _judged(trial, found.get(trial.name), originals[trial.model], base) for trial in trials
+    ], reference
+
+
+def _judge(
+    task: Task, trial: Trial, cache: Cache, clock: Clock, progress: Progress, late: bool
+) -> Judged:
+    """Run the samples through the candidate, or find that in the cache."""
+    candidate = trial.candidate
+    assert candidate
+    limit_s = clock.left_s(0.6)
+    if limit_s <= 0 and late:
+        raise DeviceError("no time left")
+    data = task.data[str(candidate.model.path)]
+
+    def build(folder: Path) -> None:
+        with task.host.worker() as worker:
+            worker.call(
+                "open", timeout_s=3600, runtime=candidate.runtime, **measure.arguments(candidate)
+            )
+            worker.call(
+                "outputs",
+                timeout_s=max(1.0, limit_s),
+                progress=lambda done, count: progress(
+                    done, count, f"{trial.name}: sample {done} of {count}"
+                ),
+                samples=plain(data),
+                model=plain(candidate.model),
+                count=data.count,
+                folder=str(folder),
+            )
+
+    digest = caches.key(
+        artifact=candidate.sha256,
+        runtime=candidate.runtime,
+        version=candidate.runtime_version,
+        options=candidate.options,
+        inputs=plain(candidate.model.inputs),
+        samples=data.digest,
+        count=data.count,
+        cpu=[task.facts.cpu, task.facts.flags],
+        code=1,
+    )
+    folder = cache.get("outputs", digest, build)
+    outputs = {
+        tensor.name: np.load(folder / f"{number}.npy", mmap_mode="r", allow_pickle=False)
+        for number, tensor in enumerate(candidate.model.outputs)
+    }
+    if task.metric is None:
+        return Judged(outputs, None)
+    name = task.output if task.output in outputs else candidate.model.outputs[0].name
+    assert name
+    return Judged(outputs, Scorer(task.metric, outputs, name, data.label_array()))
+
+
+def _original(
+    task: Task,
+    entry: Model,
+    trials: list[Trial],
+    found: dict[str, Judged],
+    cache: Cache,
+    clock: Clock,
+    progress: Progress,
+) -> Judged | None:
+    """What the original model gives: by ONNX Runtime in f32, as ONNX is defined by; where that
+    fails, by the first exact candidate that runs."""
+    exact = [t for t in trials if t.model == entry.stem and t.recipe == EXACT and t.name in found]
+    if ours := next((t for t in exact if t.runtime == "onnxruntime"), None):
+        return found[ours.name]
+    name = f"{entry.stem} by onnxruntime"
+    recipe = Recipe(EXACT, ("onnxruntime",), "f32")
+    trial = Trial(name, EXACT, "onnxruntime", entry.stem)
+    try:
+        trial = replace(
+            trial,
+            candidate=convert(
+                name, entry, recipe, "onnxruntime", task.target, task.threads, task.host, cache
+            ),
+        )
+        return _judge(task, trial, cache, clock, progress, bool(found))
+    except OnmetalError:
+        return found[exact[0].name] if exact else None
+
+
+def _reference(task: Task, originals: dict[str, Judged | None]) -> str:
+    """The stem of the most accurate float model; without labels the first."""
+    scored = {
+        stem: judged.scorer(None) for stem, judged in originals.items() if judged and judged.scorer
+    }
+    if not scored or task.metric is None:
+        return task.models[0].stem
+    pick = max if task.metric.higher_is_better else min
+    return pick(scored, key=lambda stem: scored[stem])
+
+
+def _judged(
+    trial: Trial, judged: Judged | None, original: Judged | None, base: Judged | None
+) -> Trial:
+    if judged is None:
+        return trial
+    found: Accuracy | None = None
+    if judged.scorer:
+        found = accuracy.judge(judged.scorer, base.scorer if base else None)
+    sqnr = {}
+    if original:
+        sqnr = {
+            name: fidelity.sqnr_db(original.outputs[name], output)
+            for name, output in judged.outputs.items()
+        }
+    warnings = list(trial.warnings)
+    if trial.recipe == EXACT and sqnr and min(sqnr.values()) < 60:
+        warnings.append(
+            f"{trial.runtime} does not compute this model as ONNX Runtime does: "
+            f"{min(sqnr.values()):.0f} dB where over 60 dB is usual for fp32"
+        )
+    return replace(trial, accuracy=found, sqnr_db=sqnr, warnings=tuple(warnings))

@@ -1,0 +1,248 @@
+"""What is asked, settled and checked before anything long begins."""
+
+import time
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from msgspec import Struct
+
+from onmetal import model, profilers, targets
+from onmetal.budget import Asked, Share
+from onmetal.cache import Cache
+from onmetal.calibration import metrics, samples
+from onmetal.calibration.metrics import Metric
+from onmetal.calibration.samples import Samples
+from onmetal.converters import check_options
+from onmetal.decide import Objective
+from onmetal.errors import DeviceError, UsageError
+from onmetal.profilers.local import Local
+from onmetal.records import DeviceFacts, Model
+from onmetal.targets import Target
+
+RANDOM_SAMPLES = 8
+FEW_SAMPLES = 100
+
+
+class Request(Struct, frozen=True):
+    """Everything that was asked for on the command line."""
+
+    models: tuple[Path, ...]
+    target: str
+    data: str | None = None
+    calibration_data: str | None = None
+    metric: str | None = None
+    output: str | None = None
+    device: str | None = None
+    budget: Asked = Asked()
+    budget_given: tuple[str, ...] = ()
+    """The budget options that the user gave, as against the default ones."""
+    minimize: Objective = "latency"
+    recipes: tuple[str, ...] | None = None
+    batch: int | None = None
+    threads: int | None = None
+    input_shapes: tuple[str, ...] = ()
+    out: Path | None = None
+    force: bool = False
+    time_limit_s: float | None = None
+    mode: Literal["quick", "default", "thorough"] = "default"
+    dry_run: bool = False
+
+
+class Clock:
+    """The time limit, shared out: judging may take 60 % of it, measuring goes on until 85 %."""
+
+    def __init__(self, limit_s: float | None) -> None:
+        self.began, self.limit_s = time.monotonic(), limit_s
+
+    def deadline(self, share: float) -> float | None:
+        return None if self.limit_s is None else self.began + share * self.limit_s
+
+    def left_s(self, share: float) -> float:
+        end = self.deadline(share)
+        return 86400.0 if end is None else end - time.monotonic()
+
+
+class Task(Struct, frozen=True):
+    """What is judged, on what: settled before anything long begins."""
+
+    request: Request
+    target: Target
+    device: Local | None
+    """None: nothing is timed; accuracy is judged on the host all the same."""
+    host: Local
+    facts: DeviceFacts
+    models: list[Model]
+    threads: int
+    data: dict[str, Samples]
+    """Model path -> the samples that it is judged and timed with."""
+    labelled: bool
+    metric: Metric | None
+    output: str | None
+    calibration_samples: int
+    warnings: list[str]
+
+
+def prepare(request: Request, cache: Cache) -> Task:
+    """Read and check everything that the user gave."""
+    target = targets.load(request.target)
+    check_options(target)
+    host = Local(cache)
+    facts = host.facts()
+    device = _connect(request, target, cache)
+    _check_budget(request, device)
+    shapes = model.parse_shapes(list(request.input_shapes))
+    models = [model.read(path, shapes, request.batch, cache, host) for path in request.models]
+    _check_same_task(models)
+    threads = request.threads or target.threads or facts.cores
+    if threads > (facts.cores if device is None else device.facts().cores) * 4:
+        raise UsageError(f"--threads {threads}: this machine has {facts.cores} cores")
+    data, labelled, calibration_samples, warnings = _load_data(request, models, cache)
+    output, metric = None, None
+    if labelled:
+        output, metric = _metric(request, models[0], data[str(models[0].path)])
+    elif request.metric or request.output:
+        raise UsageError("--metric and --output judge labelled data: give it with --data")
+    warnings += [note for entry in models for note in entry.notes]
+    warnings += _few(request, labelled, data[str(models[0].path)].count, metric)
+    return Task(
+        request,
+        target,
+        device,
+        host,
+        facts,
+        models,
+        threads,
+        data,
+        labelled,
+        metric,
+        output,
+        calibration_samples,
+        warnings,
+    )
+
+
+def _connect(request: Request, target: Target, cache: Cache) -> Local | None:
+    if request.device == "none":
+        return None
+    if request.device is None and target.device.required:
+        raise DeviceError(
+            f"the target {target.name} needs a device: name it with --device, or use --no-device "
+            "to choose by size alone, unmeasured"
+        )
+    return profilers.connect(target, request.device or target.device.transport, cache)
+
+
+def _check_budget(request: Request, device: Local | None) -> None:
+    """Refuse what cannot be measured, before hours are spent."""
+    wanted = []
+    if request.budget.max_latency_ms is not None or request.minimize in ("latency", "throughput"):
+        wanted.append(("latency", request.budget.max_latency_ms is not None))
+    if request.budget.max_memory_bytes is not None or request.minimize == "memory":
+        wanted.append(("memory", True))
+    if device is None and any(limit for _, limit in wanted):
+        raise DeviceError(
+            "a budget of latency or memory cannot be met without a device: leave --no-device out"
+        )
+    if request.budget.max_energy_mj is not None or request.minimize == "energy":
+        raise DeviceError(
+            "energy cannot be measured here: onmetal has no power meter for this device; "
+            "leave --max-energy or --minimize energy out"
+        )
+    if request.data is None:
+        for option in ("--max-accuracy-drop", "--min-accuracy"):
+            if option in request.budget_given and request.budget != Asked(max_accuracy_drop=None):
+                raise UsageError(f"{option} needs labelled data: give it with --data")
+        if request.minimize == "accuracy-drop":
+            raise UsageError("--minimize accuracy-drop needs labelled data: give it with --data")
+
+
+def _check_same_task(models: list[Model]) -> None:
+    stems = [entry.stem for entry in models]
+    if double := sorted({stem for stem in stems if stems.count(stem) > 1}):
+        raise UsageError(f"two models are named {double[0]!r}: rename one file")
+    first = models[0]
+    for other in models[1:]:
+        for kind, mine, theirs in (
+            ("inputs", first.inputs, other.inputs),
+            ("outputs", first.outputs, other.outputs),
+        ):
+            names = sorted(t.name for t in mine), sorted(t.name for t in theirs)
+            single = len(mine) == len(theirs) == 1
+            if names[0] != names[1] and not single:
+                raise UsageError(
+                    f"{other.path} and {first.path} do not compete: their {kind} differ "
+                    f"({', '.join(names[1])} against {', '.join(names[0])})"
+                )
+
+
+def _load_data(
+    request: Request, models: list[Model], cache: Cache
+) -> tuple[dict[str, Samples], bool, int, list[str]]:
+    """-> samples by model, whether they have labels, how many calibrate, warnings."""
+    data: dict[str, Samples] = {}
+    warnings: list[str] = []
+    calibration_samples = 0
+    for entry in models:
+        calibration = None
+        if request.calibration_data:
+            calibration = samples.load(
+                request.calibration_data, entry, cache, option="--calibration-data", labelled=False
+            )
+            calibration_samples = calibration.count
+        if request.data:
+            found = samples.load(request.data, entry, cache, option="--data", labelled=True)
+        elif calibration:
+            found = calibration
+        else:
+            found = samples.random(entry, cache, RANDOM_SAMPLES)
+        data[str(entry.path)] = found
+        if entry is not models[0]:
+            continue
+        warnings += found.warnings
+        if request.data and calibration:
+            warnings += calibration.warnings
+            warnings += _shared(found, calibration, entry, cache)
+    if not request.data:
+        what = "the calibration data" if request.calibration_data else "random inputs"
+        warnings.append(
+            f"no labelled data: no task metric was measured; outputs on {what} are compared "
+            "with the original model's"
+        )
+    return data, request.data is not None, calibration_samples, warnings
+
+
+def _shared(found: Samples, calibration: Samples, entry: Model, cache: Cache) -> list[str]:
+    both = np.intersect1d(
+        samples.hashes(found, entry, cache), samples.hashes(calibration, entry, cache)
+    )
+    if not len(both):
+        return []
+    return [
+        f"{len(both)} samples are in --calibration-data and in --data too: the accuracy of "
+        "calibrated candidates will look better than it is"
+    ]
+
+
+def _metric(request: Request, entry: Model, data: Samples) -> tuple[str, Metric]:
+    names = [tensor.name for tensor in entry.outputs]
+    output = request.output or names[0]
+    if output not in names:
+        raise UsageError(f"--output {output}: no such output; the model has: {', '.join(names)}")
+    tensor = entry.output(output)
+    shape = entry.sample_shape(tensor)
+    return output, metrics.choose(request.metric, tensor, shape, data.label_array())
+
+
+def _few(request: Request, labelled: bool, count: int, metric: Metric | None) -> list[str]:
+    drop = request.budget.max_accuracy_drop
+    if not labelled or metric is None:
+        return []
+    if metric.proportion and isinstance(drop, Share) and 0 < drop.value < 1 / count:
+        return [
+            f"{count} samples cannot show a drop of {drop.value:.2%}: a single one is worth "
+            f"{1 / count:.2%}; give more data"
+        ]
+    if count < FEW_SAMPLES:
+        return [f"{count} samples are few: the interval of the accuracy will be wide"]
+    return []

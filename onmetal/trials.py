@@ -1,0 +1,147 @@
+"""Candidates become trials: converted, examined and timed. A failure is a result, not an end."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from onmetal.cache import Cache
+from onmetal.converters import convert
+from onmetal.errors import OnmetalError, UnsupportedError
+from onmetal.plan import Planned
+from onmetal.profilers import measure, statistics
+from onmetal.profilers.local import Local
+from onmetal.profilers.measure import MODES
+from onmetal.progress import Progress
+from onmetal.records import Candidate, Trial
+from onmetal.targets import EXACT
+from onmetal.task import Clock, Task
+
+COMPUTED = 0.05
+"""A half-precision candidate must spend at least this share of its time in that precision."""
+
+Feeds = Callable[[Candidate], Path]
+"""The .npz of inputs that a candidate is timed with."""
+
+
+def convert_all(
+    task: Task, planned: list[Planned], cache: Cache, clock: Clock, progress: Progress
+) -> list[Trial]:
+    """One trial for everything planned; what cannot be converted carries the reason."""
+    trials = []
+    for number, entry in enumerate(planned):
+        trial = Trial(entry.name, entry.recipe.name, entry.runtime, entry.model.stem)
+        progress(number, len(planned), entry.name)
+        if entry.skipped:
+            trial = replace(trial, status="skipped", reason=entry.skipped)
+        elif clock.left_s(0.6) <= 0 and number:
+            trial = out_of_time(trial, "converted")
+        else:
+            trial = _convert(task, entry, trial, cache)
+        trials.append(trial)
+    return trials
+
+
+def _convert(task: Task, entry: Planned, trial: Trial, cache: Cache) -> Trial:
+    try:
+        candidate = convert(
+            entry.name,
+            entry.model,
+            entry.recipe,
+            entry.runtime,
+            task.target,
+            task.threads,
+            task.host,
+            cache,
+        )
+    except UnsupportedError as error:
+        return replace(trial, status="failed", reason=str(error), failure="conversion")
+    return replace(trial, candidate=candidate)
+
+
+def out_of_time(trial: Trial, what: str) -> Trial:
+    return replace(trial, status="skipped", reason=f"--time-limit ended before it was {what}")
+
+
+def usable(trial: Trial) -> bool:
+    return trial.candidate is not None and trial.failure is None and trial.status != "skipped"
+
+
+def examine_all(
+    task: Task,
+    device: Local,
+    trials: list[Trial],
+    feeds: Feeds,
+    clock: Clock,
+    progress: Progress,
+) -> list[Trial]:
+    """What really ran by the runtime's own profile, and the peak memory."""
+    runs = MODES[task.request.mode].memory_runs
+    done = []
+    for number, trial in enumerate(trials):
+        if not usable(trial) or (clock.left_s(0.6) <= 0 and number):
+            done.append(trial)
+            continue
+        progress(number, len(trials), trial.name)
+        done.append(_examine(task, device, trial, feeds, runs))
+    return done
+
+
+def _examine(task: Task, device: Local, trial: Trial, feeds: Feeds, runs: int) -> Trial:
+    candidate = trial.candidate
+    assert candidate
+    missing = dict(trial.missing)
+    missing["energy_mj"] = "no meter: onmetal has none for this device"
+    ran_on, memory = None, None
+    try:
+        ran_on = measure.profile(device, candidate, feeds(candidate))
+    except OnmetalError as error:
+        missing["ran_on"] = str(error)
+    try:
+        memory = measure.peak_memory(device, candidate, feeds(candidate), runs)
+    except OnmetalError as error:
+        missing["peak_memory_bytes"] = str(error)
+    trial = replace(trial, ran_on=ran_on, peak_memory_bytes=memory, missing=missing)
+    compute = task.target.recipe(trial.recipe).compute
+    if ran_on and trial.recipe != EXACT and ran_on["precision"].get(compute, 0.0) < COMPUTED:
+        ran = ", ".join(f"{kind} {share:.0%}" for kind, share in ran_on["precision"].items())
+        return replace(
+            trial,
+            status="failed",
+            failure="conversion",
+            reason=f"{trial.runtime} did not compute it in {compute} but in {ran}",
+        )
+    return trial
+
+
+def measure_all(
+    task: Task,
+    device: Local,
+    trials: list[Trial],
+    feeds: Feeds,
+    clock: Clock,
+    progress: Progress,
+) -> list[Trial]:
+    running = [trial.candidate for trial in trials if usable(trial) and trial.candidate]
+    schedule = MODES[task.request.mode]
+    outcome = measure.measure(device, running, feeds, schedule, progress, clock.deadline(0.85))
+    if outcome.cut_short:
+        task.warnings.append("--time-limit cut the measuring short: its intervals are wider for it")
+    return [timed(trial, outcome) if usable(trial) else trial for trial in trials]
+
+
+def timed(trial: Trial, outcome: measure.Outcome) -> Trial:
+    if why := outcome.failures.get(trial.name):
+        return replace(trial, status="failed", reason=why, failure="device")
+    rounds = outcome.rounds.get(trial.name)
+    assert trial.candidate
+    if rounds is None or not rounds.samples_ns:
+        why = "--time-limit ended before it was measured"
+        return replace(trial, missing={**trial.missing, "latency_ms": why})
+    return replace(
+        trial,
+        rounds=rounds,
+        latency_ms=statistics.latency(rounds),
+        throughput_per_s=statistics.throughput(rounds, trial.candidate.model.batch),
+        load_ms=measure.load_figure(rounds),
+    )

@@ -1,0 +1,77 @@
+"""Vectors: inputs to time with, and the golden inputs and outputs of a bundle."""
+
+import io
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from onmetal.profilers import measure
+from onmetal.records import Candidate
+from onmetal.task import Task
+from onmetal.trials import Feeds
+
+FEEDS = 8
+"""Samples that inferences are timed with, one a round, so that no single one decides."""
+GOLDEN_BYTES = 8_000_000
+"""Golden vectors are at most this large together, but at least one."""
+
+
+def write_feeds(task: Task, scratch: Path) -> Feeds:
+    """The inputs to time and to make golden vectors with: samples spread over the data."""
+    places: dict[str, Path] = {}
+    for entry in task.models:
+        data = task.data[str(entry.path)]
+        count = max(1, min(FEEDS, data.count // entry.batch))
+        arrays = {}
+        for number in range(count):
+            start = number * data.count // count
+            indices = [min(start + place, data.count - 1) for place in range(entry.batch)]
+            for name, array in data.feed(entry, indices).items():
+                arrays[f"{number}/{name}"] = array
+        places[str(entry.path)] = scratch / f"feeds-{len(places)}.npz"
+        write_npz(places[str(entry.path)], arrays)
+    return lambda candidate: places[str(candidate.model.path)]
+
+
+def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """As np.savez_compressed, but with a fixed date, so that equal arrays are equal bytes."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.lib.format.write_array(content, np.asarray(array, order="C"), allow_pickle=False)
+            entry = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(entry, content.getvalue())
+
+
+def write_golden(task: Task, candidate: Candidate, path: Path, scratch: Path) -> int:
+    """Inputs and what the artifact gives for them, by the runtime that ships. -> how many."""
+    data, entry = task.data[str(candidate.model.path)], candidate.model
+    one = data.feed(entry, [min(i, data.count - 1) for i in range(entry.batch)])
+    size = sum(array.nbytes for array in one.values())
+    count = max(1, min(4, data.count // entry.batch, GOLDEN_BYTES // max(1, size)))
+    arrays, inputs = {}, {}
+    for number in range(count):
+        start = number * data.count // count
+        indices = [min(start + place, data.count - 1) for place in range(entry.batch)]
+        for name, array in data.feed(entry, indices).items():
+            inputs[f"{number}/{name}"] = array
+            arrays[f"input/{name}/{number}"] = array
+    write_npz(scratch / "golden-inputs.npz", inputs)
+    folder = scratch / "golden-outputs"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    with task.host.worker() as worker:
+        worker.call(
+            "open", timeout_s=3600, runtime=candidate.runtime, **measure.arguments(candidate)
+        )
+        worker.call(
+            "run", timeout_s=3600, path=str(scratch / "golden-inputs.npz"), folder=str(folder)
+        )
+    for number in range(count):
+        for place, tensor in enumerate(entry.outputs):
+            arrays[f"output/{tensor.name}/{number}"] = np.load(folder / f"{number}-{place}.npy")
+    write_npz(path, arrays)
+    return count
