@@ -1,0 +1,86 @@
+"""What tests share: the example model, a cache of their own, the command as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DIGITS = ROOT / "examples" / "digits"
+
+
+class Ran(NamedTuple):
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.out)
+        return found
+
+
+@pytest.fixture(scope="session")
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for all tests that do not ask for an empty one."""
+    return tmp_path_factory.mktemp("onmetal-home")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test may read or write the user's own cache."""
+    monkeypatch.setenv("ONMETAL_HOME", str(shared_home))
+    monkeypatch.delenv("ONMETAL_CACHE_LIMIT", raising=False)
+
+
+def deploy(*words: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> Ran:
+    """`deploy WORDS` in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "onmetal.cli", *map(str, words)],
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=600,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def bundle(shared_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the example, made once. Copy it before changing anything in it."""
+    out = tmp_path_factory.mktemp("bundle") / "digits"
+    ran = deploy(
+        DIGITS / "digits_cnn.onnx",
+        "--target",
+        "x86-64",
+        "--data",
+        DIGITS / "digits.npz",
+        "--quick",
+        "--json",
+        "--out",
+        out,
+        env={"ONMETAL_HOME": str(shared_home)},
+    )
+    assert ran.code == 0, ran.err
+    (out.parent / "digits.json").write_text(ran.out)
+    return out
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """With ONMETAL_REQUIRE_ALL=1 a skipped test is a failure: nothing goes unseen where it counts."""
+    outcome: Any = yield
+    report = outcome.get_result()
+    if report.skipped and os.environ.get("ONMETAL_REQUIRE_ALL") == "1":
+        report.outcome = "failed"
+        report.longrepr = f"skipped, where ONMETAL_REQUIRE_ALL=1: {report.longrepr}"
