@@ -12,6 +12,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,9 @@ def check_out(out: Path, force: bool) -> None:
                 raise UsageError(
                     f"--out {out}: holds something that is no bundle; --force replaces bundles only"
                 )
+    ancestor = next(folder for folder in out.absolute().parents if folder.exists())
     try:
-        with _partial(out):
+        with tempfile.TemporaryDirectory(dir=ancestor, prefix=f".{out.name}."):
             pass
     except OSError as error:
         raise UsageError(f"--out {out}: cannot write there ({error.strerror})") from None

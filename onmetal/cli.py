@@ -151,7 +151,7 @@ def _run_deploy(words: Sequence[str]) -> int:
         mode="quick" if asked.quick else "thorough" if asked.thorough else "default",
         dry_run=asked.dry_run,
     )
-    progress = Progress(steps=6 if request.device == "none" else 8)
+    progress = Progress(steps=5 if request.device == "none" else 7)
     document = pipeline.deploy(request, progress)
     progress.clear()
     for warning in document["data"]["warnings"]:
@@ -302,6 +302,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words and words[0] in COMMANDS:
             return COMMANDS[words[0]](words[1:])
+        if words and words[0].isalpha() and not Path(words[0]).exists():
+            raise UsageError(
+                f"{words[0]}: neither a command nor a file; the commands: {', '.join(COMMANDS)}"
+            )
         return _run_deploy(words)
     except OnmetalError as error:
         return _fail(error, as_json)

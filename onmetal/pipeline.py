@@ -30,7 +30,8 @@ def deploy(request: Request, progress: Progress) -> dict[str, Any]:
     candidates were judged.
     """
     out = request.out or Path(f"{request.models[0].stem}-{Path(request.target).stem}")
-    bundle.check_out(out, request.force)
+    if not request.dry_run:
+        bundle.check_out(out, request.force)
     clock = Clock(request.time_limit_s)
     with Cache() as cache, cache.scratch() as scratch:
         progress.step("reading the model and the data")
@@ -87,7 +88,7 @@ def _document(
             "evaluation_samples": task.data[str(task.models[0].path)].count if task.labelled else 0,
             "warnings": task.warnings,
         },
-        "device": report.device_document(task.facts) if task.device else None,
+        "device": report.device_document(task.facts if task.device else None),
         "budget": plain(budget),
         "minimize": request.minimize,
         "batch": task.models[0].batch,

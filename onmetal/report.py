@@ -48,7 +48,11 @@ def model_document(model: Model) -> dict[str, Any]:
     }
 
 
-def device_document(facts: DeviceFacts) -> dict[str, Any]:
+def device_document(facts: DeviceFacts | None) -> dict[str, Any]:
+    """None: there was no device."""
+    if facts is None:
+        unknown = dict.fromkeys(("cpu", "arch", "os", "cores", "memory_bytes"))
+        return {"address": "none", **unknown, "emulated": False}
     found: dict[str, Any] = plain(facts)
     return found
 
@@ -156,7 +160,7 @@ def readme(document: dict[str, Any], chosen: Trial, tolerance: float) -> str:
         for tensor in candidate.model.inputs
     ]
     lines += ["", "## What was measured", ""]
-    if device:
+    if device["cpu"]:
         lines += [f"On {device['cpu']}, {document['threads']} threads, batch {document['batch']}."]
     if accuracy:
         lines += [f"{accuracy.metric} {accuracy.value:.4f} on {accuracy.samples} samples."]

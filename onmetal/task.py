@@ -135,26 +135,31 @@ def _connect(request: Request, target: Target, cache: Cache) -> Local | None:
 
 def _check_budget(request: Request, device: Local | None) -> None:
     """Refuse what cannot be measured, before hours are spent."""
-    wanted = []
-    if request.budget.max_latency_ms is not None or request.minimize in ("latency", "throughput"):
-        wanted.append(("latency", request.budget.max_latency_ms is not None))
-    if request.budget.max_memory_bytes is not None or request.minimize == "memory":
-        wanted.append(("memory", True))
-    if device is None and any(limit for _, limit in wanted):
-        raise DeviceError(
-            "a budget of latency or memory cannot be met without a device: leave --no-device out"
-        )
-    if request.budget.max_energy_mj is not None or request.minimize == "energy":
+    budget = request.budget
+    if budget.max_energy_mj is not None or request.minimize == "energy":
         raise DeviceError(
             "energy cannot be measured here: onmetal has no power meter for this device; "
             "leave --max-energy or --minimize energy out"
         )
-    if request.data is None:
-        for option in ("--max-accuracy-drop", "--min-accuracy"):
-            if option in request.budget_given and request.budget != Asked(max_accuracy_drop=None):
-                raise UsageError(f"{option} needs labelled data: give it with --data")
-        if request.minimize == "accuracy-drop":
-            raise UsageError("--minimize accuracy-drop needs labelled data: give it with --data")
+    if device is None and (budget.max_latency_ms or budget.max_memory_bytes):
+        raise DeviceError(
+            "--max-latency and --max-memory need a device to be measured on: leave --no-device out"
+        )
+    if request.data is not None:
+        return
+    for option, value in (
+        ("--max-accuracy-drop", budget.max_accuracy_drop),
+        ("--min-accuracy", budget.min_accuracy),
+    ):
+        if option in request.budget_given and value is not None:
+            raise UsageError(f"{option} needs labelled data: give it with --data")
+    if request.minimize == "accuracy-drop":
+        raise UsageError("--minimize accuracy-drop needs labelled data: give it with --data")
+    if len(request.models) > 1 and budget.max_accuracy_drop is not None:
+        raise UsageError(
+            "several models compete in accuracy too: give labelled data with --data, "
+            "or switch the accuracy budget off with --max-accuracy-drop none"
+        )
 
 
 def _check_same_task(models: list[Model]) -> None:

@@ -103,7 +103,12 @@ def _examine(task: Task, device: Local, trial: Trial, feeds: Feeds, runs: int) -
         missing["peak_memory_bytes"] = str(error)
     trial = replace(trial, ran_on=ran_on, peak_memory_bytes=memory, missing=missing)
     compute = task.target.recipe(trial.recipe).compute
-    if ran_on and trial.recipe != EXACT and ran_on["precision"].get(compute, 0.0) < COMPUTED:
+    if trial.recipe == EXACT:
+        return trial
+    if ran_on is None:
+        reason = f"whether it computes in {compute} could not be seen: {missing['ran_on']}"
+        return replace(trial, status="failed", failure="device", reason=reason)
+    if ran_on["precision"].get(compute, 0.0) < COMPUTED:
         ran = ", ".join(f"{kind} {share:.0%}" for kind, share in ran_on["precision"].items())
         return replace(
             trial,
