@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -107,11 +107,15 @@ class Worker:
     What it or a runtime prints goes to a log of its own, quoted where the process dies.
     """
 
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        environment: dict[str, str],
+        program: Sequence[str] = ("-m", "onmetal.profilers.worker"),
+    ) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the worker
         # A session of its own: ^C at the terminal is for the parent, which ends its workers.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "onmetal.profilers.worker"],
+            [sys.executable, "-P", *program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

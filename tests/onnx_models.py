@@ -8,6 +8,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from onmetal import model as model_file
+from onmetal.cache import Cache
+from onmetal.profilers.local import Local
+from onmetal.records import Model
+
 F32 = TensorProto.FLOAT
 Shape = Sequence[int | str | None] | None
 
@@ -43,9 +48,7 @@ def build(
 ) -> Any:
     graph = helper.make_graph(list(nodes), "small", list(inputs), list(outputs), list(tensors))
     opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(d, 1) for d in domains)]
-    return helper.make_model(
-        graph, opset_imports=opsets, ir_version=ir, functions=list(functions)
-    )
+    return helper.make_model(graph, opset_imports=opsets, ir_version=ir, functions=list(functions))
 
 
 def save(model: Any, path: Path) -> Path:
@@ -55,8 +58,8 @@ def save(model: Any, path: Path) -> Path:
 
 def relu(shape: Shape, kind: int = F32, **keywords: Any) -> Any:
     """`x` in, `y` out, of the same shape."""
-    return build([node("Relu", "x", "y")], [value("x", shape, kind)], [value("y", shape, kind)],
-                 **keywords)  # fmt: skip
+    inputs, outputs = [value("x", shape, kind)], [value("y", shape, kind)]
+    return build([node("Relu", "x", "y")], inputs, outputs, **keywords)
 
 
 def add(left: Shape, right: Shape, out: Shape, kind: int = F32) -> Any:
@@ -100,3 +103,10 @@ def relocate(path: Path, location: str) -> None:
             if entry.key == "location":
                 entry.value = location
     save(model, path)
+
+
+def read(model: Any, folder: Path, *, batch: int | None = None, **shapes: tuple[int, ...]) -> Model:
+    """What `deploy` would read of a model, or of the file that `model` is the path of."""
+    path = model if isinstance(model, Path) else save(model, folder / "model.onnx")
+    with Cache() as cache:
+        return model_file.read(path, shapes, batch, cache, Local(cache))
