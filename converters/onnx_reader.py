@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 from google.protobuf.message import DecodeError
 
 from onmetal import cache as caches
@@ -34,7 +35,8 @@ def examine(
     digest = caches.sha256(source, *external)
     size = sum(file.stat().st_size for file in (source, *external))
     if external:
-        onnx.load_external_data_for_model(model, str(source.parent))
+        onnx.load_external_data_for_model(model, str(source.resolve().parent))
+    _check_sizes(model, source)
     changed, size_of_batch, notes = _fix_axes(model, shapes, batch)
     inferred = _infer(model)
     prepared = Path(folder) / "model.onnx"
@@ -154,23 +156,48 @@ def _external_files(model: onnx.ModelProto, source: Path) -> list[Path]:
     return list(found)
 
 
-def _check_operators(model: onnx.ModelProto, source: Path) -> None:
-    versions = {entry.domain: entry.version for entry in model.opset_import}
-    own = {(function.domain, function.name) for function in model.functions}
-    newest = onnx.defs.onnx_opset_version()
-    for node in _nodes(model.graph):
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        if domain in ORT_DOMAINS or (node.domain, node.op_type) in own:
-            continue
-        version = versions.get(node.domain, versions.get(domain, versions.get("ai.onnx", 0)))
-        known = onnx.defs.has(node.op_type, min(version or newest, newest), domain)
-        if not known:
-            where = f"node {node.name!r}" if node.name else f"the node that makes {node.output[:1]}"
-            raise UnsupportedError(
-                f"{source}: unknown operator {node.op_type!r} (domain {domain or 'ai.onnx'}, "
-                f"opset {version}) at {where}; custom operators cannot be deployed: "
-                "export the model with standard ones"
+def _check_sizes(model: onnx.ModelProto, source: Path) -> None:
+    """Every tensor holds as much data as its shape says: runtimes find that out late, or never."""
+    for tensor in _tensors(model):
+        try:
+            dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        except KeyError:
+            raise UsageError(f"{source}: {tensor.name!r} has no element type: damaged") from None
+        bits = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}.get(dtype.name)
+        wanted = -(-math.prod(tensor.dims) * (bits or dtype.itemsize * 8) // 8)
+        if tensor.HasField("raw_data") and len(tensor.raw_data) != wanted:
+            raise UsageError(
+                f"{source}: the tensor {tensor.name!r} of shape {list(tensor.dims)} holds "
+                f"{len(tensor.raw_data)} bytes instead of {wanted}: the file is cut off or damaged"
             )
+
+
+def _check_operators(model: onnx.ModelProto, source: Path) -> None:
+    own = {(function.domain, function.name) for function in model.functions}
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    for node in _nodes(model.graph):
+        _check_operator(node, versions, own, source)
+    for function in model.functions:
+        inside = versions | {entry.domain: entry.version for entry in function.opset_import}
+        for node in function.node:
+            _check_operator(node, inside, own, source)
+
+
+def _check_operator(
+    node: onnx.NodeProto, versions: dict[str, int], own: set[tuple[str, str]], source: Path
+) -> None:
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    if domain in ORT_DOMAINS or (node.domain, node.op_type) in own:
+        return
+    newest = onnx.defs.onnx_opset_version()
+    version = versions.get(node.domain, versions.get(domain, versions.get("ai.onnx", 0)))
+    if not onnx.defs.has(node.op_type, min(version or newest, newest), domain):
+        where = f"node {node.name!r}" if node.name else f"the node that makes {node.output[:1]}"
+        raise UnsupportedError(
+            f"{source}: unknown operator {node.op_type!r} (domain {domain or 'ai.onnx'}, "
+            f"opset {version}) at {where}; custom operators cannot be deployed: "
+            "export the model with standard ones"
+        )
 
 
 def _fix_axes(
@@ -185,71 +212,105 @@ def _fix_axes(
     if unknown := sorted(set(shapes) - {value.name for value in values}):
         names = ", ".join(value.name for value in values)
         raise UsageError(f"--input-shape {unknown[0]}: no such input; the model has: {names}")
-    named: dict[str, int] = {}
-    size_of_batch: int | None = None
-    changed, notes = False, []
     for value in values:
-        if value.type.WhichOneof("value") != "tensor_type":
-            raise UnsupportedError(f"input {value.name!r} is no tensor; it cannot be fed")
-        if not value.type.tensor_type.HasField("shape"):
-            if value.name not in shapes:
-                raise UsageError(
-                    f"input {value.name!r} has no shape in the file; "
-                    f"give it by --input-shape {value.name}=…"
-                )
-            for _ in shapes[value.name]:
-                value.type.tensor_type.shape.dim.add()
-        axes = value.type.tensor_type.shape.dim
-        asked = shapes.get(value.name)
-        if asked and len(asked) != len(axes):
-            raise UsageError(
-                f"--input-shape {value.name}={','.join(map(str, asked))}: "
-                f"the input has {len(axes)} axes"
-            )
-        free = []
-        for place, axis in enumerate(axes):
-            fixed = axis.dim_value if axis.dim_value > 0 else None
-            given = asked[place] if asked else None
-            if fixed:
-                if given and given != fixed:
-                    raise UsageError(
-                        f"--input-shape {value.name}: axis {place} is fixed at {fixed} in the "
-                        f"model, {given} was asked for; export it with a free axis"
-                    )
-                continue
-            name = axis.dim_param
-            size = given or named.get(name)
-            if place == 0 and size is None:
-                size = batch or 1
-                if not batch:
-                    notes.append(f"the free batch axis of {value.name!r} was set to 1")
-            if size is None:
-                free.append(name or f"axis {place}")
-                continue
-            if name and named.setdefault(name, size) != size:
-                raise UsageError(
-                    f"input {value.name!r}: the axis {name!r} is {named[name]} in one input and "
-                    f"{size} in another; give matching --input-shape"
-                )
-            if place == 0:
-                if batch and size != batch:
-                    raise UsageError(
-                        f"--batch {batch} and --input-shape {value.name} do not agree: "
-                        f"its first axis is {size}"
-                    )
-                size_of_batch = size
-            axis.Clear()
-            axis.dim_value = size
-            changed = True
-        if free:
-            words = [str(axis.dim_value) if axis.dim_value > 0 else "…" for axis in axes]
-            raise UsageError(
-                f"input {value.name!r} has free axes ({', '.join(free)}); "
-                f"give its shape: --input-shape {value.name}={','.join(words)}"
-            )
+        _give_axes(value, shapes.get(value.name))
+    named = _named_sizes(values, shapes, batch)
+    notes: list[str] = []
+    batches = [_fix_input(value, shapes.get(value.name), named, batch, notes) for value in values]
+    changed = any(was_free for was_free, _ in batches)
     if changed:
         del model.graph.value_info[:]
-    return changed, size_of_batch, notes
+    return changed, next((size for _, size in batches if size), None), notes
+
+
+def _give_axes(value: onnx.ValueInfoProto, asked: list[int] | None) -> None:
+    """Check that the input has axes, as many as were asked for; make them where it has no shape."""
+    if value.type.WhichOneof("value") != "tensor_type":
+        raise UnsupportedError(f"input {value.name!r} is no tensor; it cannot be fed")
+    if not value.type.tensor_type.HasField("shape"):
+        if not asked:
+            raise UsageError(
+                f"input {value.name!r} has no shape in the file; "
+                f"give it by --input-shape {value.name}=…"
+            )
+        for _ in asked:
+            value.type.tensor_type.shape.dim.add()
+    rank = len(value.type.tensor_type.shape.dim)
+    if asked and len(asked) != rank:
+        raise UsageError(
+            f"--input-shape {value.name}={','.join(map(str, asked))}: the input has {rank} axes"
+        )
+
+
+def _named_sizes(
+    values: list[onnx.ValueInfoProto], shapes: dict[str, list[int]], batch: int | None
+) -> dict[str, int]:
+    """Sizes of axes that have a name, from what was asked for: one name is one size everywhere."""
+    named: dict[str, int] = {}
+    for value in values:
+        axes = value.type.tensor_type.shape.dim
+        for axis, size in zip(axes, shapes.get(value.name, []), strict=False):
+            if axis.dim_param and named.setdefault(axis.dim_param, size) != size:
+                raise UsageError(
+                    f"input {value.name!r}: the axis {axis.dim_param!r} is "
+                    f"{named[axis.dim_param]} in one input and {size} in another; "
+                    "give matching --input-shape"
+                )
+    return named
+
+
+def _fix_input(
+    value: onnx.ValueInfoProto,
+    asked: list[int] | None,
+    named: dict[str, int],
+    batch: int | None,
+    notes: list[str],
+) -> tuple[bool, int | None]:
+    """-> (whether an axis was free, the size of the first axis where that one was)"""
+    axes = value.type.tensor_type.shape.dim
+    free: list[str] = []
+    was_free, size_of_batch = False, None
+    for place, axis in enumerate(axes):
+        given = asked[place] if asked else None
+        if axis.dim_value > 0:
+            if given not in (None, axis.dim_value):
+                raise UsageError(
+                    f"--input-shape {value.name}: axis {place} is fixed at {axis.dim_value} in the "
+                    f"model, {given} was asked for; export it with a free axis"
+                )
+            continue
+        name, was_free = axis.dim_param, True
+        size = given or named.get(name)
+        if place == 0:
+            size = _batch(value.name, size, batch, notes)
+            size_of_batch = size
+            if name:
+                named.setdefault(name, size)
+        if size is None:
+            free.append(name or f"axis {place}")
+            continue
+        axis.Clear()
+        axis.dim_value = size
+    if free:
+        words = [str(axis.dim_value) if axis.dim_value > 0 else "…" for axis in axes]
+        raise UsageError(
+            f"input {value.name!r} has free axes ({', '.join(free)}); "
+            f"give its shape: --input-shape {value.name}={','.join(words)}"
+        )
+    return was_free, size_of_batch
+
+
+def _batch(name: str, size: int | None, batch: int | None, notes: list[str]) -> int:
+    """The size of a free first axis: as asked for, else 1, which the user is told."""
+    if size is None:
+        if not batch:
+            notes.append(f"the free batch axis of {name!r} was set to 1")
+        return batch or 1
+    if batch and size != batch:
+        raise UsageError(
+            f"--batch {batch} and --input-shape {name} do not agree: its first axis is {size}"
+        )
+    return size
 
 
 def _fixed_batch(
@@ -268,6 +329,8 @@ def _fixed_batch(
 
 def _infer(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
+        if model.functions:
+            model = onnx.inliner.inline_local_functions(model)
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
     except Exception:  # an operator that onnx has no rule for; what is unknown stays unknown
         return model
@@ -373,27 +436,34 @@ def _label(node: onnx.NodeProto) -> str:
 def count_macs(inferred: onnx.ModelProto) -> int | None:
     """Multiply-accumulates of convolutions, matrix products and recurrent layers.
 
-    None where such an operator has a shape that is not known. Control flow counts one pass.
+    None where such an operator has a shape that is not known, or is one that is not counted.
+    Control flow counts every branch once.
     """
+    try:
+        return _count(inferred.graph, {})
+    except (KeyError, IndexError, ValueError):
+        return None
+
+
+def _count(graph: onnx.GraphProto, outside: dict[str, list[int]]) -> int:
+    shapes = dict(outside)
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        if value.type.WhichOneof("value") == "tensor_type" and _is_static(value):
+            shapes[value.name] = [axis.dim_value for axis in value.type.tensor_type.shape.dim]
+    for tensor in graph.initializer:
+        shapes[tensor.name] = list(tensor.dims)
     total = 0
-    for graph in _graphs(inferred.graph):
-        shapes: dict[str, list[int]] = {}
-        for value in (*graph.input, *graph.value_info, *graph.output):
-            if value.type.WhichOneof("value") == "tensor_type" and _is_static(value):
-                shapes[value.name] = [axis.dim_value for axis in value.type.tensor_type.shape.dim]
-        for tensor in graph.initializer:
-            shapes[tensor.name] = list(tensor.dims)
-        for node in graph.node:
-            if node.op_type == "Constant":
-                for attribute in node.attribute:
-                    if attribute.name == "value":
-                        shapes[node.output[0]] = list(attribute.t.dims)
-            if node.op_type not in _MACS:
-                continue
-            try:
-                total += _MACS[node.op_type](node, shapes)
-            except (KeyError, IndexError):
-                return None
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.name == "value":
+                shapes[node.output[0]] = list(attribute.t.dims)
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node:
+                    total += _count(inner, shapes)
+        if node.op_type in _UNCOUNTED:
+            raise KeyError(node.op_type)
+        if node.op_type in _MACS:
+            total += _MACS[node.op_type](node, shapes)
     return total
 
 
@@ -422,7 +492,27 @@ def _recurrent(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
     return steps * batch * (math.prod(shapes[node.input[1]]) + math.prod(shapes[node.input[2]]))
 
 
+def _einsum(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
+    # every combination of the letters is one product; ValueError where it is not one of two
+    equation = next(a.s.decode() for a in node.attribute if a.name == "equation")
+    terms = equation.replace(" ", "").partition("->")[0].split(",")
+    if len(terms) != 2 or "." in equation:
+        raise ValueError(equation)
+    sizes: dict[str, int] = {}
+    for term, name in zip(terms, node.input, strict=True):
+        sizes.update(zip(term, shapes[name], strict=True))
+    return math.prod(sizes.values())
+
+
+_UNCOUNTED = frozenset(
+    {"DeformConv", "Attention", "FusedConv", "FusedMatMul", "FusedGemm", "MultiHeadAttention"}
+    | {"QAttention", "GroupQueryAttention", "MatMulNBits", "NhwcConv", "NhwcFusedConv"}
+    | {"DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QGemm", "MoE", "LinearAttention"}
+)
+"""Products whose work is not counted here: better no figure than one that is too small."""
+
 _MACS = {
+    "Einsum": _einsum,
     "Conv": _convolution,
     "ConvInteger": _convolution,
     "QLinearConv": lambda node, shapes: _convolution(node, shapes, 3),

@@ -20,6 +20,7 @@ from onmetal.profilers.local import Local
 from onmetal.progress import Progress
 from onmetal.records import Candidate, Model, Tensor, Trial, plain
 from onmetal.targets import EXACT, Target
+from onmetal.task import choose_threads
 
 Shown = tuple[dict[str, Any], str]
 
@@ -159,12 +160,14 @@ def bench(
     with Cache() as cache, cache.scratch() as scratch:
         device = profilers.connect(target, address, cache)
         facts = device.facts()
-        threads = threads or target.threads or facts.cores
+        threads = choose_threads(threads, target, facts)
         progress.step("reading and converting")
         candidates: list[Candidate] = []
+        failed: list[Trial] = []
         for path in paths:
-            found = _candidates(path, target, threads, batch, shapes, device, cache)
-            candidates += found
+            made, refused = _candidates(path, target, threads, batch, shapes, device, cache)
+            candidates += made
+            failed += refused
         candidates = _unique(candidates)
         progress.step("measuring")
         feeds = _random_feeds(candidates, scratch, cache)
@@ -172,6 +175,7 @@ def bench(
             device, candidates, feeds.__getitem__, measure.MODES[mode], progress, seed=seed
         )
         trials = [_trial(candidate, outcome, candidates[0].name) for candidate in candidates]
+        trials += failed
     if not outcome.rounds:
         said = "; ".join(f"{name}: {why}" for name, why in outcome.failures.items())
         raise DeviceError(f"nothing could be measured: {said}")
@@ -195,23 +199,26 @@ def _candidates(
     shapes: list[str],
     device: Local,
     cache: Cache,
-) -> list[Candidate]:
+) -> tuple[list[Candidate], list[Trial]]:
+    """-> what can be measured of a path, and what cannot, with the reason."""
     if path.is_dir():
-        return [_from_bundle(path)]
+        return [_from_bundle(path)], []
     if path.suffix == ".xml":
-        return [_from_ir(path, target, threads, device)]
+        return [_from_ir(path, target, threads, device)], []
     found = model.read(path, model.parse_shapes(shapes), batch, cache, device)
     recipe = target.recipe(EXACT)
-    made, reasons = [], []
+    made, failed = [], []
     for runtime in recipe.runtimes:
         name = f"{path.name} {EXACT}@{runtime}"
         try:
             made.append(convert(name, found, recipe, runtime, target, threads, device, cache))
         except UnsupportedError as error:
-            reasons.append(str(error))
+            trial = Trial(name, EXACT, runtime, found.stem, status="failed", reason=str(error))
+            failed.append(replace(trial, failure="conversion"))
     if not made:
-        raise UnsupportedError(f"{path}: no runtime of {target.name} runs it: {'; '.join(reasons)}")
-    return made
+        reasons = "; ".join(trial.reason or "" for trial in failed)
+        raise UnsupportedError(f"{path}: no runtime of {target.name} runs it: {reasons}")
+    return made, failed
 
 
 def _from_bundle(folder: Path) -> Candidate:

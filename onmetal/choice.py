@@ -5,7 +5,6 @@ from msgspec.structs import replace
 from onmetal import decide
 from onmetal.budget import Budget
 from onmetal.decide import Objective
-from onmetal.errors import DeviceError
 from onmetal.plan import Planned
 from onmetal.profilers import measure, statistics
 from onmetal.profilers.measure import MODES
@@ -59,6 +58,9 @@ def choose(
     chosen = None
     for pick in decide.ranking(fitting, goal, task.target.exactness):
         confirmed = _confirm(task, pick, base, feeds, clock, progress)
+        if confirmed.failure:
+            by_name[pick.name] = confirmed
+            continue
         found = decide.objections(confirmed, budget, task.target, higher)
         if not found and (why := _no_longer_pays(confirmed, base, goal)):
             found = [why]
@@ -74,11 +76,7 @@ def choose(
             if by_name[trial.name].status == "ok":
                 why = decide.why_not(trial, chosen, goal)
                 by_name[trial.name] = replace(by_name[trial.name], reason=why)
-        if budget.crossed(chosen) and chosen.recipe != EXACT:
-            task.warnings.append(
-                f"{chosen.name}: the 95 % interval of its accuracy drop reaches over the budget; "
-                "more samples would settle it"
-            )
+        task.warnings.extend(f"{chosen.name}: {said}" for said in chosen.warnings)
     return [by_name[trial.name] for trial in trials], base, chosen
 
 
@@ -94,6 +92,9 @@ def _weigh(trial: Trial, budget: Budget, target: Target, higher: bool, left_out:
         return replace(
             trial, status="skipped", reason="run as the reference; left out by --recipes"
         )
+    if budget.crossed(trial) and trial.recipe != EXACT:
+        said = "the 95 % interval of its accuracy drop reaches over the budget: give more samples"
+        trial = replace(trial, warnings=(*trial.warnings, said))
     if found := decide.objections(trial, budget, target, higher):
         return replace(trial, status="over-budget", reason="; ".join(found))
     return trial
@@ -126,17 +127,19 @@ def _confirm(
         clock.deadline(1.0),
         seed=1,
     )
-    if pick.name in outcome.failures:
-        raise DeviceError(f"{pick.name} failed when measured again: {outcome.failures[pick.name]}")
+    if why := outcome.failures.get(pick.name):
+        return replace(pick, status="failed", failure="device", reason=f"measured again: {why}")
     if pick.name not in outcome.rounds:
         task.warnings.append(f"{pick.name} was not measured again: --time-limit had ended")
         return pick
-    fresh = timed(pick, outcome)
-    assert fresh.rounds
-    if base is None:
-        return fresh
-    other = outcome.rounds.get(base.name, fresh.rounds)
-    return replace(fresh, versus_baseline=statistics.compare(other, fresh.rounds))
+    own = outcome.rounds[pick.name]
+    other = outcome.rounds.get(base.name, own) if base else own
+    return replace(
+        timed(pick, outcome),
+        rounds=pick.rounds,
+        again=outcome.rounds,
+        versus_baseline=statistics.compare(other, own),
+    )
 
 
 def _no_longer_pays(trial: Trial, base: Trial | None, goal: Objective) -> str | None:

@@ -47,6 +47,15 @@ class Parser(argparse.ArgumentParser):
             **keywords,
         )
 
+    def read(self, words: Sequence[str]) -> argparse.Namespace:
+        """Options and names in any order. An empty value is an error: an unset shell variable
+        would quietly mean the default."""
+        asked = self.parse_intermixed_args(words)
+        for name, value in vars(asked).items():
+            if "" in (value if isinstance(value, list) else [value]):
+                self.error(f"{name.replace('_', '-')} was given an empty value")
+        return asked
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
@@ -105,7 +114,7 @@ def _positive(value: int | None, option: str) -> int | None:
 
 
 def _run_deploy(words: Sequence[str]) -> int:
-    asked = _main_parser().parse_intermixed_args(words)
+    asked = _main_parser().read(words)
     from onmetal import budget, pipeline
     from onmetal.progress import Progress
     from onmetal.task import Request
@@ -199,7 +208,7 @@ def _run_targets(words: Sequence[str]) -> int:
     parser = Parser("deploy targets", description="The targets, or one of them in full.")
     parser.add_argument("name", nargs="?", help="a target's name or .toml file")
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args(words)
+    asked = parser.read(words)
     from onmetal import beside
 
     document, text = beside.show_targets(asked.name)
@@ -210,7 +219,7 @@ def _run_targets(words: Sequence[str]) -> int:
 def _run_devices(words: Sequence[str]) -> int:
     parser = Parser("deploy devices", description="What is attached and ready; what each lacks.")
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args(words)
+    asked = parser.read(words)
     from onmetal import beside
 
     document, text = beside.show_devices()
@@ -225,7 +234,7 @@ def _run_inspect(words: Sequence[str]) -> int:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--input-shape", action="append", default=[], metavar="NAME=1,3,224,224")
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args(words)
+    asked = parser.read(words)
     from onmetal import beside
 
     document, text = beside.inspect(
@@ -250,7 +259,7 @@ def _run_bench(words: Sequence[str]) -> int:
     speed.add_argument("--quick", action="store_true")
     speed.add_argument("--thorough", action="store_true")
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_intermixed_args(words)
+    asked = parser.read(words)
     from onmetal import beside
     from onmetal.progress import Progress
 
@@ -279,7 +288,7 @@ def _run_verify(words: Sequence[str]) -> int:
     parser.add_argument("--device", default="local")
     parser.add_argument("--run", action="store_true", help="also execute the bundle's run.py")
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args(words)
+    asked = parser.read(words)
     from onmetal import beside
 
     document, text = beside.verify(Path(asked.bundle), asked.device, run=asked.run)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from msgspec.structs import replace
 
 from onmetal import __version__, bundle, decide, plan, report
+from onmetal import cache as caches
 from onmetal.budget import Budget
 from onmetal.cache import Cache
 from onmetal.choice import choose, objective, resolve
@@ -55,12 +56,13 @@ def deploy(request: Request, progress: Progress) -> dict[str, Any]:
             task, planned, budget, trials, reference, feeds, clock, progress
         )
         document = _document(task, budget, trials, base, chosen)
+        measurements = _keep_raw(trials, cache)
         if chosen is None:
             _refuse(document, trials, out)
         progress.step("writing the bundle")
         assert chosen
         document["bundle"] = str(out)
-        _bundle(task, document, chosen, trials, out, scratch)
+        _bundle(task, document, chosen, measurements, out, scratch)
         return document
 
 
@@ -139,11 +141,28 @@ def _refuse(document: dict[str, Any], trials: list[Trial], out: Path) -> None:
     raise error
 
 
+def _keep_raw(trials: list[Trial], cache: Cache) -> Path | None:
+    """All raw samples, in the cache whether or not there will be a bundle: int64 nanoseconds under
+    `candidate/block/round`, those of the fresh blocks under `again/candidate/block/round`."""
+    raw = {}
+    for trial in trials:
+        taken = [(trial.name, trial.rounds)]
+        taken += [(f"again/{name}", rounds) for name, rounds in trial.again.items()]
+        for name, rounds in taken:
+            for (block, number), found in rounds.samples_ns.items() if rounds else ():
+                raw[f"{name}/{block}/{number}"] = found
+    if not raw:
+        return None
+    digest = caches.key(samples=[[name, found.tolist()] for name, found in raw.items()])
+    folder = cache.get("raw", digest, lambda folder: write_npz(folder / "measurements.npz", raw))
+    return folder / "measurements.npz"
+
+
 def _bundle(
     task: Task,
     document: dict[str, Any],
     chosen: Trial,
-    trials: list[Trial],
+    measurements: Path | None,
     out: Path,
     scratch: Path,
 ) -> None:
@@ -169,14 +188,6 @@ def _bundle(
     }
     if task.device is None:
         manifest["unmeasured"] = "nothing was timed: no device was given"
-    extra = {}
-    for trial in trials:
-        if trial.rounds:
-            for (block, number), found in trial.rounds.samples_ns.items():
-                extra[f"{trial.name}/{block}/{number}"] = found
-    files = [*candidate.files]
-    if extra:
-        write_npz(scratch / "measurements.npz", extra)
-        files.append(scratch / "measurements.npz")
+    files = [*candidate.files, *([measurements] if measurements else [])]
     readme = report.readme(document, chosen, tolerance)
     bundle.write(out, candidate.runtime, tuple(files), golden, manifest, readme)

@@ -158,6 +158,9 @@ class Trial(Struct, frozen=True):
     sqnr_db: dict[str, float] = {}
     """Signal to quantization noise of each output against the original model."""
     rounds: Rounds | None = None
+    again: dict[str, Rounds] = {}
+    """Of the chosen one: its own and the baseline's rounds in the fresh blocks, from which its
+    figures are taken."""
     latency_ms: Latency | None = None
     throughput_per_s: Figure | None = None
     load_ms: Figure | None = None

@@ -1,5 +1,6 @@
 """What is asked, settled and checked before anything long begins."""
 
+import os
 import time
 from pathlib import Path
 from typing import Literal
@@ -94,9 +95,7 @@ def prepare(request: Request, cache: Cache) -> Task:
     shapes = model.parse_shapes(list(request.input_shapes))
     models = [model.read(path, shapes, request.batch, cache, host) for path in request.models]
     _check_same_task(models)
-    threads = request.threads or target.threads or facts.cores
-    if threads > (facts.cores if device is None else device.facts().cores) * 4:
-        raise UsageError(f"--threads {threads}: this machine has {facts.cores} cores")
+    threads = choose_threads(request.threads, target, facts)
     data, labelled, calibration_samples, warnings = _load_data(request, models, cache)
     output, metric = None, None
     if labelled:
@@ -120,6 +119,18 @@ def prepare(request: Request, cache: Cache) -> Task:
         calibration_samples,
         warnings,
     )
+
+
+def choose_threads(asked: int | None, target: Target, facts: DeviceFacts) -> int:
+    """As asked for, else the target's, else the physical cores; more than fit are refused."""
+    threads = asked or target.threads or facts.cores
+    most = 4 * max(facts.cores, os.cpu_count() or 1)
+    if threads > most:
+        raise UsageError(
+            f"{threads} threads are too many for this machine of {facts.cores} cores; "
+            f"--threads may be up to {most}"
+        )
+    return threads
 
 
 def _connect(request: Request, target: Target, cache: Cache) -> Local | None:

@@ -78,7 +78,7 @@ def bundle(shared_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """With ONMETAL_REQUIRE_ALL=1 a skipped test is a failure: nothing goes unseen where it counts."""
+    """With ONMETAL_REQUIRE_ALL=1 a skipped test is a failure."""
     outcome: Any = yield
     report = outcome.get_result()
     if report.skipped and os.environ.get("ONMETAL_REQUIRE_ALL") == "1":

@@ -1,0 +1,368 @@
+"""Files that are no models, or that mean harm: each gives facts or an error, never a crash."""
+
+import os
+import pickle
+import random
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from onmetal.cache import Cache
+from onmetal.errors import DeviceError, OnmetalError, UnsupportedError, UsageError
+from onmetal.profilers.local import Local, Worker
+from tests.conftest import DIGITS, deploy
+from tests.onnx_models import build, node, read, relu, save, value, weights
+
+EXAMPLE = (DIGITS / "digits_cnn.onnx").read_bytes()
+PLACES = [1, 2, 3, 7, 16, 64, 200, 1000, 5000, 20_000, 80_000, 200_000, 300_000, 369_000]
+
+
+class Reader:
+    """Examines file after file in one worker, and starts another where it died."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache, self.device = cache, Local(cache)
+        self.worker: Worker | None = None
+        self.deaths = 0
+
+    def __call__(self, path: Path) -> dict[str, Any] | OnmetalError:
+        self.worker = self.worker or self.device.worker()
+        try:
+            with self.cache.scratch() as folder:
+                facts: dict[str, Any] = self.worker.call(
+                    "call",
+                    timeout_s=60,
+                    function="onmetal.converters.onnx_reader:examine",
+                    path=str(path),
+                    shapes={},
+                    batch=None,
+                    folder=str(folder),
+                )
+            return facts
+        except (UsageError, UnsupportedError, DeviceError) as error:
+            if "worker process" in str(error):
+                self.deaths += 1
+                self.close()
+            return error
+
+    def close(self) -> None:
+        if self.worker:
+            self.worker.close()
+        self.worker = None
+
+
+@pytest.fixture
+def reader() -> Iterator[Reader]:
+    with Cache() as cache:
+        reader = Reader(cache)
+        yield reader
+        reader.close()
+
+
+def outcome(found: dict[str, Any] | OnmetalError) -> str:
+    """Facts that hold together, or an error that says something."""
+    if isinstance(found, OnmetalError):
+        assert len(str(found)) > 20
+        return type(found).__name__
+    assert found["outputs"]
+    for tensor in (*found["inputs"], *found["outputs"]):
+        assert min(tensor["shape"], default=1) >= 0
+    return "facts"
+
+
+def mutated(source: random.Random) -> bytes:
+    data = bytearray(EXAMPLE)
+    for _ in range(source.choice([1, 1, 4, 32])):
+        # most bytes are weights, which nothing checks: favour the structure around them
+        place = source.randrange(len(data)) if source.random() < 0.2 else source.choice(STRUCTURE)
+        match source.randrange(3):
+            case 0:
+                data[place] = source.randrange(256)
+            case 1:
+                data[place] ^= 1 << source.randrange(8)
+            case 2:
+                del data[place : place + source.choice([1, 2, 40])]
+        place = min(place, len(data) - 1)
+    return bytes(data)
+
+
+def structure() -> list[int]:
+    """Places in the example that are no weights."""
+    model = onnx.load_model_from_string(EXAMPLE)
+    inside: set[int] = set()
+    for tensor in model.graph.initializer:
+        start = EXAMPLE.find(tensor.raw_data)
+        inside.update(range(start, start + len(tensor.raw_data)))
+    return [place for place in range(len(EXAMPLE) - 100) if place not in inside]
+
+
+STRUCTURE = structure()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mutations_of_the_example(tmp_path: Path, reader: Reader, seed: int) -> None:
+    source = random.Random(seed)
+    seen = set()
+    for number in range(50):
+        path = tmp_path / f"{number}.onnx"
+        path.write_bytes(mutated(source))
+        seen.add(outcome(reader(path)))
+        path.unlink()
+    assert {"facts", "UsageError"} <= seen
+
+
+def test_a_file_cut_anywhere_is_no_model(tmp_path: Path, reader: Reader) -> None:
+    path = tmp_path / "cut.onnx"
+    for place in [*PLACES, len(EXAMPLE) - 1]:
+        path.write_bytes(EXAMPLE[:place])
+        found = reader(path)
+        assert isinstance(found, UsageError), f"cut at {place}: {found}"
+        outcome(found)
+    assert reader.deaths == 0
+
+
+def test_random_bytes_are_no_model(tmp_path: Path, reader: Reader) -> None:
+    path = tmp_path / "noise.onnx"
+    for seed in range(20):
+        path.write_bytes(random.Random(seed).randbytes(10 + seed * 100))
+        assert isinstance(reader(path), UsageError)
+
+
+def test_an_empty_file(tmp_path: Path) -> None:
+    path = tmp_path / "empty.onnx"
+    path.touch()
+    with pytest.raises(UsageError, match="is empty"):
+        read(path, tmp_path)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        read(tmp_path / "none.onnx", tmp_path)
+
+
+def test_folders(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="this is a folder"):
+        read(tmp_path, tmp_path)
+    (tmp_path / "saved_model.pb").touch()
+    with pytest.raises(UsageError, match="SavedModel"):
+        read(tmp_path, tmp_path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "pipe.onnx"
+    os.mkfifo(path)
+    with pytest.raises(UsageError, match="no regular file"):
+        read(path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"\x89HDF\r\n\x1a\n" + bytes(100), "HDF5"),
+        (b"\x1c\x00\x00\x00TFL3" + bytes(100), "TFLite"),
+        (pickle.dumps({"weight": [1.0]}, protocol=2), "pickle"),
+        (pickle.dumps({"weight": [1.0]}, protocol=4), "pickle"),
+        (b"GGUF\x03\x00\x00\x00" + bytes(100), "GGUF"),
+    ],
+)
+def test_other_formats_are_recognized(tmp_path: Path, content: bytes, what: str) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=f"{what}.*ONNX"):
+        read(path, tmp_path)
+
+
+def test_a_zip_archive_is_recognized(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/data.pkl", b"\x80\x02.")
+    with pytest.raises(UsageError, match="zip archive"):
+        read(path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["hello\n", "<!DOCTYPE html><html></html>", "version https://git-lfs\noid sha256:1"]
+)
+def test_text_is_no_model(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"model\.onnx"):
+        read(path, tmp_path)
+
+
+def no_nodes_no_outputs() -> Any:
+    return build([], [value("x", [1, 2])], [])
+
+
+def no_outputs() -> Any:
+    return build([node("Relu", "x", "y")], [value("x", [1, 2])], [])
+
+
+def no_opset() -> Any:
+    model = relu([1, 2])
+    del model.opset_import[:]
+    return model
+
+
+def no_ir_version() -> Any:
+    model = relu([1, 2])
+    model.ClearField("ir_version")
+    return model
+
+
+def an_input_without_a_type() -> Any:
+    model = relu([1, 2])
+    model.graph.input[0].ClearField("type")
+    return model
+
+
+def an_output_without_a_type_of_a_node_that_is_not_there() -> Any:
+    return build([node("Relu", "x", "y")], [value("x", [1, 2])], [helper.ValueInfoProto(name="z")])
+
+
+def a_cycle() -> Any:
+    nodes = [node("Add", "x b", "a"), node("Relu", "a", "b")]
+    return build(nodes, [value("x", [1, 2])], [value("b", [1, 2])])
+
+
+def a_missing_weight() -> Any:
+    return build([node("Add", "x nowhere", "y")], [value("x", [1, 2])], [value("y", [1, 2])])
+
+
+def an_output_made_twice() -> Any:
+    nodes = [node("Relu", "x", "y"), node("Sigmoid", "x", "y")]
+    return build(nodes, [value("x", [1, 2])], [value("y", [1, 2])])
+
+
+def an_output_made_by_nothing() -> Any:
+    return build([node("Relu", "x", "y")], [value("x", [1, 2])], [value("z", [1, 2])])
+
+
+def two_inputs_of_one_name() -> Any:
+    inputs = [value("x", [1, 2]), value("x", [1, 2])]
+    return build([node("Relu", "x", "y")], inputs, [value("y", [1, 2])])
+
+
+def a_negative_axis() -> Any:
+    model = relu([1, 2])
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = -7
+    return model
+
+
+def an_unknown_element_type() -> Any:
+    model = relu([1, 2])
+    model.graph.input[0].type.tensor_type.elem_type = 99
+    return model
+
+
+def a_rank_that_does_not_fit() -> Any:
+    inputs, outputs = [value("x", [1, 2])], [value("y", None)]
+    return build([node("Conv", "x weight", "y")], inputs, outputs, [weights("weight", 2, 1, 3, 3)])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        no_nodes_no_outputs,
+        no_outputs,
+        no_opset,
+        no_ir_version,
+        an_input_without_a_type,
+        an_output_without_a_type_of_a_node_that_is_not_there,
+        a_cycle,
+        a_missing_weight,
+        an_output_made_twice,
+        an_output_made_by_nothing,
+        two_inputs_of_one_name,
+        a_negative_axis,
+        an_unknown_element_type,
+        a_rank_that_does_not_fit,
+    ],
+)
+def test_a_broken_graph_is_refused(tmp_path: Path, make: Any) -> None:
+    path = save(make(), tmp_path / "broken.onnx")
+    with pytest.raises((UsageError, UnsupportedError)) as caught:
+        read(path, tmp_path)
+    message = str(caught.value)
+    assert "broken.onnx" in message or "'x'" in message or "'z'" in message
+    assert "Error:" not in message, "the name of a Python exception says nothing to a user"
+
+
+def test_huge_axes_are_not_allocated(tmp_path: Path) -> None:
+    found = read(relu([1, 2**40]), tmp_path)
+    assert found.inputs[0].shape == (1, 2**40)
+
+
+def test_huge_axes_of_a_computed_output_are_not_allocated(tmp_path: Path) -> None:
+    nodes = [node("NonZero", "x", "y")]
+    outputs = [value("y", ["a", "b"], TensorProto.INT64)]
+    with pytest.raises((UsageError, UnsupportedError)):
+        read(build(nodes, [value("x", [2**20, 2**30])], outputs), tmp_path)
+
+
+def test_a_huge_weight_without_data(tmp_path: Path) -> None:
+    weight = TensorProto(name="weight", data_type=TensorProto.FLOAT, dims=[2**31, 2**31])
+    model = build(
+        [node("MatMul", "x weight", "y")],
+        [value("x", [1, 2**31])],
+        [value("y", [1, 2**31])],
+        [weight],
+    )
+    with pytest.raises((UsageError, UnsupportedError)):
+        read(model, tmp_path)
+
+
+def test_a_file_of_many_nested_branches_is_survived(tmp_path: Path, reader: Reader) -> None:
+    graph = helper.make_graph([node("Relu", "x", "r0")], "g", [], [value("r0", [1])])
+    for depth in range(1, 25):
+        inner = node("If", "flag", f"r{depth}", then_branch=graph, else_branch=relu([1]).graph)
+        graph = helper.make_graph([inner], "g", [], [value(f"r{depth}", [1])])
+    graph.input.extend([value("flag", [], TensorProto.BOOL), value("x", [1])])
+    opset = helper.make_opsetid("", 17)
+    path = tmp_path / "deep.onnx"
+    save(helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
+    outcome(reader(path))
+
+
+BAD: dict[str, bytes] = {
+    "empty": b"",
+    "cut": EXAMPLE[:200_000],
+    "noise": random.Random(1).randbytes(1000),
+    "pickle": pickle.dumps([1, 2, 3], protocol=2),
+    "cycle": a_cycle().SerializeToString(),
+    "huge": relu([1, 2**44]).SerializeToString(),
+    "foreign": build(
+        [helper.make_node("Frobnicate", ["x"], ["y"], domain="acme")],
+        [value("x", [1, 2])],
+        [value("y", [1, 2])],
+        domains=["acme"],
+    ).SerializeToString(),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_the_command_refuses_it(tmp_path: Path, name: str) -> None:
+    path, out = tmp_path / "model.onnx", tmp_path / "out"
+    path.write_bytes(BAD[name])
+    ran = deploy(path, "--target", "x86-64", "--dry-run", "--json", "--out", out)
+    assert ran.code in {"foreign": (3,), "huge": (2, 3)}.get(name, (2,))
+    assert list(ran.document) == ["error"]
+    assert ran.document["error"]["code"] == ran.code
+    message = ran.document["error"]["message"]
+    assert message and "\n" not in message
+    said = [line for line in ran.err.splitlines() if not line.startswith("[")]
+    assert said == [f"deploy: {message}"]
+    assert not out.exists()
+    assert path.read_bytes() == BAD[name]
+
+
+def test_the_command_refuses_a_folder(tmp_path: Path) -> None:
+    ran = deploy(tmp_path, "--target", "x86-64", "--dry-run", "--out", tmp_path / "out")
+    assert (ran.code, ran.out) == (2, "")
+    assert "this is a folder" in ran.err
+    assert not (tmp_path / "out").exists()

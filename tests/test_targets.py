@@ -1,0 +1,236 @@
+"""Target files: those that ship, a user's own, and every way in which one can be wrong."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from onmetal import targets
+from onmetal.converters import check_options
+from onmetal.errors import UsageError
+from onmetal.targets import Device, Limits, Recipe, Runtime, Target
+from tests.conftest import ROOT, deploy
+
+SHIPPED = sorted((ROOT / "targets").glob("*.toml"))
+README = (ROOT / "README.md").read_text("utf-8")
+GUIDE = (ROOT / "docs" / "targets.md").read_text("utf-8")
+
+BOARD = """\
+description = "a board"
+arch = "x86_64"
+threads = 2
+
+[device]
+transport = "local"
+
+[[runtimes]]
+name = "onnxruntime"
+
+[[runtimes]]
+name = "openvino"
+
+[[recipes]]
+name = "fp32"
+runtimes = ["onnxruntime", "openvino"]
+compute = "f32"
+
+[[recipes]]
+name = "bf16"
+runtimes = ["openvino"]
+compute = "bf16"
+
+[limits]
+memory_kib = 65536
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "board.toml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+def changed(old: str, new: str) -> str:
+    assert BOARD.count(old) == 1
+    return BOARD.replace(old, new)
+
+
+def test_every_file_is_a_target_and_every_target_a_file() -> None:
+    assert targets.names() == [path.stem for path in SHIPPED]
+    assert {"x86-64", "x86-onnxruntime", "x86-openvino"} <= set(targets.names())
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+class TestShipped:
+    def test_it_loads_by_name_and_by_path_alike(self, path: Path) -> None:
+        found = targets.load(path.stem)
+        assert found == targets.load(str(path))
+        assert found.name == path.stem
+        assert found.description
+        check_options(found)
+
+    def test_its_facts_are_explained_and_linked(self, path: Path) -> None:
+        lines = path.read_text("utf-8").splitlines()
+        comments = [line for line in lines if line.startswith("#")]
+        assert lines[0].startswith("# ")
+        assert any(re.search(r"https://\S+", line) for line in comments)
+
+    def test_float_comes_first(self, path: Path) -> None:
+        assert targets.load(path.stem).recipes[0].name == "fp32"
+
+    def test_the_readme_lists_it(self, path: Path) -> None:
+        row = next(line for line in README.splitlines() if line.startswith(f"| `{path.stem}` |"))
+        for recipe in targets.load(path.stem).recipes:
+            assert f"`{recipe.name}`" in row
+
+
+def test_the_guide_shows_a_file_that_works() -> None:
+    block = re.search(r"```toml\n(.*?)```", GUIDE, re.DOTALL)
+    assert block
+    found = targets.parse(block[1], "guide.toml")
+    check_options(found)
+    assert found.limits.memory_kib == 131072
+
+
+def test_the_guide_names_every_key() -> None:
+    table = GUIDE[GUIDE.index("| key |") :]
+    for record in (Target, Device, Runtime, Recipe, Limits):
+        for key in set(record.__struct_fields__) - {"name", "device", "runtimes", "recipes"}:
+            assert key == "limits" or re.search(rf"`[a-z_.\[\]]*\b{key}`", table), key
+
+
+def test_a_users_own_file_works_by_its_path(tmp_path: Path) -> None:
+    found = targets.load(str(write(tmp_path, BOARD)))
+    assert (found.name, found.threads) == ("board", 2)
+    assert found.limits == Limits(memory_kib=65536)
+    assert [recipe.name for recipe in found.recipes] == ["fp32", "bf16"]
+    assert found.recipe("bf16").compute == "bf16"
+    assert found.exactness("fp32") < found.exactness("bf16")
+
+
+def test_a_users_own_file_may_have_windows_line_ends(tmp_path: Path) -> None:
+    path = tmp_path / "board.toml"
+    path.write_bytes(BOARD.replace("\n", "\r\n").encode())
+    assert targets.load(str(path)).name == "board"
+
+
+WRONG = [
+    ("an unknown key", 'colour = "red"\n' + BOARD, "colour"),
+    ("an unknown limit", BOARD + "memory_mib = 64\n", "memory_mib"),
+    ("a number as text", changed("memory_kib = 65536", 'memory_kib = "64MB"'), "memory_kib"),
+    ("no memory at all", changed("memory_kib = 65536", "memory_kib = 0"), "memory_kib"),
+    ("a fraction of a KiB", changed("65536", "65536.5"), "memory_kib"),
+    ("negative threads", changed("threads = 2", "threads = -2"), "threads"),
+    ("no threads", changed("threads = 2", "threads = 0"), "threads"),
+    ("threads as a truth value", changed("threads = 2", "threads = true"), "threads"),
+    ("another architecture", changed('"x86_64"', '"sparc"'), "arch"),
+    ("no architecture", changed('arch = "x86_64"\n', ""), "arch"),
+    ("no description", changed('description = "a board"\n', ""), "description"),
+    ("no transport", changed('transport = "local"', ""), "transport"),
+    ("an unknown transport", changed('"local"', '"telepathy"'), "transport"),
+    ("an unknown runtime", changed('name = "onnxruntime"', 'name = "tensorrt"'), "runtimes"),
+    ("a runtime twice", changed('name = "openvino"', 'name = "onnxruntime"'), "onnxruntime"),
+    ("a recipe twice", changed('name = "bf16"', 'name = "fp32"'), "fp32"),
+    ("no fp32", changed('name = "fp32"', 'name = "float"'), "fp32"),
+    ("an ill-formed recipe name", changed('name = "bf16"', 'name = "BF 16"'), "name"),
+    ("a recipe of no runtime", changed('runtimes = ["openvino"]', "runtimes = []"), "bf16"),
+    ("a runtime not listed", changed('[[runtimes]]\nname = "openvino"\n', ""), "openvino"),
+    ("an unknown type", changed('"f32"', '"f24"'), "compute"),
+    ("fp32 that is none", changed('compute = "f32"', 'compute = "bf16"'), "fp32"),
+    ("f32 under another name", changed('compute = "bf16"', 'compute = "f32"'), "bf16"),
+    (
+        "bf16 by onnxruntime",
+        changed('runtimes = ["openvino"]', 'runtimes = ["onnxruntime"]'),
+        "bf16",
+    ),
+    ("a table as an option", changed("threads = 2", "threads = {a = 1}"), "threads"),
+    ("no TOML", "this is not TOML", "line 1"),
+    ("nothing", "", "description"),
+    ("a number of too many digits", "threads = " + "9" * 5000 + "\n" + BOARD, ""),
+]
+
+
+@pytest.mark.parametrize(("text", "field"), [row[1:] for row in WRONG], ids=[r[0] for r in WRONG])
+def test_a_wrong_file_is_refused_by_name_and_field(tmp_path: Path, text: str, field: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(UsageError) as refused:
+        targets.load(str(path))
+    assert str(path) in str(refused.value)
+    assert field in str(refused.value)
+
+
+def test_without_runtimes_nothing_runs(tmp_path: Path) -> None:
+    text = 'runtimes = []\ndescription = "x"\narch = "x86_64"\n'
+    text += '[device]\ntransport = "local"\n'
+    text += '[[recipes]]\nname = "fp32"\nruntimes = []\ncompute = "f32"\n'
+    with pytest.raises(UsageError, match=r"no \[\[runtimes\]\]"):
+        targets.load(str(write(tmp_path, text)))
+
+
+def test_nothing_is_listed_as_more_exact_than_float(tmp_path: Path) -> None:
+    head, float_recipe, rest = re.split(r"(?=\[\[recipes\]\])", BOARD)
+    half, limits = rest.split("[limits]")
+    with pytest.raises(UsageError, match="fp32"):
+        targets.load(str(write(tmp_path, head + half + float_recipe + "[limits]" + limits)))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nowhere\.toml"):
+        targets.load(str(tmp_path / "nowhere.toml"))
+
+
+def test_a_folder_is_no_target_file(tmp_path: Path) -> None:
+    folder = tmp_path / "folder.toml"
+    folder.mkdir()
+    with pytest.raises(UsageError, match=r"folder\.toml"):
+        targets.load(str(folder))
+
+
+def test_a_file_must_be_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "board.toml"
+    path.write_bytes(BOARD.replace("a board", "a b\xf6ard").encode("latin-1"))
+    with pytest.raises(UsageError, match=r"board\.toml.*utf-8"):
+        targets.load(str(path))
+
+
+@pytest.mark.parametrize("name", ["", "x86", "../x86-64", "x86-64.TOML"])
+def test_an_unknown_name_is_told_the_known_ones(name: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        targets.load(name)
+    assert "x86-64, x86-onnxruntime, x86-openvino" in str(refused.value)
+
+
+PIECES = [
+    *BOARD.splitlines(),
+    "[[recipes]]",
+    "[limits]",
+    "threads = 1",
+    "x = [",
+    "= 1",
+    "\x00",
+    "'",
+]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=25).map("\n".join))
+@example("threads = 1979-02-31")
+def test_any_text_is_a_target_or_refused(text: str) -> None:
+    try:
+        found = targets.parse(text, "some.toml")
+    except UsageError as refused:
+        assert "some.toml" in str(refused)
+    else:
+        assert tomllib.loads(text)["arch"] == found.arch
+
+
+def test_the_command_takes_a_users_own_file(tmp_path: Path) -> None:
+    ran = deploy("targets", write(tmp_path, BOARD), "--json", cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    assert "board" in ran.out
+    bad = deploy("targets", write(tmp_path, "colour = 1\n" + BOARD), "--json", cwd=tmp_path)
+    assert bad.code == 2
+    assert "board.toml" in bad.err
+    assert "colour" in bad.document["error"]["message"]

@@ -1,0 +1,368 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from onnx import TensorProto, helper
+
+from onmetal.cache import Cache
+from onmetal.calibration import samples
+from onmetal.errors import DeviceError, UnsupportedError, UsageError
+from onmetal.profilers.local import Local, Worker, quiet_environment
+from onmetal.records import plain
+from tests.conftest import DIGITS
+from tests.onnx_models import build, constant, node, read, value
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[Worker]:
+    with Worker(quiet_environment(tmp_path)) as started:
+        yield started
+
+
+def ping(worker: Worker) -> int:
+    """Call something that prints to standard output. -> 0"""
+    code: int = worker.call("call", timeout_s=60, function="onmetal.cli:main", argv=["targets"])
+    return code
+
+
+def gone(pid: int, seconds: float = 5) -> bool:
+    """Whether the process ends within that time; a zombie has ended."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def write_feeds(folder: Path) -> Path:
+    arrays: dict[str, Any] = {"0/image": np.zeros((1, 1, 8, 8), np.float32)}
+    np.savez(folder / "feeds.npz", **arrays)
+    return folder / "feeds.npz"
+
+
+def open_digits(worker: Worker, folder: Path, runtime: str = "onnxruntime") -> None:
+    found = read(DIGITS / "digits_cnn.onnx", folder)
+    worker.call(
+        "open",
+        timeout_s=60,
+        runtime=runtime,
+        files=[str(found.prepared)],
+        options={},
+        inputs=["image"],
+        outputs=["logits"],
+    )
+    worker.call("feeds", timeout_s=60, path=str(write_feeds(folder)))
+
+
+def forever(worker: Worker, timeout_s: float) -> Any:
+    return worker.call("round", timeout_s=timeout_s, seconds=600, least=1, warm_seconds=0, feed=0)
+
+
+def test_what_is_printed_does_not_disturb_the_answers(worker: Worker) -> None:
+    assert [ping(worker) for _ in range(3)] == [0, 0, 0]
+
+
+def test_what_native_code_prints_goes_to_the_log(worker: Worker) -> None:
+    ping(worker)
+    descriptors = Path(f"/proc/{worker.pid}/fd")
+    assert (descriptors / "1").stat().st_ino == (descriptors / "2").stat().st_ino
+
+
+def test_what_was_printed_is_quoted_at_its_death(worker: Worker) -> None:
+    ping(worker)
+    os.kill(worker.pid, signal.SIGTERM)
+    with pytest.raises(DeviceError, match="x86-openvino"):
+        ping(worker)
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV", "SIGABRT", "SIGILL"])
+def test_a_death_between_calls_names_the_signal(worker: Worker, name: str) -> None:
+    ping(worker)
+    os.kill(worker.pid, signal.Signals[name])
+    with pytest.raises(DeviceError, match=name) as caught:
+        ping(worker)
+    assert ("out of memory?" in str(caught.value)) == (name == "SIGKILL")
+
+
+def test_a_death_during_a_call_names_the_signal(worker: Worker, tmp_path: Path) -> None:
+    open_digits(worker, tmp_path)
+    killer = threading.Timer(0.3, os.kill, (worker.pid, signal.SIGSEGV))
+    killer.start()
+    with pytest.raises(DeviceError, match="SIGSEGV"):
+        forever(worker, 60)
+    killer.join()
+
+
+def test_a_death_before_the_first_call(worker: Worker) -> None:
+    os.kill(worker.pid, signal.SIGKILL)
+    assert gone(worker.pid)
+    with pytest.raises(DeviceError, match="SIGKILL"):
+        ping(worker)
+
+
+def test_a_worker_that_leaves_by_itself_says_its_code(worker: Worker) -> None:
+    with pytest.raises(DeviceError, match="ended with code 0"):
+        worker.call("call", timeout_s=60, function="onmetal.cli:main", argv=["--version"])
+
+
+def test_a_call_that_takes_too_long_ends_the_worker(worker: Worker, tmp_path: Path) -> None:
+    open_digits(worker, tmp_path)
+    with pytest.raises(DeviceError, match="'round' in time"):
+        forever(worker, 0.3)
+    assert gone(worker.pid)
+
+
+def test_a_call_after_the_end_is_a_device_error(worker: Worker, tmp_path: Path) -> None:
+    open_digits(worker, tmp_path)
+    with pytest.raises(DeviceError):
+        forever(worker, 0.1)
+    with pytest.raises(DeviceError):
+        ping(worker)
+
+
+def test_a_worker_that_hangs_in_silence_is_ended(worker: Worker) -> None:
+    os.kill(worker.pid, signal.SIGSTOP)
+    with pytest.raises(DeviceError, match="in time"):
+        worker.call("call", timeout_s=0.2, function="onmetal.cache:key")
+    assert gone(worker.pid)
+
+
+def test_a_request_larger_than_a_pipe_to_a_worker_that_hangs(worker: Worker) -> None:
+    os.kill(worker.pid, signal.SIGSTOP)
+    rescue = threading.Timer(3, os.kill, (worker.pid, signal.SIGKILL))
+    rescue.start()
+    with pytest.raises(DeviceError, match="in time"):
+        worker.call("call", timeout_s=0.2, function="x" * 1_000_000)
+    rescue.cancel()
+
+
+def test_a_request_and_an_answer_larger_than_a_pipe(worker: Worker) -> None:
+    with pytest.raises(UsageError) as caught:
+        worker.call(
+            "call",
+            timeout_s=60,
+            function="onmetal.converters.onnx_reader:examine",
+            path="x" * 300_000,
+            shapes={},
+            batch=None,
+            folder="",
+        )
+    assert len(str(caught.value)) > 300_000
+    assert ping(worker) == 0
+
+
+def test_closing_ends_the_process_and_may_be_repeated(tmp_path: Path) -> None:
+    with Worker(quiet_environment(tmp_path)) as started:
+        assert psutil.pid_exists(started.pid)
+        started.close()
+        assert gone(started.pid)
+    with pytest.raises(DeviceError):
+        ping(started)
+
+
+def test_errors_keep_their_kind_and_the_worker_goes_on(worker: Worker, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"none\.onnx"):
+        worker.call(
+            "call",
+            timeout_s=60,
+            function="onmetal.converters.onnx_reader:examine",
+            path=str(tmp_path / "none.onnx"),
+            shapes={},
+            batch=None,
+            folder=str(tmp_path),
+        )
+    (tmp_path / "noise.onnx").write_bytes(b"noise")
+    with pytest.raises(UnsupportedError):
+        worker.call(
+            "open",
+            timeout_s=60,
+            runtime="onnxruntime",
+            files=[str(tmp_path / "noise.onnx")],
+            options={},
+            inputs=[],
+            outputs=[],
+        )
+    with pytest.raises(DeviceError, match="KeyError"):
+        worker.call("no such operation", timeout_s=60)
+    with pytest.raises(DeviceError, match="ModuleNotFoundError"):
+        worker.call("call", timeout_s=60, function="onmetal.nowhere:f")
+    assert ping(worker) == 0
+
+
+@pytest.mark.parametrize("function", ["os:abort", "shutil:rmtree", "builtins:eval"])
+def test_only_functions_of_onmetal_are_called(worker: Worker, function: str) -> None:
+    with pytest.raises(DeviceError):
+        worker.call("call", timeout_s=60, function=function)
+    assert ping(worker) == 0
+
+
+ORPHANED = """
+import sys
+from pathlib import Path
+from onmetal.profilers.local import Worker, quiet_environment
+worker = Worker(quiet_environment(Path(sys.argv[1])))
+assert worker.call("call", timeout_s=60, function="onmetal.cache:key", a=1)
+if sys.argv[2] == "busy":
+    worker.call(
+        "open",
+        timeout_s=60,
+        runtime="onnxruntime",
+        files=[sys.argv[3]],
+        options={},
+        inputs=["image"],
+        outputs=["logits"],
+    )
+    worker.call("feeds", timeout_s=60, path=sys.argv[4])
+print(worker.pid, flush=True)
+if sys.argv[2] == "busy":
+    worker.call("round", timeout_s=600, seconds=600, least=1, warm_seconds=0, feed=0)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("state", ["idle", "busy"])
+def test_a_worker_ends_when_its_parent_is_killed(tmp_path: Path, state: str) -> None:
+    prepared = read(DIGITS / "digits_cnn.onnx", tmp_path).prepared
+    feeds = write_feeds(tmp_path)
+    words = [str(tmp_path), state, str(prepared), str(feeds)]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", ORPHANED, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert parent.stdout
+    pid = int(parent.stdout.readline())
+    assert not gone(pid, 0.2)
+    parent.kill()
+    parent.communicate()
+    assert gone(pid)
+
+
+@pytest.mark.skipif(not shutil.which("unshare"), reason="needs unshare")
+def test_workers_start_where_the_command_is_process_one(tmp_path: Path) -> None:
+    """As in a container whose entry point it is."""
+    script = """
+import os, sys
+from pathlib import Path
+from onmetal.profilers.local import Worker, quiet_environment
+assert os.getpid() == 1
+with Worker(quiet_environment(Path(sys.argv[1]))) as worker:
+    print(worker.call("call", timeout_s=60, function="onmetal.cache:key", a=1))
+"""
+    alone = ["unshare", "--user", "--map-root-user", "--pid", "--fork"]
+    if subprocess.run([*alone, "true"], capture_output=True).returncode:
+        pytest.skip("namespaces may not be made here")
+    done = subprocess.run(
+        [*alone, sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.strip()) == 64
+
+
+def slow_model(steps: int) -> Any:
+    """Doubles and halves `x` [1, 4] for many steps, so that one inference takes a while."""
+    body = helper.make_graph(
+        [
+            node("Mul", "state two", "double"),
+            node("Div", "double two", "next"),
+            node("Identity", "go_on", "still"),
+        ],
+        "body",
+        [
+            value("step", [], TensorProto.INT64),
+            value("go_on", [], TensorProto.BOOL),
+            value("state", [1, 4]),
+        ],
+        [value("still", [], TensorProto.BOOL), value("next", [1, 4])],
+    )
+    return build(
+        [node("Loop", "times - x", "y", body=body)],
+        [value("x", ["N", 4])],
+        [value("y", ["N", 4])],
+        [constant("times", steps, "int64"), constant("two", 2.0)],
+    )
+
+
+def test_progress_is_told_while_outputs_are_computed(worker: Worker, tmp_path: Path) -> None:
+    found = read(slow_model(30_000), tmp_path)
+    told: list[tuple[int, int]] = []
+    count = 20
+    with Cache() as cache:
+        data = samples.random(found, cache, count)
+        worker.call(
+            "open",
+            timeout_s=60,
+            runtime="onnxruntime",
+            files=[str(found.prepared)],
+            options={},
+            inputs=["x"],
+            outputs=["y"],
+        )
+        worker.call(
+            "outputs",
+            timeout_s=120,
+            progress=lambda done, total: told.append((done, total)),
+            samples=plain(data),
+            model=plain(found),
+            count=count,
+            folder=str(tmp_path),
+        )
+        expected = np.concatenate([data.feed(found, [i])["x"] for i in range(count)])
+    assert told and told == sorted(told)
+    assert all(0 < done <= total == count for done, total in told)
+    np.testing.assert_array_equal(np.load(tmp_path / "0.npy"), expected)
+
+
+def test_the_environment_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOMETHING_OF_THE_USER", "kept")
+    with Cache() as cache, Local(cache).worker() as started:
+        ping(started)
+        found = psutil.Process(started.pid).environ()
+        assert found["HOME"] == str(cache.root / "home")
+        assert (cache.root / "home/intel/openvino_telemetry").read_text() == "0"
+        for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
+            assert Path(found[name]).is_relative_to(cache.root)
+    assert found["ORT_DISABLE_TELEMETRY"] == "1"
+    assert found["SOMETHING_OF_THE_USER"] == "kept"
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_runtimes_write_nothing_into_the_home_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str
+) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    monkeypatch.setenv("HOME", str(mine))
+    monkeypatch.chdir(mine)
+    with Cache() as cache, Local(cache).worker() as started:
+        open_digits(started, tmp_path, runtime)
+        (tmp_path / "out").mkdir()
+        started.call(
+            "run", timeout_s=60, path=str(tmp_path / "feeds.npz"), folder=str(tmp_path / "out")
+        )
+        connections = psutil.Process(started.pid).net_connections()
+    assert (tmp_path / "out" / "0-0.npy").exists()
+    assert list(mine.rglob("*")) == []
+    assert connections == []
+
+
+def test_modules_in_the_working_folder_do_not_shadow_those_of_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("json", "numpy", "onmetal", "onnx"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('shadowed')")
+    monkeypatch.chdir(tmp_path)
+    with Worker(quiet_environment(tmp_path)) as started:
+        assert ping(started) == 0
