@@ -42,20 +42,28 @@ def _bootstrap(
 
 
 def paired_interval(lost: np.ndarray, won: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the drop in the share of right answers, by inverting exact McNemar's test.
+    """95 % interval of the drop in the share of right answers, in step with exact McNemar's test.
 
-    `lost`, `won`: bool [n], samples that only the reference, only the candidate gets right. Given
-    how many samples differ, the lost among them are binomial: Clopper and Pearson's interval of
-    that share, scaled back. Where none differ, the share that may differ all the same is bounded
-    (1 - 0.025^(1/n), the "rule of three" for both sides).
+    `lost`, `won`: bool [n], samples that only the reference, only the candidate gets right. The
+    drop is (share that differs) x (2 x share of the lost among them - 1). Both shares have exact
+    binomial intervals (Clopper and Pearson), combined by their squares (MOVER: Zou and Donner,
+    2008); the sign follows the second alone, so that 0 is left out just where McNemar's test
+    rejects it. Where no sample differs, it is plus or minus what may differ all the same.
     """
     samples, differing, lost_count = len(lost), int(lost.sum() + won.sum()), int(lost.sum())
+    share_low, share_high = clopper_pearson(differing, samples)
     if not differing:
-        bound = 1 - 0.025 ** (1 / samples)
-        return -bound, bound
+        return -share_high, share_high
+    share = differing / samples
     low, high = clopper_pearson(lost_count, differing)
-    scale = differing / samples
-    return scale * (2 * low - 1), scale * (2 * high - 1)
+    tilt, tilt_low, tilt_high = 2 * lost_count / differing - 1, 2 * low - 1, 2 * high - 1
+
+    def upper(tilt: float, tilt_high: float) -> float:
+        side = share_high - share if tilt > 0 else share - share_low
+        found = share * tilt + math.hypot(tilt * side, share * (tilt_high - tilt))
+        return min(found, share_low * tilt_high) if tilt_high < 0 else found
+
+    return -upper(-tilt, -tilt_low), upper(tilt, tilt_high)
 
 
 def clopper_pearson(hits: int, tries: int) -> tuple[float, float]:

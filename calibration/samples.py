@@ -4,26 +4,25 @@ Arrays stay on disk (memory-mapped) and images are decoded as they are needed, s
 larger than memory. `Samples` is a plain record: a worker process is handed it as JSON.
 """
 
-import csv
 import hashlib
 import importlib
 import sys
-import tomllib
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import msgspec
 import numpy as np
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from onmetal import cache as caches
 from onmetal.cache import Cache
+from onmetal.calibration import images
+from onmetal.calibration.images import Preprocessing
 from onmetal.errors import UsageError
 from onmetal.records import Model, Tensor, plain
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 CHUNK_BYTES = 1 << 24
 
 
@@ -41,19 +40,6 @@ class ArrayFile(Struct, frozen=True):
             return np.zeros(self.shape, self.dtype)
         order: Literal["F", "C"] = "F" if self.fortran else "C"
         return np.memmap(self.path, self.dtype, "r", self.offset, self.shape, order)
-
-
-class Preprocessing(Struct, frozen=True, forbid_unknown_fields=True):
-    """data.toml: how an image file becomes a model's input."""
-
-    size: Annotated[int, Meta(gt=0)] | None = None
-    crop: tuple[Annotated[int, Meta(gt=0)], Annotated[int, Meta(gt=0)]] | None = None
-    channels: Literal["RGB", "BGR", "L"] = "RGB"
-    scale: float = 1.0
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-    layout: Literal["NCHW", "NHWC"] = "NCHW"
-    dtype: Literal["float32", "float16", "float64", "uint8", "int8"] = "float32"
 
 
 class Samples(Struct, frozen=True):
@@ -74,8 +60,8 @@ class Samples(Struct, frozen=True):
         """
         if self.preprocessing:
             only = model.inputs[0]
-            rows = [read_image(self.images[i], self.preprocessing) for i in indices]
-            return {only.name: np.stack(rows).reshape(only.shape)}
+            rows = [images.read(self.images[i], self.preprocessing) for i in indices]
+            return {only.name: np.stack(rows).reshape(only.shape).astype(only.dtype)}
         fed = {}
         for tensor in model.inputs:
             rows_of = _opened(self.arrays[tensor.name])
@@ -230,33 +216,16 @@ def _match(
 
 def _folder(path: Path, model: Model, cache: Cache, labelled: bool) -> Samples:
     """A folder of images with data.toml and, for evaluation, labels.csv."""
-    try:
-        fields = tomllib.loads((path / "data.toml").read_text("utf-8"))
-        how = msgspec.convert(fields, Preprocessing)
-    except FileNotFoundError:
-        raise UsageError(
-            f"{path}: a folder of images needs a data.toml that says how to make an input of one "
-            "(size, crop, channels, scale, mean, std, layout, dtype)"
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
-        raise UsageError(f"{path / 'data.toml'}: {error}") from None
-    depth = 1 if how.channels == "L" else 3
-    for key, statistics in (("mean", how.mean), ("std", how.std)):
-        if len(statistics) not in (1, depth):
-            raise UsageError(
-                f"{path / 'data.toml'}: {key} has {len(statistics)} values for {depth} channels"
-            )
-    if 0.0 in how.std:
-        raise UsageError(f"{path / 'data.toml'}: std must not be zero")
+    how = images.read_preprocessing(path)
     if len(model.inputs) != 1:
         raise UsageError(f"{path}: images feed one input; this model has {len(model.inputs)}")
     values: np.ndarray | None = None
     if (path / "labels.csv").exists():
-        files, values = _labels(path)
+        files, values = images.read_labels(path)
     elif labelled:
         raise UsageError(f"{path}: there is no labels.csv (two columns: file,label)")
     else:
-        entries = [entry for entry in path.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES]
+        entries = [entry for entry in path.iterdir() if entry.suffix.lower() in images.SUFFIXES]
         files = sorted(entries)
     names = [str(file.relative_to(path)) for file in files]
     digest = caches.key(
@@ -280,70 +249,6 @@ def _folder(path: Path, model: Model, cache: Cache, labelled: bool) -> Samples:
     )
 
 
-def _labels(path: Path) -> tuple[list[Path], np.ndarray]:
-    table = path / "labels.csv"
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as text:
-            rows = list(csv.DictReader(text))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{table}: cannot read it: {error}") from None
-    files, values = [], []
-    for number, row in enumerate(rows, 2):
-        name, label = row.get("file"), row.get("label")
-        if not name or label is None:
-            raise UsageError(f"{table} line {number}: wants the two columns file,label")
-        file = path / name
-        if not file.resolve().is_relative_to(path.resolve()):
-            raise UsageError(f"{table} line {number}: {name} lies outside the folder")
-        if not file.is_file():
-            raise UsageError(f"{table} line {number}: there is no file {name}")
-        try:
-            values.append(float(label))
-        except ValueError:
-            raise UsageError(f"{table} line {number}: the label {label!r} is no number") from None
-        files.append(file)
-    found = np.array(values)
-    if all(value.is_integer() for value in values):
-        return files, found.astype(np.int64)
-    return files, found.astype(np.float32)
-
-
-def read_image(path: Path, how: Preprocessing) -> np.ndarray:
-    """One image file as the model's input: (x * scale - mean) / std, in the layout asked for.
-
-    The shorter side is scaled to `size` (bilinear, antialiased), then `crop` [h, w] is cut out of
-    the middle. Raises UsageError where the file is no image or is smaller than the crop.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            pixels = image.convert("L" if how.channels == "L" else "RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
-        raise UsageError(f"{path}: a broken image ({error})") from None
-    if how.size:
-        short = min(pixels.size)
-        width, height = (max(1, side * how.size // short) for side in pixels.size)
-        pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
-    if how.crop:
-        high, wide = how.crop
-        if pixels.height < high or pixels.width < wide:
-            raise UsageError(
-                f"{path}: {pixels.width}x{pixels.height} pixels are too few for the crop "
-                f"{wide}x{high}; set `size` in data.toml"
-            )
-        left, top = (pixels.width - wide) // 2, (pixels.height - high) // 2
-        pixels = pixels.crop((left, top, left + wide, top + high))
-    values = np.atleast_3d(np.asarray(pixels, np.float32))
-    mean, std = np.array(how.mean, np.float32), np.array(how.std, np.float32)
-    if how.channels == "BGR":
-        values = values[:, :, ::-1]
-    values = (values * np.float32(how.scale) - mean) / std
-    if how.layout == "NCHW":
-        values = values.transpose(2, 0, 1)
-    return np.ascontiguousarray(values.astype(how.dtype))
-
-
 def import_callable(text: str, option: str) -> Any:
     """MODULE:FUNCTION, from the folder that the command was started in or from an installation."""
     module_name, _, name = text.partition(":")
@@ -352,8 +257,10 @@ def import_callable(text: str, option: str) -> Any:
         sys.path.insert(0, here)
     try:
         return getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"{option} {text}: cannot import it ({error})") from None
+    except (Exception, SystemExit) as error:  # the user's own code
+        raise UsageError(
+            f"{option} {text}: cannot import it ({type(error).__name__}: {error})"
+        ) from None
 
 
 def _callable(text: str, model: Model, cache: Cache) -> Samples:
@@ -365,21 +272,26 @@ def _callable(text: str, model: Model, cache: Cache) -> Samples:
         kinds: dict[str, tuple[str, tuple[int, ...]]] = {}
         count = 0
         try:
-            for count, (name, row) in _rows(function, text, model):
-                if name not in files:
-                    files[name] = (scratch / f"{len(files)}.bin").open("wb")
-                    kinds[name] = (row.dtype.str, row.shape)
-                if kinds[name] != (row.dtype.str, row.shape):
+            for row in _rows(function, text, model):
+                found = {name: (array.dtype.str, array.shape) for name, array in row.items()}
+                if not count:
+                    kinds = found
+                    files = {
+                        name: (scratch / f"{number}.bin").open("wb")
+                        for number, name in enumerate(found)
+                    }
+                if found != kinds:
                     raise UsageError(
-                        f"{text}: sample {count - 1}: {name!r} is {row.dtype}{list(row.shape)}, "
-                        f"in sample 0 it was {np.dtype(kinds[name][0])}{list(kinds[name][1])}"
+                        f"{text}: sample {count} is {_words(found)}; sample 0 was {_words(kinds)}"
                     )
-                files[name].write(row.tobytes())
-                digest.update(row.tobytes())
+                for name, array in row.items():
+                    files[name].write(array.tobytes())
+                    digest.update(array.tobytes())
+                count += 1
         finally:
             for file in files.values():
                 file.close()
-        if not files:
+        if not count:
             raise UsageError(f"{text}: it yielded no sample")
         digest.update(repr(kinds).encode())
 
@@ -392,27 +304,42 @@ def _callable(text: str, model: Model, cache: Cache) -> Samples:
         name: ArrayFile(folder / f"{number}.bin", kinds[name][0], (count, *kinds[name][1]), 0)
         for number, name in enumerate(files)
     }
-    labels = arrays.pop("\0label", None)
+    for name, (dtype, _) in kinds.items():
+        if np.dtype(dtype).kind not in "biuf":
+            said = _words({name: kinds[name]})
+            raise UsageError(f"{text}: {said}; only numbers can be fed to a model")
+    labels = arrays.pop(_LABEL, None)
     return _named(text, digest.hexdigest(), arrays, labels, model)
 
 
-def _rows(function: Any, text: str, model: Model) -> Iterator[tuple[int, tuple[str, np.ndarray]]]:
-    """(samples so far, (array name, row)) of a user's generator; labels are named NUL + label."""
+_LABEL = "\0label"
+"""Among a generator's arrays; no input of a model is called that."""
+
+
+def _words(kinds: dict[str, tuple[str, tuple[int, ...]]]) -> str:
+    return ", ".join(
+        f"{'the label' if name == _LABEL else repr(name)} {np.dtype(dtype)}{list(shape)}"
+        for name, (dtype, shape) in kinds.items()
+    )
+
+
+def _rows(function: Any, text: str, model: Model) -> Iterator[dict[str, np.ndarray]]:
+    """One sample after another of a user's generator: its arrays by name, the label as _LABEL."""
     try:
-        for number, item in enumerate(function(), 1):
+        for item in function():
             try:
                 inputs, label = item
             except (TypeError, ValueError):
                 raise UsageError(f"{text}: it must yield (inputs, label) pairs") from None
             if not isinstance(inputs, dict):
                 inputs = {model.inputs[0].name: inputs}
-            for name, row in inputs.items():
-                yield number, (str(name), np.asarray(row))
+            row = {str(name): np.asarray(array) for name, array in inputs.items()}
             if label is not None:
-                yield number, ("\0label", np.asarray(label))
+                row[_LABEL] = np.asarray(label)
+            yield row
     except UsageError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"{text}: it failed with {type(error).__name__}: {error}") from None
 
 
@@ -470,7 +397,7 @@ def _scan(samples: Samples, model: Model) -> np.ndarray:
     for index in range(samples.count):
         digest = hashlib.blake2b(digest_size=8)
         if samples.preprocessing:
-            row = read_image(samples.images[index], samples.preprocessing)
+            row = images.read(samples.images[index], samples.preprocessing)
             _match(str(samples.images[index]), only.name, row.shape, row.dtype, only, model)
             _refuse_nan(row, samples.source, only.name, index)
             digest.update(row.tobytes())

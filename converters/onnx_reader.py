@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,11 @@ import onnx.inliner
 from google.protobuf.message import DecodeError
 
 from onmetal import cache as caches
+from onmetal.converters import onnx_checks
 from onmetal.errors import UnsupportedError, UsageError
 
 ONE_FILE_BYTES = 1_900_000_000
 """Protobuf ends at 2 GiB; a larger model keeps its weights in a file beside it."""
-ORT_DOMAINS = ("com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
-"""Operators that onnxruntime brings beside the standard; it says itself which it lacks."""
 
 
 def examine(
@@ -30,13 +28,14 @@ def examine(
     """
     source = Path(path)
     model = _parse(source)
-    external = _external_files(model, source)
-    _check_operators(model, source)
+    external = onnx_checks.external_files(model, source)
+    onnx_checks.check_operators(model, source)
+    onnx_checks.check_wiring(model, source)
     digest = caches.sha256(source, *external)
     size = sum(file.stat().st_size for file in (source, *external))
     if external:
         onnx.load_external_data_for_model(model, str(source.resolve().parent))
-    _check_sizes(model, source)
+    onnx_checks.check_sizes(model, source)
     changed, size_of_batch, notes = _fix_axes(model, shapes, batch)
     inferred = _infer(model)
     prepared = Path(folder) / "model.onnx"
@@ -64,7 +63,7 @@ def examine(
         "outputs": outputs,
         "parameters": _parameters(model),
         "macs": macs,
-        "operators": dict(Counter(_label(node) for node in _nodes(model.graph)).most_common()),
+        "operators": dict(Counter(map(_label, onnx_checks.nodes(model.graph))).most_common()),
         "batch": size_of_batch if size_of_batch else _fixed_batch(inputs, outputs, batch),
         "notes": notes,
     }
@@ -87,117 +86,6 @@ def _parse(source: Path) -> onnx.ModelProto:
             f"{source}: it names no operator set or no format version: a damaged ONNX file"
         )
     return model
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """The graph and those inside its control flow."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                if inner.node or inner.output:
-                    yield from _graphs(inner)
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for inner in _graphs(graph):
-        yield from inner.node
-
-
-def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    functions = [node for function in model.functions for node in function.node]
-    for graph in _graphs(model.graph):
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-        for node in (*graph.node, *functions):
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                yield from attribute.tensors
-        functions = []
-
-
-def _external_files(model: onnx.ModelProto, source: Path) -> list[Path]:
-    """Files that hold weights; each must be there, long enough, and inside the model's folder."""
-    home = source.resolve().parent
-    found: dict[Path, None] = {}
-    for tensor in _tensors(model):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        location = entries.get("location", "")
-        file = home / location
-        if not location or Path(location).is_absolute() or ".." in Path(location).parts:
-            raise UsageError(
-                f"{source}: the tensor {tensor.name!r} asks for its data at {location!r}, outside "
-                "the model's folder; such a file is not opened"
-            )
-        if not file.resolve().is_relative_to(home):
-            raise UsageError(
-                f"{source}: its data file {location!r} is a link out of the model's folder; "
-                "put a copy of the file there"
-            )
-        if not file.is_file():
-            raise UsageError(
-                f"{source}: its external data {location!r} is missing; "
-                "it must lie beside the model, under this name"
-            )
-        try:
-            offset, length = int(entries.get("offset", 0)), int(entries.get("length", 0))
-        except ValueError:
-            raise UsageError(f"{source}: {tensor.name!r} has a damaged data offset") from None
-        if min(offset, length) < 0 or offset + length > file.stat().st_size:
-            raise UsageError(
-                f"{source}: its external data {location!r} is cut off: {tensor.name!r} lies at "
-                f"bytes {offset} to {offset + length} of {file.stat().st_size}"
-            )
-        found[file] = None
-    return list(found)
-
-
-def _check_sizes(model: onnx.ModelProto, source: Path) -> None:
-    """Every tensor holds as much data as its shape says: runtimes find that out late, or never."""
-    for tensor in _tensors(model):
-        try:
-            dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
-        except KeyError:
-            raise UsageError(f"{source}: {tensor.name!r} has no element type: damaged") from None
-        bits = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}.get(dtype.name)
-        wanted = -(-math.prod(tensor.dims) * (bits or dtype.itemsize * 8) // 8)
-        if tensor.HasField("raw_data") and len(tensor.raw_data) != wanted:
-            raise UsageError(
-                f"{source}: the tensor {tensor.name!r} of shape {list(tensor.dims)} holds "
-                f"{len(tensor.raw_data)} bytes instead of {wanted}: the file is cut off or damaged"
-            )
-
-
-def _check_operators(model: onnx.ModelProto, source: Path) -> None:
-    own = {(function.domain, function.name) for function in model.functions}
-    versions = {entry.domain: entry.version for entry in model.opset_import}
-    for node in _nodes(model.graph):
-        _check_operator(node, versions, own, source)
-    for function in model.functions:
-        inside = versions | {entry.domain: entry.version for entry in function.opset_import}
-        for node in function.node:
-            _check_operator(node, inside, own, source)
-
-
-def _check_operator(
-    node: onnx.NodeProto, versions: dict[str, int], own: set[tuple[str, str]], source: Path
-) -> None:
-    domain = "" if node.domain == "ai.onnx" else node.domain
-    if domain in ORT_DOMAINS or (node.domain, node.op_type) in own:
-        return
-    newest = onnx.defs.onnx_opset_version()
-    version = versions.get(node.domain, versions.get(domain, versions.get("ai.onnx", 0)))
-    if not onnx.defs.has(node.op_type, min(version or newest, newest), domain):
-        where = f"node {node.name!r}" if node.name else f"the node that makes {node.output[:1]}"
-        raise UnsupportedError(
-            f"{source}: unknown operator {node.op_type!r} (domain {domain or 'ai.onnx'}, "
-            f"opset {version}) at {where}; custom operators cannot be deployed: "
-            "export the model with standard ones"
-        )
 
 
 def _fix_axes(
@@ -425,7 +313,7 @@ def _parameters(model: onnx.ModelProto) -> int:
     """Numbers in the weights: what is stored as a tensor of floats or of 8 bits or fewer."""
     kinds = onnx.TensorProto
     weights = {kinds.FLOAT, kinds.FLOAT16, kinds.DOUBLE, kinds.BFLOAT16, kinds.INT8, kinds.UINT8}
-    return sum(math.prod(t.dims) for t in _tensors(model) if t.data_type in weights)
+    return sum(math.prod(t.dims) for t in onnx_checks.tensors(model) if t.data_type in weights)
 
 
 def _label(node: onnx.NodeProto) -> str:

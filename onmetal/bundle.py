@@ -43,6 +43,11 @@ def encode(document: dict[str, Any]) -> bytes:
 
 def check_out(out: Path, force: bool) -> None:
     """Before any long work: may a bundle be written there? Raises UsageError if not."""
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise UsageError(
+            f"--out {out}: is the folder that you stand in, or above it; it is replaced as a whole, "
+            "so choose another"
+        )
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise UsageError(f"--out {out}: there is something that is no folder; choose another")
     if out.exists():

@@ -51,7 +51,7 @@ def _lock(folder: Path, kind: int) -> int | None:
     """A file descriptor that holds a lock on the folder; None if another's lock forbids it."""
     try:
         held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
+    except OSError:  # vanished, or no folder: not ours
         return None
     try:
         fcntl.flock(held, kind | fcntl.LOCK_NB)
@@ -131,15 +131,16 @@ class Cache:
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
         """A folder for work that is removed at the end, by the next sweep if this run is killed."""
-        folder = self.root / "building" / uuid.uuid4().hex
-        folder.mkdir()
-        held = _lock(folder, fcntl.LOCK_SH)
+        held = None
+        while held is None:  # another run's sweep may take it before it is locked
+            folder = self.root / "building" / uuid.uuid4().hex
+            folder.mkdir()
+            held = _lock(folder, fcntl.LOCK_SH)
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            if held is not None:
-                os.close(held)
+            os.close(held)
 
     def sweep(self) -> None:
         """Removes what killed runs left, and over the limit the entries unused for longest."""

@@ -310,12 +310,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     as_json = "--json" in words
     try:
         if words and words[0] in COMMANDS:
-            return COMMANDS[words[0]](words[1:])
+            return _flushed(COMMANDS[words[0]], words[1:])
         if words and words[0].isalpha() and not Path(words[0]).exists():
             raise UsageError(
                 f"{words[0]}: neither a command nor a file; the commands: {', '.join(COMMANDS)}"
             )
-        return _run_deploy(words)
+        return _flushed(_run_deploy, words)
     except OnmetalError as error:
         return _fail(error, as_json)
     except KeyboardInterrupt:
@@ -328,6 +328,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except Exception:
         return _fail(OnmetalError(_log_defect(words)), as_json)
+
+
+def _flushed(command: Callable[[Sequence[str]], int], words: Sequence[str]) -> int:
+    """Run it, and write out what it printed while a reader that went away can still be met."""
+    try:
+        return command(words)
+    finally:
+        sys.stdout.flush()
 
 
 def _fail(error: OnmetalError, as_json: bool) -> int:

@@ -5,13 +5,16 @@ nothing but an error. Nothing in the file is executed, no path in it leads out o
 is never written to.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+import psutil
 
 from onmetal.cache import Cache
-from onmetal.errors import DeviceError, UsageError
+from onmetal.errors import DeviceError, UnsupportedError, UsageError
 from onmetal.profilers.local import Local
 from onmetal.records import Model, Tensor
 
@@ -19,6 +22,9 @@ _FOREIGN = {
     b"\x89HDF": "a Keras or HDF5 file",
     b"PK\x03\x04": "a zip archive (Keras v3, a PyTorch checkpoint or torch.export)",
     b"\x80\x02": "a Python pickle",
+    b"\x80\x03": "a Python pickle",
+    b"\x80\x04\x95": "a Python pickle",
+    b"\x80\x05\x95": "a Python pickle",
     b"GGUF": "a GGUF file",
 }
 
@@ -63,6 +69,11 @@ def read(
                 )
             except DeviceError as error:
                 raise UsageError(f"{path}: reading it failed: {error}") from None
+            except (UsageError, UnsupportedError) as error:
+                said = str(error)
+                named = said if said.startswith(str(path)) else f"{path}: {said}"
+                raise type(error)(named) from None
+        _check_memory(path, facts)
 
         def move(folder: Path) -> None:
             for file in scratch.iterdir():
@@ -84,6 +95,18 @@ def read(
         batch=facts["batch"],
         notes=tuple(facts["notes"]),
     )
+
+
+def _check_memory(path: Path, facts: dict[str, Any]) -> None:
+    """A declared shape may be anything; buffers are made of it before a runtime sees it."""
+    most = psutil.virtual_memory().total
+    for tensor in (*facts["inputs"], *facts["outputs"]):
+        size = math.prod(tensor["shape"]) * np.dtype(tensor["dtype"]).itemsize
+        if size > most // 8:
+            raise UnsupportedError(
+                f"{path}: {tensor['name']!r} of shape {tensor['shape']} takes {size} bytes, "
+                f"too much for this machine's memory of {most}"
+            )
 
 
 def _recognize(path: Path) -> None:

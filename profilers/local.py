@@ -119,9 +119,11 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=environment,
+            env=environment | {"ONMETAL_PARENT": str(os.getpid())},
             start_new_session=True,
         )
+        assert self._process.stdin
+        os.set_blocking(self._process.stdin.fileno(), False)
         self._buffer = b""
 
     def __enter__(self) -> "Worker":
@@ -147,14 +149,10 @@ class Worker:
         Raises the error that the operation raised; DeviceError where the process died or took
         longer than `timeout_s`, after which it is gone.
         """
-        request = json.dumps({"op": op, "arguments": arguments}).encode() + b"\n"
-        assert self._process.stdin
-        try:
-            self._process.stdin.write(request)
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            raise self._death() from None
+        if self._log.closed:
+            raise DeviceError(f"the worker was ended before it was asked for {op!r}")
         deadline = time.monotonic() + timeout_s
+        self._send(json.dumps({"op": op, "arguments": arguments}).encode() + b"\n", deadline, op)
         while True:
             answer = json.loads(self._line(deadline, op))
             if "progress" in answer:
@@ -165,15 +163,31 @@ class Worker:
                 raise BY_NAME.get(answer["error"], DeviceError)(answer["message"])
             return answer["result"]
 
+    def _send(self, request: bytes, deadline: float, op: str) -> None:
+        """In pieces: a pipe holds 64 KiB, and a worker that hangs does not empty it."""
+        assert self._process.stdin
+        descriptor = self._process.stdin.fileno()
+        with selectors.DefaultSelector() as selector:
+            selector.register(descriptor, selectors.EVENT_WRITE)
+            while request:
+                self._wait(selector, deadline, op)
+                try:
+                    request = request[os.write(descriptor, request) :]
+                except BrokenPipeError:
+                    raise self._death() from None
+
+    def _wait(self, selector: selectors.BaseSelector, deadline: float, op: str) -> None:
+        if not selector.select(max(0.0, deadline - time.monotonic())):
+            self.close()
+            raise DeviceError(f"the worker did not finish {op!r} in time and was ended")
+
     def _line(self, deadline: float, op: str) -> bytes:
         assert self._process.stdout
         descriptor = self._process.stdout.fileno()
         with selectors.DefaultSelector() as selector:
             selector.register(descriptor, selectors.EVENT_READ)
             while b"\n" not in self._buffer:
-                if not selector.select(max(0.0, deadline - time.monotonic())):
-                    self.close()
-                    raise DeviceError(f"the worker did not finish {op!r} in time and was ended")
+                self._wait(selector, deadline, op)
                 piece = os.read(descriptor, 1 << 20)
                 if not piece:
                     raise self._death()

@@ -231,8 +231,8 @@ def _die_with_parent() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() == 1:
-            sys.exit(0)
+        if str(os.getppid()) != os.environ.get("ONMETAL_PARENT"):
+            sys.exit(0)  # it was gone before it could be watched
 
 
 def main() -> None:

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from onmetal.cache import Cache
-from onmetal.calibration import samples
-from onmetal.calibration.samples import Preprocessing, Samples, read_image
+from onmetal.calibration import images, samples
+from onmetal.calibration.images import Preprocessing
+from onmetal.calibration.samples import Samples
 from onmetal.errors import UsageError
 from onmetal.records import Model, Tensor
 from onmetal.task import Request, prepare
@@ -444,7 +445,7 @@ def test_the_crop_is_centred_and_rounds_down(
     tmp_path: Path, width: int, height: int, crop: tuple[int, int], left: int, top: int
 ) -> None:
     pixels = picture(tmp_path / "a.png", width, height)
-    found = read_image(tmp_path / "a.png", Preprocessing(crop=crop, layout="NHWC"))
+    found = images.read(tmp_path / "a.png", Preprocessing(crop=crop, layout="NHWC"))
     expected = pixels[top : top + crop[0], left : left + crop[1]]
     np.testing.assert_array_equal(found, expected.astype(np.float32))
 
@@ -452,7 +453,7 @@ def test_the_crop_is_centred_and_rounds_down(
 @pytest.mark.parametrize(("width", "height"), [(40, 20), (20, 40), (33, 17)])
 def test_size_scales_the_shorter_side(tmp_path: Path, width: int, height: int) -> None:
     picture(tmp_path / "a.png", width, height)
-    found = read_image(tmp_path / "a.png", Preprocessing(size=10, layout="NHWC"))
+    found = images.read(tmp_path / "a.png", Preprocessing(size=10, layout="NHWC"))
     short = min(width, height)
     size = width * 10 // short, height * 10 // short
     expected = Image.open(tmp_path / "a.png").resize(size, Image.Resampling.BILINEAR)
@@ -462,7 +463,7 @@ def test_size_scales_the_shorter_side(tmp_path: Path, width: int, height: int) -
 
 def test_size_comes_before_crop(tmp_path: Path) -> None:
     picture(tmp_path / "a.png", 40, 20)
-    found = read_image(tmp_path / "a.png", Preprocessing(size=10, crop=(8, 8), layout="NHWC"))
+    found = images.read(tmp_path / "a.png", Preprocessing(size=10, crop=(8, 8), layout="NHWC"))
     scaled = Image.open(tmp_path / "a.png").resize((20, 10), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(found, np.asarray(scaled, np.float32)[1:9, 6:14])
 
@@ -471,8 +472,8 @@ def test_channels_in_the_order_asked_for(tmp_path: Path) -> None:
     pixels = picture(tmp_path / "a.png", 5, 4)
     for channels, expected in (("RGB", pixels), ("BGR", pixels[:, :, ::-1])):
         how = Preprocessing(channels=channels, layout="NHWC")  # type: ignore[arg-type]
-        np.testing.assert_array_equal(read_image(tmp_path / "a.png", how), expected)
-    grey = read_image(tmp_path / "a.png", Preprocessing(channels="L", layout="NHWC"))
+        np.testing.assert_array_equal(images.read(tmp_path / "a.png", how), expected)
+    grey = images.read(tmp_path / "a.png", Preprocessing(channels="L", layout="NHWC"))
     assert grey.shape == (4, 5, 1)
     luma = pixels @ np.array([0.299, 0.587, 0.114])
     np.testing.assert_allclose(grey[:, :, 0], luma, atol=1)
@@ -481,7 +482,7 @@ def test_channels_in_the_order_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["L", "RGBA"])
 def test_other_image_modes_become_rgb(tmp_path: Path, mode: str) -> None:
     pixels = picture(tmp_path / "a.png", 5, 4, mode)
-    found = read_image(tmp_path / "a.png", Preprocessing(layout="NHWC"))
+    found = images.read(tmp_path / "a.png", Preprocessing(layout="NHWC"))
     expected = np.stack([pixels] * 3, -1) if mode == "L" else pixels[:, :, :3]
     np.testing.assert_array_equal(found, expected)
 
@@ -498,21 +499,21 @@ def test_scale_mean_and_std_for_each_channel(tmp_path: Path) -> None:
         )
         ordered = pixels if channels == "RGB" else pixels[:, :, ::-1]
         expected = ((ordered / 255 - np.array(mean)) / np.array(std)).transpose(2, 0, 1)
-        found = read_image(tmp_path / "a.png", how)
+        found = images.read(tmp_path / "a.png", how)
         assert found.dtype == np.float32 and found.flags.c_contiguous
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_one_mean_for_all_channels(tmp_path: Path) -> None:
     pixels = picture(tmp_path / "a.png", 5, 4)
-    found = read_image(tmp_path / "a.png", Preprocessing(mean=(128.0,), std=(2.0,)))
+    found = images.read(tmp_path / "a.png", Preprocessing(mean=(128.0,), std=(2.0,)))
     np.testing.assert_array_equal(found, (pixels.transpose(2, 0, 1) - 128.0) / 2.0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "uint8"])
 def test_dtypes_of_images(tmp_path: Path, dtype: Any) -> None:
     pixels = picture(tmp_path / "a.png", 5, 4)
-    found = read_image(tmp_path / "a.png", Preprocessing(dtype=dtype, layout="NHWC"))
+    found = images.read(tmp_path / "a.png", Preprocessing(dtype=dtype, layout="NHWC"))
     assert found.dtype == np.dtype(dtype)
     np.testing.assert_array_equal(found, pixels)
 
@@ -520,21 +521,21 @@ def test_dtypes_of_images(tmp_path: Path, dtype: Any) -> None:
 def test_int8_images_from_a_shift(tmp_path: Path) -> None:
     pixels = picture(tmp_path / "a.png", 5, 4)
     how = Preprocessing(dtype="int8", mean=(128.0,), layout="NHWC")
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png", how), pixels.astype(int) - 128)
+    np.testing.assert_array_equal(images.read(tmp_path / "a.png", how), pixels.astype(int) - 128)
 
 
 @pytest.mark.parametrize(("dtype", "mean"), [("int8", 0.0), ("uint8", 100.0)])
 def test_values_outside_the_dtype_are_refused(tmp_path: Path, dtype: Any, mean: float) -> None:
     Image.fromarray(np.array([[0, 99, 255]], np.uint8)).save(tmp_path / "a.png")
     with pytest.raises(UsageError, match=dtype):
-        read_image(tmp_path / "a.png", Preprocessing(dtype=dtype, mean=(mean,)))
+        images.read(tmp_path / "a.png", Preprocessing(dtype=dtype, mean=(mean,)))
 
 
 @pytest.mark.parametrize("channels", ["RGB", "L"])
 def test_images_of_sixteen_bits_are_not_clipped(tmp_path: Path, channels: Any) -> None:
     Image.fromarray(np.array([[0, 20000, 65535]], np.uint16)).save(tmp_path / "a.png")
     try:
-        found = read_image(tmp_path / "a.png", Preprocessing(channels=channels))
+        found = images.read(tmp_path / "a.png", Preprocessing(channels=channels))
     except UsageError as error:
         assert "a.png" in str(error)
     else:

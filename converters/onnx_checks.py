@@ -1,0 +1,183 @@
+"""What must hold of an ONNX file before anything is made of it."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from onmetal.errors import UnsupportedError, UsageError
+
+ORT_DOMAINS = ("com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
+"""Operators that onnxruntime brings beside the standard; it says itself which it lacks."""
+
+
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph and those inside its control flow."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node or inner.output:
+                    yield from graphs(inner)
+
+
+def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for inner in graphs(graph):
+        yield from inner.node
+
+
+def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    functions = [node for function in model.functions for node in function.node]
+    for graph in graphs(model.graph):
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+        for node in (*graph.node, *functions):
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+        functions = []
+
+
+def external_files(model: onnx.ModelProto, source: Path) -> list[Path]:
+    """Files that hold weights; each must be there, long enough, and inside the model's folder."""
+    home = source.resolve().parent
+    found: dict[Path, None] = {}
+    for tensor in tensors(model):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = entries.get("location", "")
+        file = home / location
+        if not location or Path(location).is_absolute() or ".." in Path(location).parts:
+            raise UsageError(
+                f"{source}: the tensor {tensor.name!r} asks for its data at {location!r}, outside "
+                "the model's folder; such a file is not opened"
+            )
+        if not file.resolve().is_relative_to(home):
+            raise UsageError(
+                f"{source}: its data file {location!r} is a link out of the model's folder; "
+                "put a copy of the file there"
+            )
+        if not file.is_file():
+            raise UsageError(
+                f"{source}: its external data {location!r} is missing; "
+                "it must lie beside the model, under this name"
+            )
+        try:
+            offset, length = int(entries.get("offset", 0)), int(entries.get("length", 0))
+        except ValueError:
+            raise UsageError(f"{source}: {tensor.name!r} has a damaged data offset") from None
+        if min(offset, length) < 0 or offset + length > file.stat().st_size:
+            raise UsageError(
+                f"{source}: its external data {location!r} is cut off: {tensor.name!r} lies at "
+                f"bytes {offset} to {offset + length} of {file.stat().st_size}"
+            )
+        found[file] = None
+    return list(found)
+
+
+def check_sizes(model: onnx.ModelProto, source: Path) -> None:
+    """Every tensor holds as much data as its shape says: runtimes find that out late, or never."""
+    for tensor in tensors(model):
+        try:
+            dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        except KeyError:
+            raise UsageError(f"{source}: {tensor.name!r} has no element type: damaged") from None
+        bits = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}.get(dtype.name)
+        wanted = -(-math.prod(tensor.dims) * (bits or dtype.itemsize * 8) // 8)
+        if tensor.HasField("raw_data") and len(tensor.raw_data) != wanted:
+            raise UsageError(
+                f"{source}: the tensor {tensor.name!r} of shape {list(tensor.dims)} holds "
+                f"{len(tensor.raw_data)} bytes instead of {wanted}: the file is cut off or damaged"
+            )
+
+
+def check_operators(model: onnx.ModelProto, source: Path) -> None:
+    own = {(function.domain, function.name) for function in model.functions}
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    for node in nodes(model.graph):
+        _check_operator(node, versions, own, source)
+    for function in model.functions:
+        inside = versions | {entry.domain: entry.version for entry in function.opset_import}
+        for node in function.node:
+            _check_operator(node, inside, own, source)
+
+
+def _check_operator(
+    node: onnx.NodeProto, versions: dict[str, int], own: set[tuple[str, str]], source: Path
+) -> None:
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    if domain in ORT_DOMAINS or (node.domain, node.op_type) in own:
+        return
+    newest = onnx.defs.onnx_opset_version()
+    version = versions.get(node.domain, versions.get(domain, versions.get("ai.onnx", 0)))
+    if not onnx.defs.has(node.op_type, min(version or newest, newest), domain):
+        where = f"node {node.name!r}" if node.name else f"the node that makes {node.output[:1]}"
+        raise UnsupportedError(
+            f"{source}: unknown operator {node.op_type!r} (domain {domain or 'ai.onnx'}, "
+            f"opset {version}) at {where}; custom operators cannot be deployed: "
+            "export the model with standard ones"
+        )
+
+
+def check_wiring(model: onnx.ModelProto, source: Path) -> None:
+    """Every value is made once, by something, and not by way of itself.
+
+    Nodes may stand in any order: onnxruntime sorts them.
+    """
+    _check_graph(model.graph, set(), source)
+
+
+def _check_graph(graph: onnx.GraphProto, outside: set[str], source: Path) -> None:
+    inputs = [value.name for value in graph.input]
+    constants = {tensor.name for tensor in graph.initializer}
+    constants |= {sparse.values.name for sparse in graph.sparse_initializer}
+    made = [name for node in graph.node for name in node.output if name]
+    own = [*inputs, *(constants - set(inputs)), *made]
+    if double := sorted({name for name in own if own.count(name) > 1} if _repeats(own) else set()):
+        raise UsageError(f"{source}: the value {double[0]!r} is made twice: a damaged ONNX file")
+    known = outside | set(own)
+    for node in graph.node:
+        for name in node.input:
+            if name and name not in known:
+                raise UsageError(
+                    f"{source}: {node.op_type} {node.name!r} reads {name!r}, which nothing makes: "
+                    "a damaged or incomplete ONNX file"
+                )
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node or inner.output:
+                    _check_graph(inner, known, source)
+    for value in graph.output:
+        if value.name not in known:
+            raise UsageError(f"{source}: nothing makes the output {value.name!r}: damaged")
+    _check_cycles(graph, set(made), source)
+
+
+def _repeats(names: list[str]) -> bool:
+    return len(set(names)) < len(names)
+
+
+def _check_cycles(graph: onnx.GraphProto, made: set[str], source: Path) -> None:
+    """Kahn's algorithm: what can never be reached, one ready node after another, is in a cycle."""
+    waiting = [{name for name in node.input if name in made} for node in graph.node]
+    readers: dict[str, list[int]] = {}
+    for number, names in enumerate(waiting):
+        for name in names:
+            readers.setdefault(name, []).append(number)
+    ready = [number for number, names in enumerate(waiting) if not names]
+    reached = 0
+    while ready:
+        node = graph.node[ready.pop()]
+        reached += 1
+        for name in node.output:
+            for number in readers.get(name, ()):
+                waiting[number].discard(name)
+                if not waiting[number]:
+                    ready.append(number)
+    if reached < len(graph.node):
+        raise UsageError(f"{source}: its nodes wait for one another in a cycle: damaged")
