@@ -41,12 +41,12 @@ class Metric(Struct, frozen=True):
 
 
 def _hit(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return np.asarray((outputs.argmax(axis=1) == labels), np.float64)
+    return np.asarray(_predicted(outputs) == labels, np.float64)
 
 
 def _hit5(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     best = np.argsort(-outputs, axis=1, kind="stable")[:, :5]
-    return np.asarray((best == labels[:, None]).any(axis=1), np.float64)
+    return np.asarray((best == labels[:, None]).any(axis=1) & ~_undefined(outputs), np.float64)
 
 
 def _equal(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -55,12 +55,22 @@ def _equal(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _predicted(outputs: np.ndarray) -> np.ndarray:
-    """Class numbers: of integers themselves, of scores the largest, of one probability over 0.5."""
+    """Class numbers: of integers themselves, of scores the largest, of one probability over 0.5.
+
+    -1, which no label is, where a score is NaN: argmax would say the place of the first NaN.
+    """
     if outputs.dtype.kind in "iub":
         return outputs
     if outputs.ndim == 2 and outputs.shape[1] > 1:
-        return np.asarray(outputs.argmax(axis=1))
-    return np.asarray(outputs.reshape(len(outputs)) > 0.5, np.int64)
+        found = outputs.argmax(axis=1)
+    else:
+        found = np.asarray(outputs.reshape(len(outputs)) > 0.5, np.int64)
+    return np.where(_undefined(outputs), -1, found)
+
+
+def _undefined(outputs: np.ndarray) -> np.ndarray:
+    """[n] bool: samples of whose scores any is NaN."""
+    return np.asarray(np.isnan(outputs).reshape(len(outputs), -1).any(axis=1))
 
 
 def _class(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -131,15 +141,17 @@ def _auc(scores: np.ndarray, labels: np.ndarray) -> float:
         return _binary_auc(scores[:, 1] - scores[:, 0], labels == 1)
     kinds = [kind for kind in np.unique(labels) if not (labels == kind).all()]
     if not kinds:
-        return float("nan")
+        return math.nan
     return float(np.mean([_binary_auc(scores[:, int(kind)], labels == kind) for kind in kinds]))
 
 
 def _binary_auc(scores: np.ndarray, positive: np.ndarray) -> float:
+    if np.isnan(scores).any():
+        return math.nan
     ups = int(positive.sum())
     downs = len(positive) - ups
     if not ups or not downs:
-        return float("nan")
+        return math.nan
     _, codes, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     ranks = (ends - (counts - 1) / 2)[codes]  # the mean rank of equal scores

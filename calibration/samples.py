@@ -6,15 +6,17 @@ larger than memory. `Samples` is a plain record: a worker process is handed it a
 
 import hashlib
 import importlib
+import math
+import shutil
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import IO, Any, BinaryIO, Literal
 
-import msgspec
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from onmetal import cache as caches
 from onmetal.cache import Cache
@@ -113,53 +115,77 @@ def load(text: str, model: Model, cache: Cache, *, option: str, labelled: bool) 
 
 
 def _npz(path: Path, model: Model, cache: Cache) -> Samples:
-    """Members are unpacked once into the cache, so that they can be memory-mapped."""
+    """Members are unpacked once into the cache, so that they can be memory-mapped.
+
+    What their headers say is checked before: unpacking may take long.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [name for name in archive.namelist() if name.endswith(".npy")]
-            strange = sorted(set(archive.namelist()) - set(members))
-            if strange:
+            members = archive.namelist()
+            if strange := [name for name in members if not name.endswith(".npy")]:
                 raise UsageError(f"{path}: {strange[0]!r} in it is no array")
+            headers = {}
+            for number, member in enumerate(members):
+                with archive.open(member) as packed:
+                    headers[member.removesuffix(".npy")] = _read_header(
+                        packed,
+                        Path(f"{number}.npy"),
+                        archive.getinfo(member).file_size,
+                        f"{path}: member {member.removesuffix('.npy')!r}",
+                    )
+            found = _with_labels(str(path), "", headers, model)
             digest = caches.sha256(path)
-
-            def unpack(folder: Path) -> None:
-                for number, member in enumerate(members):
-                    with (
-                        archive.open(member) as packed,
-                        (folder / f"{number}.npy").open("wb") as plain,
-                    ):
-                        while piece := packed.read(CHUNK_BYTES):
-                            plain.write(piece)
-
-            folder = cache.get("data", digest, unpack)
+            folder = cache.get("data", digest, lambda folder: _unpack(archive, folder))
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise UsageError(f"{path}: not a readable .npz file ({error})") from None
-    arrays = {}
-    for number, member in enumerate(members):
-        name = member.removesuffix(".npy")
-        arrays[name] = _read_header(folder / f"{number}.npy", f"{path}: member {name!r}")
-    labels = arrays.pop("y", None) if "y" not in {t.name for t in model.inputs} else None
-    return _named(str(path), digest, arrays, labels, model)
+
+    def placed(array: ArrayFile) -> ArrayFile:
+        return replace(array, path=folder / array.path)
+
+    return replace(
+        found,
+        digest=digest,
+        arrays={name: placed(array) for name, array in found.arrays.items()},
+        labels=placed(found.labels) if found.labels else None,
+    )
 
 
-def _read_header(path: Path, what: str) -> ArrayFile:
+def _unpack(archive: zipfile.ZipFile, folder: Path) -> None:
+    for number, member in enumerate(archive.namelist()):
+        with archive.open(member) as packed, (folder / f"{number}.npy").open("wb") as plain:
+            shutil.copyfileobj(packed, plain, CHUNK_BYTES)
+
+
+def _with_labels(source: str, digest: str, arrays: dict[str, ArrayFile], model: Model) -> Samples:
+    """`y` is the labels, unless the model has an input of that name."""
+    labelled = "y" not in {tensor.name for tensor in model.inputs}
+    labels = arrays.pop("y", None) if labelled else None
+    return _named(source, digest, arrays, labels, model)
+
+
+def _read_header(file: IO[bytes], path: Path, size_bytes: int, what: str) -> ArrayFile:
+    """What the head of an .npy file says. Raises UsageError where it is no array of numbers."""
     try:
-        with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            read = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }[version]
-            shape, fortran, dtype = read(file)
-            offset = file.tell()
+        version = np.lib.format.read_magic(file)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, fortran, dtype = read(file)
+        offset = file.tell()
     except (ValueError, KeyError, EOFError) as error:
         raise UsageError(f"{what} is not a readable array ({error})") from None
     if dtype.hasobject or dtype.kind not in "biuf":
         raise UsageError(f"{what} has dtype {dtype}: only numbers can be fed to a model")
-    size = offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    if path.stat().st_size < size:
+    if size_bytes < offset + math.prod(shape) * dtype.itemsize:
         raise UsageError(f"{what} is cut short")
     return ArrayFile(path, dtype.str, tuple(shape), offset, bool(fortran))
+
+
+def _stored(path: Path) -> ArrayFile:
+    """An .npy file of our own making."""
+    with path.open("rb") as file:
+        return _read_header(file, path, path.stat().st_size, str(path))
 
 
 def _named(
@@ -238,7 +264,7 @@ def _folder(path: Path, model: Model, cache: Cache, labelled: bool) -> Samples:
     if values is not None:
         kept = values
         folder = cache.get("labels", digest, lambda folder: np.save(folder / "y.npy", kept))
-        labels = _read_header(folder / "y.npy", "labels")
+        labels = _stored(folder / "y.npy")
     return Samples(
         str(path),
         digest,
@@ -357,8 +383,7 @@ def random(model: Model, cache: Cache, count: int) -> Samples:
 
     folder = cache.get("random", digest, build)
     arrays = {
-        tensor.name: _read_header(folder / f"{number}.npy", "random inputs")
-        for number, tensor in enumerate(model.inputs)
+        tensor.name: _stored(folder / f"{number}.npy") for number, tensor in enumerate(model.inputs)
     }
     return Samples("random inputs", digest, count, arrays)
 
@@ -377,7 +402,7 @@ def _checked(samples: Samples, model: Model, cache: Cache) -> Samples:
         if labels.dtype.kind == "f" and not np.isfinite(labels).all():
             where = int(np.argmin(np.isfinite(labels).reshape(len(labels), -1).all(axis=1)))
             raise UsageError(f"{samples.source}: the label of sample {where} is NaN or infinite")
-    return msgspec.structs.replace(samples, warnings=tuple(warnings))
+    return replace(samples, warnings=tuple(warnings))
 
 
 def hashes(samples: Samples, model: Model, cache: Cache) -> np.ndarray:

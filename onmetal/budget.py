@@ -1,6 +1,9 @@
 """Limits that a deployment must meet, from the words on the command line to objections."""
 
+import math
 import re
+from collections.abc import Mapping
+from fractions import Fraction
 
 from msgspec import Struct
 
@@ -19,11 +22,19 @@ class Share(Struct, frozen=True):
     value: float
 
 
-def _number(text: str, option: str, units: dict[str, float], example: str) -> float:
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zA-Zµ]+)\s*", text)
-    if match is None or match[2] not in units:
+MOST = 10**18
+"""No limit is larger, in any unit: a slip of the keyboard."""
+
+
+def _number(text: str, option: str, units: Mapping[str, float], example: str) -> Fraction:
+    """The number before the unit, exactly as written, and times what the unit stands for."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zA-Zµ%]+)\s*", text)
+    if match is None or match[2] not in units or len(match[1]) > 100:
         raise UsageError(f"{option} {text}: write a number with a unit, like {example}")
-    return float(match[1]) * units[match[2]]
+    found = Fraction(match[1]) * Fraction(repr(units[match[2]]))
+    if not 0 < found <= MOST:
+        raise UsageError(f"{option} {text}: must be more than zero and no more than {MOST:g}")
+    return found
 
 
 def parse_ms(text: str, option: str = "--max-latency") -> float:
@@ -31,10 +42,7 @@ def parse_ms(text: str, option: str = "--max-latency") -> float:
     >>> parse_ms("20ms"), parse_ms("1.5s"), parse_ms("30min")
     (20.0, 1500.0, 1800000.0)
     """
-    found = _number(text, option, _MILLISECONDS, "20ms or 1.5s")
-    if found <= 0:
-        raise UsageError(f"{option} {text}: must be more than zero")
-    return found
+    return float(_number(text, option, _MILLISECONDS, "20ms or 1.5s"))
 
 
 def parse_bytes(text: str, option: str) -> int:
@@ -43,10 +51,10 @@ def parse_bytes(text: str, option: str) -> int:
     >>> parse_bytes("4MB", "--max-size"), parse_bytes("4MiB", "--max-size")
     (4000000, 4194304)
     """
-    found = _number(text, option, dict(_BYTES), "4MB or 512KiB")
+    found = int(_number(text, option, _BYTES, "4MB or 512KiB"))
     if found < 1:
-        raise UsageError(f"{option} {text}: must be more than zero")
-    return int(found)
+        raise UsageError(f"{option} {text}: must be a byte or more")
+    return found
 
 
 def parse_mj(text: str, option: str = "--max-energy") -> float:
@@ -54,10 +62,7 @@ def parse_mj(text: str, option: str = "--max-energy") -> float:
     >>> parse_mj("5mJ"), parse_mj("1J")
     (5.0, 1000.0)
     """
-    found = _number(text, option, _MILLIJOULES, "5mJ")
-    if found <= 0:
-        raise UsageError(f"{option} {text}: must be more than zero")
-    return found
+    return float(_number(text, option, _MILLIJOULES, "5mJ"))
 
 
 def parse_share(text: str, option: str) -> Share:
@@ -65,10 +70,9 @@ def parse_share(text: str, option: str) -> Share:
     >>> parse_share("1%", "--max-accuracy-drop").value
     0.01
     """
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*%\s*", text)
-    if match is None:
-        raise UsageError(f"{option} {text}: write a percentage, like 1%")
-    return Share(float(match[1]) / 100)
+    if re.fullmatch(r"\s*0*\.?0*\s*%\s*", text) and "0" in text:
+        return Share(0.0)
+    return Share(float(_number(text, option, {"%": 0.01}, "1%")))
 
 
 def parse_share_or_number(text: str, option: str) -> Share | float:
@@ -78,7 +82,7 @@ def parse_share_or_number(text: str, option: str) -> Share | float:
         found = float(text)
     except ValueError:
         raise UsageError(f"{option} {text}: write 1% or a plain number like 0.01") from None
-    if not 0 <= found < float("inf"):
+    if not 0 <= found <= MOST:
         raise UsageError(f"{option} {text}: must be a finite number, zero or more")
     return found
 
@@ -114,11 +118,12 @@ class Asked(Struct, frozen=True):
                 return asked
             if proportion:
                 return asked.value
-            return None if float_value is None else asked.value * abs(float_value)
+            # A part of what is not known: a limit that nothing meets, rather than none.
+            return math.nan if float_value is None else asked.value * abs(float_value)
 
         size = self.max_size
         if isinstance(size, Share):
-            size = int(size.value * original_size_bytes)
+            size = _part(size, original_size_bytes)
         macs = None
         if self.max_macs is not None:
             if original_macs is None:
@@ -126,7 +131,7 @@ class Asked(Struct, frozen=True):
                     "--max-macs: the multiply-accumulates of this model could not be counted "
                     "(a shape inside it is not static); leave the option out"
                 )
-            macs = int(self.max_macs.value * original_macs)
+            macs = _part(self.max_macs, original_macs)
         return Budget(
             max_accuracy_drop=points(self.max_accuracy_drop),
             min_accuracy=points(self.min_accuracy),
@@ -138,8 +143,17 @@ class Asked(Struct, frozen=True):
         )
 
 
+def _part(share: Share, whole: int) -> int:
+    """29 % of 100 is 29, though 0.29 * 100 is less: shares are meant as they are written."""
+    return int(Fraction(repr(share.value)) * whole)
+
+
 FIDELITY_DB = 20.0
 """Where no labels were given, an inexact candidate must reproduce every output this well."""
+
+
+_SLACK = 1e-9
+"""Rounding's: 0.91 - 0.90 is not 0.01 in binary."""
 
 
 class Budget(Struct, frozen=True, omit_defaults=True):
@@ -168,6 +182,8 @@ class Budget(Struct, frozen=True, omit_defaults=True):
     def _accuracy(self, trial: Trial, exact: bool, higher_is_better: bool) -> list[str]:
         found = []
         if trial.accuracy is None:
+            if self.min_accuracy is not None:
+                found.append("accuracy is not known")
             worst = min(trial.sqnr_db.values(), default=None)
             if not exact and self.max_accuracy_drop is not None:
                 if worst is None:
@@ -176,9 +192,8 @@ class Budget(Struct, frozen=True, omit_defaults=True):
                     found.append(f"fidelity {worst:.1f} dB is under {FIDELITY_DB:.0f} dB")
             return found
         drop, value = trial.accuracy.drop, trial.accuracy.value
-        # The slack is rounding's: 0.91 - 0.90 is not 0.01 in binary.
         if self.max_accuracy_drop is not None and not (
-            drop is not None and drop <= self.max_accuracy_drop + 1e-9
+            drop is not None and drop <= self.max_accuracy_drop + _SLACK
         ):
             shown = "unknown" if drop is None else f"{drop:.4g}"
             found.append(f"accuracy drop {shown} is over {self.max_accuracy_drop:.4g}")
@@ -236,5 +251,5 @@ class Budget(Struct, frozen=True, omit_defaults=True):
             and accuracy is not None
             and accuracy.drop is not None
             and accuracy.drop_ci95 is not None
-            and accuracy.drop <= self.max_accuracy_drop < accuracy.drop_ci95[1]
+            and accuracy.drop <= self.max_accuracy_drop + _SLACK < accuracy.drop_ci95[1]
         )

@@ -15,17 +15,22 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import psutil
+from msgspec import Meta, Struct
 
+from onmetal import cache as caches
 from onmetal.converters import for_runtime
 from onmetal.errors import OnmetalError, UsageError, VerificationError
-from onmetal.profilers.local import RUNTIMES, Local, quiet_environment
+from onmetal.profilers.local import Local, quiet_environment
 
 SUMS = "SHA256SUMS"
 REPORT = "report.json"
+TOLERANCE = {"f32": 1e-4, "f16": 2e-2, "bf16": 1e-1}
+"""Of golden outputs, by the type computed in, as a part of the largest magnitude of an output: what
+other CPUs' kernels may round differently."""
 
 
 def template(runtime: str) -> bytes:
@@ -45,8 +50,8 @@ def check_out(out: Path, force: bool) -> None:
     """Before any long work: may a bundle be written there? Raises UsageError if not."""
     if Path.cwd().is_relative_to(out.resolve()):
         raise UsageError(
-            f"--out {out}: is the folder that you stand in, or above it; it is replaced as a whole, "
-            "so choose another"
+            f"--out {out}: is the folder that you stand in, or above it, and is replaced whole; "
+            "choose another"
         )
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise UsageError(f"--out {out}: there is something that is no folder; choose another")
@@ -189,6 +194,8 @@ def verify(folder: Path, device: Local, *, run: bool) -> dict[str, Any]:
 
 
 def _check_files(folder: Path) -> list[str]:
+    if (folder / SUMS).is_symlink():
+        return [f"{SUMS} is no regular file"]
     try:
         text = (folder / SUMS).read_text("utf-8")
     except (OSError, UnicodeDecodeError):
@@ -210,28 +217,59 @@ def _check_files(folder: Path) -> list[str]:
     return found
 
 
+class _Tensor(Struct, frozen=True):
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class _Run(Struct, frozen=True):
+    runtime: Literal["onnxruntime", "openvino"]
+    files: Annotated[tuple[str, ...], Meta(min_length=1)]
+    options: dict[str, str | int | float | bool]
+    inputs: tuple[_Tensor, ...]
+    outputs: Annotated[tuple[_Tensor, ...], Meta(min_length=1)]
+
+
+class _Golden(Struct, frozen=True):
+    vectors: Annotated[int, Meta(ge=1)]
+    tolerance: Annotated[float, Meta(ge=0, le=max(TOLERANCE.values()))]
+
+
+class _Digests(Struct, frozen=True):
+    artifact: str
+
+
+class _Manifest(Struct, frozen=True):
+    """What of a manifest is acted on; the rest of it is for people."""
+
+    schema: Literal[1]
+    chosen: str
+    run: _Run
+    golden: _Golden
+    digests: _Digests
+
+
 def read_manifest(folder: Path) -> tuple[dict[str, Any], list[str]]:
     """The manifest, and what in it could not be trusted to be run."""
     try:
-        manifest = msgspec.json.decode((folder / "manifest.json").read_bytes())
-        run, golden = manifest["run"], manifest["golden"]
-        schema, runtime = manifest["schema"], run["runtime"]
-        files, options = list(run["files"]), dict(run["options"])
-        names = [tensor["name"] for tensor in (*run["inputs"], *run["outputs"])]
-        numbers = float(golden["tolerance"]) + int(golden["vectors"])
-    except (OSError, msgspec.DecodeError, KeyError, TypeError, ValueError):
-        return {}, ["manifest.json is damaged"]
-    if schema != 1 or runtime not in RUNTIMES:
-        return {}, [f"this version cannot check it: schema {schema}, runtime {runtime}"]
-    if not files or not names or not numbers > 0 or golden["vectors"] < 1:
-        return {}, ["manifest.json is damaged"]
+        text = (folder / "manifest.json").read_bytes()
+        checked = msgspec.json.decode(text, type=_Manifest)
+        manifest: dict[str, Any] = msgspec.json.decode(text)
+    except (OSError, ValueError, RecursionError) as error:
+        return {}, [f"manifest.json is damaged, or of another version: {error}"]
+    run = checked.run
     found = [
         f"manifest.json runs {name!r}, outside the bundle"
-        for name in files
-        if not (isinstance(name, str) and (folder / name).is_file() and Path(name).name == name)
+        for name in run.files
+        if Path(name).name != name or not (folder / name).is_file()
     ]
-    known = for_runtime(runtime).OPTIONS
-    found += [f"manifest.json sets an unknown option {n!r}" for n in options if n not in known]
+    if not found and caches.sha256(*(folder / name for name in run.files)) != (
+        checked.digests.artifact
+    ):
+        found.append("the artifact is not the one that manifest.json was written for")
+    known = for_runtime(run.runtime).OPTIONS
+    found += [f"manifest.json sets an unknown option {n!r}" for n in run.options if n not in known]
     return manifest, found
 
 
@@ -242,7 +280,8 @@ def _check_runner(folder: Path, runtime: str, manifest: dict[str, Any]) -> list[
         same = False
     if same:
         return []
-    by = manifest.get("tools", {}).get("onmetal", "an unknown version")
+    tools = manifest.get("tools")
+    by = tools.get("onmetal") if isinstance(tools, dict) else "an unknown version"
     return [f"run.py is not the template of this onmetal (the bundle was written by {by})"]
 
 
@@ -260,7 +299,8 @@ def _check_golden(folder: Path, runtime: str, device: Local) -> list[str]:
 def _execute(folder: Path, device: Local) -> list[str]:
     """Run the bundle's own run.py, which is known by now to be the template, as a user would."""
     done = subprocess.run(
-        [sys.executable, str((folder / "run.py").absolute())],
+        # -P: of the folder only run.py itself is known; a numpy.py beside it must not be imported.
+        [sys.executable, "-P", str((folder / "run.py").absolute())],
         env=quiet_environment(device.home) | {"PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,

@@ -1,5 +1,6 @@
 """From trials and a budget to a choice: baseline, verdicts, ranking, Pareto set, reasons."""
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -65,10 +66,17 @@ def alike(trial: Trial, best: Trial, objective: Objective) -> bool:
         return False
     if objective == "memory":
         return mine <= other * (1 + MEMORY_NOISE)
-    if objective == "accuracy-drop" and trial.accuracy and trial.accuracy.drop_ci95:
-        low, high = trial.accuracy.drop_ci95
-        return low <= other <= high
+    if objective == "accuracy-drop":
+        return _within(other, trial) or _within(mine, best)
     return mine == other
+
+
+def _within(drop: float, trial: Trial) -> bool:
+    """Whether the interval of the trial's own accuracy drop holds another's."""
+    if trial.accuracy is None or trial.accuracy.drop_ci95 is None:
+        return value(trial, "accuracy-drop") == drop
+    low, high = trial.accuracy.drop_ci95
+    return low <= drop <= high
 
 
 def ranking(
@@ -104,9 +112,9 @@ def pareto(trials: list[Trial]) -> list[str]:
     def cost(trial: Trial) -> tuple[float, float, float]:
         loss = value(trial, "accuracy-drop")
         return (
-            loss if loss is not None else 0.0,
-            trial.latency_ms.p50 if trial.latency_ms else 0.0,
-            float(trial.candidate.size_bytes) if trial.candidate else 0.0,
+            math.inf if loss is None else loss,  # unknown is no merit
+            trial.latency_ms.p50 if trial.latency_ms else math.inf,
+            float(trial.candidate.size_bytes) if trial.candidate else math.inf,
         )
 
     ran = [

@@ -20,9 +20,6 @@ from onmetal.task import Clock, Request, Task, prepare
 from onmetal.trials import convert_all, examine_all, measure_all
 from onmetal.vectors import write_feeds, write_golden, write_npz
 
-TOLERANCE = {"f32": 1e-4, "f16": 2e-2, "bf16": 1e-1}
-"""Of the largest magnitude of an output: what other CPUs' kernels may round differently."""
-
 
 def deploy(request: Request, progress: Progress) -> dict[str, Any]:
     """Do all of it. -> the document of `--json`.
@@ -143,11 +140,13 @@ def _refuse(document: dict[str, Any], trials: list[Trial], out: Path) -> None:
 
 def _keep_raw(trials: list[Trial], cache: Cache) -> Path | None:
     """All raw samples, in the cache whether or not there will be a bundle: int64 nanoseconds under
-    `candidate/block/round`, those of the fresh blocks under `again/candidate/block/round`."""
+    `candidate/block/round`; of the fresh blocks under `again/…`, or `rejected/PICK/…` where what
+    was picked did not hold when measured again."""
     raw = {}
     for trial in trials:
         taken = [(trial.name, trial.rounds)]
-        taken += [(f"again/{name}", rounds) for name, rounds in trial.again.items()]
+        again = "again" if trial.status == "chosen" else f"rejected/{trial.name}"
+        taken += [(f"{again}/{name}", rounds) for name, rounds in trial.again.items()]
         for name, rounds in taken:
             for (block, number), found in rounds.samples_ns.items() if rounds else ():
                 raw[f"{name}/{block}/{number}"] = found
@@ -168,7 +167,7 @@ def _bundle(
 ) -> None:
     candidate = chosen.candidate
     assert candidate
-    tolerance = TOLERANCE[task.target.recipe(chosen.recipe).compute]
+    tolerance = bundle.TOLERANCE[task.target.recipe(chosen.recipe).compute]
     golden = scratch / "golden.npz"
     vectors = write_golden(task, candidate, golden, scratch)
     data = task.data[str(candidate.model.path)]

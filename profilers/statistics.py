@@ -6,6 +6,7 @@ for as long as they live. So every bootstrap draws blocks first and then rounds 
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -15,6 +16,8 @@ RESAMPLES = 2000
 RESOLUTION = 0.01
 """Half the least width of a ratio's interval: processes of one artifact, on a quiet machine, differ
 by up to this for as long as they live (docs/measuring.md), and few blocks cannot show it."""
+ONE_BLOCK = 0.05
+"""By how much more, as a logarithm, a ratio is uncertain that one process of each gave."""
 SKETCH = 101
 """Order statistics kept of a round while resampling."""
 
@@ -22,9 +25,14 @@ T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """Student's t, 97.5 %, for 1 to 10 degrees of freedom."""
 
 
-def _draws(keys: list[tuple[int, int]], seed: int = 0) -> np.ndarray:
+def _draws(keys: list[tuple[int, int]]) -> np.ndarray:
     """[RESAMPLES, len(keys)]: how often each round is in each resample."""
-    random = np.random.default_rng(seed)
+    return _drawn(tuple(keys))
+
+
+@lru_cache(maxsize=8)
+def _drawn(keys: tuple[tuple[int, int], ...]) -> np.ndarray:
+    random = np.random.default_rng(0)
     blocks = sorted({block for block, _ in keys})
     members = [np.array([i for i, key in enumerate(keys) if key[0] == b]) for b in blocks]
     counts = np.zeros((RESAMPLES, len(keys)))
@@ -104,12 +112,14 @@ def compare(baseline: Rounds, other: Rounds, *, mean: bool = False) -> Versus:
     resampled = [np.median(np.repeat(logs, counts)) for counts in drawn]
     low, high = (float(value) for value in np.percentile(resampled, [2.5, 97.5]))
     blocks = sorted({block for block, _ in keys})
-    if len(blocks) > 1:
-        of_block = np.array([block for block, _ in keys])
-        middles = np.array([np.median(logs[of_block == block]) for block in blocks])
-        t = T975[min(len(blocks) - 2, len(T975) - 1)]
-        half = t * float(middles.std(ddof=1)) / math.sqrt(len(blocks))
-        low, high = min(low, middles.mean() - half), max(high, middles.mean() + half)
+    if len(blocks) == 1:  # what processes differ by could not be seen: no verdict
+        low, high = min(low, 0.0) - ONE_BLOCK, max(high, 0.0) + ONE_BLOCK
+        return Versus(math.exp(point), (math.exp(low), math.exp(high)), "inconclusive")
+    of_block = np.array([block for block, _ in keys])
+    middles = np.array([np.median(logs[of_block == block]) for block in blocks])
+    t = T975[min(len(blocks) - 2, len(T975) - 1)]
+    half = t * float(middles.std(ddof=1)) / math.sqrt(len(blocks))
+    low, high = min(low, middles.mean() - half), max(high, middles.mean() + half)
     resolution = math.log1p(RESOLUTION)
     low, high = min(low, point - resolution), max(high, point + resolution)
     return Versus(math.exp(point), (math.exp(low), math.exp(high)), _verdict(low, high))

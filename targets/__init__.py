@@ -109,7 +109,7 @@ def parse(text: str, source: str) -> Target:
     try:
         fields = tomllib.loads(text)
         target = msgspec.convert({"name": Path(source).stem, **fields}, Target)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise UsageError(f"target file {source}: {error}; see docs/targets.md") from None
     _check(target, source)
     return target
@@ -130,6 +130,8 @@ def _check(target: Target, source: str) -> None:
             refuse(f"the {kind} {double[0]!r} stands there twice")
     if EXACT not in recipes:
         refuse(f"it has no {EXACT!r} recipe, which is run as the reference")
+    if recipes[0] != EXACT:
+        refuse(f"{EXACT!r} must come first: the order is from the most exact to the least")
     for recipe in target.recipes:
         if unknown := sorted(set(recipe.runtimes) - set(runtimes)):
             refuse(

@@ -37,7 +37,7 @@ def scorer(name: str, outputs: np.ndarray, labels: np.ndarray, **keywords: Any) 
 
 
 def votes(predicted: np.ndarray) -> np.ndarray:
-    return np.eye(10, dtype=np.float32)[predicted]
+    return np.asarray(np.eye(10, dtype=np.float32)[predicted])
 
 
 @some

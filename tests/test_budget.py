@@ -104,8 +104,10 @@ def test_energies(text: str, mj: float) -> None:
 @pytest.mark.parametrize(("text", "share"), [("1%", 0.01), ("50 %", 0.5), ("0%", 0), (".5%", 5e-3)])
 def test_percentages(text: str, share: float) -> None:
     assert budget.parse_share(text, "--max-macs").value == pytest.approx(share)
-    assert budget.parse_share_or_number(text, "--min-accuracy") == Share(pytest.approx(share))
-    assert budget.parse_share_or_bytes(text, "--max-size") == Share(pytest.approx(share))
+    for parse in (budget.parse_share_or_number, budget.parse_share_or_bytes):
+        found = parse(text, "--some")
+        assert isinstance(found, Share)
+        assert found.value == pytest.approx(share)
 
 
 def test_what_is_no_percentage_is_a_number_or_bytes() -> None:

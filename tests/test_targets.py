@@ -132,8 +132,16 @@ WRONG = [
     ("no transport", changed('transport = "local"', ""), "transport"),
     ("an unknown transport", changed('"local"', '"telepathy"'), "transport"),
     ("an unknown runtime", changed('name = "onnxruntime"', 'name = "tensorrt"'), "runtimes"),
-    ("a runtime twice", changed('name = "openvino"', 'name = "onnxruntime"'), "onnxruntime"),
-    ("a recipe twice", changed('name = "bf16"', 'name = "fp32"'), "fp32"),
+    (
+        "a runtime twice",
+        changed("[limits]", '[[runtimes]]\nname = "openvino"\n[limits]'),
+        "the runtime 'openvino' stands there twice",
+    ),
+    (
+        "a recipe twice",
+        changed("[limits]", BOARD[BOARD.rindex("[[recipes]]") :]),
+        "the recipe 'bf16' stands there twice",
+    ),
     ("no fp32", changed('name = "fp32"', 'name = "float"'), "fp32"),
     ("an ill-formed recipe name", changed('name = "bf16"', 'name = "BF 16"'), "name"),
     ("a recipe of no runtime", changed('runtimes = ["openvino"]', "runtimes = []"), "bf16"),

@@ -1,0 +1,574 @@
+"""The bundle: what is in it, that it runs on its own, and that no change to it goes unseen."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from onmetal import cli
+from onmetal.cache import Cache
+from onmetal.profilers.local import Local, quiet_environment
+from tests.conftest import DIGITS, ROOT, deploy
+
+MODEL = DIGITS / "digits_cnn.onnx"
+RUNTIMES = ("onnxruntime", "openvino")
+ARTIFACT = {"onnxruntime": ["model.onnx"], "openvino": ["model.bin", "model.xml"]}
+
+Capture = pytest.CaptureFixture[str]
+
+
+def make(runtime: str, home: Path, out: Path) -> Path:
+    words = (MODEL, "--target", f"x86-{runtime}", "--data", DIGITS / "digits.npz")
+    ran = deploy(
+        *words, "--no-device", "--recipes", "fp32", "--out", out, env={"ONMETAL_HOME": str(home)}
+    )
+    assert ran.code == 0, ran.err
+    return out
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One unmeasured bundle a runtime. Copy it before changing anything in it."""
+    made = tmp_path_factory.mktemp("bundles")
+    return {name: make(name, made / "home", made / name) for name in RUNTIMES}
+
+
+@pytest.fixture
+def copies(bundles: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
+    """Bundles to do harm to."""
+    return {
+        name: Path(shutil.copytree(folder, tmp_path / name)) for name, folder in bundles.items()
+    }
+
+
+@pytest.fixture
+def spoiled(copies: dict[str, Path]) -> Path:
+    return copies["onnxruntime"]
+
+
+def sign(folder: Path) -> None:
+    """Write SHA256SUMS anew, as whoever changed something on purpose would."""
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
+        for path in sorted(folder.iterdir())
+        if path.name != "SHA256SUMS"
+    ]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
+def change_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    sign(folder)
+
+
+def verify(folder: Path, capsys: Capture, *words: str) -> tuple[int, dict[str, Any]]:
+    code = cli.main(["verify", str(folder), "--json", *words])
+    shown = capsys.readouterr()
+    assert "Traceback" not in shown.err
+    return code, json.loads(shown.out)
+
+
+def refused(folder: Path, capsys: Capture, *words: str) -> str:
+    """The message of a verification that must fail."""
+    code, found = verify(folder, capsys, *words)
+    assert code == 6
+    assert found["ok"] is False
+    assert found["problems"]
+    assert found["error"]["code"] == 6
+    return str(found["error"]["message"])
+
+
+def alone(folder: Path, tmp_path: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """The bundle's run.py in a fresh interpreter, started elsewhere."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(exist_ok=True)
+    return subprocess.run(
+        [sys.executable, "-X", "importtime", str(folder / "run.py"), *map(str, words)],
+        cwd=elsewhere,
+        env=quiet_environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+# --- what is in it
+
+
+def test_an_unmeasured_bundle_holds_exactly_these_files(bundles: dict[str, Path]) -> None:
+    for runtime, folder in bundles.items():
+        assert sorted(path.name for path in folder.iterdir()) == sorted(
+            [*ARTIFACT[runtime], "README.md", "SHA256SUMS", "golden.npz", "manifest.json", "run.py"]
+        )
+
+
+def test_a_measured_bundle_holds_the_raw_samples_too(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    runtime = manifest["run"]["runtime"]
+    assert sorted(path.name for path in bundle.iterdir()) == sorted(
+        [
+            *ARTIFACT[runtime],
+            *("README.md", "SHA256SUMS", "golden.npz", "manifest.json", "run.py"),
+            "measurements.npz",
+        ]
+    )
+
+
+def test_files_are_readable_by_all_and_no_links(bundle: Path) -> None:
+    for path in bundle.iterdir():
+        assert not path.is_symlink()
+        assert path.stat().st_mode & 0o777 == 0o644
+        assert path.stat().st_nlink == 1
+
+
+def test_sha256sum_agrees(bundle: Path) -> None:
+    done = subprocess.run(
+        ["sha256sum", "--check", "--strict", "SHA256SUMS"],
+        cwd=bundle,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == len(list(bundle.iterdir())) - 1
+
+
+def test_the_manifest_says_what_the_run_said(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    document = json.loads((bundle.parent / "digits.json").read_text())
+    assert {key: manifest[key] for key in document} == document
+
+
+def test_the_manifest_has_digests_versions_and_indices(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    digests = manifest["digests"]
+    assert digests["models"] == {MODEL.name: hashlib.sha256(MODEL.read_bytes()).hexdigest()}
+    assert len(digests["data"]) == 64
+    artifact = hashlib.sha256(
+        b"".join((bundle / name).read_bytes() for name in manifest["run"]["files"])
+    )
+    assert digests["artifact"] == artifact.hexdigest()
+    assert set(manifest["tools"]) >= {"onmetal", *RUNTIMES}
+    assert manifest["evaluation_indices"] == list(range(600))
+    assert manifest["run"]["inputs"] == [
+        {"name": "image", "dtype": "float32", "shape": [1, 1, 8, 8]}
+    ]
+    assert manifest["golden"]["vectors"] >= 1
+    assert manifest["golden"]["tolerance"] > 0
+
+
+def test_the_readme_says_how_to_run_it(bundles: dict[str, Path]) -> None:
+    for runtime, folder in bundles.items():
+        text = (folder / "README.md").read_text()
+        assert f"pip install numpy {runtime}==" in text
+        assert "python run.py" in text
+        assert "image" in text
+
+
+# --- that it runs on its own
+
+
+def test_run_py_is_the_same_in_every_bundle_of_a_runtime(
+    bundle: Path, bundles: dict[str, Path]
+) -> None:
+    for runtime, folder in bundles.items():
+        template = ROOT / "profilers" / f"run_{runtime}.py"
+        assert (folder / "run.py").read_bytes() == template.read_bytes()
+    runtime = json.loads((bundle / "manifest.json").read_text())["run"]["runtime"]
+    assert (bundle / "run.py").read_bytes() == (bundles[runtime] / "run.py").read_bytes()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_run_py_runs_alone(runtime: str, bundles: dict[str, Path], tmp_path: Path) -> None:
+    done = alone(bundles[runtime], tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "agree" in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert {"numpy", runtime} <= imported
+    assert not {name for name in imported if name.partition(".")[0] == "onmetal"}
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_run_py_gives_what_onmetals_runner_gives(
+    runtime: str, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = bundles[runtime]
+    with np.load(DIGITS / "digits.npz") as data:
+        image = np.ascontiguousarray(data["x"][7:8])
+    np.savez(tmp_path / "in.npz", image=image)
+    done = alone(folder, tmp_path, tmp_path / "in.npz", tmp_path / "out.npz")
+    assert done.returncode == 0, done.stderr
+    run = json.loads((folder / "manifest.json").read_text())["run"]
+    np.savez(tmp_path / "feeds.npz", **{"0/image": image})  # type: ignore[arg-type]
+    with Cache() as cache, Local(cache).worker() as worker:
+        worker.call(
+            "open",
+            timeout_s=60,
+            runtime=runtime,
+            files=[str(folder / name) for name in run["files"]],
+            options=run["options"],
+            inputs=["image"],
+            outputs=["logits"],
+        )
+        worker.call("run", timeout_s=60, path=str(tmp_path / "feeds.npz"), folder=str(tmp_path))
+    ours = np.load(tmp_path / "0-0.npy")
+    with np.load(tmp_path / "out.npz") as found:
+        assert found.files == ["logits"]
+        assert found["logits"].dtype == ours.dtype
+        assert found["logits"].tobytes() == ours.tobytes()
+    assert ours.shape == (1, 10)
+    assert np.isfinite(ours).all()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_run_py_says_where_golden_vectors_disagree(
+    runtime: str, copies: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copies[runtime]
+    with np.load(folder / "golden.npz") as golden:
+        arrays = {name: golden[name] for name in golden.files}
+    arrays["output/logits/0"] = arrays["output/logits/0"] + np.float32(1)
+    np.savez(folder / "golden.npz", **arrays)
+    done = alone(folder, tmp_path)
+    assert done.returncode == 1
+    assert "golden vector 0" in done.stdout
+
+
+def test_run_py_refuses_other_arguments(bundles: dict[str, Path], tmp_path: Path) -> None:
+    for folder in bundles.values():
+        assert alone(folder, tmp_path, "one").returncode == 2
+
+
+def test_golden_outputs_are_those_of_the_original(bundles: dict[str, Path], tmp_path: Path) -> None:
+    code = f"""
+import sys
+import numpy as np, onnxruntime
+session = onnxruntime.InferenceSession({str(MODEL)!r}, providers=["CPUExecutionProvider"])
+for place in sys.argv[1:]:
+    golden = np.load(place)
+    for number in range(len(golden.files) // 2):
+        found = session.run(None, {{"image": golden[f"input/image/{{number}}"]}})[0]
+        np.testing.assert_allclose(golden[f"output/logits/{{number}}"], found, atol=1e-4)
+"""
+    places = [str(folder / "golden.npz") for folder in bundles.values()]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *places],
+        env=quiet_environment(tmp_path),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_same_command_gives_the_same_artifact(
+    runtime: str, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    again = make(runtime, tmp_path / "home", tmp_path / "again")
+    for name in (*ARTIFACT[runtime], "golden.npz", "run.py"):
+        assert (again / name).read_bytes() == (bundles[runtime] / name).read_bytes(), name
+
+
+# --- verify
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_whole_bundle_is_verified(
+    runtime: str, bundles: dict[str, Path], capsys: Capture
+) -> None:
+    code, found = verify(bundles[runtime], capsys)
+    assert code == 0
+    assert found["schema"] == 1
+    assert found["bundle"] == str(bundles[runtime])
+    assert found["ok"] is True
+    assert found["problems"] == []
+    assert found["chosen"] == f"fp32@{runtime}"
+    assert set(found["checks"].values()) == {"ok"}
+    assert "golden" in found["checks"]
+    assert "run.py" not in found["checks"]
+    code, found = verify(bundles[runtime], capsys, "--run")
+    assert code == 0
+    assert found["checks"]["run.py"] == "ok"
+
+
+def test_a_measured_bundle_is_verified_and_left_as_it_was(bundle: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (bundle, *bundle.iterdir())}
+    ran = deploy("verify", bundle.name, "--run", cwd=bundle.parent)
+    assert ran.code == 0, ran.err
+    assert "golden" in ran.out
+    assert {path: path.stat().st_mtime_ns for path in (bundle, *bundle.iterdir())} == before
+
+
+FILES = ("README.md", "golden.npz", "manifest.json", "model.onnx", "run.py")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
+def test_one_flipped_bit_is_seen(name: str, place: float, spoiled: Path, capsys: Capture) -> None:
+    content = bytearray((spoiled / name).read_bytes())
+    content[int(place * (len(content) - 1))] ^= 1
+    (spoiled / name).write_bytes(content)
+    assert f"{name} was changed" in refused(spoiled, capsys)
+
+
+@pytest.mark.parametrize("place", range(0, 384, 31))
+def test_one_flipped_bit_of_the_sums_is_seen(place: int, spoiled: Path, capsys: Capture) -> None:
+    content = bytearray((spoiled / "SHA256SUMS").read_bytes())
+    content[min(place, len(content) - 1)] ^= 1
+    (spoiled / "SHA256SUMS").write_bytes(content)
+    refused(spoiled, capsys)
+
+
+@pytest.mark.parametrize("name", [*FILES, "SHA256SUMS"])
+def test_a_missing_file_is_named(name: str, spoiled: Path, capsys: Capture) -> None:
+    (spoiled / name).unlink()
+    assert name in refused(spoiled, capsys)
+
+
+@pytest.mark.parametrize("name", [*FILES, "SHA256SUMS"])
+def test_a_renamed_file_is_named(name: str, spoiled: Path, capsys: Capture) -> None:
+    (spoiled / name).rename(spoiled / f"{name}.old")
+    assert name in refused(spoiled, capsys)
+
+
+@pytest.mark.parametrize("name", [*FILES, "SHA256SUMS"])
+def test_a_link_in_place_of_a_file_is_named(
+    name: str, spoiled: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    shutil.move(spoiled / name, tmp_path / name)
+    (spoiled / name).symlink_to(tmp_path / name)
+    assert name in refused(spoiled, capsys)
+
+
+@pytest.mark.parametrize("name", ["extra.txt", ".hidden", "__pycache__", "numpy.py"])
+def test_an_added_file_is_named(name: str, spoiled: Path, capsys: Capture) -> None:
+    if name == "__pycache__":
+        (spoiled / name).mkdir()
+    else:
+        (spoiled / name).write_text("raise SystemExit(0)\n")
+    assert f"{name} was added" in refused(spoiled, capsys, "--run")
+
+
+def test_an_empty_sums_file_is_no_proof(spoiled: Path, capsys: Capture) -> None:
+    (spoiled / "SHA256SUMS").write_text("")
+    refused(spoiled, capsys)
+
+
+def test_a_folder_among_the_files_is_no_bundle(spoiled: Path, capsys: Capture) -> None:
+    (spoiled / "golden.npz").unlink()
+    (spoiled / "golden.npz").mkdir()
+    assert "golden.npz" in refused(spoiled, capsys)
+
+
+# --- changed on purpose: the sums are right again
+
+
+@pytest.mark.parametrize("words", [(), ("--run",)])
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_another_run_py_is_never_executed(
+    runtime: str, words: tuple[str, ...], copies: dict[str, Path], tmp_path: Path, capsys: Capture
+) -> None:
+    folder, sentinel = copies[runtime], tmp_path / "executed"
+    text = (folder / "run.py").read_text()
+    (folder / "run.py").write_text(f"open({str(sentinel)!r}, 'w')\n{text}")
+    sign(folder)
+    assert "run.py" in refused(folder, capsys, *words)
+    assert not sentinel.exists()
+
+
+@pytest.mark.parametrize("words", [(), ("--run",)])
+@pytest.mark.parametrize("module", ["numpy", "json", "onnxruntime"])
+def test_a_module_beside_run_py_is_never_executed(
+    module: str, words: tuple[str, ...], spoiled: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    sentinel = tmp_path / "executed"
+    (spoiled / f"{module}.py").write_text(f"open({str(sentinel)!r}, 'w')\n")
+    sign(spoiled)
+    verify(spoiled, capsys, *words)
+    assert not sentinel.exists()
+
+
+@pytest.mark.parametrize(
+    ("runtime", "option"),
+    [
+        ("onnxruntime", "optimized_model_filepath"),
+        ("onnxruntime", "enable_profiling"),
+        ("onnxruntime", "profile_file_prefix"),
+        ("onnxruntime", "session.load_model_format"),
+        ("openvino", "CACHE_DIR"),
+        ("openvino", "CONFIG_FILE"),
+    ],
+)
+def test_an_unknown_option_is_not_handed_to_the_runtime(
+    runtime: str, option: str, copies: dict[str, Path], tmp_path: Path, capsys: Capture
+) -> None:
+    target = tmp_path / "written"
+    change_manifest(copies[runtime], lambda m: m["run"]["options"].update({option: str(target)}))
+    assert option in refused(copies[runtime], capsys, "--run")
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    "files", [["../model.onnx"], ["/etc/passwd"], ["missing.onnx"], [], ["."], [3], "model.onnx"]
+)
+def test_an_artifact_outside_the_bundle_is_not_opened(
+    files: Any, spoiled: Path, capsys: Capture
+) -> None:
+    shutil.copyfile(spoiled / "model.onnx", spoiled.parent / "model.onnx")
+    change_manifest(spoiled, lambda m: m["run"].update(files=files))
+    assert "manifest.json" in refused(spoiled, capsys)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("schema", 2),
+        ("schema", None),
+        ("run", {}),
+        ("run", []),
+        ("golden", None),
+        ("golden", {"vectors": 0, "tolerance": 1e-4}),
+        ("golden", {"vectors": "1", "tolerance": 1e-4}),
+        ("golden", {"vectors": [1], "tolerance": 1e-4}),
+        ("golden", {"vectors": 1, "tolerance": None}),
+        ("golden", {"vectors": 1, "tolerance": -1}),
+        ("golden", {"vectors": 1, "tolerance": 1e9}),
+        ("golden", {"vectors": 100, "tolerance": 1e-4}),
+    ],
+)
+def test_a_changed_manifest_is_no_defect_of_ours(
+    part: str, value: Any, spoiled: Path, capsys: Capture
+) -> None:
+    change_manifest(spoiled, lambda m: m.update({part: value}))
+    refused(spoiled, capsys)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("runtime", "tensorflow"),
+        ("runtime", "openvino"),
+        ("runtime", "../worker"),
+        ("runtime", ["onnxruntime"]),
+        ("options", []),
+        ("options", {"intra_op_num_threads": "many"}),
+        ("inputs", []),
+        ("inputs", [{"name": "other"}]),
+        ("inputs", ["image"]),
+        ("outputs", [{"name": "other"}]),
+        ("outputs", [{"name": 3}]),
+    ],
+)
+def test_a_changed_way_to_run_is_seen(key: str, value: Any, spoiled: Path, capsys: Capture) -> None:
+    change_manifest(spoiled, lambda m: m["run"].update({key: value}))
+    refused(spoiled, capsys)
+
+
+@pytest.mark.parametrize("value", [None, [], "x", {"onmetal": [1]}])
+def test_another_run_py_with_a_strange_manifest_is_refused(
+    value: Any, spoiled: Path, capsys: Capture
+) -> None:
+    (spoiled / "run.py").write_text("")
+    change_manifest(spoiled, lambda m: m.update(tools=value))
+    assert "run.py" in refused(spoiled, capsys)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"schema": 1}'])
+def test_a_manifest_that_is_none_is_refused(content: bytes, spoiled: Path, capsys: Capture) -> None:
+    (spoiled / "manifest.json").write_bytes(content)
+    sign(spoiled)
+    assert "manifest.json" in refused(spoiled, capsys)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("part", ["input/image/0", "output/logits/0"])
+def test_changed_golden_vectors_disagree(
+    runtime: str, part: str, copies: dict[str, Path], capsys: Capture
+) -> None:
+    folder = copies[runtime]
+    with np.load(folder / "golden.npz") as golden:
+        arrays = {name: golden[name] for name in golden.files}
+    arrays[part] = arrays[part] + np.float32(0.1)
+    np.savez(folder / "golden.npz", **arrays)
+    sign(folder)
+    assert "golden vector 0" in refused(folder, capsys)
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive"])
+def test_unreadable_golden_vectors_are_refused(
+    content: bytes, spoiled: Path, capsys: Capture
+) -> None:
+    (spoiled / "golden.npz").write_bytes(content)
+    sign(spoiled)
+    refused(spoiled, capsys)
+
+
+def test_golden_vectors_that_are_pickles_are_not_loaded(
+    spoiled: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    sentinel = tmp_path / "unpickled"
+
+    class Trap:
+        def __reduce__(self) -> tuple[Any, tuple[str]]:
+            return os.mkdir, (str(sentinel),)
+
+    with np.load(spoiled / "golden.npz") as golden:
+        arrays: dict[str, Any] = {name: golden[name] for name in golden.files}
+    arrays["output/logits/0"] = np.array([Trap()], object)
+    np.savez(spoiled / "golden.npz", **arrays)
+    sign(spoiled)
+    refused(spoiled, capsys, "--run")
+    assert not sentinel.exists()
+
+
+def test_another_model_disagrees_with_the_golden_vectors(spoiled: Path, capsys: Capture) -> None:
+    model = onnx.load_model(str(spoiled / "model.onnx"))
+    (last,) = (t for t in model.graph.initializer if list(t.dims) == [10, 80])
+    last.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(last), last.name))
+    (spoiled / "model.onnx").write_bytes(model.SerializeToString())
+    sign(spoiled)
+    assert "golden vector" in refused(spoiled, capsys)
+
+
+def test_an_artifact_that_is_not_the_manifests_is_seen(spoiled: Path, capsys: Capture) -> None:
+    model = onnx.load_model(str(spoiled / "model.onnx"))
+    model.doc_string = "something else"
+    (spoiled / "model.onnx").write_bytes(model.SerializeToString())
+    sign(spoiled)
+    assert "artifact" in refused(spoiled, capsys)
+
+
+def test_an_artifact_that_is_none_is_refused(copies: dict[str, Path], capsys: Capture) -> None:
+    for runtime, folder in copies.items():
+        (folder / ARTIFACT[runtime][-1]).write_bytes(b"no model")
+        sign(folder)
+        refused(folder, capsys)
+
+
+# --- what is no bundle
+
+
+def test_what_is_no_bundle_exits_2(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "notes.txt").write_text("nothing")
+    (tmp_path / "empty").mkdir()
+    for place in (tmp_path, tmp_path / "empty", tmp_path / "missing", tmp_path / "notes.txt"):
+        code, found = verify(place, capsys)
+        assert code == 2
+        assert found["error"]["code"] == 2
+        assert str(place) in found["error"]["message"]
+
+
+def test_a_report_is_no_bundle(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "report.json").write_text("{}")
+    assert verify(tmp_path, capsys)[0] == 2

@@ -1,0 +1,200 @@
+"""Converters and the modules that go with a runtime: complete, alike, and repeatable."""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from onmetal import converters, model, profilers, targets
+from onmetal.cache import Cache
+from onmetal.errors import UnsupportedError, UsageError
+from onmetal.profilers.local import RUNTIMES, Local
+from onmetal.records import Candidate, Model
+from onmetal.targets import Recipe, Runtime
+from tests.conftest import DIGITS, ROOT
+
+MARK = "# What follows is the same for every runtime.\n"
+NAMED = sorted(
+    {runtime.name for name in targets.names() for runtime in targets.load(name).runtimes}
+)
+TARGET = targets.load("x86-64")
+
+
+def of_every_runtime(kind: str) -> dict[str, Path]:
+    found = (ROOT / "profilers").glob(f"{kind}_*.py")
+    return {path.stem.removeprefix(f"{kind}_"): path for path in found}
+
+
+def test_every_runtime_that_a_target_names_has_its_modules() -> None:
+    assert sorted(RUNTIMES) == NAMED
+    assert NAMED == sorted(of_every_runtime("run")) == sorted(of_every_runtime("profile"))
+    for name in NAMED:
+        assert (ROOT / "converters" / f"{name}.py").is_file()
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_converter_is_what_the_protocol_says(name: str) -> None:
+    found = converters.for_runtime(name)
+    assert found.VERSION >= 1
+    assert isinstance(found.OPTIONS, frozenset)
+    assert list(inspect.signature(found.convert).parameters) == ["prepared", "compute", "folder"]
+    assert list(inspect.signature(found.options).parameters) == ["compute", "threads"]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_what_a_converter_sets_may_be_set(name: str) -> None:
+    found = converters.for_runtime(name)
+    for compute in ("f32", "f16", "bf16"):
+        options = found.options(compute, 3)
+        assert options.keys() <= found.OPTIONS
+        assert 3 in options.values()
+        json.dumps(options)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_runner_and_a_profile_offer_what_the_worker_asks_for(name: str) -> None:
+    session = profilers.runtime_module("run", name).Session
+    wanted = ["files", "options", "inputs", "outputs"]
+    assert list(inspect.signature(session).parameters) == wanted
+    assert list(inspect.signature(session.run).parameters) == ["self", "feed"]
+    profile = profilers.runtime_module("profile", name).profile
+    assert list(inspect.signature(profile).parameters) == ["feed", *wanted]
+
+
+def test_runners_differ_only_in_what_their_runtime_needs() -> None:
+    texts = [path.read_bytes() for path in of_every_runtime("run").values()]
+    parts = [text.split(MARK.encode()) for text in texts]
+    assert [len(part) for part in parts] == [2] * len(NAMED)
+    assert len({part[1] for part in parts}) == 1
+    assert b"def main(" in parts[0][1]
+
+
+def test_openvino_knows_every_option_that_may_be_set() -> None:
+    code = (
+        "from onmetal.profilers.run_openvino import openvino; import json;"
+        "core = openvino.Core();"
+        "print(json.dumps(sorted(core.get_property('CPU', 'SUPPORTED_PROPERTIES'))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert set(json.loads(done.stdout)) >= converters.for_runtime("openvino").OPTIONS
+
+
+def test_onnxruntime_knows_every_option_that_may_be_set() -> None:
+    onnxruntime = profilers.runtime_module("run", "onnxruntime").onnxruntime
+    for name in converters.for_runtime("onnxruntime").OPTIONS:
+        assert "." in name or hasattr(onnxruntime.SessionOptions(), name), name
+
+
+def test_no_option_that_may_be_set_names_a_file() -> None:
+    for name in NAMED:
+        for option in converters.for_runtime(name).OPTIONS:
+            lower = option.lower()
+            assert not any(word in lower for word in ("path", "file", "dir", "log")), option
+
+
+@pytest.mark.parametrize("name", targets.names())
+def test_the_options_of_every_target_are_known(name: str) -> None:
+    converters.check_options(targets.load(name))
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("option", ["optimized_model_filepath", "CACHE_DIR", "bogus", ""])
+def test_an_unknown_option_is_refused(name: str, option: str) -> None:
+    target = replace(TARGET, runtimes=(Runtime(name, {option: "x"}),))  # type: ignore[arg-type]
+    with pytest.raises(UsageError) as refused:
+        converters.check_options(target)
+    assert repr(option) in str(refused.value)
+    assert name in str(refused.value)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_known_option_is_taken(name: str) -> None:
+    option = sorted(converters.for_runtime(name).OPTIONS)[0]
+    converters.check_options(replace(TARGET, runtimes=(Runtime(name, {option: 1}),)))  # type: ignore[arg-type]
+
+
+def made(
+    recipe: Recipe, runtime: str, place: Path, **options: str | int
+) -> tuple[Candidate, Model]:
+    """A candidate of the example, made from its file with an empty cache at `place`."""
+    own = tuple(
+        replace(entry, options=options) if entry.name == runtime else entry
+        for entry in TARGET.runtimes
+    )
+    with Cache(place) as cache:
+        device = Local(cache)
+        read = model.read(DIGITS / "digits_cnn.onnx", {}, None, cache, device)
+        target = replace(TARGET, runtimes=own)
+        name = f"{recipe.name}@{runtime}"
+        return converters.convert(name, read, recipe, runtime, target, 1, device, cache), read
+
+
+PAIRS = [(recipe, runtime) for recipe in TARGET.recipes for runtime in recipe.runtimes]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "runtime"), PAIRS, ids=[f"{recipe.name}@{runtime}" for recipe, runtime in PAIRS]
+)
+def test_the_same_model_gives_the_same_bytes(recipe: Recipe, runtime: str, tmp_path: Path) -> None:
+    first, _ = made(recipe, runtime, tmp_path / "first")
+    second, _ = made(recipe, runtime, tmp_path / "elsewhere" / "second")
+    assert [file.name for file in first.files] == [file.name for file in second.files]
+    for one, other in zip(first.files, second.files, strict=True):
+        assert one != other
+        assert one.read_bytes() == other.read_bytes()
+    assert (first.sha256, first.size_bytes) == (second.sha256, second.size_bytes)
+    assert first.size_bytes == sum(file.stat().st_size for file in first.files)
+    assert str(tmp_path).encode() not in first.files[0].read_bytes()
+
+
+def test_half_precision_is_about_half_as_large(tmp_path: Path) -> None:
+    whole, _ = made(TARGET.recipe("fp32"), "openvino", tmp_path)
+    half, _ = made(TARGET.recipe("fp16"), "openvino", tmp_path)
+    assert half.size_bytes < 0.65 * whole.size_bytes
+
+
+def test_a_target_files_options_are_over_the_converters(tmp_path: Path) -> None:
+    found, _ = made(TARGET.recipe("fp32"), "openvino", tmp_path, INFERENCE_NUM_THREADS=2)
+    assert found.options["INFERENCE_NUM_THREADS"] == 2
+    assert found.options["INFERENCE_PRECISION_HINT"] == "f32"
+    assert found.details["options"] == found.options
+
+
+def test_the_users_model_is_left_as_it_is(tmp_path: Path) -> None:
+    before = (DIGITS / "digits_cnn.onnx").read_bytes()
+    for runtime in NAMED:
+        made(TARGET.recipe("fp32"), runtime, tmp_path)
+    assert (DIGITS / "digits_cnn.onnx").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("runtime", "option", "setting"),
+    [
+        ("openvino", "PERFORMANCE_HINT", "NONSENSE"),
+        ("openvino", "INFERENCE_NUM_THREADS", "many"),
+        ("onnxruntime", "graph_optimization_level", "ORT_ENABLE_NONSENSE"),
+        ("onnxruntime", "intra_op_num_threads", "many"),
+    ],
+)
+def test_a_setting_that_the_runtime_refuses_is_said(
+    runtime: str, option: str, setting: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedError) as refused:
+        made(TARGET.recipe("fp32"), runtime, tmp_path, **{option: setting})
+    assert str(refused.value).startswith(f"{runtime} ")
+    assert len(str(refused.value)) > len(runtime) + 20
+
+
+def test_what_cannot_be_opened_is_not_kept(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(UnsupportedError):
+            made(TARGET.recipe("fp32"), "openvino", tmp_path, PERFORMANCE_HINT="NONSENSE")
+    kinds = {entry.name.partition("-")[0] for entry in (tmp_path / "entries").iterdir()}
+    assert kinds == {"model"}

@@ -1,0 +1,255 @@
+"""Killed and interrupted runs leave nothing half done, and the next one goes on where they were."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from onmetal import cli
+from onmetal.profilers.measure import MODES, Schedule
+from tests.conftest import DIGITS, deploy
+
+PLAIN = (DIGITS / "digits_cnn.onnx", "--target", "x86-64", "--data", DIGITS / "digits.npz")
+
+
+@contextlib.contextmanager
+def started(*words: str | Path, home: Path, cwd: Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "onmetal.cli", *map(str, words)],
+        cwd=cwd,
+        env={**os.environ, "ONMETAL_HOME": str(home)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def reach(process: subprocess.Popen[str], title: str) -> None:
+    """Wait until progress says that a step began."""
+    assert process.stderr
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if title in line:
+            return
+    raise AssertionError(f"it ended before {title!r}: {said}")
+
+
+def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The worker processes of a run, once there is one."""
+    for _ in range(500):
+        if found := psutil.Process(process.pid).children(recursive=True):
+            return found
+        time.sleep(0.01)
+    raise AssertionError("it has no worker")
+
+
+def ended(processes: list[psutil.Process], within_s: float = 5) -> bool:
+    """A process that nobody has waited for yet counts as ended."""
+    deadline = time.monotonic() + within_s
+    left = list(processes)
+    while left and time.monotonic() < deadline:
+        left = [process for process in left if alive(process)]
+        time.sleep(0.02)
+    return not left
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def partial(folder: Path) -> list[Path]:
+    return list(folder.glob(".*.partial"))
+
+
+def kept(home: Path) -> dict[str, tuple[int, int]]:
+    """Every file in the cache's entries, with what would change if it were built again."""
+    return {
+        str(path.relative_to(home)): (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in (home / "entries").rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("title", "words"),
+    [
+        ("reading the model", ["--no-device"]),
+        ("converting", ["--no-device"]),
+        ("judging", ["--no-device"]),
+        ("writing the bundle", ["--no-device"]),
+        ("what really ran", ["--quick"]),
+        ("measuring", ["--quick"]),
+    ],
+)
+def test_a_killed_run_leaves_nothing_and_the_next_succeeds(
+    title: str, words: list[str], work: Path, tmp_path: Path
+) -> None:
+    command: tuple[str | Path, ...] = (*PLAIN, *words, "--out", "out")
+    home = tmp_path / "home"
+    with started(*command, home=home, cwd=work) as process:
+        reach(process, title)
+        children = workers(process)
+        process.kill()
+        process.wait()
+        assert ended(children)
+    assert not (work / "out").exists()
+    again: tuple[str | Path, ...] = command
+    if words == ["--quick"]:
+        again = (*PLAIN, "--no-device", "--out", "out")
+    ran = deploy(*again, cwd=work, env={"ONMETAL_HOME": str(home)})
+    assert ran.code == 0, ran.err
+    assert [path.name for path in work.iterdir()] == ["out"]
+    assert list((home / "building").iterdir()) == []
+    assert deploy("verify", "out", cwd=work).code == 0
+
+
+def test_a_run_killed_while_it_writes_leaves_no_bundle(work: Path, tmp_path: Path) -> None:
+    command = (*PLAIN, "--no-device", "--out", "out")
+    home = tmp_path / "home"
+    with started(*command, home=home, cwd=work) as process:
+        reach(process, "writing the bundle")
+        while not (found := partial(work)) and process.poll() is None:
+            pass
+        process.send_signal(signal.SIGSTOP)
+        assert found
+        process.kill()
+        process.wait()
+    assert not (work / "out").exists()
+    assert partial(work)
+    assert deploy("verify", work / "out").code == 2
+    ran = deploy(*command, cwd=work, env={"ONMETAL_HOME": str(home)})
+    assert ran.code == 0, ran.err
+    assert [path.name for path in work.iterdir()] == ["out"]
+    assert deploy("verify", work / "out").code == 0
+
+
+def test_the_partial_folder_of_a_running_run_is_left_alone(work: Path, tmp_path: Path) -> None:
+    command = (*PLAIN, "--no-device", "--out", "out")
+    home = tmp_path / "home"
+    with started(*command, home=home, cwd=work) as process:
+        reach(process, "writing the bundle")
+        while not partial(work) and process.poll() is None:
+            pass
+        process.send_signal(signal.SIGSTOP)
+        (held,) = partial(work)
+        other = (*PLAIN, "--no-device", "--max-size", "1%", "--out", "out")
+        ran = deploy(*other, cwd=work, env={"ONMETAL_HOME": str(home)})
+        assert ran.code in (2, 5), ran.err
+        assert held.exists()
+
+
+@pytest.mark.parametrize("title", ["judging", "measuring"])
+def test_an_interrupted_run_exits_130_and_says_so(title: str, work: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with started(*PLAIN, "--quick", "--json", "--out", "out", home=home, cwd=work) as process:
+        reach(process, title)
+        children = workers(process)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+        assert ended(children)
+    assert process.returncode == 130
+    assert json.loads(out)["error"]["code"] == 130
+    assert "Traceback" not in err
+    assert "interrupted" in err
+    assert list(work.iterdir()) == []
+    assert list((home / "building").iterdir()) == []
+
+
+def test_what_was_done_before_an_interruption_is_not_done_again(work: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with started(*PLAIN, "--quick", "--out", "out", home=home, cwd=work) as process:
+        reach(process, "measuring")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+    before = kept(home)
+    kinds = {name.split("/")[1].partition("-")[0] for name in before}
+    assert {"model", "artifact", "outputs"} <= kinds
+    ran = deploy(*PLAIN, "--no-device", "--out", "out", cwd=work, env={"ONMETAL_HOME": str(home)})
+    assert ran.code == 0, ran.err
+    assert kept(home) == before
+
+
+def test_a_killed_run_keeps_its_finished_conversions(work: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with started(*PLAIN, "--no-device", "--out", "out", home=home, cwd=work) as process:
+        reach(process, "judging")
+        process.kill()
+        process.wait()
+    before = kept(home)
+    assert any("artifact-" in name for name in before)
+    ran = deploy(*PLAIN, "--no-device", "--out", "out", cwd=work, env={"ONMETAL_HOME": str(home)})
+    assert ran.code == 0, ran.err
+    after = kept(home)
+    assert {name: after[name] for name in before} == before
+
+
+def test_timings_are_taken_anew(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(work)
+    monkeypatch.setitem(MODES, "quick", Schedule(2, 2, 0.01, 0.01, 0.0, 1))
+
+    def latencies(out: str) -> dict[str, Any]:
+        words = [
+            str(DIGITS / "digits_cnn.onnx"),
+            "--target",
+            "x86-onnxruntime",
+            "--quick",
+            "--json",
+        ]
+        assert cli.main([*words, "--out", out]) == 0
+        found = json.loads(capsys.readouterr().out)["candidates"]
+        return {e["name"]: (e["latency_ms"], e["load_ms"]) for e in found if e["latency_ms"]}
+
+    one, two = latencies("one"), latencies("two")
+    assert one.keys() == two.keys()
+    assert all(one[name] != two[name] for name in one)
+    with np.load("one/measurements.npz") as first, np.load("two/measurements.npz") as second:
+        assert not any(
+            np.array_equal(first[name], second[name])
+            for name in set(first.files) & set(second.files)
+        )
+
+
+def test_two_runs_at_once_share_a_cache(work: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    command = (*PLAIN, "--no-device", "--out")
+    with (
+        started(*command, "one", home=home, cwd=work) as one,
+        started(*command, "two", home=home, cwd=work) as two,
+    ):
+        for process in (one, two):
+            _, err = process.communicate(timeout=120)
+            assert process.returncode == 0, err
+    assert sorted(path.name for path in work.iterdir()) == ["one", "two"]
+    for name in ("model.onnx", "golden.npz", "run.py"):
+        assert (work / "one" / name).read_bytes() == (work / "two" / name).read_bytes()
+    for name in ("one", "two"):
+        assert deploy("verify", work / name).code == 0
