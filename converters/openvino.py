@@ -4,7 +4,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from onmetal.errors import UnsupportedError
+from onmetal.errors import UnsupportedError, reason
 
 VERSION = 1
 OPTIONS = frozenset(
@@ -36,8 +36,7 @@ def convert(prepared: str, compute: str, folder: str) -> list[str]:
             model, str(Path(folder) / "model.xml"), compress_to_fp16=compute == "f16"
         )
     except RuntimeError as error:
-        lines = [line for line in str(error).splitlines() if line and "Exception from" not in line]
-        raise UnsupportedError(" ".join(lines[:3])[:600]) from None
+        raise UnsupportedError(reason(error)) from None
     return ["model.xml", "model.bin"]
 
 
@@ -57,7 +56,7 @@ def describe(path: str) -> dict[str, list[dict[str, Any]]]:
     try:
         model = openvino.Core().read_model(path)
     except RuntimeError as error:
-        raise UnsupportedError(str(error).splitlines()[-1][:600]) from None
+        raise UnsupportedError(reason(error)) from None
 
     def tensors(kind: str, ports: Any) -> list[dict[str, Any]]:
         found = []

@@ -101,6 +101,9 @@ def objections(trial: Trial, budget: Budget, target: Target, higher_is_better: b
         found.append(
             f"size {candidate.size_bytes} bytes is over the target's {limits.storage_kib} KiB"
         )
+    if limits.memory_kib and memory is None and trial.latency_ms:
+        why = trial.missing.get("peak_memory_bytes", "no reason given")
+        found.append(f"peak memory, which the target limits, was not measured ({why})")
     if limits.memory_kib and memory and memory.value > limits.memory_kib * 1024:
         found.append(f"peak memory {memory.value:.0f} bytes is over {limits.memory_kib} KiB")
     return found

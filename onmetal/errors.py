@@ -56,3 +56,14 @@ BY_NAME: dict[str, type[OnmetalError]] = {
     for kind in (UsageError, UnsupportedError, DeviceError, BudgetError, VerificationError)
 }
 """How an error that a child process reports by name becomes an exception again."""
+
+
+def reason(error: Exception) -> str:
+    """What a runtime's exception says went wrong, in at most 600 characters.
+
+    Their messages bring call stacks and positions in sources; the operator is named among them.
+    """
+    noise = ("Exception from", "Check '", "FrontEnd API failed", "Model wasn't fully", "Summary:")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    wanted = [line for line in lines if not line.startswith(noise)]
+    return " ".join((wanted or lines or [type(error).__name__])[:3])[:600]

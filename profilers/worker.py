@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from onmetal.errors import DeviceError, OnmetalError, UnsupportedError
+from onmetal.errors import DeviceError, OnmetalError, UnsupportedError, reason
 from onmetal.profilers import memory, runtime_module
 
 _answers = sys.stdout
@@ -54,7 +54,7 @@ def open_(
     try:
         State.session = module.Session(files, options, inputs, outputs)
     except Exception as error:
-        raise UnsupportedError(_first_lines(error)) from None
+        raise UnsupportedError(reason(error)) from None
     return {"load_ms": (time.perf_counter() - began) * 1e3}
 
 
@@ -188,7 +188,7 @@ def golden(folder: str, runtime: str) -> list[str]:
     try:
         found: list[str] = module.golden(Path(folder), module.load(Path(folder)))
     except Exception as error:
-        return [f"the artifact cannot be run: {_first_lines(error)}"]
+        return [f"the artifact cannot be run: {reason(error)}"]
     return found
 
 
@@ -203,13 +203,6 @@ def profile(runtime: str, **arguments: Any) -> dict[str, Any]:
 def peak_memory(runtime: str, options: dict[str, Any], **arguments: Any) -> dict[str, int]:
     """Bytes of this process before the artifact is opened, and at its peak while it runs."""
     return memory.peak(runtime_module("run", runtime), State.feeds[0], options, arguments)
-
-
-def _first_lines(error: Exception) -> str:
-    """Runtimes put call stacks into their messages; what went wrong stands in front."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    wanted = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
-    return " ".join((wanted or lines or [type(error).__name__])[:2])[:600]
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
@@ -250,9 +243,7 @@ def main() -> None:
             answer(error=DeviceError.__name__, message="out of memory")
         except Exception as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            answer(
-                error=DeviceError.__name__, message=f"{type(error).__name__}: {_first_lines(error)}"
-            )
+            answer(error=DeviceError.__name__, message=f"{type(error).__name__}: {reason(error)}")
 
 
 if __name__ == "__main__":

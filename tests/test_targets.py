@@ -139,7 +139,9 @@ WRONG = [
     ),
     (
         "a recipe twice",
-        changed("[limits]", BOARD[BOARD.rindex("[[recipes]]") :]),
+        changed(
+            "[limits]", BOARD[BOARD.rindex("[[recipes]]") :].partition("[limits]")[0] + "[limits]"
+        ),
         "the recipe 'bf16' stands there twice",
     ),
     ("no fp32", changed('name = "fp32"', 'name = "float"'), "fp32"),
