@@ -72,7 +72,7 @@ class Samples(Struct, frozen=True):
         return fed
 
     def label_array(self) -> np.ndarray:
-        """All labels; float64 labels become float32, as the model's outputs are."""
+        """All labels, first axis = samples."""
         if self.labels is None:
             raise UsageError(f"{self.source}: it has no labels")
         return np.asarray(self.labels.open())

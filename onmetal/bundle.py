@@ -104,7 +104,12 @@ def replacing(out: Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
         if out.exists():
             out.rename(old)
-        new.rename(out.absolute())
+        try:
+            new.rename(out.absolute())
+        except OSError:
+            if old.exists():
+                old.rename(out.absolute())
+            raise
 
 
 def write_report(out: Path, document: dict[str, Any]) -> None:
@@ -298,14 +303,17 @@ def _check_golden(folder: Path, runtime: str, device: Local) -> list[str]:
 
 def _execute(folder: Path, device: Local) -> list[str]:
     """Run the bundle's own run.py, which is known by now to be the template, as a user would."""
-    done = subprocess.run(
-        # -P: of the folder only run.py itself is known; a numpy.py beside it must not be imported.
-        [sys.executable, "-P", str((folder / "run.py").absolute())],
-        env=quiet_environment(device.home) | {"PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    try:
+        done = subprocess.run(
+            # -P: of the folder only run.py is known; a numpy.py beside it must not be imported.
+            [sys.executable, "-P", str((folder / "run.py").absolute())],
+            env=quiet_environment(device.home) | {"PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+    except subprocess.TimeoutExpired:
+        return ["run.py did not end within ten minutes"]
     if done.returncode == 0:
         return []
     said = (done.stdout + done.stderr).strip().splitlines()[-3:]

@@ -99,7 +99,9 @@ def prepare(request: Request, cache: Cache) -> Task:
     data, labelled, calibration_samples, warnings = _load_data(request, models, cache)
     output, metric = None, None
     if labelled:
-        output, metric = _metric(request, models[0], data[str(models[0].path)])
+        # Each must go with the labels and the metric; the first one's output is the one named.
+        judged = [_metric(request, entry, data[str(entry.path)]) for entry in models]
+        output, metric = judged[0]
     elif request.metric or request.output:
         raise UsageError("--metric and --output judge labelled data: give it with --data")
     warnings += [note for entry in models for note in entry.notes]
@@ -243,6 +245,8 @@ def _shared(found: Samples, calibration: Samples, entry: Model, cache: Cache) ->
 def _metric(request: Request, entry: Model, data: Samples) -> tuple[str, Metric]:
     names = [tensor.name for tensor in entry.outputs]
     output = request.output or names[0]
+    if entry.path != request.models[0] and len(names) == 1:
+        output = names[0]  # competitors of one output may call it differently
     if output not in names:
         raise UsageError(f"--output {output}: no such output; the model has: {', '.join(names)}")
     tensor = entry.output(output)
