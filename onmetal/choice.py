@@ -52,6 +52,7 @@ def choose(
     higher = task.metric.higher_is_better if task.metric else True
     left_out = {entry.name for entry in planned if entry.reference_only}
     trials = [_weigh(trial, budget, task.target, higher, left_out) for trial in trials]
+    trials = [_flagged(trial, budget, reference) for trial in trials]
     goal = objective(task)
     fitting = [trial for trial in trials if trial.status == "ok"]
     by_name = {trial.name: trial for trial in trials}
@@ -92,12 +93,18 @@ def _weigh(trial: Trial, budget: Budget, target: Target, higher: bool, left_out:
         return replace(
             trial, status="skipped", reason="run as the reference; left out by --recipes"
         )
-    if budget.crossed(trial) and trial.recipe != EXACT:
-        said = "the 95 % interval of its accuracy drop reaches over the budget: give more samples"
-        trial = replace(trial, warnings=(*trial.warnings, said))
     if found := decide.objections(trial, budget, target, higher):
         return replace(trial, status="over-budget", reason="; ".join(found))
     return trial
+
+
+def _flagged(trial: Trial, budget: Budget, reference: str) -> Trial:
+    """Told where samples are too few to be sure; not of the reference in fp32, which is the same
+    computation in another runtime."""
+    if not budget.crossed(trial) or (trial.recipe == EXACT and trial.model == reference):
+        return trial
+    said = "the 95 % interval of its accuracy drop reaches over the budget: give more samples"
+    return replace(trial, warnings=(*trial.warnings, said))
 
 
 def _confirm(

@@ -6,6 +6,7 @@ from typing import Literal
 
 from msgspec.structs import replace
 
+from onmetal import report
 from onmetal.budget import Budget
 from onmetal.profilers import statistics
 from onmetal.records import Trial
@@ -147,5 +148,6 @@ def why_not(trial: Trial, chosen: Trial, objective: Objective) -> str:
         return f"{found.verdict} than {chosen.name}: {found.speedup:.2f}x its speed"
     mine, other = value(trial, objective), value(chosen, objective)
     if mine is not None and other is not None and mine > other:
-        return f"more {objective} than {chosen.name}: {mine:.4g} against {other:.4g}"
+        show = report.size if objective in ("size", "memory") else "{:.4g}".format
+        return f"more {objective} than {chosen.name}: {show(mine)} against {show(other)}"
     return f"no better than {chosen.name} by {objective}"

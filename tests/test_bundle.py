@@ -532,12 +532,18 @@ def test_golden_vectors_that_are_pickles_are_not_loaded(
     assert not sentinel.exists()
 
 
-def test_another_model_disagrees_with_the_golden_vectors(spoiled: Path, capsys: Capture) -> None:
+def test_another_model_is_seen_by_its_digest_and_by_the_golden_vectors(
+    spoiled: Path, capsys: Capture
+) -> None:
     model = onnx.load_model(str(spoiled / "model.onnx"))
     (last,) = (t for t in model.graph.initializer if list(t.dims) == [10, 80])
     last.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(last), last.name))
-    (spoiled / "model.onnx").write_bytes(model.SerializeToString())
+    content = model.SerializeToString()
+    (spoiled / "model.onnx").write_bytes(content)
     sign(spoiled)
+    assert "artifact" in refused(spoiled, capsys)
+    digest = hashlib.sha256(content).hexdigest()
+    change_manifest(spoiled, lambda m: m["digests"].update(artifact=digest))
     assert "golden vector" in refused(spoiled, capsys)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
+from PIL import Image
 
 from onmetal import cli
 from onmetal.profilers.local import quiet_environment
@@ -493,6 +494,24 @@ def test_models_of_other_inputs_do_not_compete(run: Run, tmp_path: Path) -> None
     assert "inputs" in found["error"]["message"]
 
 
+def test_an_interval_that_crosses_the_budget_is_flagged(run: Run, tmp_path: Path) -> None:
+    model = onnx.load_model(str(MODEL))
+    (last,) = (t for t in model.graph.initializer if list(t.dims) == [10, 80])
+    last.CopyFrom(
+        numpy_helper.from_array(numpy_helper.to_array(last) * np.float32(1.001), last.name)
+    )
+    other = onnx_models.save(model, tmp_path / "other.onnx")
+    with np.load(DATA) as data:
+        np.savez(tmp_path / "few.npz", x=data["x"][:150], y=data["y"][:150])
+    words = (MODEL, other, "--target", "x86-64", "--data", tmp_path / "few.npz", "--no-device")
+    code, found = run(*words)
+    assert code == 0
+    entry = candidates(found)["other/fp32@onnxruntime"]
+    assert entry["accuracy"]["drop"] <= 0.01 < entry["accuracy"]["drop_ci95"][1]
+    assert any("interval" in text for text in entry["warnings"])
+    assert not candidates(found)["digits_cnn/fp32@onnxruntime"]["warnings"]
+
+
 # --- budgets that cannot be met
 
 
@@ -615,6 +634,10 @@ def test_a_model_that_no_runtime_can_run_exits_3(run: Run, tmp_path: Path) -> No
     code, found = run(path, "--target", "x86-64", "--no-device")
     assert code == 3
     assert "NoSuchOperator" in found["error"]["message"]
+    assert found["chosen"] is None
+    tried = [entry for entry in found["candidates"] if entry["status"] != "skipped"]
+    assert {entry["name"] for entry in tried} >= {"fp32@onnxruntime", "fp32@openvino"}
+    assert all(entry["status"] == "failed" and entry["reason"] for entry in tried)
     assert not Path("strange-x86-64").exists()
 
 
@@ -727,6 +750,55 @@ def test_a_metric_where_less_is_better_drops_upwards(tmp_path: Path, noisy: Path
     assert worse["value"] > best["value"]
     assert best["drop"] == 0
     assert worse["drop"] == pytest.approx(worse["value"] - best["value"])
+
+
+def test_a_folder_of_images_gives_what_the_arrays_give(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rows = ["file,label"]
+    with np.load(DATA) as data:
+        x, y = data["x"][:200], data["y"][:200]
+    np.savez(tmp_path / "same.npz", x=x, y=y)
+    for number, (image, label) in enumerate(zip(x, y, strict=True)):
+        Image.fromarray((image[0] * 240).round().astype(np.uint8)).save(folder / f"{number}.png")
+        rows.append(f"{number}.png,{label}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    scale = f'channels = "L"\nlayout = "NCHW"\nscale = {1 / 240!r}\n'
+    (folder / "data.toml").write_text(scale)
+    words = (MODEL, "--target", "x86-onnxruntime", "--no-device", "--data")
+    code, found = run(*words, folder, "--out", "images")
+    assert code == 0
+    assert found["data"]["evaluation_samples"] == 200
+    _, same = run(*words, tmp_path / "same.npz", "--out", "arrays")
+    assert (
+        candidates(found)["fp32@onnxruntime"]["accuracy"]
+        == (candidates(same)["fp32@onnxruntime"]["accuracy"])
+    )
+
+
+def test_another_output_is_judged_where_asked(run: Run, tmp_path: Path) -> None:
+    model = onnx_models.build(
+        [
+            onnx_models.node("Identity", "x", "right"),
+            onnx_models.node("Neg", "x", "wrong"),
+        ],
+        [onnx_models.value("x", ["n", 3])],
+        [onnx_models.value("right", ["n", 3]), onnx_models.value("wrong", ["n", 3])],
+    )
+    path = onnx_models.save(model, tmp_path / "two.onnx")
+    x = np.eye(3, dtype=np.float32)[np.arange(120) % 3]
+    np.savez(tmp_path / "two.npz", x=x, y=np.arange(120) % 3)
+    words = (path, "--target", "x86-64", "--data", tmp_path / "two.npz", "--no-device", "--dry-run")
+    assert run(*words)[1]["data"]["output"] == "right"
+    found = []
+    for output in ("right", "wrong"):
+        code, document = run(*words[:-1], "--output", output, "--out", output)
+        assert code == 0
+        assert document["data"]["output"] == output
+        entry = candidates(document)["fp32@openvino"]
+        assert set(entry["fidelity"]["sqnr_db"]) == {"right", "wrong"}
+        found.append(entry["accuracy"]["value"])
+    assert found == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("metric", ["own:nothing", "own:DATA", "own:samples"])
