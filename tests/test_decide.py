@@ -305,6 +305,6 @@ def test_why_not_says_when_noise_cannot_tell() -> None:
 def test_why_not_says_what_is_more() -> None:
     chosen, larger = trial("fp16@openvino", size=500), trial("fp32@openvino", size=1000)
     why = decide.why_not(larger, chosen, "size")
-    assert why == "more size than fp16@openvino: 1000 against 500"
+    assert why == "more size than fp16@openvino: 1 kB against 500 B"
     equal = trial("bf16@openvino", size=500)
     assert "no better than fp16@openvino" in decide.why_not(equal, chosen, "size")
