@@ -188,7 +188,7 @@ def test_every_candidate_says_what_really_ran(document: Document) -> None:
 
 
 def raw_samples(found: Document) -> dict[str, np.ndarray]:
-    """Nanoseconds by candidate, and by `again/candidate` for the fresh blocks."""
+    """Nanoseconds by candidate; of fresh blocks by `again/…` and `rejected/pick/…`."""
     parts: dict[str, list[np.ndarray]] = {}
     with np.load(Path(found["bundle"]) / "measurements.npz") as raw:
         for name in raw.files:
@@ -199,8 +199,11 @@ def raw_samples(found: Document) -> dict[str, np.ndarray]:
 def test_raw_samples_give_the_figures(document: Document) -> None:
     raw = raw_samples(document)
     for entry in tried(document):
-        again = entry["status"] == "chosen" or entry["reason"].startswith("measured again")
-        name = f"again/{entry['name']}" if again else entry["name"]
+        name = entry["name"]
+        if entry["status"] == "chosen":
+            name = f"again/{name}"
+        elif entry["reason"].startswith("measured again"):
+            name = f"rejected/{name}/{name}"
         latency = entry["latency_ms"]
         assert latency["samples"] == len(raw[name])
         assert latency["p50"] == pytest.approx(np.percentile(raw[name], 50) / 1e6)
@@ -484,7 +487,9 @@ def test_several_models_are_measured_together(run: Run, noisy: Path) -> None:
     assert found["chosen"].startswith("digits_cnn/")
     timed = {entry["name"] for entry in found["candidates"] if entry["latency_ms"]}
     assert len(timed) >= 4
-    assert timed == {name for name in raw_samples(found) if not name.startswith("again/")}
+    assert timed == {
+        name for name in raw_samples(found) if not name.startswith(("again/", "rejected/"))
+    }
 
 
 def test_models_of_other_inputs_do_not_compete(run: Run, tmp_path: Path) -> None:
