@@ -1,6 +1,7 @@
 """The drop of accuracy between two models on the same samples, with its 95 % interval."""
 
 import math
+import time
 
 import numpy as np
 
@@ -18,6 +19,7 @@ def judge(found: Scorer, reference: Scorer | None) -> Accuracy:
         return Accuracy(metric.name, value, 0.0, (0.0, 0.0), samples)
     sign = 1.0 if metric.higher_is_better else -1.0
     drop = sign * (reference(None) - value)
+    interval: tuple[float, float] | None
     if metric.mean:
         interval = paired_interval(reference.kept > found.kept, reference.kept < found.kept)
     else:
@@ -25,18 +27,30 @@ def judge(found: Scorer, reference: Scorer | None) -> Accuracy:
     return Accuracy(metric.name, value, drop, interval, samples)
 
 
+BOOTSTRAP_S = 30.0
+"""A user's metric may take seconds a call: resampling ends then, with what there is."""
+FEWEST = 40
+"""Resamples without which there is no 95 % interval: its ends are the outermost of them."""
+
+
 def _bootstrap(
     metric: Metric, found: Scorer, reference: Scorer, samples: int, sign: float
-) -> tuple[float, float]:
-    """Percentile interval of the drop over resamples of the samples, the same for both models."""
+) -> tuple[float, float] | None:
+    """Percentile interval of the drop over resamples of the samples, the same for both models.
+
+    None where the metric is too slow to be called often enough, or undefined on most resamples.
+    """
     random = np.random.default_rng(0)
-    drops = []
+    drops: list[float] = []
+    end = time.monotonic() + BOOTSTRAP_S
     for _ in range(metric.resamples):
         picked = random.integers(0, samples, samples)
         drops.append(sign * (reference(picked) - found(picked)))
+        if time.monotonic() > end:
+            break
     known = [drop for drop in drops if not math.isnan(drop)]
-    if not known:
-        return (-math.inf, math.inf)
+    if len(known) < FEWEST:
+        return None
     low, high = np.percentile(known, [2.5, 97.5])
     return float(low), float(high)
 

@@ -14,6 +14,8 @@ def sqnr_db(reference: np.ndarray, found: np.ndarray) -> float:
     Both [samples, ...]. 0 dB or less is no likeness at all;
     -300 dB stands for NaN or infinity where the reference has none.
     """
+    if reference.shape != found.shape:
+        return -PERFECT_DB
     peak = max((_peak(np.asarray(reference[part])) for part in chunks(reference)), default=0.0)
     signal = noise = 0.0
     for part in chunks(reference):

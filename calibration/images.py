@@ -88,7 +88,7 @@ def read(path: Path, how: Preprocessing) -> np.ndarray:
     The shorter side is scaled to `size` (bilinear, antialiased), then `crop` [h, w] is cut out of
     the middle. Raises UsageError where the file is no image or is smaller than the crop.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
@@ -98,7 +98,9 @@ def read(path: Path, how: Preprocessing) -> np.ndarray:
                     "give such data as .npz"
                 )
             pixels = image.convert("L" if how.channels == "L" else "RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+    except UsageError:
+        raise
+    except Exception as error:  # each of Pillow's readers has its own
         raise UsageError(f"{path}: a broken image ({error})") from None
     if how.size:
         short = min(pixels.size)

@@ -4,7 +4,9 @@ A metric first reduces outputs to a few numbers a sample (streamed, so that outp
 than memory), then scores those. Scoring is cheap, so that a bootstrap can repeat it.
 """
 
+import contextlib
 import math
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -265,7 +267,8 @@ class Scorer:
             return self.metric.score(self.kept[chosen], self.labels[chosen])
         seen = {name: np.asarray(output[chosen]) for name, output in self.outputs.items()}
         try:
-            return float(self.metric.function(seen, self.labels[chosen]))
+            with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
+                return float(self.metric.function(seen, self.labels[chosen]))
         except Exception as error:
             raise UsageError(
                 f"--metric {self.metric.name}: it failed with {type(error).__name__}: {error}"

@@ -4,12 +4,15 @@ Arrays stay on disk (memory-mapped) and images are decoded as they are needed, s
 larger than memory. `Samples` is a plain record: a worker process is handed it as JSON.
 """
 
+import contextlib
+import functools
 import hashlib
 import importlib
 import math
 import shutil
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal
@@ -99,7 +102,7 @@ def load(text: str, model: Model, cache: Cache, *, option: str, labelled: bool) 
     elif path.is_file():
         found = _npz(path, model, cache)
     elif ":" in text and not text.endswith(".npz"):
-        found = _callable(text, model, cache)
+        found = _callable(text, model, cache, option)
     else:
         raise UsageError(f"{option} {text}: there is no such file or folder")
     if labelled and found.labels is None:
@@ -136,7 +139,7 @@ def _npz(path: Path, model: Model, cache: Cache) -> Samples:
             found = _with_labels(str(path), "", headers, model)
             digest = caches.sha256(path)
             folder = cache.get("data", digest, lambda folder: _unpack(archive, folder))
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise UsageError(f"{path}: not a readable .npz file ({error})") from None
 
     def placed(array: ArrayFile) -> ArrayFile:
@@ -282,23 +285,33 @@ def import_callable(text: str, option: str) -> Any:
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        return getattr(importlib.import_module(module_name), name)
+        with contextlib.redirect_stdout(sys.stderr):
+            return getattr(importlib.import_module(module_name), name)
     except (Exception, SystemExit) as error:  # the user's own code
         raise UsageError(
             f"{option} {text}: cannot import it ({type(error).__name__}: {error})"
         ) from None
 
 
-def _callable(text: str, model: Model, cache: Cache) -> Samples:
-    """Run the user's generator once and keep what it yields on disk."""
-    function = import_callable(text, "--data")
+def _callable(text: str, model: Model, cache: Cache, option: str) -> Samples:
+    """What a user's generator yields, kept on disk: it runs once, however many models compete."""
+    arrays, digest = _kept(text, cache, option)
+    labels = arrays.get(_LABEL)
+    given = {name: array for name, array in arrays.items() if name != _LABEL}
+    return _named(text, digest, given, labels, model)
+
+
+@functools.cache
+def _kept(text: str, cache: Cache, option: str) -> tuple[dict[str, ArrayFile], str]:
+    """-> the arrays by name, the label as _LABEL, `x` for inputs without a name; their digest."""
+    function = import_callable(text, option)
     digest = hashlib.sha256()
     with cache.scratch() as scratch:
         files: dict[str, BinaryIO] = {}
         kinds: dict[str, tuple[str, tuple[int, ...]]] = {}
         count = 0
         try:
-            for row in _rows(function, text, model):
+            for row in _rows(function, text):
                 found = {name: (array.dtype.str, array.shape) for name, array in row.items()}
                 if not count:
                     kinds = found
@@ -334,10 +347,10 @@ def _callable(text: str, model: Model, cache: Cache) -> Samples:
         if np.dtype(dtype).kind not in "biuf":
             said = _words({name: kinds[name]})
             raise UsageError(f"{text}: {said}; only numbers can be fed to a model")
-    labels = arrays.pop(_LABEL, None)
-    return _named(text, digest.hexdigest(), arrays, labels, model)
+    return arrays, digest.hexdigest()
 
 
+_END = object()
 _LABEL = "\0label"
 """Among a generator's arrays; no input of a model is called that."""
 
@@ -349,16 +362,21 @@ def _words(kinds: dict[str, tuple[str, tuple[int, ...]]]) -> str:
     )
 
 
-def _rows(function: Any, text: str, model: Model) -> Iterator[dict[str, np.ndarray]]:
+def _rows(function: Any, text: str) -> Iterator[dict[str, np.ndarray]]:
     """One sample after another of a user's generator: its arrays by name, the label as _LABEL."""
     try:
-        for item in function():
+        samples = iter(function())
+        while True:
+            with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
+                item: Any = next(samples, _END)
+            if item is _END:
+                return
             try:
                 inputs, label = item
             except (TypeError, ValueError):
                 raise UsageError(f"{text}: it must yield (inputs, label) pairs") from None
             if not isinstance(inputs, dict):
-                inputs = {model.inputs[0].name: inputs}
+                inputs = {"x": inputs}
             row = {str(name): np.asarray(array) for name, array in inputs.items()}
             if label is not None:
                 row[_LABEL] = np.asarray(label)

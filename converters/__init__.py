@@ -27,6 +27,9 @@ class Converter(Protocol):
     OPTIONS: frozenset[str]
     """Options of the runtime that may be set by a target file or a bundle's manifest."""
 
+    RESERVED: frozenset[str]
+    """Of those, what follows from the recipe and --threads: not a target file's to set."""
+
     def convert(self, prepared: str, compute: str, folder: str) -> list[str]:
         """Write the artifact of a static ONNX model to `folder`.
 
@@ -45,7 +48,8 @@ def for_runtime(name: str) -> Converter:
 def check_options(target: Target) -> None:
     """Raises UsageError where a target file sets an option that its runtime has not."""
     for runtime in target.runtimes:
-        known = for_runtime(runtime.name).OPTIONS
+        converter = for_runtime(runtime.name)
+        known = converter.OPTIONS - converter.RESERVED
         if unknown := sorted(runtime.options.keys() - known):
             raise UsageError(
                 f"target {target.name}: {runtime.name} has no option {unknown[0]!r} that may be "

@@ -48,10 +48,17 @@ def examine(
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [_tensor(value) for value in model.graph.input if value.name not in constants]
     outputs = [_tensor(value) for value in inferred.graph.output]
-    if not outputs:
-        raise UsageError(f"{source}: the model has no output")
+    if not outputs or not inputs:
+        raise UsageError(f"{source}: the model has no {'input' if outputs else 'output'}")
     if any(-1 in tensor["shape"] for tensor in outputs):
         outputs = _outputs_by_running(prepared, inputs, outputs)
+    batch = size_of_batch or _fixed_batch(inputs, outputs, batch)
+    for tensor in inputs:
+        if batch > 1 and tensor["shape"][:1] != [batch]:
+            raise UsageError(
+                f"{source}: the input {tensor['name']!r} of shape {tensor['shape']} has no batch "
+                f"axis of {batch}, so a sample's part of it is not known; use --batch 1"
+            )
     macs = count_macs(inferred)
     if macs is None and (folded := _folded(prepared, Path(folder) / "folded.onnx")):
         macs = count_macs(folded)
@@ -64,14 +71,14 @@ def examine(
         "parameters": _parameters(model),
         "macs": macs,
         "operators": dict(Counter(map(_label, onnx_checks.nodes(model.graph))).most_common()),
-        "batch": size_of_batch if size_of_batch else _fixed_batch(inputs, outputs, batch),
+        "batch": batch,
         "notes": notes,
     }
 
 
 def _parse(source: Path) -> onnx.ModelProto:
     try:
-        model = onnx.load_model(str(source), load_external_data=False)
+        model = onnx.load_model(str(source), format="protobuf", load_external_data=False)
     except DecodeError:
         raise UsageError(
             f"{source}: not a readable ONNX file: it is cut off or of another format; "

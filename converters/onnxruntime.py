@@ -29,6 +29,7 @@ OPTIONS = frozenset(
     }
 )
 """Of SessionOptions and its configuration entries, those that neither read nor write files."""
+RESERVED = frozenset({"intra_op_num_threads", "inter_op_num_threads", "execution_mode"})
 
 
 def convert(prepared: str, compute: str, folder: str) -> list[str]:

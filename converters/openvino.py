@@ -26,6 +26,7 @@ OPTIONS = frozenset(
     }
 )
 """Of the CPU plugin's properties, those that neither read nor write files."""
+RESERVED = frozenset({"INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS", "NUM_STREAMS"})
 
 
 def convert(prepared: str, compute: str, folder: str) -> list[str]:

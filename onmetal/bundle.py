@@ -7,6 +7,7 @@ nothing in the folder: it runs onmetal's own copy of run.py, in a worker, with k
 
 import contextlib
 import hashlib
+import itertools
 import os
 import secrets
 import shutil
@@ -23,7 +24,7 @@ from msgspec import Meta, Struct
 
 from onmetal import cache as caches
 from onmetal.converters import for_runtime
-from onmetal.errors import OnmetalError, UsageError, VerificationError
+from onmetal.errors import DeviceError, OnmetalError, UsageError, VerificationError
 from onmetal.profilers.local import Local, quiet_environment
 
 SUMS = "SHA256SUMS"
@@ -55,24 +56,28 @@ def check_out(out: Path, force: bool) -> None:
         )
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise UsageError(f"--out {out}: there is something that is no folder; choose another")
-    if out.exists():
-        inside = sorted(entry.name for entry in out.iterdir())
-        if inside not in ([], [REPORT]):
-            if not force:
-                raise UsageError(
-                    f"--out {out}: exists and is not empty; --force replaces a bundle, "
-                    "or choose another folder"
-                )
-            if not {"manifest.json", SUMS} <= set(inside):
-                raise UsageError(
-                    f"--out {out}: holds something that is no bundle; --force replaces bundles only"
-                )
+    _check_there(out, force)
     ancestor = next(folder for folder in out.absolute().parents if folder.exists())
     try:
         with tempfile.TemporaryDirectory(dir=ancestor, prefix=f".{out.name}."):
             pass
     except OSError as error:
         raise UsageError(f"--out {out}: cannot write there ({error.strerror})") from None
+
+
+def _check_there(out: Path, force: bool) -> None:
+    if out.exists() and _holds(out) != "nothing" and not force:
+        raise UsageError(
+            f"--out {out}: exists and is not empty; --force replaces it, or choose another folder"
+        )
+
+
+def _holds(out: Path) -> Literal["nothing", "bundle", "more"]:
+    """What would be lost with the folder: nothing to speak of, a bundle, or something else."""
+    inside = {entry.name for entry in out.iterdir()}
+    if inside <= {REPORT}:
+        return "nothing"
+    return "bundle" if {"manifest.json", SUMS} <= inside else "more"
 
 
 @contextlib.contextmanager
@@ -93,8 +98,11 @@ def _partial(out: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replacing(out: Path) -> Iterator[Path]:
-    """An empty folder to write to; where the block ends well it takes the place of `out`."""
+def replacing(out: Path, force: bool) -> Iterator[Path]:
+    """An empty folder to write to; where the block ends well it takes the place of `out`.
+
+    A bundle that was there is removed; a folder of anything else is kept beside it, renamed.
+    """
     with _partial(out) as folder:
         new, old = folder / "new", folder / "old"
         new.mkdir()
@@ -102,19 +110,28 @@ def replacing(out: Path) -> Iterator[Path]:
         for path in new.rglob("*"):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        if out.exists():
-            out.rename(old)
+        _check_there(out, force)  # another run may have been faster
+        if out.exists() and _holds(out) == "more":
+            out.rename(_aside(out))
         try:
+            if out.exists():
+                out.rename(old)
             new.rename(out.absolute())
-        except OSError:
-            if old.exists():
+        except BaseException:
+            if old.exists() and not out.exists():
                 old.rename(out.absolute())
             raise
 
 
-def write_report(out: Path, document: dict[str, Any]) -> None:
+def _aside(out: Path) -> Path:
+    """A free name beside it."""
+    names = (out.with_name(f"{out.name}.replaced-{number}") for number in itertools.count(1))
+    return next(name for name in names if not name.exists())
+
+
+def write_report(out: Path, document: dict[str, Any], force: bool) -> None:
     """What `--out` holds where no candidate was chosen: the full document, and no bundle."""
-    with replacing(out) as folder:
+    with replacing(out, force) as folder:
         (folder / REPORT).write_bytes(encode(document))
 
 
@@ -128,9 +145,10 @@ def write(
     golden: Path,
     manifest: dict[str, Any],
     readme: str,
+    force: bool,
 ) -> None:
     """`golden`: the .npz of vectors; `manifest` goes in as it is."""
-    with replacing(out) as folder:
+    with replacing(out, force) as folder:
         for file in files:
             shutil.copyfile(file, folder / file.name)
         shutil.copyfile(golden, folder / "golden.npz")
@@ -143,9 +161,13 @@ def write(
 
 
 def _sums(folder: Path) -> str:
+    names = [path.name for path in folder.iterdir() if path.name != SUMS]
+    return _rendered({name: _sha256(folder / name) for name in names})
+
+
+def _rendered(digests: dict[str, str]) -> str:
     """As `sha256sum -c` reads it."""
-    names = sorted(path.name for path in folder.iterdir() if path.name != SUMS)
-    return "".join(f"{_sha256(folder / name)}  {name}\n" for name in names)
+    return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
 
 
 def _sha256(path: Path) -> str:
@@ -179,6 +201,10 @@ def verify(folder: Path, device: Local, *, run: bool) -> dict[str, Any]:
         manifest, found = read_manifest(folder)
         if check("manifest", found):
             runtime = manifest["run"]["runtime"]
+            if runtime not in device.facts().runtimes:
+                raise DeviceError(
+                    f"the runtime {runtime} is not installed here; `pip install {runtime}`"
+                )
             same = check("runner", _check_runner(folder, runtime, manifest))
             check("golden", _check_golden(folder, runtime, device))
             if run and same:
@@ -202,23 +228,28 @@ def _check_files(folder: Path) -> list[str]:
     if (folder / SUMS).is_symlink():
         return [f"{SUMS} is no regular file"]
     try:
-        text = (folder / SUMS).read_text("utf-8")
+        text = (folder / SUMS).read_bytes().decode()
     except (OSError, UnicodeDecodeError):
         return [f"{SUMS} is missing or unreadable"]
     listed: dict[str, str] = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):
         digest, _, name = line.partition("  ")
-        if len(digest) != 64 or not name or name in listed or Path(name).name != name:
-            return [f"{SUMS} is damaged at {line[:80]!r}"]
-        listed[name] = digest
+        if name and Path(name).name == name:
+            listed[name] = digest
+    if text != _rendered(listed):  # one form only, so that no byte of it can be changed unseen
+        return [f"{SUMS} is damaged"]
     there = {path.name: path for path in folder.iterdir() if path.name != SUMS}
     found = [f"{name} was removed or renamed" for name in sorted(listed.keys() - there.keys())]
     found += [f"{name} was added" for name in sorted(there.keys() - listed.keys())]
     for name in sorted(listed.keys() & there.keys()):
         if there[name].is_symlink() or not there[name].is_file():
             found.append(f"{name} is no regular file")
-        elif _sha256(there[name]) != listed[name]:
-            found.append(f"{name} was changed")
+            continue
+        try:
+            if _sha256(there[name]) != listed[name]:
+                found.append(f"{name} was changed")
+        except OSError as error:
+            found.append(f"{name} cannot be read ({error.strerror})")
     return found
 
 

@@ -55,9 +55,11 @@ def _lock(folder: Path, kind: int) -> int | None:
         return None
     try:
         fcntl.flock(held, kind | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         os.close(held)
         return None
+    except OSError:  # a file system without locks: go on without
+        return held
     # Between the opening and the lock the sweep may have moved the folder away.
     with contextlib.suppress(FileNotFoundError):
         if folder.stat().st_ino == os.fstat(held).st_ino:
@@ -106,7 +108,8 @@ class Cache:
         if held is None:
             return None
         self._held[folder] = held
-        os.utime(folder)  # the sweep takes those unused for longest
+        with contextlib.suppress(OSError):
+            os.utime(folder)  # the sweep takes those unused for longest
         self.hits += 1
         return folder
 
@@ -118,6 +121,8 @@ class Cache:
                 return found
             with self.scratch() as folder:
                 build(folder)
+                if not any(folder.iterdir()):
+                    break  # what was to be moved here is gone
                 with contextlib.suppress(OSError):  # another run was faster: its entry is as good
                     folder.rename(place)
             if found := self.find(kind, digest):

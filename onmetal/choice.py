@@ -10,7 +10,7 @@ from onmetal.profilers import measure, statistics
 from onmetal.profilers.measure import MODES
 from onmetal.progress import Progress
 from onmetal.records import Trial
-from onmetal.targets import EXACT, Target
+from onmetal.targets import EXACT
 from onmetal.task import Clock, Task
 from onmetal.trials import Feeds, timed, usable
 
@@ -51,7 +51,7 @@ def choose(
         trials = [_unmeasured(trial) for trial in trials]
     higher = task.metric.higher_is_better if task.metric else True
     left_out = {entry.name for entry in planned if entry.reference_only}
-    trials = [_weigh(trial, budget, task.target, higher, left_out) for trial in trials]
+    trials = [_weigh(task, trial, budget, higher, left_out) for trial in trials]
     trials = [_flagged(trial, budget, reference) for trial in trials]
     goal = objective(task)
     fitting = [trial for trial in trials if trial.status == "ok"]
@@ -86,14 +86,16 @@ def _unmeasured(trial: Trial) -> Trial:
     return replace(trial, missing=dict.fromkeys(keys, "unmeasured: no device was given"))
 
 
-def _weigh(trial: Trial, budget: Budget, target: Target, higher: bool, left_out: set[str]) -> Trial:
+def _weigh(task: Task, trial: Trial, budget: Budget, higher: bool, left_out: set[str]) -> Trial:
     if not usable(trial):
         return trial
     if trial.name in left_out:
         return replace(
             trial, status="skipped", reason="run as the reference; left out by --recipes"
         )
-    if found := decide.objections(trial, budget, target, higher):
+    if why := trial.missing.get("latency_ms", "") if task.device else "":
+        return replace(trial, status="skipped", reason=why)
+    if found := decide.objections(trial, budget, task.target, higher):
         return replace(trial, status="over-budget", reason="; ".join(found))
     return trial
 
@@ -136,17 +138,16 @@ def _confirm(
     )
     if why := outcome.failures.get(pick.name):
         return replace(pick, status="failed", failure="device", reason=f"measured again: {why}")
-    if pick.name not in outcome.rounds:
+    if outcome.cut_short or pick.name not in outcome.rounds:
         task.warnings.append(f"{pick.name} was not measured again: --time-limit had ended")
         return pick
-    own = outcome.rounds[pick.name]
-    other = outcome.rounds.get(base.name, own) if base else own
-    return replace(
-        timed(pick, outcome),
-        rounds=pick.rounds,
-        again=outcome.rounds,
-        versus_baseline=statistics.compare(other, own),
-    )
+    fresh = replace(timed(pick, outcome), rounds=pick.rounds, again=outcome.rounds)
+    if base is None or base.name not in outcome.rounds:  # the speed-up is that of the first blocks
+        if base:
+            task.warnings.append(f"{base.name} failed when measured again, beside {pick.name}")
+        return fresh
+    versus = statistics.compare(outcome.rounds[base.name], outcome.rounds[pick.name])
+    return replace(fresh, versus_baseline=versus)
 
 
 def _no_longer_pays(trial: Trial, base: Trial | None, goal: Objective) -> str | None:

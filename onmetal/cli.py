@@ -4,6 +4,8 @@ Nothing heavy is imported before it is known what is wanted: `--help` answers at
 """
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import sys
@@ -96,7 +98,7 @@ def _main_parser() -> Parser:
     add("--threads", type=int, metavar="N", help="default: the physical cores")
     add("--input-shape", action="append", default=[], metavar="NAME=1,3,224,224")
     add("--out", metavar="DIR", help="the bundle; default: MODEL-TARGET/")
-    add("--force", action="store_true", help="replace a bundle that is there")
+    add("--force", action="store_true", help="replace what is there")
     add("--time-limit", metavar="30min", help="after it, the best so far is taken")
     speed = parser.add_mutually_exclusive_group()
     speed.add_argument("--quick", action="store_true", help="measure for a minute")
@@ -308,6 +310,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in words
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding, odd file names
+            stream.reconfigure(errors="backslashreplace")
     try:
         if words and words[0] in COMMANDS:
             return _flushed(COMMANDS[words[0]], words[1:])
@@ -326,6 +331,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `deploy targets | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.filename is None:
+            return _fail(OnmetalError(_log_defect(words)), as_json)
+        return _fail(UsageError(f"{error.filename}: {error.strerror}"), as_json)
     except Exception:
         return _fail(OnmetalError(_log_defect(words)), as_json)
 
@@ -339,9 +348,10 @@ def _flushed(command: Callable[[Sequence[str]], int], words: Sequence[str]) -> i
 
 
 def _fail(error: OnmetalError, as_json: bool) -> int:
-    if sys.stderr.isatty():
-        sys.stderr.write("\r\x1b[K")
-    print(f"deploy: {error}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # a reader that went away
+        if sys.stderr.isatty():
+            sys.stderr.write("\r\x1b[K")
+        print(f"deploy: {error}", file=sys.stderr, flush=True)
     if as_json:
         document = {k: v for k, v in (error.document or {}).items() if k != "table"}
         document["error"] = {"code": error.exit_code, "message": str(error)}

@@ -150,4 +150,6 @@ def why_not(trial: Trial, chosen: Trial, objective: Objective) -> str:
     if mine is not None and other is not None and mine > other:
         show = report.size if objective in ("size", "memory") else "{:.4g}".format
         return f"more {objective} than {chosen.name}: {show(mine)} against {show(other)}"
+    if mine is None:
+        return f"its {objective} is not known"
     return f"no better than {chosen.name} by {objective}"

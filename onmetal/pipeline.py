@@ -1,12 +1,14 @@
 """A deployment, from the model files to the bundle, in one straight line."""
 
+import hashlib
+import platform
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from msgspec.structs import replace
 
 from onmetal import __version__, bundle, decide, plan, report
-from onmetal import cache as caches
 from onmetal.budget import Budget
 from onmetal.cache import Cache
 from onmetal.choice import choose, objective, resolve
@@ -37,6 +39,7 @@ def deploy(request: Request, progress: Progress) -> dict[str, Any]:
         planned = plan.plan(task.target, task.models, task.facts, _families(request))
         if request.dry_run:
             return _dry_run(task, planned)
+        _check_plan(planned)
         progress.step("converting")
         trials = convert_all(task, planned, cache, clock, progress)
         progress.step("judging")
@@ -55,12 +58,19 @@ def deploy(request: Request, progress: Progress) -> dict[str, Any]:
         document = _document(task, budget, trials, base, chosen)
         measurements = _keep_raw(trials, cache)
         if chosen is None:
-            _refuse(document, trials, out)
+            _refuse(document, trials, out, request.force)
         progress.step("writing the bundle")
         assert chosen
         document["bundle"] = str(out)
         _bundle(task, document, chosen, measurements, out, scratch)
         return document
+
+
+def _check_plan(planned: list[Planned]) -> None:
+    """Refuse where nothing that was asked for can be tried here."""
+    if all(entry.skipped or entry.reference_only for entry in planned):
+        said = "\n".join(f"  {entry.name}: {entry.skipped}" for entry in planned if entry.skipped)
+        raise UnsupportedError(f"none of the candidates asked for can run here:\n{said}")
 
 
 def _families(request: Request) -> list[str] | None:
@@ -115,9 +125,12 @@ def _dry_run(task: Task, planned: list[Planned]) -> dict[str, Any]:
     return document
 
 
-def _refuse(document: dict[str, Any], trials: list[Trial], out: Path) -> None:
+def _refuse(document: dict[str, Any], trials: list[Trial], out: Path, force: bool) -> None:
     """No candidate: say why, by what kind of failure it was."""
-    tried = [trial for trial in trials if trial.status != "skipped" or trial.candidate]
+    late = [t for t in trials if "--time-limit" in (t.missing.get("latency_ms") or t.reason or "")]
+    if late and not any(trial.latency_ms for trial in trials):
+        raise DeviceError("--time-limit ended before anything was measured; give more", document)
+    tried = [trial for trial in trials if trial.status != "skipped"]
     said = "\n".join(f"  {t.name}: {t.reason}" for t in trials if t.reason)
     if tried and all(trial.failure for trial in tried):
         if all(trial.failure == "conversion" for trial in tried):
@@ -125,16 +138,11 @@ def _refuse(document: dict[str, Any], trials: list[Trial], out: Path) -> None:
                 f"no runtime of this target can run the model:\n{said}", document
             )
         raise DeviceError(f"every candidate failed:\n{said}", document)
-    if not any(trial.latency_ms for trial in trials) and any(
-        "--time-limit" in (trial.missing.get("latency_ms") or trial.reason or "")
-        for trial in trials
-    ):
-        raise DeviceError("--time-limit ended before anything was measured; give more", document)
     error = BudgetError(
         f"no candidate meets the budget; {out / bundle.REPORT} has every figure:\n{said}", document
     )
     document["error"] = {"code": error.exit_code, "message": str(error)}
-    bundle.write_report(out, document)
+    bundle.write_report(out, document, force)
     raise error
 
 
@@ -152,7 +160,10 @@ def _keep_raw(trials: list[Trial], cache: Cache) -> Path | None:
                 raw[f"{name}/{block}/{number}"] = found
     if not raw:
         return None
-    digest = caches.key(samples=[[name, found.tolist()] for name, found in raw.items()])
+    content = hashlib.sha256()
+    for name, found in raw.items():
+        content.update(name.encode() + found.tobytes())
+    digest = content.hexdigest()
     folder = cache.get("raw", digest, lambda folder: write_npz(folder / "measurements.npz", raw))
     return folder / "measurements.npz"
 
@@ -181,7 +192,12 @@ def _bundle(
             "data": data.digest,
             "artifact": candidate.sha256,
         },
-        "tools": {"onmetal": __version__, **task.facts.runtimes},
+        "tools": {
+            "onmetal": __version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            **task.facts.runtimes,
+        },
         "device_after": state() if task.device else None,
         "measured": task.device is not None,
     }
@@ -189,4 +205,4 @@ def _bundle(
         manifest["unmeasured"] = "nothing was timed: no device was given"
     files = [*candidate.files, *([measurements] if measurements else [])]
     readme = report.readme(document, chosen, tolerance)
-    bundle.write(out, candidate.runtime, tuple(files), golden, manifest, readme)
+    bundle.write(out, candidate.runtime, tuple(files), golden, manifest, readme, task.request.force)

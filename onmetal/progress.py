@@ -4,6 +4,7 @@ A terminal gets one line that is rewritten; a file or a pipe gets a line a step 
 seconds within it. No colour anywhere.
 """
 
+import contextlib
 import shutil
 import sys
 import time
@@ -39,21 +40,24 @@ class Progress:
     def say(self, text: str) -> None:
         """A line that stays."""
         self.clear()
-        self.stream.write(f"{text}\n")
-        self.stream.flush()
+        self._put(f"{text}\n")
 
     def clear(self) -> None:
         if self.live:
-            self.stream.write("\r\x1b[K")
-            self.stream.flush()
+            self._put("\r\x1b[K")
 
     def _write(self, text: str, last: bool) -> None:
         if self.live:
             text = text[: shutil.get_terminal_size().columns - 1]
-            self.stream.write(f"\r\x1b[K{text}")
+            self._put(f"\r\x1b[K{text}")
         elif last:
-            self.stream.write(f"{text}\n")
-        self.stream.flush()
+            self._put(f"{text}\n")
+
+    def _put(self, text: str) -> None:
+        """A reader of progress that went away must not end the work."""
+        with contextlib.suppress(OSError):
+            self.stream.write(text)
+            self.stream.flush()
 
 
 def _span(seconds: float) -> str:

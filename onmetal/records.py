@@ -4,6 +4,7 @@ A number that was not measured is None, and `missing` says why. Raw samples are 
 computed from `Rounds`, never stored in their place.
 """
 
+import os
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -17,6 +18,11 @@ Record = TypeVar("Record")
 def plain(record: Any) -> Any:
     """A record as JSON values, paths as text."""
     return msgspec.to_builtins(record, enc_hook=str)
+
+
+def shown(path: Path) -> str:
+    """A path for JSON and people: names that are no UTF-8 get replacement characters."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 def restore(values: Any, kind: type[Record]) -> Record:

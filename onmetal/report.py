@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from onmetal.records import Candidate, DeviceFacts, Figure, Model, Trial, plain
+from onmetal.records import Candidate, DeviceFacts, Figure, Model, Trial, plain, shown
 
 
 def candidate_document(trial: Trial) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def candidate_document(trial: Trial) -> dict[str, Any]:
 
 def model_document(model: Model) -> dict[str, Any]:
     return {
-        "path": str(model.path),
+        "path": shown(model.path),
         "format": model.format,
         "sha256": model.sha256,
         "size_bytes": model.size_bytes,

@@ -95,6 +95,11 @@ def prepare(request: Request, cache: Cache) -> Task:
     shapes = model.parse_shapes(list(request.input_shapes))
     models = [model.read(path, shapes, request.batch, cache, host) for path in request.models]
     _check_same_task(models)
+    if request.budget.max_macs is not None and models[0].macs is None:
+        raise UsageError(
+            "--max-macs: the multiply-accumulates of this model could not be counted "
+            "(a shape inside it is not static); leave the option out"
+        )
     threads = choose_threads(request.threads, target, facts)
     data, labelled, calibration_samples, warnings = _load_data(request, models, cache)
     output, metric = None, None

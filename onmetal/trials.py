@@ -20,6 +20,8 @@ from onmetal.task import Clock, Task
 COMPUTED = 0.05
 """A half-precision candidate must spend at least this share of its time in that precision."""
 
+NO_METER = "no meter: onmetal has none for this device"
+
 Feeds = Callable[[Candidate], Path]
 """The .npz of inputs that a candidate is timed with."""
 
@@ -79,19 +81,31 @@ def examine_all(
     runs = MODES[task.request.mode].memory_runs
     done = []
     for number, trial in enumerate(trials):
-        if not usable(trial) or (clock.left_s(0.6) <= 0 and number):
+        if not usable(trial):
             done.append(trial)
+            continue
+        if clock.left_s(0.6) <= 0 and number:
+            done.append(_unexamined(trial))
             continue
         progress(number, len(trials), trial.name)
         done.append(_examine(task, device, trial, feeds, runs))
     return done
 
 
+def _unexamined(trial: Trial) -> Trial:
+    """What computes in half precision must be seen to; the rest lacks figures."""
+    if trial.recipe != EXACT:
+        return out_of_time(trial, "examined")
+    why = "--time-limit left no time for it"
+    missing = dict.fromkeys(("ran_on", "peak_memory_bytes"), why)
+    return replace(trial, missing={**trial.missing, **missing, "energy_mj": NO_METER})
+
+
 def _examine(task: Task, device: Local, trial: Trial, feeds: Feeds, runs: int) -> Trial:
     candidate = trial.candidate
     assert candidate
     missing = dict(trial.missing)
-    missing["energy_mj"] = "no meter: onmetal has none for this device"
+    missing["energy_mj"] = NO_METER
     ran_on, memory = None, None
     try:
         ran_on = measure.profile(device, candidate, feeds(candidate))
@@ -104,7 +118,11 @@ def _examine(task: Task, device: Local, trial: Trial, feeds: Feeds, runs: int) -
     trial = replace(trial, ran_on=ran_on, peak_memory_bytes=memory, missing=missing)
     compute = task.target.recipe(trial.recipe).compute
     if trial.recipe == EXACT:
-        return trial
+        half = ran_on["precision"].get("bf16", 0.0) if ran_on else 0.0
+        if half < COMPUTED:
+            return trial
+        reason = f"{trial.runtime} computed {half:.0%} of it in bf16, so it is no fp32"
+        return replace(trial, status="failed", failure="conversion", reason=reason)
     if ran_on is None:
         reason = f"whether it computes in {compute} could not be seen: {missing['ran_on']}"
         return replace(trial, status="failed", failure="device", reason=reason)

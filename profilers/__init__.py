@@ -19,7 +19,7 @@ def connect(target: Target, address: str, cache: Cache) -> Local:
     transport = address.partition(":")[0]
     if transport not in TRANSPORTS or address != transport:
         raise UsageError(
-            f"--device {address}: unknown; this version knows: {', '.join(TRANSPORTS)}, none"
+            f"--device {address}: unknown; this version knows: {', '.join(TRANSPORTS)}"
         )
     device = Local(cache)
     facts = device.facts()

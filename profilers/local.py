@@ -57,13 +57,21 @@ class Local:
             cpu=lines.get("model name") or platform.processor() or "unknown",
             arch={"AMD64": "x86_64"}.get(platform.machine(), platform.machine()),
             os=f"{platform.system()} {platform.release()}",
-            cores=psutil.cpu_count(logical=False) or os.cpu_count() or 1,
+            cores=_cores(),
             memory_bytes=psutil.virtual_memory().total,
             emulated="TCG" in lines.get("model name", ""),  # qemu without hardware behind it
             flags=tuple(sorted(lines.get("flags", "").split())),
             runtimes=_runtimes(),
             state=state(),
         )
+
+
+def _cores() -> int:
+    """Physical cores, or as many as this process may run on, where those are fewer."""
+    physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return min(physical, len(os.sched_getaffinity(0)))
+    return physical
 
 
 def _cpuinfo() -> dict[str, str]:

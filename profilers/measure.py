@@ -108,7 +108,7 @@ def measure(
                 progress(done, total, f"round {done + 1} of {total}, {len(workers)} candidates")
                 for name in shuffled.sample(sorted(workers), len(workers)):
                     try:
-                        found = _round(workers[name], schedule, number)
+                        found = _round(workers[name], schedule, done)
                         samples[name][block, number] = found
                     except OnmetalError as error:
                         failures[name] = str(error)

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 
 from onmetal.profilers.run_onnxruntime import Session
 
-RUNS = 20
+RUNS, SECONDS = 20, 5.0
+"""As many inferences, and as many before them to warm up, as fit in the time."""
 _INTEGER_OPERATORS = (
     "QLinear",
     "ConvInteger",
@@ -29,8 +31,7 @@ def profile(
     inputs: list[str],
     outputs: list[str],
 ) -> dict[str, Any]:
-    """Shares of the operators' time (RUNS inferences after as many unprofiled in effect: the first
-    half is dropped), by provider, by the type computed in, and by operator."""
+    """Shares of the operators' time by provider, by the type computed in, and by operator."""
     with tempfile.TemporaryDirectory() as folder:
         options = {
             **options,
@@ -38,15 +39,19 @@ def profile(
             "profile_file_prefix": str(Path(folder) / "p"),
         }
         session = Session(files, options, inputs, outputs)
-        for _ in range(2 * RUNS):
+        end = time.monotonic() + SECONDS
+        runs = 0
+        while runs < 2 or (runs < 2 * RUNS and time.monotonic() < end):
             session.run(feed)
+            runs += 1
         events = json.loads(Path(session.session.end_profiling()).read_text())
     kernels = [
         event
         for event in events
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
     ]
-    kernels = kernels[len(kernels) // 2 :]
+    each = len(kernels) // runs
+    kernels = kernels[runs // 2 * each :]
     total = sum(event["dur"] for event in kernels) or 1
     providers: Counter[str] = Counter()
     precisions: Counter[str] = Counter()
@@ -61,7 +66,7 @@ def profile(
         "precision": _shares(precisions, total),
         "operators": _shares(operators, total),
         "of": "operator time",
-        "kernels": len(kernels) // RUNS,
+        "kernels": each,
     }
 
 

@@ -1,5 +1,6 @@
 """What OpenVINO really ran, from its own profile: which kernels, in which precision."""
 
+import time
 from collections import Counter
 from typing import Any
 
@@ -7,7 +8,8 @@ import numpy as np
 
 from onmetal.profilers.run_openvino import Session
 
-RUNS = 20
+RUNS, SECONDS = 20, 5.0
+"""As many inferences, and as many before them to warm up, as fit in the time."""
 _NAMES = {"fp32": "f32", "fp16": "f16"}
 
 
@@ -18,28 +20,29 @@ def profile(
     inputs: list[str],
     outputs: list[str],
 ) -> dict[str, Any]:
-    """Shares of the operators' time over RUNS inferences after as many to warm up, by the type
-    computed in (the last word of the kernel's name: jit_avx512_FP32) and by operator."""
+    """Shares of the operators' time by the type computed in (the last word of a kernel's name, as
+    in jit_avx512_FP32) and by operator."""
     session = Session(files, {**options, "PERF_COUNT": True}, inputs, outputs)
+    taken: list[list[Any]] = []
+    end = time.monotonic() + SECONDS
+    while len(taken) < 2 or (len(taken) < 2 * RUNS and time.monotonic() < end):
+        session.run(feed)
+        taken.append(list(session.request.profiling_info))
+    counted = taken[len(taken) // 2 :]
     precisions: Counter[str] = Counter()
     operators: Counter[str] = Counter()
-    kernels = 0
-    for number in range(2 * RUNS):
-        session.run(feed)
-        if number < RUNS:
-            continue
-        for entry in session.request.profiling_info:
-            spent = entry.real_time.total_seconds()
-            kernels += spent > 0
-            operators[entry.node_type] += spent
-            precisions[_precision(entry.exec_type)] += spent
+    for entry in (entry for infos in counted for entry in infos):
+        spent = entry.real_time.total_seconds()
+        operators[entry.node_type] += spent
+        precisions[_precision(entry.exec_type)] += spent
+    kernels = sum(entry.real_time.total_seconds() > 0 for entry in counted[-1])
     total = sum(operators.values()) or 1
     return {
         "provider": {"CPU": 1.0},
         "precision": _shares(precisions, total),
         "operators": _shares(operators, total),
         "of": "operator time",
-        "kernels": kernels // RUNS,
+        "kernels": kernels,
     }
 
 

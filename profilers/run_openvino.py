@@ -4,7 +4,8 @@
     python run.py INPUTS.npz OUT.npz    runs your inputs (one array per model input, under its name,
                                         shaped as in manifest.json) and writes every output
 
-In your own program: `from run import load; outputs = load().run({"input": array})`.
+In your own program: `from run import load; outputs = load().run({"input": array})`, with
+`python -B`, so that no __pycache__ is added to the folder (`deploy verify` would find it).
 It reads manifest.json beside it; this file is the same in every bundle of this runtime.
 """
 

@@ -6,6 +6,7 @@ for as long as they live. So every bootstrap draws blocks first and then rounds 
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -57,7 +58,24 @@ def _quantile_interval(rounds: Rounds, share: float) -> tuple[float, float]:
         mass = np.cumsum(weight[order] * drawn[owner])
         found.append(values[order[np.searchsorted(mass, share * mass[-1])]])
     low, high = np.percentile(found, [2.5, 97.5])
-    return float(low) / 1e6, float(high) / 1e6
+    of_block: dict[int, list[np.ndarray]] = {}
+    for key in keys:
+        of_block.setdefault(key[0], []).append(rounds.samples_ns[key])
+    each = [float(np.quantile(np.concatenate(samples), share)) for samples in of_block.values()]
+    low, high = _with_blocks(float(low), float(high), each)
+    return low / 1e6, high / 1e6
+
+
+def _with_blocks(low: float, high: float, of_blocks: Sequence[float]) -> tuple[float, float]:
+    """The interval, widened to Student's t over what single blocks gave (as logarithms): a
+    bootstrap of three or five blocks does not know how few they are."""
+    count = len(of_blocks)
+    if count < 2:
+        return low, high
+    logs = np.log(of_blocks)
+    half = T975[min(count - 2, len(T975) - 1)] * float(logs.std(ddof=1)) / math.sqrt(count)
+    middle = float(logs.mean())
+    return min(low, math.exp(middle - half)), max(high, math.exp(middle + half))
 
 
 def latency(rounds: Rounds) -> Latency:
@@ -84,9 +102,14 @@ def throughput(rounds: Rounds, batch: int) -> Figure:
     drawn = _draws(keys)
     rates = batch * 1e9 * (drawn @ counts) / (drawn @ sums)
     low, high = np.percentile(rates, [2.5, 97.5])
+    blocks = np.array([block for block, _ in keys])
+    each = [
+        batch * 1e9 * float(counts[blocks == block].sum() / sums[blocks == block].sum())
+        for block in sorted(set(blocks.tolist()))
+    ]
     return Figure(
         value=float(batch * 1e9 * counts.sum() / sums.sum()),
-        ci95=(float(low), float(high)),
+        ci95=_with_blocks(float(low), float(high), each),
         samples=rounds.count,
         basis="measured",
         how="one request at a time: the batch over the mean latency",
@@ -116,10 +139,9 @@ def compare(baseline: Rounds, other: Rounds, *, mean: bool = False) -> Versus:
         low, high = min(low, 0.0) - ONE_BLOCK, max(high, 0.0) + ONE_BLOCK
         return Versus(math.exp(point), (math.exp(low), math.exp(high)), "inconclusive")
     of_block = np.array([block for block, _ in keys])
-    middles = np.array([np.median(logs[of_block == block]) for block in blocks])
-    t = T975[min(len(blocks) - 2, len(T975) - 1)]
-    half = t * float(middles.std(ddof=1)) / math.sqrt(len(blocks))
-    low, high = min(low, middles.mean() - half), max(high, middles.mean() + half)
+    each = [math.exp(np.median(logs[of_block == block])) for block in blocks]
+    ends = _with_blocks(math.exp(low), math.exp(high), each)
+    low, high = math.log(ends[0]), math.log(ends[1])
     resolution = math.log1p(RESOLUTION)
     low, high = min(low, point - resolution), max(high, point + resolution)
     return Versus(math.exp(point), (math.exp(low), math.exp(high)), _verdict(low, high))

@@ -15,6 +15,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from onmetal import bundle as package
 from onmetal import cli
 from onmetal.cache import Cache
 from onmetal.profilers.local import Local, quiet_environment
@@ -578,3 +579,17 @@ def test_what_is_no_bundle_exits_2(tmp_path: Path, capsys: Capture) -> None:
 def test_a_report_is_no_bundle(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "report.json").write_text("{}")
     assert verify(tmp_path, capsys)[0] == 2
+
+
+def test_no_byte_of_the_sums_can_be_changed_unseen(spoiled: Path) -> None:
+    sums = spoiled / "SHA256SUMS"
+    content = sums.read_bytes()
+    for place in range(len(content)):
+        for bit in (1, 7):
+            changed = bytearray(content)
+            changed[place] ^= bit
+            sums.write_bytes(changed)
+            assert package._check_files(spoiled), (place, bit)
+    for other in (content[:-1], content + b"\n", content.replace(b"\n", b"\r\n")):
+        sums.write_bytes(other)
+        assert package._check_files(spoiled)

@@ -400,15 +400,6 @@ def test_an_out_that_is_a_file_or_a_link_exits_2(elsewhere: Path, capsys: Captur
     assert (elsewhere / "file").read_text() == "kept"
 
 
-def test_force_leaves_alone_what_is_no_bundle(elsewhere: Path, capsys: Capture) -> None:
-    (elsewhere / "out").mkdir()
-    (elsewhere / "out" / "notes.txt").write_text("kept")
-    assert "no bundle" in refused(capsys, 2, *PLAIN, "--out", "out", "--force")
-    assert [(p.name, p.read_text()) for p in (elsewhere / "out").iterdir()] == [
-        ("notes.txt", "kept")
-    ]
-
-
 # --- streams
 
 
@@ -568,3 +559,15 @@ def test_inspect_takes_a_batch(capsys: Capture) -> None:
     assert found["inputs"][0]["shape"] == [4, 1, 8, 8]
     assert found["batch"] == 4
     assert "nowhere.onnx" in refused(capsys, 2, "inspect", "nowhere.onnx")
+
+
+def test_progress_that_nobody_reads_does_not_end_the_work(elsewhere: Path) -> None:
+    words = [*map(str, PLAIN), "--data", str(DIGITS / "digits.npz"), "--no-device", "--out", "out"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "onmetal.cli", *words], stderr=writer, stdout=subprocess.PIPE
+    )
+    os.close(writer)
+    assert done.returncode == 0
+    assert (elsewhere / "out" / "manifest.json").is_file()

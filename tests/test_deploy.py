@@ -908,3 +908,84 @@ def test_the_model_is_never_written_to(run: Run) -> None:
         1,
     )
     assert Path("copy.onnx").read_bytes() == MODEL.read_bytes()
+
+
+# --- what a careless or unlucky user meets
+
+
+def test_force_keeps_a_folder_of_something_else_beside(run: Run) -> None:
+    Path("out").mkdir()
+    Path("out/notes.txt").write_text("kept")
+    assert run(*STILL, "--out", "out")[0] == 2
+    assert run(*STILL, "--out", "out", "--force")[0] == 0
+    assert Path("out/manifest.json").is_file()
+    assert Path("out.replaced-1/notes.txt").read_text() == "kept"
+
+
+def board(text: str) -> Path:
+    path = Path("board.toml")
+    path.write_text(
+        'description = "a board"\narch = "x86_64"\n[device]\ntransport = "local"\n'
+        f'[[runtimes]]\nname = "openvino"\n{text}'
+    )
+    return path
+
+
+FLOAT = '[[recipes]]\nname = "fp32"\nruntimes = ["openvino"]\ncompute = "f32"\n'
+
+
+def test_recipes_that_cannot_run_here_exit_3_at_once(run: Run) -> None:
+    half = '[[recipes]]\nname = "fp16"\nruntimes = ["openvino"]\ncompute = "f16"\n'
+    target = board(f'{FLOAT}{half}requires_any_flag = ["no_such_flag"]\n')
+    code, found = run(MODEL, "--target", target, "--data", DATA, "--recipes", "fp16")
+    assert code == 3
+    assert "no_such_flag" in found["error"]["message"]
+    assert not Path("digits_cnn-board").exists()
+
+
+@pytest.mark.parametrize("option", ['INFERENCE_PRECISION_HINT = "bf16"', "NUM_STREAMS = 2"])
+def test_a_target_cannot_make_another_recipe_of_one(option: str, run: Run) -> None:
+    code, found = run(MODEL, "--target", board(f"options = {{ {option} }}\n{FLOAT}"))
+    assert code == 2
+    assert option.split()[0] in found["error"]["message"]
+
+
+def test_an_input_without_the_batch_axis_needs_batch_1(run: Run) -> None:
+    onnx_models.save(onnx_models.add(["n", 3], [3], ["n", 3]), Path("add.onnx"))
+    code, found = run("add.onnx", "--target", "x86-64", "--batch", "4", "--no-device")
+    assert code == 2
+    assert "'b'" in found["error"]["message"]
+    assert run("add.onnx", "--target", "x86-64", "--no-device")[0] == 0
+
+
+def test_a_talkative_generator_runs_once_for_all_models(run: Run, noisy: Path) -> None:
+    Path("talk.py").write_text(
+        "import pathlib, random, numpy\n"
+        "def samples():\n"
+        "    print('talking')\n"
+        "    with pathlib.Path('calls').open('a') as file: file.write('x')\n"
+        "    for i in range(12):\n"
+        "        yield numpy.full((1, 8, 8), random.random(), 'float32'), i % 10\n"
+    )
+    words = ("--target", "x86-64", "--data", "talk:samples", "--no-device")
+    code, found = run(MODEL, noisy, *words, "--max-accuracy-drop", "none")
+    assert code == 0
+    assert found["data"]["evaluation_samples"] == 12
+    assert Path("calls").read_text() == "x"
+
+
+def test_nothing_measured_is_nothing_chosen_whatever_is_minimized(run: Run) -> None:
+    words = ("--minimize", "size", "--time-limit", "1ms", "--quick")
+    code, found = run(*PLAIN, *words)
+    assert code == 4
+    assert "--time-limit" in found["error"]["message"]
+    assert not Path("digits_cnn-x86-64").exists()
+
+
+def test_macs_that_cannot_be_counted_are_no_budget(run: Run) -> None:
+    nodes = [onnx_models.node("Einsum", "x x x", "y", equation="ij,ij,ij->ij")]
+    shapes = [onnx_models.value("x", [1, 3])], [onnx_models.value("y", [1, 3])]
+    onnx_models.save(onnx_models.build(nodes, *shapes), Path("einsum.onnx"))
+    code, found = run("einsum.onnx", "--target", "x86-64", "--max-macs", "50%")
+    assert code == 2
+    assert "--max-macs" in found["error"]["message"]

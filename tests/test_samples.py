@@ -905,3 +905,16 @@ def test_the_command_warns_of_an_overlap(tmp_path: Path) -> None:
     assert ran.code == 0
     assert "3 samples are in --calibration-data and in --data too" in ran.err
     assert any("3 samples" in warning for warning in ran.document["data"]["warnings"])
+
+
+def test_a_damaged_archive_is_refused(cache: Cache, tmp_path: Path) -> None:
+    content = (DIGITS / "digits.npz").read_bytes()
+    (tmp_path / "whole.npz").write_bytes(content)
+    for place in range(60, len(content) - 400, len(content) // 12):
+        broken = bytearray(content)
+        for offset in range(20):
+            broken[place + offset] ^= 0xFF
+        path = tmp_path / f"{place}.npz"
+        path.write_bytes(broken)
+        with pytest.raises(UsageError):
+            load(path, image_model(1, 8, 8), cache, labelled=True)
