@@ -21,6 +21,7 @@ from onmetal.progress import Progress
 from onmetal.records import Candidate, Model, Tensor, Trial, plain
 from onmetal.targets import EXACT, Target
 from onmetal.task import choose_threads
+from onmetal.vectors import keep_raw
 
 Shown = tuple[dict[str, Any], str]
 
@@ -64,7 +65,7 @@ def show_devices() -> Shown:
         facts = Local(cache).facts()
     lacks = [
         f"the runtime {name}: pip install {name}"
-        for name in profilers.local.RUNTIMES
+        for name in targets.RUNTIMES
         if name not in facts.runtimes
     ]
     lacks.append("a power meter: energy is not measured by this version")
@@ -176,6 +177,7 @@ def bench(
         )
         trials = [_trial(candidate, outcome, candidates[0].name) for candidate in candidates]
         trials += failed
+        raw = keep_raw(trials, cache)
     if not outcome.rounds:
         said = "; ".join(f"{name}: {why}" for name, why in outcome.failures.items())
         raise DeviceError(f"nothing could be measured: {said}")
@@ -186,6 +188,7 @@ def bench(
         "device": report.device_document(facts),
         "threads": threads,
         "baseline": candidates[0].name,
+        "raw_samples": str(raw) if raw else None,
         "candidates": [report.candidate_document(trial) for trial in trials],
     }
     return document, report.table(trials, None)

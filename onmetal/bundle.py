@@ -26,6 +26,7 @@ from onmetal import cache as caches
 from onmetal.converters import for_runtime
 from onmetal.errors import DeviceError, OnmetalError, UsageError, VerificationError
 from onmetal.profilers.local import Local, quiet_environment
+from onmetal.targets import RUNTIMES
 
 SUMS = "SHA256SUMS"
 REPORT = "report.json"
@@ -260,7 +261,7 @@ class _Tensor(Struct, frozen=True):
 
 
 class _Run(Struct, frozen=True):
-    runtime: Literal["onnxruntime", "openvino"]
+    runtime: str
     files: Annotated[tuple[str, ...], Meta(min_length=1)]
     options: dict[str, str | int | float | bool]
     inputs: tuple[_Tensor, ...]
@@ -295,6 +296,8 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], list[str]]:
     except (OSError, ValueError, RecursionError) as error:
         return {}, [f"manifest.json is damaged, or of another version: {error}"]
     run = checked.run
+    if run.runtime not in RUNTIMES:
+        return {}, [f"this version does not know its runtime {run.runtime!r}"]
     found = [
         f"manifest.json runs {name!r}, outside the bundle"
         for name in run.files

@@ -1,6 +1,5 @@
 """A deployment, from the model files to the bundle, in one straight line."""
 
-import hashlib
 import platform
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,7 @@ from onmetal.progress import Progress
 from onmetal.records import Trial, plain
 from onmetal.task import Clock, Request, Task, prepare
 from onmetal.trials import convert_all, examine_all, measure_all
-from onmetal.vectors import write_feeds, write_golden, write_npz
+from onmetal.vectors import keep_raw, write_feeds, write_golden
 
 
 def deploy(request: Request, progress: Progress) -> dict[str, Any]:
@@ -56,7 +55,7 @@ def deploy(request: Request, progress: Progress) -> dict[str, Any]:
             task, planned, budget, trials, reference, feeds, clock, progress
         )
         document = _document(task, budget, trials, base, chosen)
-        measurements = _keep_raw(trials, cache)
+        measurements = keep_raw(trials, cache)
         if chosen is None:
             _refuse(document, trials, out, request.force)
         progress.step("writing the bundle")
@@ -144,28 +143,6 @@ def _refuse(document: dict[str, Any], trials: list[Trial], out: Path, force: boo
     document["error"] = {"code": error.exit_code, "message": str(error)}
     bundle.write_report(out, document, force)
     raise error
-
-
-def _keep_raw(trials: list[Trial], cache: Cache) -> Path | None:
-    """All raw samples, in the cache whether or not there will be a bundle: int64 nanoseconds under
-    `candidate/block/round`; of the fresh blocks under `again/…`, or `rejected/PICK/…` where what
-    was picked did not hold when measured again."""
-    raw = {}
-    for trial in trials:
-        taken = [(trial.name, trial.rounds)]
-        again = "again" if trial.status == "chosen" else f"rejected/{trial.name}"
-        taken += [(f"{again}/{name}", rounds) for name, rounds in trial.again.items()]
-        for name, rounds in taken:
-            for (block, number), found in rounds.samples_ns.items() if rounds else ():
-                raw[f"{name}/{block}/{number}"] = found
-    if not raw:
-        return None
-    content = hashlib.sha256()
-    for name, found in raw.items():
-        content.update(name.encode() + found.tobytes())
-    digest = content.hexdigest()
-    folder = cache.get("raw", digest, lambda folder: write_npz(folder / "measurements.npz", raw))
-    return folder / "measurements.npz"
 
 
 def _bundle(

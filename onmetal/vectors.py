@@ -1,5 +1,6 @@
-"""Vectors: inputs to time with, and the golden inputs and outputs of a bundle."""
+"""Arrays on disk: inputs to time with, a bundle's golden vectors, and the raw samples."""
 
+import hashlib
 import io
 import shutil
 import zipfile
@@ -7,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from onmetal.cache import Cache
 from onmetal.profilers import measure
-from onmetal.records import Candidate
+from onmetal.records import Candidate, Trial
 from onmetal.task import Task
 from onmetal.trials import Feeds
 
@@ -75,3 +77,25 @@ def write_golden(task: Task, candidate: Candidate, path: Path, scratch: Path) ->
             arrays[f"output/{tensor.name}/{number}"] = np.load(folder / f"{number}-{place}.npy")
     write_npz(path, arrays)
     return count
+
+
+def keep_raw(trials: list[Trial], cache: Cache) -> Path | None:
+    """All raw samples, in the cache whether or not there will be a bundle: int64 nanoseconds under
+    `candidate/block/round`; of the fresh blocks under `again/…`, or `rejected/PICK/…` where what
+    was picked did not hold when measured again."""
+    raw = {}
+    for trial in trials:
+        taken = [(trial.name, trial.rounds)]
+        again = "again" if trial.status == "chosen" else f"rejected/{trial.name}"
+        taken += [(f"{again}/{name}", rounds) for name, rounds in trial.again.items()]
+        for name, rounds in taken:
+            for (block, number), found in rounds.samples_ns.items() if rounds else ():
+                raw[f"{name}/{block}/{number}"] = found
+    if not raw:
+        return None
+    content = hashlib.sha256()
+    for name, found in raw.items():
+        content.update(name.encode() + found.tobytes())
+    digest = content.hexdigest()
+    folder = cache.get("raw", digest, lambda folder: write_npz(folder / "measurements.npz", raw))
+    return folder / "measurements.npz"

@@ -21,8 +21,7 @@ import psutil
 from onmetal.cache import Cache
 from onmetal.errors import BY_NAME, DeviceError
 from onmetal.records import DeviceFacts
-
-RUNTIMES = ("onnxruntime", "openvino")
+from onmetal.targets import RUNTIMES
 
 
 def quiet_environment(home: Path) -> dict[str, str]:

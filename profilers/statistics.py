@@ -63,7 +63,8 @@ def _quantile_interval(rounds: Rounds, share: float) -> tuple[float, float]:
         of_block.setdefault(key[0], []).append(rounds.samples_ns[key])
     each = [float(np.quantile(np.concatenate(samples), share)) for samples in of_block.values()]
     low, high = _with_blocks(float(low), float(high), each)
-    return low / 1e6, high / 1e6
+    # Two blocks may widen it beyond reason; no quantile lies outside of what was seen.
+    return max(low, float(values.min())) / 1e6, min(high, float(values.max())) / 1e6
 
 
 def _with_blocks(low: float, high: float, of_blocks: Sequence[float]) -> tuple[float, float]:

@@ -13,7 +13,16 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+import onmetal
 from onmetal.errors import UsageError
+
+RUNTIMES = tuple(
+    sorted(
+        path.stem.removeprefix("run_")
+        for path in (Path(onmetal.__file__).parent / "profilers").glob("run_*.py")
+    )
+)
+"""A runtime is a module: what profilers/run_*.py there is."""
 
 Positive = Annotated[int, Meta(gt=0)]
 
@@ -21,7 +30,7 @@ Positive = Annotated[int, Meta(gt=0)]
 class Runtime(Struct, frozen=True, forbid_unknown_fields=True):
     """An engine that executes models: picks converters/<name>.py and profilers/run_<name>.py."""
 
-    name: Literal["onnxruntime", "openvino"]
+    name: str
     options: dict[str, str | int | float | bool] = {}
     """The runtime's own options, over those that onmetal sets."""
 
@@ -121,8 +130,10 @@ def _check(target: Target, source: str) -> None:
     def refuse(why: str) -> None:
         raise UsageError(f"target file {source}: {why}; see docs/targets.md")
 
-    runtimes: list[str] = [runtime.name for runtime in target.runtimes]
+    runtimes = [runtime.name for runtime in target.runtimes]
     recipes = [recipe.name for recipe in target.recipes]
+    if unknown := sorted(set(runtimes) - set(RUNTIMES)):
+        refuse(f"the runtime {unknown[0]!r} is unknown; there are: {', '.join(RUNTIMES)}")
     if not runtimes:
         refuse("it has no [[runtimes]], so nothing could run the model")
     for kind, found in (("runtime", runtimes), ("recipe", recipes)):

@@ -13,9 +13,9 @@ from msgspec.structs import replace
 from onmetal import converters, model, profilers, targets
 from onmetal.cache import Cache
 from onmetal.errors import UnsupportedError, UsageError
-from onmetal.profilers.local import RUNTIMES, Local
+from onmetal.profilers.local import Local
 from onmetal.records import Candidate, Model
-from onmetal.targets import Recipe, Runtime
+from onmetal.targets import RUNTIMES, Recipe, Runtime
 from tests.conftest import DIGITS, ROOT
 
 MARK = "# What follows is the same for every runtime.\n"
@@ -107,7 +107,7 @@ def test_the_options_of_every_target_are_known(name: str) -> None:
 @pytest.mark.parametrize("name", NAMED)
 @pytest.mark.parametrize("option", ["optimized_model_filepath", "CACHE_DIR", "bogus", ""])
 def test_an_unknown_option_is_refused(name: str, option: str) -> None:
-    target = replace(TARGET, runtimes=(Runtime(name, {option: "x"}),))  # type: ignore[arg-type]
+    target = replace(TARGET, runtimes=(Runtime(name, {option: "x"}),))
     with pytest.raises(UsageError) as refused:
         converters.check_options(target)
     assert repr(option) in str(refused.value)
@@ -117,7 +117,7 @@ def test_an_unknown_option_is_refused(name: str, option: str) -> None:
 @pytest.mark.parametrize("name", NAMED)
 def test_a_known_option_is_taken(name: str) -> None:
     option = sorted(converters.for_runtime(name).OPTIONS)[0]
-    converters.check_options(replace(TARGET, runtimes=(Runtime(name, {option: 1}),)))  # type: ignore[arg-type]
+    converters.check_options(replace(TARGET, runtimes=(Runtime(name, {option: 1}),)))
 
 
 def made(

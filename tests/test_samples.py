@@ -829,14 +829,14 @@ def test_a_generator_of_lists(cache: Cache, generators: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("growing", r"sample 1 .*'vector' float32\[5\].*sample 0 .*'vector' float32\[4\]"),
+        ("growing", r"sample 1 .*'x' float32\[5\].*sample 0 .*'x' float32\[4\]"),
         ("half_labelled", "label"),
         ("no_first_label", "label"),
         ("mixed_labels", "label"),
         ("failing", "failed with KeyError: 'no such picture'"),
         ("nothing", "yielded no sample"),
         ("no_pairs", r"must yield \(inputs, label\) pairs"),
-        ("objects", r"'vector' object\[4\]; only numbers"),
+        ("objects", r"'x' object\[4\]; only numbers"),
         ("ragged", "ragged"),
         ("nan", "sample 1 holds NaN"),
         ("with_argument", "failed with TypeError"),

@@ -85,7 +85,7 @@ def test_many_samples_in_few_different_rounds_say_little() -> None:
         assert found.p50 == pytest.approx(1.5, rel=1e-3)
         width.append(found.p50_ci95[1] - found.p50_ci95[0])
     assert width[0] > 0.5
-    assert width[1] < 0.02
+    assert width[1] < 0.05
 
 
 def test_more_samples_in_the_same_rounds_do_not_narrow_the_interval() -> None:
