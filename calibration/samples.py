@@ -13,7 +13,7 @@ import shutil
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal
 
@@ -29,6 +29,9 @@ from onmetal.errors import UsageError
 from onmetal.records import Model, Tensor, plain
 
 CHUNK_BYTES = 1 << 24
+
+Told = Callable[[float, float, str], None]
+"""Told of long work: how much of it is done, of how much, in words."""
 
 
 class ArrayFile(Struct, frozen=True):
@@ -90,7 +93,15 @@ def _opened(array: ArrayFile) -> np.ndarray:
     return _open_arrays[array]
 
 
-def load(text: str, model: Model, cache: Cache, *, option: str, labelled: bool) -> Samples:
+def load(
+    text: str,
+    model: Model,
+    cache: Cache,
+    *,
+    option: str,
+    labelled: bool,
+    progress: Told = lambda done, total, what: None,
+) -> Samples:
     """Read DATA in any of its forms and check all of it against the model.
 
     Raises UsageError, saying what is wrong where: names, shapes, dtypes, counts, NaN, broken
@@ -114,7 +125,7 @@ def load(text: str, model: Model, cache: Cache, *, option: str, labelled: bool) 
         raise UsageError(f"{option} {text}: it holds no sample")
     if labelled and found.count < 2:
         raise UsageError(f"{option} {text}: one sample is too few to judge a model by")
-    return _checked(found, model, cache)
+    return _checked(found, model, cache, progress)
 
 
 def _npz(path: Path, model: Model, cache: Cache) -> Samples:
@@ -406,9 +417,9 @@ def random(model: Model, cache: Cache, count: int) -> Samples:
     return Samples("random inputs", digest, count, arrays)
 
 
-def _checked(samples: Samples, model: Model, cache: Cache) -> Samples:
+def _checked(samples: Samples, model: Model, cache: Cache, progress: Told) -> Samples:
     """Read every sample once: NaN, broken images, wrong image sizes, exact duplicates."""
-    found = hashes(samples, model, cache)
+    found = hashes(samples, model, cache, progress)
     warnings = list(samples.warnings)
     repeated = len(found) - len(np.unique(found))
     if repeated:
@@ -423,21 +434,27 @@ def _checked(samples: Samples, model: Model, cache: Cache) -> Samples:
     return replace(samples, warnings=tuple(warnings))
 
 
-def hashes(samples: Samples, model: Model, cache: Cache) -> np.ndarray:
+def hashes(
+    samples: Samples,
+    model: Model,
+    cache: Cache,
+    progress: Told = lambda done, total, what: None,
+) -> np.ndarray:
     """One 64-bit digest a sample, as computed when the data was checked."""
     digest = caches.key(samples=samples.digest, inputs=plain(model.inputs))
 
     def scan(folder: Path) -> None:
-        np.save(folder / "hashes.npy", _scan(samples, model))
+        np.save(folder / "hashes.npy", _scan(samples, model, progress))
 
     found: np.ndarray = np.load(cache.get("checked", digest, scan) / "hashes.npy")
     return found
 
 
-def _scan(samples: Samples, model: Model) -> np.ndarray:
+def _scan(samples: Samples, model: Model, progress: Told) -> np.ndarray:
     found = np.zeros(samples.count, np.uint64)
     only = model.inputs[0]
     for index in range(samples.count):
+        progress(index, samples.count, f"checking sample {index} of {samples.count}")
         digest = hashlib.blake2b(digest_size=8)
         if samples.preprocessing:
             row = images.read(samples.images[index], samples.preprocessing)

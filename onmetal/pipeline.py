@@ -34,7 +34,7 @@ def deploy(request: Request, progress: Progress) -> dict[str, Any]:
     clock = Clock(request.time_limit_s)
     with Cache() as cache, cache.scratch() as scratch:
         progress.step("reading the model and the data")
-        task = prepare(request, cache)
+        task = prepare(request, cache, progress)
         planned = plan.plan(task.target, task.models, task.facts, _families(request))
         if request.dry_run:
             return _dry_run(task, planned)

@@ -13,7 +13,7 @@ from onmetal.budget import Asked, Share
 from onmetal.cache import Cache
 from onmetal.calibration import metrics, samples
 from onmetal.calibration.metrics import Metric
-from onmetal.calibration.samples import Samples
+from onmetal.calibration.samples import Samples, Told
 from onmetal.converters import check_options
 from onmetal.decide import Objective
 from onmetal.errors import DeviceError, UsageError
@@ -84,7 +84,9 @@ class Task(Struct, frozen=True):
     warnings: list[str]
 
 
-def prepare(request: Request, cache: Cache) -> Task:
+def prepare(
+    request: Request, cache: Cache, progress: Told = lambda done, total, what: None
+) -> Task:
     """Read and check everything that the user gave."""
     target = targets.load(request.target)
     check_options(target)
@@ -101,7 +103,7 @@ def prepare(request: Request, cache: Cache) -> Task:
             "(a shape inside it is not static); leave the option out"
         )
     threads = choose_threads(request.threads, target, facts)
-    data, labelled, calibration_samples, warnings = _load_data(request, models, cache)
+    data, labelled, calibration_samples, warnings = _load_data(request, models, cache, progress)
     output, metric = None, None
     if labelled:
         # Each must go with the labels and the metric; the first one's output is the one named.
@@ -200,7 +202,7 @@ def _check_same_task(models: list[Model]) -> None:
 
 
 def _load_data(
-    request: Request, models: list[Model], cache: Cache
+    request: Request, models: list[Model], cache: Cache, progress: Told
 ) -> tuple[dict[str, Samples], bool, int, list[str]]:
     """-> samples by model, whether they have labels, how many calibrate, warnings."""
     data: dict[str, Samples] = {}
@@ -210,11 +212,18 @@ def _load_data(
         calibration = None
         if request.calibration_data:
             calibration = samples.load(
-                request.calibration_data, entry, cache, option="--calibration-data", labelled=False
+                request.calibration_data,
+                entry,
+                cache,
+                option="--calibration-data",
+                labelled=False,
+                progress=progress,
             )
             calibration_samples = calibration.count
         if request.data:
-            found = samples.load(request.data, entry, cache, option="--data", labelled=True)
+            found = samples.load(
+                request.data, entry, cache, option="--data", labelled=True, progress=progress
+            )
         elif calibration:
             found = calibration
         else:
