@@ -133,7 +133,9 @@ def _check(target: Target, source: str) -> None:
     runtimes = [runtime.name for runtime in target.runtimes]
     recipes = [recipe.name for recipe in target.recipes]
     if unknown := sorted(set(runtimes) - set(RUNTIMES)):
-        refuse(f"the runtime {unknown[0]!r} is unknown; there are: {', '.join(RUNTIMES)}")
+        refuse(
+            f"[[runtimes]] names {unknown[0]!r}, which is unknown; there are: {', '.join(RUNTIMES)}"
+        )
     if not runtimes:
         refuse("it has no [[runtimes]], so nothing could run the model")
     for kind, found in (("runtime", runtimes), ("recipe", recipes)):
