@@ -77,7 +77,6 @@ class Cache:
         if limit_bytes is None and asked:
             limit_bytes = parse_bytes(asked, "ONMETAL_CACHE_LIMIT")
         self.limit_bytes = LIMIT_BYTES if limit_bytes is None else limit_bytes
-        self.hits = 0
         self._held: dict[Path, int] = {}
         try:
             for name in ("entries", "building", "home/intel", "logs"):
@@ -110,7 +109,6 @@ class Cache:
         self._held[folder] = held
         with contextlib.suppress(OSError):
             os.utime(folder)  # the sweep takes those unused for longest
-        self.hits += 1
         return folder
 
     def get(self, kind: str, digest: str, build: Callable[[Path], object]) -> Path:
@@ -126,7 +124,6 @@ class Cache:
                 with contextlib.suppress(OSError):  # another run was faster: its entry is as good
                     folder.rename(place)
             if found := self.find(kind, digest):
-                self.hits -= 1
                 return found
         raise UsageError(
             f"the cache entry {place.name} vanished while it was in use: "
