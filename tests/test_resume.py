@@ -24,6 +24,8 @@ PLAIN = (DIGITS / "digits_cnn.onnx", "--target", "x86-64", "--data", DIGITS / "d
 
 @contextlib.contextmanager
 def started(*words: str | Path, home: Path, cwd: Path) -> Iterator[subprocess.Popen[str]]:
+    # What a shell starts in the background ignores ^C, and so would what it starts in turn.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "onmetal.cli", *map(str, words)],
         cwd=cwd,
