@@ -35,15 +35,64 @@ class Runtime(Struct, frozen=True, forbid_unknown_fields=True):
     """The runtime's own options, over those that onmetal sets."""
 
 
+Kind = Literal["u8", "s8"]
+
+OPERATORS = frozenset(
+    {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "Concat", "Reshape"}
+    | {"Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Pad", "Gather", "Resize"}
+    | {"MaxPool", "DepthToSpace", "SpaceToDepth", "Expand", "Tile", "AveragePool", "ReduceMean"}
+    | {"GlobalAveragePool", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "HardSwish", "Elu"}
+    | {"Softmax"}
+)
+"""What the quantizer knows how to place: ONNX's names. A Relu or Clip goes with what it follows."""
+
+
+class Format(Struct, frozen=True, forbid_unknown_fields=True):
+    """The rules of one 8-bit format: what the quantizer does, it reads here."""
+
+    operators: tuple[str, ...]
+    """Which operators run in 8 bits; all others stay float."""
+    activation: Kind = "u8"
+    weight: Kind = "s8"
+    activation_symmetric: bool = False
+    """Zero point 0 (s8) or 128 (u8); else the range that was seen decides."""
+    weight_symmetric: bool = True
+    per_channel: bool = True
+    """A scale for every output channel of a weight; else one for all of it."""
+    weight_bits: Literal[7, 8] = 8
+    """7: a reduced range, where 16-bit accumulators of 8-bit products would saturate."""
+    same_scale: tuple[str, ...] = ()
+    """Operators whose outputs must have the scale of their inputs."""
+
+
+Method = Literal["float", "static", "weights", "dynamic", "nncf", "fast"]
+"""How a recipe's candidates are made:
+
+float    the model as it is, computed in `compute`
+static   8 bits by calibrated ranges, under the rules of [recipes.format]
+weights  8-bit weights, computed with in float; [recipes.format] says of which operators
+dynamic  8-bit matrix products, the ranges of activations taken anew in every inference
+nncf     8 bits by Intel's NNCF, after its own rules
+fast     the runtime's fastest `static` one, with those operators in float that its profile says
+"""
+
+
 class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
     """One numeric format and its rules. The order in the file is from most exact to least."""
 
     name: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$")]
     runtimes: tuple[str, ...]
-    compute: Literal["f32", "f16", "bf16"]
+    compute: Literal["f32", "f16", "bf16", "i8"]
     """The type that the runtime computes in; its profile must confirm it."""
+    method: Method = "float"
     requires_any_flag: tuple[str, ...] = ()
     """CPU flags (as /proc/cpuinfo spells them) of which one must be present to run this at all."""
+    format: Format | None = None
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether samples decide how it is made."""
+        return self.method in ("static", "nncf", "fast")
 
 
 class Device(Struct, frozen=True, forbid_unknown_fields=True):
@@ -153,13 +202,53 @@ def _check(target: Target, source: str) -> None:
             )
         if not recipe.runtimes:
             refuse(f"recipe {recipe.name!r} has no runtime")
-        if (recipe.name == EXACT) != (recipe.compute == "f32"):
-            refuse(
-                f"recipe {recipe.name!r} with compute {recipe.compute!r}: "
-                f"{EXACT!r}, and only it, computes in f32"
-            )
-        if recipe.compute != "f32" and set(recipe.runtimes) & {"onnxruntime"}:
-            refuse(
-                f"recipe {recipe.name!r}: onnxruntime's CPU kernels on x86 compute "
-                f"{recipe.compute} by casting to f32, which is no {recipe.compute}"
-            )
+        if why := _misfit(recipe):
+            refuse(f"recipe {recipe.name!r} {why}")
+    if any(recipe.method == "fast" for recipe in target.recipes) and not any(
+        recipe.method == "static" for recipe in target.recipes
+    ):
+        refuse("a recipe of method 'fast' needs one of method 'static', from which it is made")
+
+
+_COMPUTES = {
+    "float": ("f32", "f16", "bf16"),
+    "static": ("i8",),
+    "weights": ("f32",),
+    "dynamic": ("i8",),
+    "nncf": ("i8",),
+    "fast": ("i8",),
+}
+_ONLY_ON = {"dynamic": "onnxruntime", "nncf": "openvino"}
+
+
+def _misfit(recipe: Recipe) -> str | None:
+    """What of a recipe contradicts itself."""
+    if recipe.compute not in _COMPUTES[recipe.method]:
+        can = " or ".join(_COMPUTES[recipe.method])
+        return f"of method {recipe.method!r} computes in {can}, not in {recipe.compute}"
+    if (recipe.name == EXACT) != (recipe.method == "float" and recipe.compute == "f32"):
+        return (
+            f"with compute {recipe.compute!r}: {EXACT!r}, and only it, computes the float model "
+            "in f32"
+        )
+    if recipe.method == "float" and recipe.compute != "f32" and "onnxruntime" in recipe.runtimes:
+        return (
+            f"names onnxruntime, whose CPU kernels on x86 compute {recipe.compute} by casting "
+            f"to f32, which is no {recipe.compute}"
+        )
+    only = _ONLY_ON.get(recipe.method)
+    if only and set(recipe.runtimes) != {only}:
+        return f"of method {recipe.method!r} runs on {only} alone"
+    if (recipe.format is None) == (recipe.method in ("static", "weights")):
+        need = "needs a" if recipe.format is None else "takes no"
+        return f"of method {recipe.method!r} {need} [recipes.format]"
+    if recipe.format is None:
+        return None
+    form = recipe.format
+    if unknown := sorted({*form.operators, *form.same_scale} - OPERATORS):
+        return f"lists the operator {unknown[0]!r}; there are: {', '.join(sorted(OPERATORS))}"
+    if not form.operators:
+        return "lists no operators in its format"
+    if form.weight_symmetric and form.weight == "u8" and form.weight_bits == 7:
+        return "has u8 weights of 7 bits, which are asymmetric: set weight_symmetric = false"
+    return None
