@@ -50,7 +50,15 @@ class ArrayFile(Struct, frozen=True):
         return np.memmap(self.path, self.dtype, "r", self.offset, self.shape, order)
 
 
+CALIBRATION_MOST = 512
+CALIBRATION_PART = 4
+
+Part = Literal["all", "calibration", "evaluation"]
+
+
 class Samples(Struct, frozen=True):
+    """Samples by number, 0 to `count` - 1: all that DATA holds, or one part of it."""
+
     source: str
     digest: str
     count: int
@@ -60,12 +68,28 @@ class Samples(Struct, frozen=True):
     preprocessing: Preprocessing | None = None
     labels: ArrayFile | None = None
     warnings: tuple[str, ...] = ()
+    part: Part = "all"
+    every: int = 0
+    """Of a part: the last of every so many samples is for calibration, the others are not."""
+
+    def place(self, index: int) -> int:
+        """Where in DATA a sample of this part is."""
+        if self.part == "calibration":
+            return index * self.every + self.every - 1
+        if self.part == "evaluation":
+            return index + index // (self.every - 1)
+        return index
+
+    def places(self) -> np.ndarray:
+        """[count] int64: where in DATA every sample of this part is."""
+        return np.array([self.place(index) for index in range(self.count)], np.int64)
 
     def feed(self, model: Model, indices: Sequence[int]) -> dict[str, np.ndarray]:
         """The inputs of one inference, in the model's own shapes and dtypes.
 
         `indices` are as many as the model's batch (1 for a model without a batch axis).
         """
+        indices = [self.place(index) for index in indices]
         if self.preprocessing:
             only = model.inputs[0]
             rows = [images.read(self.images[i], self.preprocessing) for i in indices]
@@ -78,10 +102,27 @@ class Samples(Struct, frozen=True):
         return fed
 
     def label_array(self) -> np.ndarray:
-        """All labels, first axis = samples."""
+        """The labels of all samples of this part, first axis = samples."""
         if self.labels is None:
             raise UsageError(f"{self.source}: it has no labels")
-        return np.asarray(self.labels.open())
+        labels = np.asarray(self.labels.open())
+        return labels if self.part == "all" else labels[self.places()]
+
+
+def split(samples: Samples) -> tuple[Samples, Samples] | None:
+    """-> (calibration part, evaluation part), disjoint and the same in every run: every n-th sample
+    calibrates, at most 512 and at most a quarter. None where there are too few samples for that.
+    """
+    every = max(CALIBRATION_PART, -(-samples.count // CALIBRATION_MOST))
+    calibrating = samples.count // every
+    if not calibrating or samples.count - calibrating < 2:
+        return None
+
+    def part(kind: Part, count: int) -> Samples:
+        digest = caches.key(samples=samples.digest, part=kind, every=every)
+        return replace(samples, digest=digest, count=count, part=kind, every=every, warnings=())
+
+    return part("calibration", calibrating), part("evaluation", samples.count - calibrating)
 
 
 _open_arrays: dict[ArrayFile, np.ndarray] = {}
@@ -440,7 +481,8 @@ def hashes(
     cache: Cache,
     progress: Told = lambda done, total, what: None,
 ) -> np.ndarray:
-    """One 64-bit digest a sample, as computed when the data was checked."""
+    """One 64-bit digest a sample, as computed when the data was checked; of whole DATA."""
+    assert samples.part == "all"
     digest = caches.key(samples=samples.digest, inputs=plain(model.inputs))
 
     def scan(folder: Path) -> None:

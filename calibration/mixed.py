@@ -1,0 +1,154 @@
+"""Which operators to keep in float, so that an 8-bit graph is as fast as it can be.
+
+Every operator has a measured time in float and one in 8 bits, and every tensor between the two a
+cost for going from one to the other. The cheapest division of the graph is a minimum cut, which is
+found exactly. (Ford and Fulkerson, 1956; labels with pairwise costs as in Greig et al., 1989.)
+"""
+
+import math
+from collections import defaultdict, deque
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from onmetal.calibration import placement
+from onmetal.calibration.graph import Graph
+from onmetal.calibration.statistics import Statistics
+from onmetal.records import restore
+from onmetal.targets import Format
+
+CROSSING_US = 0.5
+"""One more operator at a boundary, however small its tensor."""
+CROSSING_NS = 0.25
+"""A number of the tensor that is quantized or dequantized there."""
+WEIGHTS = (1.0, 0.3, 3.0)
+"""The crossing costs are estimates: cuts are made for several times of them, and all are timed."""
+
+Layers = list[dict[str, Any]]
+
+
+def cuts(
+    path: str, statistics: str, form: dict[str, Any], in_float: Layers, in_8_bits: Layers
+) -> list[list[str]]:
+    """Names of nodes to keep in float, for each division worth trying; none that keeps all or
+    nothing. `in_float`, `in_8_bits`: profiles of the float graph at `path` and of its QDQ graph.
+    """
+    graph = Graph(onnx.load(path))
+    rules, seen = restore(form, Format), Statistics(Path(statistics))
+    placed = placement.place(graph, rules, frozenset(), seen.not_finite)
+    units = _Units(graph, placed, in_float, in_8_bits)
+    found: list[list[str]] = []
+    for weight in WEIGHTS:
+        keep = units.kept_float(weight)
+        if keep and len(keep) < len(placed.integer) and keep not in found:
+            found.append(keep)
+    return found
+
+
+class _Units:
+    """Nodes that a runtime fused into one kernel, in either profile, must go together."""
+
+    def __init__(
+        self, graph: Graph, placed: placement.Placement, in_float: Layers, in_8_bits: Layers
+    ) -> None:
+        self.graph = graph
+        self.nodes = [node for node in graph.nodes if node.name in placed.integer]
+        self.unit = {node.name: node.name for node in self.nodes}
+        self.by_tensor = {name: node.name for node in graph.nodes for name in node.output if name}
+        self.by_tensor |= {node.name: node.name for node in graph.nodes}
+        owner = {follower: name for name, follower in placed.after.items()}
+        self.by_tensor = {key: owner.get(name, name) for key, name in self.by_tensor.items()}
+        self.cost: dict[bool, dict[str, float]] = {}
+        self.times = {True: self._events(in_float), False: self._events(in_8_bits)}
+        for events in self.times.values():
+            for names, _ in events:
+                for other in names[1:]:
+                    self._join(names[0], other)
+        self.cost = {kind: self._costs(events) for kind, events in self.times.items()}
+
+    def root(self, name: str) -> str:
+        while self.unit[name] != name:
+            name = self.unit[name]
+        return name
+
+    def _join(self, one: str, other: str) -> None:
+        self.unit[self.root(other)] = self.root(one)
+
+    def _events(self, layers: Layers) -> list[tuple[list[str], float]]:
+        """-> (the nodes of each kernel, its microseconds). A node without a kernel of its own was
+        fused into that of the node that takes from it."""
+        found: list[tuple[list[str], float]] = []
+        having: set[str] = set()
+        for layer in layers:
+            names = {self.by_tensor[name] for name in layer["names"] if name in self.by_tensor}
+            mine = sorted(names & self.unit.keys())
+            if mine:
+                found.append((mine, layer["us"]))
+                having |= set(mine)
+        at = {name: names for names, _ in found for name in names}
+        for node in reversed(self.nodes):
+            if node.name in having or node.op_type not in placement.WEIGHTED:
+                continue
+            for tensor in node.output:
+                for taker in self.graph.consumers.get(tensor, []):
+                    place = self.by_tensor.get(taker.name, "")
+                    if place in at and place != node.name:
+                        at[place].append(node.name)
+                        at[node.name] = at[place]
+                        break
+        return found
+
+    def _costs(self, events: list[tuple[list[str], float]]) -> dict[str, float]:
+        found: dict[str, float] = defaultdict(float)
+        for names, us in events:
+            found[self.root(names[0])] += us
+        return found
+
+    def kept_float(self, weight: float) -> list[str]:
+        """The nodes on the float side of the cheapest cut."""
+        flow: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        source, sink = "\0float", "\0integer"
+        for name in {self.root(node.name) for node in self.nodes}:
+            flow[source][name] += self.cost[False][name]  # cut where it runs in 8 bits
+            flow[name][sink] += self.cost[True][name]
+        for node in self.nodes:
+            mine = self.root(node.name)
+            for tensor in placement.activations(node, self.graph):
+                maker = self.by_tensor.get(tensor, "")
+                other = self.root(maker) if maker in self.unit else source
+                if other == mine:
+                    continue
+                numbers = math.prod(self.graph.shape(tensor) or (1,))
+                price = weight * (CROSSING_US + numbers * CROSSING_NS * 1e-3)
+                flow[other][mine] += price
+                if other != source:
+                    flow[mine][other] += price
+        reached = _reachable(flow, source, sink)
+        return sorted(node.name for node in self.nodes if self.root(node.name) in reached)
+
+
+def _reachable(flow: dict[str, dict[str, float]], source: str, sink: str) -> set[str]:
+    """The source's side of a minimum cut, by augmenting shortest paths (Edmonds and Karp, 1972).
+
+    `flow` holds capacities, and is changed to what they leave.
+    """
+    while True:
+        came: dict[str, str] = {source: source}
+        queue = deque([source])
+        while queue and sink not in came:
+            here = queue.popleft()
+            for there, left in list(flow[here].items()):
+                if left > 1e-9 and there not in came:
+                    came[there] = here
+                    queue.append(there)
+        if sink not in came:
+            return set(came)
+        path, place = [], sink
+        while place != source:
+            path.append((came[place], place))
+            place = came[place]
+        least = min(flow[a][b] for a, b in path)
+        for a, b in path:
+            flow[a][b] -= least
+            flow[b][a] += least

@@ -1,0 +1,167 @@
+"""Estimators: from a tensor's extremes and histogram to the range that 8 bits shall cover.
+
+Every estimator reads the same statistics, so that trying all of them costs no further pass over the
+data. What lies outside of a range saturates.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from msgspec import Struct
+
+BINS = 2048
+
+
+class Seen(Struct, frozen=True):
+    """What calibration saw of one tensor."""
+
+    low: float
+    high: float
+    average_low: float
+    """Moving average over the samples of each one's least value."""
+    average_high: float
+    counts: np.ndarray
+    """[BINS] int64: linear bins from `low` to `high`."""
+
+    @property
+    def edges(self) -> np.ndarray:
+        """[BINS + 1] float64."""
+        return np.linspace(self.low, self.high, BINS + 1)
+
+    def quantile(self, share: float) -> float:
+        """The upper edge of the bin up to which `share` of all values lie."""
+        reached = np.cumsum(self.counts)
+        place = int(np.searchsorted(reached, share * reached[-1], side="left"))
+        return float(self.edges[min(place, BINS - 1) + 1])
+
+    def lower_quantile(self, share: float) -> float:
+        """The lower edge of the bin from which on all but `share` of the values lie."""
+        reached = np.cumsum(self.counts)
+        place = int(np.searchsorted(reached, share * reached[-1], side="right"))
+        return float(self.edges[min(place, BINS - 1)])
+
+
+class Grid(Struct, frozen=True):
+    """The integers that a range is laid on."""
+
+    levels: int = 255
+    """Steps between the least and the greatest integer."""
+    symmetric: bool = False
+
+
+Range = tuple[float, float]
+Estimator = Callable[[Seen, Grid], Range]
+
+
+def minmax(seen: Seen, grid: Grid) -> Range:
+    """All that was seen: nothing saturates."""
+    return seen.low, seen.high
+
+
+def moving_average(seen: Seen, grid: Grid) -> Range:
+    """The average of each sample's extremes, the latest weighing most: forgets single outliers."""
+    return seen.average_low, seen.average_high
+
+
+def percentile(percent: float) -> Estimator:
+    """`percent` of all values, as many cut off below as above."""
+
+    def estimate(seen: Seen, grid: Grid) -> Range:
+        cut = (100 - percent) / 200
+        return seen.lower_quantile(cut), seen.quantile(1 - cut)
+
+    return estimate
+
+
+def mse(seen: Seen, grid: Grid) -> Range:
+    """The range of least mean squared error, rounding and saturation together.
+
+    Rounding to steps of s costs s^2/12 a value (uniform error), saturation the squared distance.
+    """
+    return _searched(seen, grid, _squared_error)
+
+
+def entropy(seen: Seen, grid: Grid) -> Range:
+    """The range after which the distribution differs least from before by Kullback-Leibler
+    divergence (Migacz, 8-bit inference with TensorRT, GTC 2017)."""
+    return _searched(seen, grid, _divergence)
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "minmax": minmax,
+    "moving-average": moving_average,
+    "percentile-99.999": percentile(99.999),
+    "percentile-99.99": percentile(99.99),
+    "percentile-99.9": percentile(99.9),
+    "mse": mse,
+    "entropy": entropy,
+}
+
+
+def estimate(name: str, seen: Seen, grid: Grid) -> Range:
+    """The range by an estimator, grown to hold zero, so that zero (padding, Relu) is exact."""
+    if seen.low == seen.high:  # nothing to estimate
+        low, high = seen.low, seen.high
+    else:
+        low, high = ESTIMATORS[name](seen, grid)
+    low, high = min(low, 0.0), max(high, 0.0)
+    if grid.symmetric:
+        high = max(-low, high)
+        low = -high
+    return low, high
+
+
+def _searched(seen: Seen, grid: Grid, cost: Callable[[Seen, Grid, float, float], float]) -> Range:
+    """The cheapest of ranges that cut off more and more: first both ends alike, then each."""
+    low, high = min(seen.low, 0.0), max(seen.high, 0.0)
+    if grid.symmetric:
+        high = max(-low, high)
+        low = -high
+    shares = np.linspace(1.0, 0.1, 46)
+    both = min(shares, key=lambda share: cost(seen, grid, low * share, high * share))
+    best = (low * float(both), high * float(both))
+    if grid.symmetric or low == 0.0 or high == 0.0:
+        return best
+    for _ in range(2):
+        left = min(shares, key=lambda share: cost(seen, grid, low * share, best[1]))
+        best = (low * float(left), best[1])
+        right = min(shares, key=lambda share: cost(seen, grid, best[0], high * share))
+        best = (best[0], high * float(right))
+    return best
+
+
+def _squared_error(seen: Seen, grid: Grid, low: float, high: float) -> float:
+    edges = seen.edges
+    middles = (edges[:-1] + edges[1:]) / 2
+    step = (high - low) / grid.levels
+    beyond = np.maximum(low - middles, 0) + np.maximum(middles - high, 0)
+    inside = beyond == 0
+    return float(np.sum(seen.counts * np.where(inside, step * step / 12, beyond * beyond)))
+
+
+def _divergence(seen: Seen, grid: Grid, low: float, high: float) -> float:
+    """KL(P || Q): P with what is cut off at the outermost bins, Q as after quantization: within a
+    step, the counts are spread evenly over the bins that held any."""
+    edges = seen.edges
+    middles = (edges[:-1] + edges[1:]) / 2
+    kept = (middles >= low) & (middles <= high)
+    if not kept.any():
+        return float("inf")
+    whole = seen.counts[kept].astype(np.float64)
+    held = whole > 0
+    step = (high - low) / grid.levels
+    if step <= 0 or not held.any():
+        return float("inf")
+    place = np.floor((middles[kept] - low) / step).astype(np.int64)
+    place -= place.min()
+    total = np.bincount(place, whole)
+    bins = np.bincount(place, held)
+    spread = np.where(held, (total / np.maximum(bins, 1))[place], 0.0)
+    reference = whole.copy()
+    first, last = np.flatnonzero(kept)[[0, -1]]
+    reference[0] += seen.counts[:first].sum()
+    reference[-1] += seen.counts[last + 1 :].sum()
+    p, q = reference / reference.sum(), spread / spread.sum()
+    held = p > 0
+    tiny = 1e-10  # where the cut-off mass meets an empty bin
+    return float(np.sum(p[held] * np.log(p[held] / np.maximum(q[held], tiny))))

@@ -1,0 +1,132 @@
+"""Makes the QDQ graph of a format, its estimator chosen by fidelity on the calibration samples.
+
+Runs in a child process. Which data judges candidates in the end is never seen here.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onmetal.calibration import placement, quantize
+from onmetal.calibration.fidelity import sqnr_db
+from onmetal.calibration.graph import Graph
+from onmetal.calibration.ranges import ESTIMATORS, Range, estimate
+from onmetal.calibration.samples import Samples
+from onmetal.calibration.statistics import Statistics
+from onmetal.errors import UnsupportedError
+from onmetal.records import Model, restore
+from onmetal.targets import Format
+
+LOOKED_AT = 32
+"""Calibration samples by which estimators are compared."""
+WORTH_DB = 0.1
+"""What an estimator must gain over the one before it; they stand from the simplest on."""
+
+
+def tensors(path: str, formats: list[dict[str, Any]]) -> list[str]:
+    """Every tensor that any of the formats may quantize.
+
+    Raises UnsupportedError where there is none.
+    """
+    graph = Graph(onnx.load(path))
+    found: set[str] = set()
+    for entry in formats:
+        placed = placement.place(graph, restore(entry, Format))
+        found |= {name for names in placed.groups().values() for name in names}
+    if not found:
+        raise UnsupportedError("nothing in it can be quantized: it has no products by constants")
+    return sorted(found)
+
+
+def build(
+    path: str,
+    statistics: str,
+    form: dict[str, Any],
+    samples: dict[str, Any],
+    model: dict[str, Any],
+    keep_float: list[str],
+    estimator: str | None,
+    folder: str,
+) -> dict[str, Any]:
+    """Write `model.onnx`. -> which estimator, the fidelity of all, how much is in 8 bits.
+
+    `estimator`: None tries all of them.
+    """
+    rules, seen = restore(form, Format), Statistics(Path(statistics))
+    original = onnx.load(path)
+    graph = Graph(original)
+    placed = placement.place(graph, rules, frozenset(keep_float), seen.not_finite)
+    if not placed.integer:
+        raise UnsupportedError(_nothing(graph, seen, keep_float))
+    ranges = {
+        name: _ranges(name, seen, rules) for name in ([estimator] if estimator else ESTIMATORS)
+    }
+    made: dict[str, onnx.ModelProto] = {}
+    found: dict[str, float] = {}
+    reference = _outputs(original, samples, model)
+    best = None
+    for name, entry in ranges.items():
+        twin = next((other for other in found if ranges[other] == entry), None)
+        if twin:
+            found[name] = found[twin]
+            continue
+        made[name] = quantize.quantize(original, rules, placed, entry)
+        found[name] = _fidelity(reference, _outputs(made[name], samples, model))
+        if best is None or found[name] > found[best] + WORTH_DB:
+            best = name
+    assert best
+    onnx.checker.check_model(made[best])
+    (Path(folder) / "model.onnx").write_bytes(made[best].SerializeToString(deterministic=True))
+    kinds = placement.WEIGHTED
+    return {
+        "estimator": best,
+        "calibration_sqnr_db": {name: round(value, 2) for name, value in found.items()},
+        "operators_in_8_bits": sum(
+            n.op_type in kinds for n in graph.nodes if n.name in placed.integer
+        ),
+        "operators_in_float": sorted(
+            n.name for n in graph.nodes if n.op_type in kinds and n.name not in placed.integer
+        ),
+    }
+
+
+def _nothing(graph: Graph, seen: Statistics, keep_float: list[str]) -> str:
+    if keep_float:
+        return "all of it would stay float"
+    if seen.not_finite:
+        return (
+            f"its tensors are NaN or infinite on the calibration samples ({min(seen.not_finite)!r} "
+            "among them), so none can be quantized: does the float model work on this data?"
+        )
+    return "nothing in it can be quantized by this format"
+
+
+def _ranges(name: str, seen: Statistics, form: Format) -> dict[str, Range]:
+    grid = quantize.activation_grid(form)
+    return {tensor: estimate(name, entry, grid) for tensor, entry in seen.seen.items()}
+
+
+def _outputs(
+    model: onnx.ModelProto, samples: dict[str, Any], of: dict[str, Any]
+) -> dict[str, np.ndarray]:
+    """[batches, ...] of every output over the first calibration samples spread over all."""
+    from onmetal.calibration.statistics import session
+
+    data, record = restore(samples, Samples), restore(of, Model)
+    opened = session(model)
+    names = [value.name for value in model.graph.output]
+    count = max(1, min(LOOKED_AT, data.count // record.batch))
+    rows = []
+    for number in range(count):
+        start = number * data.count // count
+        indices = [min(start + place, data.count - 1) for place in range(record.batch)]
+        rows.append(opened.run(names, data.feed(record, indices)))
+    return {name: np.stack([row[i] for row in rows]) for i, name in enumerate(names)}
+
+
+def _fidelity(reference: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> float:
+    """The worst output's SQNR in dB; floats alone count where there are any."""
+    names = [name for name, array in reference.items() if array.dtype.kind == "f"]
+    return min(sqnr_db(reference[name], found[name]) for name in names or reference)

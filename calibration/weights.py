@@ -1,0 +1,109 @@
+"""8-bit weights without calibration: weights alone, or matrix products with dynamic activations."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from onmetal.calibration.graph import Graph
+from onmetal.calibration.quantize import channel_axis, quantize_weight
+from onmetal.errors import UnsupportedError
+from onmetal.records import restore
+from onmetal.targets import Format
+
+SMALLEST = 4096
+"""Numbers of a weight, from which on storing it in 8 bits saves more than its scales cost."""
+
+
+def weights(path: str, form: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Write `model.onnx` with the weights of the listed operators as integers, which a
+    DequantizeLinear turns into float again. -> how many.
+
+    A table that Gather reads is read as integers, with one scale, and only what was read is
+    dequantized. Raises UnsupportedError where no weight is large enough.
+    """
+    rules = restore(form, Format)
+    model = onnx.load(path)
+    graph = Graph(model)
+    nodes: list[onnx.NodeProto] = []
+    made: dict[str, str] = {}
+    done = 0
+    for node in graph.nodes:
+        place = 0 if node.op_type == "Gather" else 1
+        name = node.input[place] if len(node.input) > place else ""
+        value = graph.constant(name) if node.op_type in rules.operators and name else None
+        if value is None or value.dtype != np.float32 or value.size < SMALLEST:
+            nodes.append(node)
+            continue
+        done += 1
+        table = node.op_type == "Gather"
+        axis = None if table or not rules.per_channel else channel_axis(node, value.ndim)
+        stored = f"{name}.{'table' if table else axis}"
+        if stored not in made:
+            integers, scale = quantize_weight(value, rules, axis)
+            for suffix, array in (
+                ("integers", integers),
+                ("scale", scale.scale),
+                ("zero_point", scale.zero_point),
+            ):
+                tensor = numpy_helper.from_array(np.asarray(array, order="C"), f"{stored}.{suffix}")
+                model.graph.initializer.append(tensor)
+        names = [f"{stored}.scale", f"{stored}.zero_point"]
+        where = {} if axis is None else {"axis": axis}
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        if table:
+            copy.input[0] = f"{stored}.integers"
+            copy.output[0] = f"{node.output[0]}.integers"
+            nodes.append(copy)
+            last = [copy.output[0], *names]
+            nodes.append(helper.make_node("DequantizeLinear", last, [node.output[0]]))
+        else:
+            copy.input[1] = f"{stored}.dequantized"
+            if stored not in made:
+                first = [f"{stored}.integers", *names]
+                nodes.append(helper.make_node("DequantizeLinear", first, [copy.input[1]], **where))
+            nodes.append(copy)
+        made[stored] = name
+    if not done:
+        raise UnsupportedError(f"it has no weight of {SMALLEST} numbers or more to store in 8 bits")
+    del model.graph.node[:], model.graph.value_info[:]
+    model.graph.node.extend(nodes)
+    _drop_unused(model, graph)
+    (Path(folder) / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
+    return {"weights_in_8_bits": done}
+
+
+def _drop_unused(model: onnx.ModelProto, graph: Graph) -> None:
+    used = {name for node in model.graph.node for name in node.input}
+    used |= {value.name for value in model.graph.output} | graph.inner
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+
+
+def dynamic(path: str, form: None, folder: str) -> dict[str, Any]:
+    """Write `model.onnx` by ONNX Runtime's own tool: DynamicQuantizeLinear and MatMulInteger, which
+    it fuses when it opens the file. -> how many products."""
+    from onmetal.profilers import run_onnxruntime  # without its telemetry
+
+    assert run_onnxruntime
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    place = Path(folder) / "model.onnx"
+    quantize_dynamic(
+        path,
+        place,
+        op_types_to_quantize=["MatMul", "Gemm"],
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        extra_options={"MatMulConstBOnly": True},
+    )
+    model = onnx.load(place)
+    count = sum(n.op_type in ("MatMulInteger", "DynamicQuantizeMatMul") for n in model.graph.node)
+    if not count:
+        raise UnsupportedError("it has no product by a constant that could be quantized so")
+    place.write_bytes(model.SerializeToString(deterministic=True))
+    return {"products_in_8_bits": count}

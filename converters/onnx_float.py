@@ -1,0 +1,114 @@
+"""The float graph from which every quantized candidate is made: plain ONNX, opset 13 or later.
+
+Constants are folded, BatchNorm goes into the weights before it, and every node has a name of its
+own. Runs in a child process.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper, version_converter
+
+from onmetal.calibration.graph import Graph
+from onmetal.errors import UnsupportedError, reason
+
+VERSION = 1
+LEAST_OPSET = 13
+"""The first in which QuantizeLinear and DequantizeLinear have an axis, so scales per channel."""
+
+
+def simplify(prepared: str, folder: str) -> dict[str, Any]:
+    """Write `model.onnx` to `folder`. -> facts about it: `quantized`, how many Q nodes it has.
+
+    The outputs keep their names, and tensors that survive keep theirs. The same input gives the
+    same bytes. Raises UnsupportedError where the model cannot be raised to an opset with scales
+    per channel, or is too large for one protobuf.
+    """
+    path = Path(folder) / "model.onnx"
+    try:
+        model = onnx.load(prepared)
+        model = _raise_opset(model)
+        _fold_dequantized(model)
+        _optimize(model, path)
+        model = onnx.load(str(path))
+        _tidy(model)
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        path.write_bytes(model.SerializeToString(deterministic=True))
+    except UnsupportedError:
+        raise
+    except Exception as error:
+        raise UnsupportedError(f"it cannot be prepared for quantization: {reason(error)}") from None
+    kinds = [node.op_type for node in model.graph.node]
+    return {"quantized": kinds.count("QuantizeLinear")}
+
+
+def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+    own = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    now = own[0] if own else LEAST_OPSET
+    if now >= LEAST_OPSET:
+        return model
+    try:
+        return version_converter.convert_version(model, LEAST_OPSET)
+    except Exception as error:
+        raise UnsupportedError(
+            f"its opset {now} has no scales per channel, and it cannot be raised to "
+            f"{LEAST_OPSET}: {reason(error)}; export the model again with a newer opset"
+        ) from None
+
+
+def _fold_dequantized(model: onnx.ModelProto) -> None:
+    """Weights stored in 8 bits become float again: they are quantized anew, by one set of rules."""
+    graph = Graph(model)
+    for node in list(model.graph.node):
+        if node.op_type != "DequantizeLinear" or node.domain not in ("", "ai.onnx"):
+            continue
+        values = [graph.constant(name) for name in node.input]
+        if any(value is None for value in values):
+            continue
+        data, scale, *zero = [np.asarray(value) for value in values]
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+        blocks = any(a.name == "block_size" and a.i for a in node.attribute)
+        if blocks or data.dtype.kind not in "iu":
+            continue
+        shape = [1] * data.ndim
+        if scale.size > 1:
+            shape[axis] = scale.size
+        offset = zero[0].reshape(shape if zero[0].size > 1 else [1] * data.ndim) if zero else 0
+        step = scale.reshape(shape) if scale.size > 1 else scale.reshape([1] * data.ndim)
+        real = ((data.astype(np.int64) - offset) * step.astype(np.float64)).astype(scale.dtype)
+        model.graph.initializer.append(numpy_helper.from_array(real, node.output[0]))
+        model.graph.node.remove(node)
+
+
+def _optimize(model: onnx.ModelProto, path: Path) -> None:
+    """By ONNX Runtime's basic level, which leaves standard operators: constants are folded,
+    Conv with BatchNorm, Mul or Add becomes one Conv, MatMul with Add a Gemm."""
+    onnxruntime = import_module("onmetal.profilers.run_onnxruntime").onnxruntime  # no telemetry
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
+    settings.intra_op_num_threads = 1
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    settings.optimized_model_filepath = str(path)
+    onnxruntime.InferenceSession(
+        model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+    )
+
+
+def _tidy(model: onnx.ModelProto) -> None:
+    """A name of its own for every node; no operator sets that nothing uses."""
+    used = {node.domain for node in model.graph.node}
+    for entry in list(model.opset_import):
+        if entry.domain not in used and entry.domain not in ("", "ai.onnx"):
+            model.opset_import.remove(entry)
+    taken: set[str] = set()
+    for number, node in enumerate(model.graph.node):
+        name = node.name or f"{node.op_type}_{number}"
+        while name in taken:
+            name = f"{name}_{number}"
+        taken.add(name)
+        node.name = name
+    model.producer_name, model.producer_version = "onmetal", ""
+    model.doc_string = model.graph.doc_string = ""
