@@ -5,6 +5,7 @@ a runtime that crashes on a model costs one candidate and not the run.
 """
 
 from importlib import import_module
+from importlib.metadata import version as metadata_version
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -12,9 +13,10 @@ import msgspec
 
 from onmetal import cache as caches
 from onmetal.cache import Cache
+from onmetal.calibration.samples import Samples
 from onmetal.errors import OnmetalError, UnsupportedError, UsageError
 from onmetal.profilers.local import Local
-from onmetal.records import Candidate, Model
+from onmetal.records import Candidate, Model, Source, plain
 from onmetal.targets import Recipe, Target
 
 
@@ -66,15 +68,30 @@ def convert(
     threads: int,
     device: Local,
     cache: Cache,
+    source: Source | None = None,
+    samples: Samples | None = None,
 ) -> Candidate:
     """Make the artifact (or find it in the cache) and open it once, in a child process.
 
-    Raises UnsupportedError, with the runtime's own reason, where it cannot be made or opened.
+    `source`: the ONNX file to convert, by default the model itself. `samples`: to calibrate with,
+    where the recipe's tool does that itself. Raises UnsupportedError, with the runtime's own
+    reason, where it cannot be made or opened.
     """
     converter = for_runtime(runtime)
     version = device.facts().runtimes[runtime]
     own = next((entry.options for entry in target.runtimes if entry.name == runtime), {})
-    options = {**converter.options(recipe.compute, threads), **own}
+    source = source or Source(model.prepared, model.prepared_sha256)
+    # What is not computed in 8 bits stays f32; a half precision beside them is not mixed in.
+    compute = "f32" if recipe.compute == "i8" else recipe.compute
+    options = {**converter.options(compute, threads), **own}
+    how: dict[str, Any] = {"function": f"onmetal.converters.{runtime}:convert", "compute": compute}
+    if recipe.method == "nncf":
+        assert samples
+        how = {
+            "function": "onmetal.converters.nncf_int8:convert",
+            "samples": plain(samples),
+            "model": plain(model),
+        }
     names: dict[str, Any] = {
         "inputs": [tensor.name for tensor in model.inputs],
         "outputs": [tensor.name for tensor in model.outputs],
@@ -86,10 +103,9 @@ def convert(
                 files = worker.call(
                     "call",
                     timeout_s=3600,
-                    function=f"onmetal.converters.{runtime}:convert",
-                    prepared=str(model.prepared),
-                    compute=recipe.compute,
+                    prepared=str(source.path),
                     folder=str(folder),
+                    **how,
                 )
                 paths = [str(folder / file) for file in files]
                 worker.call(
@@ -100,9 +116,10 @@ def convert(
         (folder / "files.json").write_bytes(msgspec.json.encode(files))
 
     digest = caches.key(
-        prepared=model.prepared_sha256,
-        compute=recipe.compute,
+        prepared=source.sha256,
+        compute=compute,
         runtime=runtime,
+        tool=_tool(recipe, samples),
         version=version,
         options=options,
         code=converter.VERSION,
@@ -119,5 +136,18 @@ def convert(
         sha256=caches.sha256(*files),
         size_bytes=sum(file.stat().st_size for file in files),
         options=options,
-        details={"threads": threads, "compute": recipe.compute, "options": options},
+        details={
+            "threads": threads,
+            "compute": recipe.compute,
+            "options": options,
+            **({"format": plain(recipe.format)} if recipe.format else {}),
+            **source.details,
+        },
     )
+
+
+def _tool(recipe: Recipe, samples: Samples | None) -> list[str]:
+    """What besides the source and the runtime decides the artifact."""
+    if recipe.method != "nncf" or samples is None:
+        return []
+    return ["nncf", metadata_version("nncf"), samples.digest, str(samples.count)]

@@ -73,6 +73,7 @@ def examine(
         "operators": dict(Counter(map(_label, onnx_checks.nodes(model.graph))).most_common()),
         "batch": batch,
         "notes": notes,
+        "matmul_share": _matmul_share(model),
     }
 
 
@@ -321,6 +322,18 @@ def _parameters(model: onnx.ModelProto) -> int:
     kinds = onnx.TensorProto
     weights = {kinds.FLOAT, kinds.FLOAT16, kinds.DOUBLE, kinds.BFLOAT16, kinds.INT8, kinds.UINT8}
     return sum(math.prod(t.dims) for t in onnx_checks.tensors(model) if t.data_type in weights)
+
+
+def _matmul_share(model: onnx.ModelProto) -> float:
+    """Of all numbers in the weights, the part that MatMul and Gemm multiply by."""
+    sizes = {t.name: math.prod(t.dims) for t in model.graph.initializer}
+    taken = {
+        name
+        for node in onnx_checks.nodes(model.graph)
+        if node.op_type in ("MatMul", "Gemm")
+        for name in node.input[:2]
+    }
+    return float(sum(sizes.get(name, 0) for name in taken) / max(1, sum(sizes.values())))
 
 
 def _label(node: onnx.NodeProto) -> str:

@@ -5,7 +5,6 @@ from msgspec.structs import replace
 from onmetal import decide
 from onmetal.budget import Budget
 from onmetal.decide import Objective
-from onmetal.plan import Planned
 from onmetal.profilers import measure, statistics
 from onmetal.profilers.measure import MODES
 from onmetal.progress import Progress
@@ -35,7 +34,6 @@ def objective(task: Task) -> Objective:
 
 def choose(
     task: Task,
-    planned: list[Planned],
     budget: Budget,
     trials: list[Trial],
     reference: str,
@@ -50,7 +48,7 @@ def choose(
     if task.device is None:
         trials = [_unmeasured(trial) for trial in trials]
     higher = task.metric.higher_is_better if task.metric else True
-    left_out = {entry.name for entry in planned if entry.reference_only}
+    left_out = {entry.name for entry in task.planned if entry.reference_only}
     trials = [_weigh(task, trial, budget, higher, left_out) for trial in trials]
     trials = [_flagged(trial, budget, reference) for trial in trials]
     goal = objective(task)

@@ -94,6 +94,7 @@ def read(
         operators=facts["operators"],
         batch=facts["batch"],
         notes=tuple(facts["notes"]),
+        matmul_share=facts["matmul_share"],
     )
 
 

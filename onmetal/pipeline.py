@@ -7,12 +7,13 @@ from typing import Any, Literal
 import numpy as np
 from msgspec.structs import replace
 
-from onmetal import __version__, bundle, decide, plan, report
+from onmetal import __version__, bundle, decide, report
 from onmetal.budget import Budget
 from onmetal.cache import Cache
 from onmetal.choice import choose, objective, resolve
 from onmetal.errors import BudgetError, DeviceError, UnsupportedError
 from onmetal.judge import judge_all
+from onmetal.look import add_fast, look
 from onmetal.plan import Planned
 from onmetal.profilers.local import state
 from onmetal.progress import Progress
@@ -35,15 +36,16 @@ def deploy(request: Request, progress: Progress) -> dict[str, Any]:
     with Cache() as cache, cache.scratch() as scratch:
         progress.step("reading the model and the data")
         task = prepare(request, cache, progress)
-        planned = plan.plan(task.target, task.models, task.facts, _families(request))
         if request.dry_run:
-            return _dry_run(task, planned)
-        _check_plan(planned)
-        progress.step("converting")
-        trials = convert_all(task, planned, cache, clock, progress)
+            return _dry_run(task)
+        _check_plan(task.planned)
+        feeds = write_feeds(task, scratch)
+        progress.step("calibrating and converting")
+        trials = convert_all(task, cache, clock, progress)
+        trials, seen = look(task, trials, feeds, scratch, clock, progress)
+        trials = add_fast(task, trials, seen, feeds, cache, clock, progress)
         progress.step("judging")
         trials, reference = judge_all(task, trials, cache, clock, progress)
-        feeds = write_feeds(task, scratch)
         if task.device:
             progress.step("asking the runtimes what really ran")
             trials = examine_all(task, task.device, trials, feeds, clock, progress)
@@ -51,9 +53,7 @@ def deploy(request: Request, progress: Progress) -> dict[str, Any]:
             trials = measure_all(task, task.device, trials, feeds, clock, progress)
         progress.step("deciding")
         budget = resolve(task, reference, trials)
-        trials, base, chosen = choose(
-            task, planned, budget, trials, reference, feeds, clock, progress
-        )
+        trials, base, chosen = choose(task, budget, trials, reference, feeds, clock, progress)
         document = _document(task, budget, trials, base, chosen)
         measurements = keep_raw(trials, cache)
         if chosen is None:
@@ -70,10 +70,6 @@ def _check_plan(planned: list[Planned]) -> None:
     if all(entry.skipped or entry.reference_only for entry in planned):
         said = "\n".join(f"  {entry.name}: {entry.skipped}" for entry in planned if entry.skipped)
         raise UnsupportedError(f"none of the candidates asked for can run here:\n{said}")
-
-
-def _families(request: Request) -> list[str] | None:
-    return None if request.recipes is None else list(request.recipes)
 
 
 def _document(
@@ -110,9 +106,9 @@ def _document(
     }
 
 
-def _dry_run(task: Task, planned: list[Planned]) -> dict[str, Any]:
+def _dry_run(task: Task) -> dict[str, Any]:
     document = _document(task, resolve(task, task.models[0].stem, []), [], None, None)
-    for entry in planned:
+    for entry in task.planned:
         trial = Trial(entry.name, entry.recipe.name, entry.runtime, entry.model.stem)
         reason = "as the reference only" if entry.reference_only else entry.skipped
         status: Literal["skipped", "planned"] = "skipped" if entry.skipped else "planned"
@@ -163,7 +159,7 @@ def _bundle(
         **{key: value for key, value in document.items() if key != "table"},
         "run": report.run_document(candidate),
         "golden": {"vectors": vectors, "tolerance": tolerance},
-        "evaluation_indices": list(range(data.count)) if task.labelled else [],
+        "evaluation_indices": data.places().tolist() if task.labelled else [],
         "digests": {
             "models": {str(entry.path.name): entry.sha256 for entry in task.models},
             "data": data.digest,

@@ -1,6 +1,9 @@
 """Which candidates a target offers for the models, most exact first, and which not, and why."""
 
+from importlib.util import find_spec
+
 from msgspec import Struct
+from msgspec.structs import replace
 
 from onmetal.errors import UsageError
 from onmetal.records import DeviceFacts, Model
@@ -18,23 +21,64 @@ class Planned(Struct, frozen=True):
     """Run as the reference, but left out of the choice by --recipes."""
 
 
+WEIGHTED = ("Conv", "Gemm", "MatMul")
+MATMUL_HEAVY = 0.5
+"""From this share of its weights on, a model is worth trying with 8-bit MatMuls alone."""
+
+
 def plan(
-    target: Target, models: list[Model], facts: DeviceFacts, asked: list[str] | None
+    target: Target,
+    models: list[Model],
+    facts: DeviceFacts,
+    asked: list[str] | None,
+    *,
+    samples: bool = True,
+    timed: bool = True,
 ) -> list[Planned]:
     """In plan order: by recipe, then model, then runtime as the target lists them.
 
     `asked`: families of recipes (a recipe's name, or the word it starts with); None: all.
+    `samples`: whether there is data to calibrate with; `timed`: whether there is a device.
     Raises UsageError for a family that the target does not know.
     """
     for family in asked or []:
         if not any(_belongs(recipe.name, family) for recipe in target.recipes):
             known = ", ".join(recipe.name for recipe in target.recipes)
             raise UsageError(f"--recipes {family}: the target {target.name} has: {known}")
+    found = []
+    for recipe in target.recipes:
+        left_out = asked is not None and not any(_belongs(recipe.name, f) for f in asked)
+        for model in models:
+            for runtime in target.runtimes:
+                skipped = (
+                    _unfit(recipe, runtime.name, facts)
+                    or ("left out by --recipes" if left_out and recipe.name != EXACT else None)
+                    or _needless(recipe, model, samples, timed)
+                )
+                name = f"{recipe.name}@{runtime.name}"
+                found.append(
+                    Planned(
+                        name=f"{model.stem}/{name}" if len(models) > 1 else name,
+                        model=model,
+                        recipe=recipe,
+                        runtime=runtime.name,
+                        skipped=skipped,
+                        reference_only=left_out and recipe.name == EXACT,
+                    )
+                )
+    return found
+
+
+def calibrates(planned: list[Planned]) -> bool:
+    """Whether any candidate needs samples to be made."""
+    return any(entry.recipe.calibrated and not entry.skipped for entry in planned)
+
+
+def without_samples(planned: list[Planned], why: str) -> list[Planned]:
+    """The plan without what needs calibrating."""
     return [
-        _planned(target, model, recipe, runtime.name, facts, asked, several=len(models) > 1)
-        for recipe in target.recipes
-        for model in models
-        for runtime in target.runtimes
+        replace(entry, skipped=why) if entry.recipe.calibrated and not entry.skipped else entry
+        for entry in planned
     ]
 
 
@@ -42,30 +86,31 @@ def _belongs(recipe: str, family: str) -> bool:
     return recipe.startswith(family) and family != ""
 
 
-def _planned(
-    target: Target,
-    model: Model,
-    recipe: Recipe,
-    runtime: str,
-    facts: DeviceFacts,
-    asked: list[str] | None,
-    several: bool,
-) -> Planned:
-    left_out = asked is not None and not any(_belongs(recipe.name, family) for family in asked)
-    skipped = None
+def _unfit(recipe: Recipe, runtime: str, facts: DeviceFacts) -> str | None:
+    """Why this runtime or CPU cannot run the recipe."""
     if runtime not in recipe.runtimes:
-        skipped = f"{runtime} does not compute in {recipe.compute} on this target"
-    elif recipe.requires_any_flag and not set(recipe.requires_any_flag) & set(facts.flags):
+        what = f"compute in {recipe.compute}" if recipe.method == "float" else f"run {recipe.name}"
+        return f"{runtime} does not {what} on this target"
+    if recipe.requires_any_flag and not set(recipe.requires_any_flag) & set(facts.flags):
         wanted = " or ".join(recipe.requires_any_flag)
-        skipped = f"this CPU has no {wanted}, so it cannot compute in {recipe.compute}"
-    elif left_out and recipe.name != EXACT:
-        skipped = "left out by --recipes"
-    name = f"{recipe.name}@{runtime}"
-    return Planned(
-        name=f"{model.stem}/{name}" if several else name,
-        model=model,
-        recipe=recipe,
-        runtime=runtime,
-        skipped=skipped,
-        reference_only=left_out and recipe.name == EXACT,
-    )
+        return f"this CPU has no {wanted}, so it cannot compute in {recipe.compute}"
+    if recipe.method == "nncf" and not find_spec("nncf"):
+        return "NNCF is not installed; `pip install 'onmetal[nncf]'` to try its quantization too"
+    return None
+
+
+def _needless(recipe: Recipe, model: Model, samples: bool, timed: bool) -> str | None:
+    """Why the recipe has no point for this model and data."""
+    if recipe.method == "float":
+        return None
+    if stored := model.operators.get("QuantizeLinear", 0):
+        return f"the model is quantized already ({stored} QuantizeLinear)"
+    if not any(model.operators.get(kind) for kind in WEIGHTED):
+        return f"the model has nothing to quantize: no {', '.join(WEIGHTED)}"
+    if recipe.method in ("weights", "dynamic") and model.matmul_share < MATMUL_HEAVY:
+        return f"for models of MatMuls; {model.matmul_share:.0%} of this one's weights are theirs"
+    if not samples:
+        return "no data to calibrate and judge it with: give --data or --calibration-data"
+    if recipe.method == "fast" and not timed:
+        return "made from a profile, for which a device is needed"
+    return None

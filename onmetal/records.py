@@ -65,6 +65,8 @@ class Model(Struct, frozen=True):
     batch: int
     """What one inference takes along the batch axis; 1 where there is none."""
     notes: tuple[str, ...] = ()
+    matmul_share: float = 0.0
+    """Of its weights, how many are those of MatMul and Gemm."""
 
     @property
     def stem(self) -> str:
@@ -76,6 +78,15 @@ class Model(Struct, frozen=True):
 
     def output(self, name: str) -> Tensor:
         return next(tensor for tensor in self.outputs if tensor.name == name)
+
+
+class Source(Struct, frozen=True):
+    """The ONNX file that an artifact is converted from: the model itself or a quantized graph."""
+
+    path: Path
+    sha256: str
+    details: dict[str, Any] = {}
+    """How it was quantized: format, estimator, fidelity on the calibration data."""
 
 
 class Candidate(Struct, frozen=True):

@@ -17,6 +17,7 @@ from onmetal.calibration.samples import Samples, Told
 from onmetal.converters import check_options
 from onmetal.decide import Objective
 from onmetal.errors import DeviceError, UsageError
+from onmetal.plan import Planned, calibrates, plan, without_samples
 from onmetal.profilers.local import Local
 from onmetal.records import DeviceFacts, Model
 from onmetal.targets import Target
@@ -75,13 +76,19 @@ class Task(Struct, frozen=True):
     facts: DeviceFacts
     models: list[Model]
     threads: int
+    planned: list[Planned]
     data: dict[str, Samples]
     """Model path -> the samples that it is judged and timed with."""
+    calibration: dict[str, Samples]
+    """Model path -> the samples that it is calibrated with; empty where nothing is."""
     labelled: bool
     metric: Metric | None
     output: str | None
-    calibration_samples: int
     warnings: list[str]
+
+    @property
+    def calibration_samples(self) -> int:
+        return next((found.count for found in self.calibration.values()), 0)
 
 
 def prepare(
@@ -103,7 +110,22 @@ def prepare(
             "(a shape inside it is not static); leave the option out"
         )
     threads = choose_threads(request.threads, target, facts)
-    data, labelled, calibration_samples, warnings = _load_data(request, models, cache, progress)
+    planned = plan(
+        target,
+        models,
+        facts,
+        None if request.recipes is None else list(request.recipes),
+        samples=bool(request.data or request.calibration_data),
+        timed=device is not None,
+    )
+    data, calibration, warnings = _load_data(request, models, calibrates(planned), cache, progress)
+    labelled = request.data is not None
+    if not calibration:
+        planned = without_samples(
+            planned,
+            f"{data[str(models[0].path)].count} samples are too few to set some aside "
+            "for calibration: give more, or --calibration-data",
+        )
     output, metric = None, None
     if labelled:
         # Each must go with the labels and the metric; the first one's output is the one named.
@@ -121,11 +143,12 @@ def prepare(
         facts,
         models,
         threads,
+        planned,
         data,
+        calibration,
         labelled,
         metric,
         output,
-        calibration_samples,
         warnings,
     )
 
@@ -202,57 +225,74 @@ def _check_same_task(models: list[Model]) -> None:
 
 
 def _load_data(
-    request: Request, models: list[Model], cache: Cache, progress: Told
-) -> tuple[dict[str, Samples], bool, int, list[str]]:
-    """-> samples by model, whether they have labels, how many calibrate, warnings."""
+    request: Request, models: list[Model], calibrates: bool, cache: Cache, progress: Told
+) -> tuple[dict[str, Samples], dict[str, Samples], list[str]]:
+    """-> by model, samples to judge with and to calibrate with; warnings."""
     data: dict[str, Samples] = {}
+    calibration: dict[str, Samples] = {}
     warnings: list[str] = []
-    calibration_samples = 0
     for entry in models:
-        calibration = None
-        if request.calibration_data:
-            calibration = samples.load(
-                request.calibration_data,
-                entry,
-                cache,
-                option="--calibration-data",
-                labelled=False,
-                progress=progress,
+        place = str(entry.path)
+        given, own = _loaded(request, entry, cache, progress)
+        notes = [*(own.warnings if own else ()), *(given.warnings if given else ())]
+        if own:
+            calibration[place] = own
+            data[place] = given or own
+            if given:
+                notes += _shared(
+                    samples.hashes(given, entry, cache),
+                    samples.hashes(own, entry, cache),
+                    "in --calibration-data and in --data too",
+                )
+        elif given and calibrates and (parts := samples.split(given)):
+            calibration[place], data[place] = parts
+            hashes = samples.hashes(given, entry, cache)
+            notes += _shared(
+                hashes[data[place].places()],
+                hashes[calibration[place].places()],
+                "in the part of DATA that calibrates and in the one that judges",
             )
-            calibration_samples = calibration.count
-        if request.data:
-            found = samples.load(
-                request.data, entry, cache, option="--data", labelled=True, progress=progress
-            )
-        elif calibration:
-            found = calibration
         else:
-            found = samples.random(entry, cache, RANDOM_SAMPLES)
-        data[str(entry.path)] = found
-        if entry is not models[0]:
-            continue
-        warnings += found.warnings
-        if request.data and calibration:
-            warnings += calibration.warnings
-            warnings += _shared(found, calibration, entry, cache)
+            data[place] = given or samples.random(entry, cache, RANDOM_SAMPLES)
+        if entry is models[0]:
+            warnings += notes
     if not request.data:
         what = "the calibration data" if request.calibration_data else "random inputs"
         warnings.append(
             f"no labelled data: no task metric was measured; outputs on {what} are compared "
             "with the original model's"
         )
-    return data, request.data is not None, calibration_samples, warnings
+    return data, calibration, warnings
 
 
-def _shared(found: Samples, calibration: Samples, entry: Model, cache: Cache) -> list[str]:
-    both = np.intersect1d(
-        samples.hashes(found, entry, cache), samples.hashes(calibration, entry, cache)
-    )
+def _loaded(
+    request: Request, entry: Model, cache: Cache, progress: Told
+) -> tuple[Samples | None, Samples | None]:
+    """What --data and --calibration-data hold for a model."""
+    given, own = None, None
+    if request.calibration_data:
+        own = samples.load(
+            request.calibration_data,
+            entry,
+            cache,
+            option="--calibration-data",
+            labelled=False,
+            progress=progress,
+        )
+    if request.data:
+        given = samples.load(
+            request.data, entry, cache, option="--data", labelled=True, progress=progress
+        )
+    return given, own
+
+
+def _shared(judging: np.ndarray, calibrating: np.ndarray, where: str) -> list[str]:
+    both = np.intersect1d(judging, calibrating)
     if not len(both):
         return []
     return [
-        f"{len(both)} samples are in --calibration-data and in --data too: the accuracy of "
-        "calibrated candidates will look better than it is"
+        f"{len(both)} samples are {where}: the accuracy of calibrated candidates will look better "
+        "than it is"
     ]
 
 

@@ -13,38 +13,57 @@ from onmetal.profilers import measure, statistics
 from onmetal.profilers.local import Local
 from onmetal.profilers.measure import MODES
 from onmetal.progress import Progress
-from onmetal.records import Candidate, Trial
+from onmetal.records import Candidate, Model, Source, Trial
+from onmetal.sources import Hub
 from onmetal.targets import EXACT
 from onmetal.task import Clock, Task
 
 COMPUTED = 0.05
-"""A half-precision candidate must spend at least this share of its time in that precision."""
+"""A candidate in fewer bits must spend at least this share of its time in that precision."""
 
 NO_METER = "no meter: onmetal has none for this device"
+
+WAITS = "is made after the others"
 
 Feeds = Callable[[Candidate], Path]
 """The .npz of inputs that a candidate is timed with."""
 
 
-def convert_all(
-    task: Task, planned: list[Planned], cache: Cache, clock: Clock, progress: Progress
-) -> list[Trial]:
-    """One trial for everything planned; what cannot be converted carries the reason."""
+def convert_all(task: Task, cache: Cache, clock: Clock, progress: Progress) -> list[Trial]:
+    """One trial for everything planned; what cannot be converted carries the reason. What is made
+    of others (`fast`) waits for them."""
     trials = []
-    for number, entry in enumerate(planned):
+    for number, entry in enumerate(task.planned):
         trial = Trial(entry.name, entry.recipe.name, entry.runtime, entry.model.stem)
-        progress(number, len(planned), entry.name)
+        progress(number, len(task.planned), entry.name)
         if entry.skipped:
             trial = replace(trial, status="skipped", reason=entry.skipped)
+        elif entry.recipe.method == "fast":
+            trial = replace(trial, status="skipped", reason=WAITS)
         elif clock.left_s(0.6) <= 0 and number:
             trial = out_of_time(trial, "converted")
         else:
-            trial = _convert(task, entry, trial, cache)
+            trial = convert_one(task, entry, trial, cache, progress)
         trials.append(trial)
     return trials
 
 
-def _convert(task: Task, entry: Planned, trial: Trial, cache: Cache) -> Trial:
+def hub(task: Task, model: Model, cache: Cache) -> Hub:
+    samples = task.calibration.get(str(model.path))
+    return Hub(model, task.target, samples, task.host, cache)
+
+
+def convert_one(
+    task: Task,
+    entry: Planned,
+    trial: Trial,
+    cache: Cache,
+    progress: Progress,
+    source: Source | None = None,
+) -> Trial:
+    def told(done: float, total: float, what: str) -> None:
+        progress(done, total, f"{entry.name}: {what}")
+
     try:
         candidate = convert(
             entry.name,
@@ -55,6 +74,8 @@ def _convert(task: Task, entry: Planned, trial: Trial, cache: Cache) -> Trial:
             task.threads,
             task.host,
             cache,
+            source or hub(task, entry.model, cache).source(entry.recipe, told),
+            task.calibration.get(str(entry.model.path)),
         )
     except UnsupportedError as error:
         return replace(trial, status="failed", reason=str(error), failure="conversion")
@@ -93,7 +114,7 @@ def examine_all(
 
 
 def _unexamined(trial: Trial) -> Trial:
-    """What computes in half precision must be seen to; the rest lacks figures."""
+    """What computes in fewer bits must be seen to; the rest lacks figures."""
     if trial.recipe != EXACT:
         return out_of_time(trial, "examined")
     why = "--time-limit left no time for it"
@@ -117,6 +138,8 @@ def _examine(task: Task, device: Local, trial: Trial, feeds: Feeds, runs: int) -
         missing["peak_memory_bytes"] = str(error)
     trial = replace(trial, ran_on=ran_on, peak_memory_bytes=memory, missing=missing)
     compute = task.target.recipe(trial.recipe).compute
+    if compute == "f32" and trial.recipe != EXACT:
+        return trial
     if trial.recipe == EXACT:
         half = ran_on["precision"].get("bf16", 0.0) if ran_on else 0.0
         if half < COMPUTED:

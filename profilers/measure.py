@@ -192,3 +192,13 @@ def profile(device: Local, candidate: Candidate, feeds: Path) -> dict[str, Any]:
             "profile", timeout_s=3600, runtime=candidate.runtime, **arguments(candidate)
         )
     return found
+
+
+def layers(device: Local, candidate: Candidate, feeds: Path) -> list[dict[str, Any]]:
+    """The time of every kernel, from the runtime's own profile, in a process of its own."""
+    with device.worker() as worker:
+        worker.call("feeds", timeout_s=600, path=str(feeds))
+        found: list[dict[str, Any]] = worker.call(
+            "layers", timeout_s=3600, runtime=candidate.runtime, **arguments(candidate)
+        )
+    return found

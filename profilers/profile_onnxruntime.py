@@ -1,6 +1,7 @@
 """What ONNX Runtime really ran, from its own profile: which provider, in which precision."""
 
 import json
+import re
 import tempfile
 import time
 from collections import Counter
@@ -32,6 +33,60 @@ def profile(
     outputs: list[str],
 ) -> dict[str, Any]:
     """Shares of the operators' time by provider, by the type computed in, and by operator."""
+    kernels, runs = _kernels(feed, files, options, inputs, outputs)
+    total = sum(event["dur"] for event in kernels) or 1
+    providers: Counter[str] = Counter()
+    precisions: Counter[str] = Counter()
+    operators: Counter[str] = Counter()
+    for event in kernels:
+        detail = event["args"]
+        providers[detail.get("provider") or "unknown"] += event["dur"]
+        precisions[_precision(detail)] += event["dur"]
+        operators[detail["op_name"]] += event["dur"]
+    return {
+        "provider": _shares(providers, total),
+        "precision": _shares(precisions, total),
+        "operators": _shares(operators, total),
+        "of": "operator time",
+        "kernels": len(kernels) // runs,
+    }
+
+
+def layers(
+    feed: dict[str, np.ndarray],
+    files: list[str],
+    options: dict[str, Any],
+    inputs: list[str],
+    outputs: list[str],
+) -> list[dict[str, Any]]:
+    """Every kernel in the order of execution: the names that its node may have had in the file (or
+    of the tensor that it gives), and the microseconds of one inference.
+
+    The profiler's own cost, of which the cheapest kernel consists, is taken off.
+    """
+    kernels, runs = _kernels(feed, files, options, inputs, outputs)
+    spent: dict[str, float] = {}
+    for event in kernels:
+        name = event["name"].removesuffix("_kernel_time")
+        spent[name] = spent.get(name, 0.0) + event["dur"] / runs
+    least = min(spent.values(), default=0.0)
+    return [
+        {"names": [name, _RENAMED.sub("", name)], "us": us - least} for name, us in spent.items()
+    ]
+
+
+_RENAMED = re.compile(r"(_token_\d+|_nchwc|_nhwc|_quant)+$")
+"""What ONNX Runtime appends to the name of a node that it replaces."""
+
+
+def _kernels(
+    feed: dict[str, np.ndarray],
+    files: list[str],
+    options: dict[str, Any],
+    inputs: list[str],
+    outputs: list[str],
+) -> tuple[list[dict[str, Any]], int]:
+    """The profiler's events of warm inferences, and how many inferences these are."""
     with tempfile.TemporaryDirectory() as folder:
         options = {
             **options,
@@ -51,23 +106,7 @@ def profile(
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
     ]
     each = len(kernels) // runs
-    kernels = kernels[runs // 2 * each :]
-    total = sum(event["dur"] for event in kernels) or 1
-    providers: Counter[str] = Counter()
-    precisions: Counter[str] = Counter()
-    operators: Counter[str] = Counter()
-    for event in kernels:
-        detail = event["args"]
-        providers[detail.get("provider") or "unknown"] += event["dur"]
-        precisions[_precision(detail)] += event["dur"]
-        operators[detail["op_name"]] += event["dur"]
-    return {
-        "provider": _shares(providers, total),
-        "precision": _shares(precisions, total),
-        "operators": _shares(operators, total),
-        "of": "operator time",
-        "kernels": each,
-    }
+    return kernels[runs // 2 * each :], runs - runs // 2
 
 
 def _precision(detail: dict[str, Any]) -> str:

@@ -38,11 +38,23 @@ class State:
     feeds: list[dict[str, np.ndarray]] = []  # noqa: RUF012  one State a process
 
 
-def call(function: str, **arguments: Any) -> Any:
-    """Any `module:function` of onmetal's own, by name."""
+def call(function: str, told: bool = False, **arguments: Any) -> Any:
+    """Any `module:function` of onmetal's own, by name; `told`: it says how far it is."""
     module, _, name = function.partition(":")
     assert module.startswith("onmetal.")
+    if told:
+        arguments["told"] = _tell
     return getattr(importlib.import_module(module), name)(**arguments)
+
+
+_last_told = 0.0
+
+
+def _tell(done: int, total: int) -> None:
+    global _last_told
+    if time.monotonic() - _last_told > 0.5:
+        _last_told = time.monotonic()
+        answer(progress=[done, total])
 
 
 def open_(
@@ -200,6 +212,14 @@ def profile(runtime: str, **arguments: Any) -> dict[str, Any]:
     return found
 
 
+def layers(runtime: str, **arguments: Any) -> list[dict[str, Any]]:
+    """The time of every kernel, from the runtime's own profile."""
+    found: list[dict[str, Any]] = runtime_module("profile", runtime).layers(
+        feed=State.feeds[0], **arguments
+    )
+    return found
+
+
 def peak_memory(runtime: str, options: dict[str, Any], **arguments: Any) -> dict[str, int]:
     """Bytes of this process before the artifact is opened, and at its peak while it runs."""
     return memory.peak(runtime_module("run", runtime), State.feeds[0], options, arguments)
@@ -215,6 +235,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "run": run,
     "golden": golden,
     "profile": profile,
+    "layers": layers,
     "peak_memory": peak_memory,
 }
 

@@ -1,0 +1,245 @@
+"""From a model to the ONNX file that a candidate is converted from: itself, or a quantized graph.
+
+All that is made here is kept under content-addressed keys: the float graph a model, the statistics
+a model and its samples, and a quantized graph besides these and a format. One set of statistics
+serves every format and every estimator.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from onmetal import cache as caches
+from onmetal.cache import Cache
+from onmetal.calibration.samples import Samples
+from onmetal.errors import OnmetalError, UnsupportedError
+from onmetal.profilers.local import Local
+from onmetal.records import Model, Source, plain
+from onmetal.targets import Format, Recipe, Target
+
+VERSION = 1
+MOST_WORKERS = 4
+"""Calibration runs in up to so many processes at once, each with the memory of one batch."""
+
+Told = Callable[[float, float, str], None]
+
+
+class Hub:
+    """One model's float graph, and what calibration saw in it: what its candidates are made of."""
+
+    def __init__(
+        self, model: Model, target: Target, samples: Samples | None, host: Local, cache: Cache
+    ) -> None:
+        self.model, self.samples, self.host, self.cache = model, samples, host, cache
+        self.formats = [
+            recipe.format for recipe in target.recipes if recipe.format and recipe.calibrated
+        ]
+
+    def source(
+        self,
+        recipe: Recipe,
+        told: Told,
+        keep_float: frozenset[str] = frozenset(),
+        estimator: str | None = None,
+    ) -> Source:
+        """What a recipe's artifacts are converted from.
+
+        Raises UnsupportedError, with the reason, where the recipe cannot be made of this model.
+        """
+        if recipe.method in ("float", "nncf"):
+            return Source(self.model.prepared, self.model.prepared_sha256)
+        if recipe.method == "static":
+            assert recipe.format
+            return self.quantized(recipe.format, told, keep_float, estimator)
+        return self._weights(recipe)
+
+    def float_graph(self) -> Path:
+        """The simplified float model."""
+        digest = caches.key(model=self.model.prepared_sha256, runtime=self._version(), code=VERSION)
+
+        def build(folder: Path) -> None:
+            self._call(
+                "converters.onnx_float:simplify",
+                prepared=str(self.model.prepared),
+                folder=str(folder),
+            )
+
+        return self.cache.get("float", digest, build) / "model.onnx"
+
+    def float_source(self) -> Source:
+        graph = self.float_graph()
+        return Source(graph, caches.sha256(graph))
+
+    def cuts(
+        self, graph: Path, form: Format, profiles: list[list[dict[str, Any]]], told: Told
+    ) -> list[list[str]]:
+        """Which nodes to keep in float, by profiles in float and in 8 bits (calibration.mixed)."""
+        found: list[list[str]] = self._call(
+            "calibration.mixed:cuts",
+            path=str(graph),
+            statistics=str(self.statistics(told)),
+            form=plain(form),
+            in_float=profiles[0],
+            in_8_bits=profiles[1],
+        )
+        return found
+
+    def statistics(self, told: Told) -> Path:
+        """The folder of calibration.statistics over all samples."""
+        samples, graph = self.samples, self.float_graph()
+        assert samples
+        digest = caches.key(
+            graph=caches.sha256(graph),
+            samples=samples.digest,
+            count=samples.count,
+            formats=plain(self.formats),
+            runtime=self._version(),
+            code=VERSION,
+        )
+        parts = max(1, min(self.host.facts().cores, MOST_WORKERS, samples.count // 8))
+
+        def build(folder: Path) -> None:
+            with self.cache.scratch() as scratch:
+                self._collect(graph, samples, parts, scratch, told)
+                for name in ("statistics.npz", "statistics.json"):
+                    (scratch / name).rename(folder / name)
+
+        return self.cache.get("statistics", digest, build)
+
+    def _collect(
+        self, graph: Path, samples: Samples, parts: int, scratch: Path, told: Told
+    ) -> None:
+        given: dict[str, Any] = {
+            "path": str(graph),
+            "tensors": self._call(
+                "calibration.search:tensors", path=str(graph), formats=plain(self.formats)
+            ),
+            "samples": plain(samples),
+            "model": plain(self.model),
+            "parts": parts,
+            "folder": str(scratch),
+        }
+        self._side_by_side("calibration.statistics:extremes", given, "ranges", told)
+        given["ranges"] = self._call(
+            "calibration.statistics:ranges_of", folder=str(scratch), parts=parts
+        )
+        self._side_by_side("calibration.statistics:histograms", given, "histograms", told)
+        self._call(
+            "calibration.statistics:finish",
+            folder=str(scratch),
+            parts=parts,
+            tensors=given["tensors"],
+            count=samples.count,
+        )
+
+    def _side_by_side(self, function: str, given: dict[str, Any], what: str, told: Told) -> None:
+        """Every part in a process of its own; the first one tells how far it is."""
+
+        def run(part: int) -> None:
+            def tell(done: float, total: float) -> None:
+                if not part:
+                    told(done, total, f"calibrating: {what}, {done / max(total, 1):.0%}")
+
+            with self.host.worker() as worker:
+                worker.call(
+                    "call",
+                    timeout_s=86400,
+                    progress=tell,
+                    function=f"onmetal.{function}",
+                    part=part,
+                    told=True,
+                    **given,
+                )
+
+        with ThreadPoolExecutor(given["parts"]) as pool:
+            list(pool.map(run, range(given["parts"])))
+
+    def quantized(
+        self,
+        form: Format,
+        told: Told,
+        keep_float: frozenset[str] = frozenset(),
+        estimator: str | None = None,
+    ) -> Source:
+        """A QDQ graph by a format, its estimator chosen by fidelity on the calibration samples."""
+        assert self.samples
+        graph, statistics = self.float_graph(), self.statistics(told)
+        digest = caches.key(
+            graph=caches.sha256(graph),
+            statistics=caches.sha256(statistics / "statistics.npz"),
+            samples=self.samples.digest,
+            format=plain(form),
+            keep_float=sorted(keep_float),
+            estimator=estimator,
+            runtime=self._version(),
+            code=VERSION,
+        )
+
+        def build(folder: Path) -> None:
+            details = self._call(
+                "calibration.search:build",
+                folder=str(folder),
+                path=str(graph),
+                statistics=str(statistics),
+                form=plain(form),
+                samples=plain(self.samples),
+                model=plain(self.model),
+                keep_float=sorted(keep_float),
+                estimator=estimator,
+            )
+            (folder / "details.json").write_bytes(msgspec.json.encode(details))
+
+        return self._made(self.cache.get("quantized", digest, build))
+
+    def _weights(self, recipe: Recipe) -> Source:
+        """8-bit weights alone, or MatMuls whose activations are quantized as they come."""
+        graph = self.float_graph()
+        digest = caches.key(
+            graph=caches.sha256(graph),
+            method=recipe.method,
+            format=plain(recipe.format),
+            runtime=self._version(),
+            code=VERSION,
+        )
+
+        def build(folder: Path) -> None:
+            details = self._call(
+                f"calibration.weights:{recipe.method}",
+                folder=str(folder),
+                path=str(graph),
+                form=plain(recipe.format),
+            )
+            (folder / "details.json").write_bytes(msgspec.json.encode(details))
+
+        return self._made(self.cache.get("quantized", digest, build))
+
+    def _made(self, folder: Path) -> Source:
+        path = folder / "model.onnx"
+        details = msgspec.json.decode((folder / "details.json").read_bytes())
+        return Source(path, caches.sha256(path), details)
+
+    def _version(self) -> str:
+        return self.host.facts().runtimes.get("onnxruntime", "none")
+
+    def _call(self, function: str, **arguments: Any) -> Any:
+        """In a child process: models are foreign, and runtimes may crash on them."""
+        with self.host.worker() as worker:
+            try:
+                return worker.call(
+                    "call", timeout_s=3600, function=f"onmetal.{function}", **arguments
+                )
+            except UnsupportedError:
+                raise
+            except OnmetalError as error:
+                raise UnsupportedError(f"it cannot be quantized: {error}") from None
+
+
+def load_statistics(folder: Path) -> dict[str, Any]:
+    """Facts of calibration's statistics, for checks: no runtime is needed to read them."""
+    arrays = np.load(folder / "statistics.npz", allow_pickle=False)
+    facts: dict[str, Any] = msgspec.json.decode((folder / "statistics.json").read_bytes())
+    return {**facts, **{name: arrays[name] for name in arrays.files if name != "counts"}}
