@@ -46,7 +46,7 @@ class Placement(Struct, frozen=True):
     """Outputs of nodes in 8 bits that are not quantized."""
 
     derived: frozenset[str]
-    """Quantized tensors that have no range of their own: what an operator of `same_scale` gives."""
+    """Quantized tensors that need no range of their own: what a mover of `same_scale` gives."""
 
     def groups(self) -> dict[str, list[str]]:
         """Root -> the tensors of its group that have ranges of their own."""
@@ -77,7 +77,7 @@ def place(
         if not_finite & {*activations(node, graph), *result(node, graph, after)}:
             del listed[name]
     heavy = {name for name, node in listed.items() if _weighted(graph, node)}
-    integer = _trimmed(graph, _forward(graph, listed, heavy, after))
+    integer = _trimmed(graph, _forward(graph, form, listed, heavy, after))
     after = {name: follower for name, follower in after.items() if name in integer}
     raw = _raw(graph, integer, after)
     roots, derived = _roots(graph, form, integer, after, raw)
@@ -142,7 +142,11 @@ def result(node: onnx.NodeProto, graph: Graph, after: dict[str, str]) -> list[st
 
 
 def _forward(
-    graph: Graph, listed: dict[str, onnx.NodeProto], heavy: set[str], after: dict[str, str]
+    graph: Graph,
+    form: Format,
+    listed: dict[str, onnx.NodeProto],
+    heavy: set[str],
+    after: dict[str, str],
 ) -> set[str]:
     """Rules 1 and 2, in the order of computation. -> names of nodes in 8 bits."""
     integer: set[str] = set()
@@ -151,7 +155,7 @@ def _forward(
         if node.name not in listed:
             continue
         needs = activations(node, graph)
-        if node.name not in heavy and not _between(graph, node, needs, available):
+        if node.name not in heavy and not _between(graph, form, node, needs, available):
             if not (node.op_type in MOVERS and _leads(graph, node, listed, heavy, set())):
                 continue
             if not all(graph.is_float(name) for name in needs) or not _movable(graph, node):
@@ -161,12 +165,16 @@ def _forward(
     return integer
 
 
-def _between(graph: Graph, node: onnx.NodeProto, needs: list[str], available: set[str]) -> bool:
+def _between(
+    graph: Graph, form: Format, node: onnx.NodeProto, needs: list[str], available: set[str]
+) -> bool:
     """Rule 2: whether all that it computes with is quantized already."""
     if node.op_type in WEIGHTED or not needs or not set(needs) <= available:
         return False
     if node.op_type in PAIRED:
         names = [name for name in node.input if name]
+        if node.op_type in form.same_scale and len(set(names)) > len(needs):
+            return False  # a constant need not fit in the range of what is computed
         return all(graph.is_float(n) for n in names) and all(graph.is_float(n) for n in node.output)
     return _movable(graph, node)
 
@@ -255,5 +263,5 @@ def _roots(
             first = root(taken[0])
             for name in taken[1:] + given:
                 roots[root(name)] = first
-            derived |= set(given)
+            derived |= set(given) if node.op_type in MOVERS else set()
     return {name: root(name) for name in roots}, derived

@@ -21,6 +21,10 @@ from onmetal.targets import Format
 
 VERSION = 1
 TINY = float(np.finfo(np.float32).tiny)
+HUGE = 1e30
+BIAS_MOST = 2**30
+"""The accumulator begins with the bias: half of its 32 bits' range is left to the products, room
+for 33,000 of them."""
 _DTYPES = {"u8": np.dtype(np.uint8), "s8": np.dtype(np.int8)}
 
 
@@ -46,6 +50,8 @@ def activation_scale(found: Range, form: Format) -> Scale:
     A range of nothing but zero gets the scale 1. (Jacob et al., 2018, arXiv:1712.05877.)
     """
     low, high = min(found[0], 0.0), max(found[1], 0.0)
+    if not np.isfinite(high - low):
+        raise UnsupportedError(f"a range of {low:g} to {high:g} cannot be laid on 8 bits")
     dtype = _DTYPES[form.activation]
     least = int(np.iinfo(dtype).min)
     if form.activation_symmetric:
@@ -349,7 +355,7 @@ class _Writer:
         least = None
         if bias and entry is not None:
             offsets = np.abs(np.asarray(self.graph.constant(bias), np.float64)).reshape(-1)
-            least = offsets / (entry * (2.0**31 - 256))
+            least = np.clip(np.maximum(offsets / BIAS_MOST, TINY) / entry, 0, HUGE)
             if axis is None:
                 least = np.asarray(least.max(initial=0.0))
         integers, scale = quantize_weight(value, self.form, axis, least)
@@ -358,12 +364,10 @@ class _Writer:
     def _bias(self, name: str, entry: float, weight: Scale, owner: str) -> str:
         """int32 in the scale of the accumulator: input times weight, zero point 0."""
         value = np.asarray(self.graph.constant(name), np.float64)
-        scale = (np.float32(entry) * weight.scale).astype(np.float32)
-        if scale.ndim == 0:
-            scale = np.broadcast_to(scale, ())
+        product = np.maximum(entry * weight.scale.astype(np.float64), TINY)
+        scale = np.minimum(product, HUGE).astype(np.float32)
         integers = np.round(value / scale.astype(np.float64))
-        limit = 2**31 - 1
-        integers = np.clip(integers, -limit, limit).astype(np.int32)
+        integers = np.clip(integers, -BIAS_MOST, BIAS_MOST).astype(np.int32)
         zero = np.zeros(scale.shape, np.int32)
         axis = 0 if scale.ndim else None
         return self._stored(f"{name}@{owner}", integers, Scale(scale, zero, axis))

@@ -3,6 +3,7 @@
 Runs in a child process. Which data judges candidates in the end is never seen here.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from onmetal.calibration.fidelity import sqnr_db
 from onmetal.calibration.graph import Graph
 from onmetal.calibration.ranges import ESTIMATORS, Range, estimate
 from onmetal.calibration.samples import Samples
-from onmetal.calibration.statistics import Statistics
+from onmetal.calibration.statistics import Statistics, session
 from onmetal.errors import UnsupportedError
 from onmetal.records import Model, restore
 from onmetal.targets import Format
@@ -65,7 +66,8 @@ def build(
     }
     made: dict[str, onnx.ModelProto] = {}
     found: dict[str, float] = {}
-    reference = _outputs(original, samples, model)
+    data, of = restore(samples, Samples), restore(model, Model)
+    reference = spread_outputs(original, data, of)
     best = None
     for name, entry in ranges.items():
         twin = next((other for other in found if ranges[other] == entry), None)
@@ -73,7 +75,7 @@ def build(
             found[name] = found[twin]
             continue
         made[name] = quantize.quantize(original, rules, placed, entry)
-        found[name] = _fidelity(reference, _outputs(made[name], samples, model))
+        found[name] = fidelity(reference, spread_outputs(made[name], data, of))
         if best is None or found[name] > found[best] + WORTH_DB:
             best = name
     assert best
@@ -108,25 +110,26 @@ def _ranges(name: str, seen: Statistics, form: Format) -> dict[str, Range]:
     return {tensor: estimate(name, entry, grid) for tensor, entry in seen.seen.items()}
 
 
-def _outputs(
-    model: onnx.ModelProto, samples: dict[str, Any], of: dict[str, Any]
+def spread_outputs(
+    model: onnx.ModelProto, data: Samples, of: Model, inner: Sequence[str] = ()
 ) -> dict[str, np.ndarray]:
-    """[batches, ...] of every output over the first calibration samples spread over all."""
-    from onmetal.calibration.statistics import session
-
-    data, record = restore(samples, Samples), restore(of, Model)
-    opened = session(model)
+    """[inferences, ...] of every output, and of `inner` tensors, over samples spread over all."""
     names = [value.name for value in model.graph.output]
-    count = max(1, min(LOOKED_AT, data.count // record.batch))
+    for name in inner:
+        if name not in names:
+            names.append(name)
+            model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    opened = session(model)
+    count = max(1, min(LOOKED_AT, data.count // of.batch))
     rows = []
     for number in range(count):
         start = number * data.count // count
-        indices = [min(start + place, data.count - 1) for place in range(record.batch)]
-        rows.append(opened.run(names, data.feed(record, indices)))
+        indices = [min(start + place, data.count - 1) for place in range(of.batch)]
+        rows.append(opened.run(names, data.feed(of, indices)))
     return {name: np.stack([row[i] for row in rows]) for i, name in enumerate(names)}
 
 
-def _fidelity(reference: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> float:
+def fidelity(reference: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> float:
     """The worst output's SQNR in dB; floats alone count where there are any."""
     names = [name for name, array in reference.items() if array.dtype.kind == "f"]
     return min(sqnr_db(reference[name], found[name]) for name in names or reference)

@@ -65,7 +65,7 @@ def extremes(
     told: Told = lambda done, total: None,
 ) -> None:
     """Pass 1: `extremes-<part>.npy` [batches, tensors, 2] float32, the least and greatest value of
-    each tensor in each batch. NaN where a tensor holds one."""
+    each tensor in each batch. (Reductions may overlook a NaN: pass 2 finds it.)"""
     data, of = _restored(samples, model)
     graph = onnx.load(path)
     del graph.graph.output[:]
@@ -118,6 +118,8 @@ class _Exposed:
     def run(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         for name, array in feed.items():
             self.binding.bind_cpu_input(name, array)
+        for name in self.free:  # anew, since what was bound to the last result has its shape
+            self.binding.bind_output(name)
         self.session.run_with_iobinding(self.binding)
         found = {**self.buffers, **{name: feed[name] for name in self.inputs}}
         if self.free:
@@ -153,22 +155,28 @@ def histograms(
     np.save(Path(folder) / f"counts-{part}.npy", counts)
 
 
+_BUFFERS: dict[Any, np.ndarray] = {
+    np.float32: np.empty(CHUNK, np.float32),
+    np.float64: np.empty(CHUNK, np.float64),
+}
+_PLACES = np.empty(CHUNK, np.intp)
+
+
 class Binned:
     """Counts values in BINS linear bins of [low, high]; the last bin holds `high` too.
 
-    One multiply-add and one conversion in buffers that are used again, then a bincount in chunks:
-    a third of the time of np.histogram, which sorts out every edge case for each value.
+    One subtraction (first, since it is exact near `low`), one multiplication and one conversion in
+    buffers that are used again, then a bincount in chunks: a third of the time of np.histogram,
+    which sorts out every edge case for each value.
     """
 
-    scaled = np.empty(CHUNK, np.float32)
-    places = np.empty(CHUNK, np.intp)
-
     def __init__(self, low: float, high: float) -> None:
-        width = np.float32(high) - np.float32(low)
-        self.slope = np.float32(BINS) / width if width > 0 else np.float32(0)
-        if not np.isfinite(self.slope):  # a width too small for its inverse
-            self.slope = np.float32(0)
-        self.offset = np.float32(-low) * self.slope
+        slope = BINS / (high - low) if high > low else 0.0
+        # A slope or a width that float32 does not hold is computed with in float64.
+        narrow = high - low < 1e38 and slope < 1e38
+        self.dtype = np.float32 if narrow else np.float64
+        self.low, self.slope = self.dtype(low), self.dtype(slope)
+        self.scaled = _BUFFERS[self.dtype]
 
     def add(self, values: np.ndarray, counts: np.ndarray) -> bool:
         """-> whether all values are numbers. (A NaN, of which reductions tell nothing, becomes the
@@ -176,10 +184,10 @@ class Binned:
         flat = values.reshape(-1)
         for start in range(0, flat.size, CHUNK):
             chunk = flat[start : start + CHUNK]
-            scaled, places = self.scaled[: chunk.size], self.places[: chunk.size]
-            np.multiply(chunk, self.slope, out=scaled)
-            np.add(scaled, self.offset, out=scaled)
-            with np.errstate(invalid="ignore"):
+            scaled, places = self.scaled[: chunk.size], _PLACES[: chunk.size]
+            with np.errstate(invalid="ignore", over="ignore"):
+                np.subtract(chunk, self.low, out=scaled)
+                np.multiply(scaled, self.slope, out=scaled)
                 np.copyto(places, scaled, casting="unsafe")
             try:
                 found = np.bincount(places, minlength=BINS + 1)
@@ -204,10 +212,11 @@ def join_extremes(folder: Path, parts: int) -> np.ndarray:
 
 def moving_averages(found: np.ndarray) -> np.ndarray:
     """[tensors, 2] float32: the exponential moving average over the batches."""
-    average = np.array(found[0], np.float32)
-    for row in found[1:]:
-        average += np.float32(SMOOTHING) * (row - average)
-    return average
+    average = np.array(found[0], np.float64)
+    with np.errstate(invalid="ignore"):  # of tensors that are infinite, which stay float
+        for row in found[1:]:
+            average += SMOOTHING * (row - average)
+    return average.astype(np.float32)
 
 
 class Statistics:
@@ -215,20 +224,27 @@ class Statistics:
 
     def __init__(self, folder: Path) -> None:
         self.facts: dict[str, Any] = json.loads((folder / "statistics.json").read_text("utf-8"))
-        arrays = np.load(folder / "statistics.npz", allow_pickle=False)
+        with np.load(folder / "statistics.npz", allow_pickle=False) as arrays:
+            low, high, half = arrays["low"], arrays["high"], arrays["half"]
+            average, counts = arrays["average"], arrays["counts"]
         self.seen = {
             name: Seen(
-                low=float(arrays["low"][i]),
-                high=float(arrays["high"][i]),
-                average_low=float(arrays["average"][i, 0]),
-                average_high=float(arrays["average"][i, 1]),
-                counts=arrays["counts"][i],
+                low=float(low[i]),
+                high=float(high[i]),
+                average_low=float(average[i, 0]),
+                average_high=float(average[i, 1]),
+                counts=counts[i],
             )
             for i, name in enumerate(self.facts["tensors"])
             if name not in self.facts["not_finite"]
         }
         self.not_finite: frozenset[str] = frozenset(self.facts["not_finite"])
         """Tensors that were NaN or infinite in some sample: they stay float."""
+        self.half = {
+            name: (float(low), float(high))
+            for name, (low, high) in zip(self.facts["tensors"], half, strict=True)
+        }
+        """The ranges over the first half of the samples."""
 
 
 def ranges_of(folder: str, parts: int) -> list[list[float]]:

@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 from onnx import numpy_helper, version_converter
 
-from onmetal.calibration.graph import Graph
+from onmetal.calibration.graph import Graph, attribute
 from onmetal.errors import UnsupportedError, reason
 
 VERSION = 1
 LEAST_OPSET = 13
 """The first in which QuantizeLinear and DequantizeLinear have an axis, so scales per channel."""
+LEAST_IR = 7
+"""The format version that came with it."""
 
 
 def simplify(prepared: str, folder: str) -> dict[str, Any]:
@@ -29,11 +32,13 @@ def simplify(prepared: str, folder: str) -> dict[str, Any]:
     """
     path = Path(folder) / "model.onnx"
     try:
-        model = onnx.load(prepared)
+        model = onnx.inliner.inline_local_functions(onnx.load(prepared))
+        _fix_weights(model)
         model = _raise_opset(model)
         _fold_dequantized(model)
-        _optimize(model, path)
-        model = onnx.load(str(path))
+        model = _optimized(model, path)
+        if _fold_dequantized(model) + _fold_norms(model):
+            model = _optimized(model, path)
         _tidy(model)
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
         path.write_bytes(model.SerializeToString(deterministic=True))
@@ -59,13 +64,26 @@ def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
         ) from None
 
 
-def _fold_dequantized(model: onnx.ModelProto) -> None:
-    """Weights stored in 8 bits become float again: they are quantized anew, by one set of rules."""
+def _fix_weights(model: onnx.ModelProto) -> None:
+    """Weights that old files list among the graph's inputs too, to be overridden, are constants."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for value in list(model.graph.input):
+        if value.name in constants:
+            model.graph.input.remove(value)
+    model.ir_version = max(model.ir_version, LEAST_IR)
+
+
+def _fold_dequantized(model: onnx.ModelProto) -> int:
+    """Weights stored in 8 bits become float again: they are quantized anew, by one set of rules.
+
+    -> how many.
+    """
     graph = Graph(model)
+    folded = 0
     for node in list(model.graph.node):
         if node.op_type != "DequantizeLinear" or node.domain not in ("", "ai.onnx"):
             continue
-        values = [graph.constant(name) for name in node.input]
+        values = [graph.constant(name) for name in node.input if name]
         if any(value is None for value in values):
             continue
         data, scale, *zero = [np.asarray(value) for value in values]
@@ -81,9 +99,48 @@ def _fold_dequantized(model: onnx.ModelProto) -> None:
         real = ((data.astype(np.int64) - offset) * step.astype(np.float64)).astype(scale.dtype)
         model.graph.initializer.append(numpy_helper.from_array(real, node.output[0]))
         model.graph.node.remove(node)
+        folded += 1
+    return folded
 
 
-def _optimize(model: onnx.ModelProto, path: Path) -> None:
+def _fold_norms(model: onnx.ModelProto) -> int:
+    """A BatchNormalization after a Gemm goes into it, which ONNX Runtime does for Conv alone.
+
+    y = (x - mean) * scale / sqrt(var + epsilon) + offset, per output. -> how many.
+    """
+    graph = Graph(model)
+    folded = 0
+    for norm in graph.nodes:
+        gemm = graph.producer.get(norm.input[0]) if norm.op_type == "BatchNormalization" else None
+        if gemm is None or gemm.op_type != "Gemm" or graph.only_consumer(gemm.output[0]) != norm:
+            continue
+        weight = graph.constant(gemm.input[1])
+        given = [graph.constant(name) for name in norm.input[1:5]]
+        bias = graph.constant(gemm.input[2]) if len(gemm.input) > 2 else None
+        plain = attribute(gemm, "alpha", 1.0) == 1.0 and attribute(gemm, "beta", 1.0) == 1.0
+        if weight is None or any(v is None for v in given) or len(norm.output) > 1 or not plain:
+            continue
+        if len(gemm.input) > 2 and bias is None:
+            continue
+        scale, offset, mean, variance = (np.asarray(value, np.float64) for value in given)
+        factor = scale / np.sqrt(variance + attribute(norm, "epsilon", 1e-5))
+        wide = factor[:, None] if attribute(gemm, "transB", 0) else factor
+        before = np.zeros(1) if bias is None else np.asarray(bias, np.float64)
+        names = [f"{norm.output[0]}.weight", f"{norm.output[0]}.bias"]
+        for name, value in zip(
+            names, (weight * wide, (before - mean) * factor + offset), strict=True
+        ):
+            array = np.asarray(value, weight.dtype)
+            model.graph.initializer.append(numpy_helper.from_array(array, name))
+        del gemm.input[1:]
+        gemm.input.extend(names)
+        gemm.output[0] = norm.output[0]
+        model.graph.node.remove(norm)
+        folded += 1
+    return folded
+
+
+def _optimized(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     """By ONNX Runtime's basic level, which leaves standard operators: constants are folded,
     Conv with BatchNorm, Mul or Add becomes one Conv, MatMul with Add a Gemm."""
     onnxruntime = import_module("onmetal.profilers.run_onnxruntime").onnxruntime  # no telemetry
@@ -95,6 +152,7 @@ def _optimize(model: onnx.ModelProto, path: Path) -> None:
     onnxruntime.InferenceSession(
         model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
     )
+    return onnx.load(str(path))
 
 
 def _tidy(model: onnx.ModelProto) -> None:

@@ -14,7 +14,6 @@ from onmetal.cache import Cache
 from onmetal.calibration import samples
 from onmetal.converters import check_options, convert
 from onmetal.errors import DeviceError, OnmetalError, UnsupportedError, UsageError
-from onmetal.plan import plan
 from onmetal.profilers import measure, statistics
 from onmetal.profilers.local import Local
 from onmetal.progress import Progress
@@ -89,47 +88,6 @@ def show_devices() -> Shown:
     lines.append(f"  targets: {', '.join(fits) or 'none'}")
     lines += [f"  lacks {lack}" for lack in lacks]
     return document, "\n".join(lines)
-
-
-def inspect(path: Path, target_name: str | None, batch: int | None, shapes: list[str]) -> Shown:
-    target = targets.load(target_name) if target_name else None
-    if target:
-        check_options(target)
-    with Cache() as cache:
-        device = Local(cache)
-        found = model.read(path, model.parse_shapes(shapes), batch, cache, device)
-        support = _support(target, found, device, cache) if target else []
-    document = {
-        "schema": 1,
-        **report.model_document(found),
-        "operators": found.operators,
-        "target": target.name if target else None,
-        "support": support,
-    }
-    lines = [f"{path}: ONNX, {report.size(found.size_bytes)}, batch {found.batch}"]
-    for kind, tensors in (("input", found.inputs), ("output", found.outputs)):
-        lines += [f"{kind}  {t.name}  {t.dtype}{list(t.shape)}" for t in tensors]
-    macs = "not counted: a shape is not static" if found.macs is None else f"{found.macs:,}"
-    lines.append(f"parameters {found.parameters:,}; multiply-accumulates {macs}")
-    lines.append("operators " + ", ".join(f"{n} {name}" for name, n in found.operators.items()))
-    lines += [f"note: {note}" for note in found.notes]
-    for entry in support:
-        lines.append(f"{entry['candidate']}: {entry['says']}")
-    return document, "\n".join(lines)
-
-
-def _support(target: Target, found: Model, device: Local, cache: Cache) -> list[dict[str, Any]]:
-    """What of the target's plan can run the model, and what not and why."""
-    support = []
-    for entry in plan(target, [found], device.facts(), None):
-        says, runs = entry.skipped or "runs, all of it", not entry.skipped
-        if runs:
-            try:
-                convert(entry.name, found, entry.recipe, entry.runtime, target, 1, device, cache)
-            except UnsupportedError as error:
-                says, runs = f"cannot run it: {error}", False
-        support.append({"candidate": entry.name, "runs": runs, "says": says})
-    return support
 
 
 def verify(folder: Path, address: str, *, run: bool) -> Shown:

@@ -27,7 +27,7 @@ meets the budget, and write a bundle that anyone can verify.
 Beside it:
   deploy targets [NAME]     the targets, or one of them in full
   deploy devices            what is attached and ready, and what each lacks
-  deploy inspect MODEL      inputs, operators, parameters, multiply-accumulates
+  deploy inspect MODEL      inputs, operators, parameters, multiply-accumulates; where 8 bits hurt
   deploy bench ARTIFACT …   measure artifacts against each other, interleaved
   deploy verify BUNDLE      is a bundle whole, and does it still give what it gave?
 """
@@ -231,17 +231,35 @@ def _run_devices(words: Sequence[str]) -> int:
 
 def _run_inspect(words: Sequence[str]) -> int:
     parser = Parser("deploy inspect", description="What a model takes, gives and costs.")
-    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("model", metavar="MODEL|ARTIFACT")
     parser.add_argument("--target", help="also tell what this target cannot run, and why")
+    parser.add_argument("--data", help="samples: which operators bear the target's 8 bits badly")
+    parser.add_argument(
+        "--against",
+        metavar="FLOAT",
+        help="the float model that ARTIFACT (.onnx, .xml or a bundle) was made from: "
+        "name the first tensor that went wrong",
+    )
     parser.add_argument("--batch", type=int)
     parser.add_argument("--input-shape", action="append", default=[], metavar="NAME=1,3,224,224")
     parser.add_argument("--json", action="store_true")
     asked = parser.read(words)
-    from onmetal import beside
+    from onmetal import inspecting
+    from onmetal.progress import Progress
 
-    document, text = beside.inspect(
-        Path(asked.model), asked.target, _positive(asked.batch, "--batch"), asked.input_shape
-    )
+    progress = Progress(steps=1)
+    batch = _positive(asked.batch, "--batch")
+    if asked.against:
+        if asked.target:
+            raise UsageError("--against compares two files: leave --target out")
+        document, text = inspecting.compare(
+            Path(asked.model), Path(asked.against), batch, asked.input_shape, asked.data, progress
+        )
+    else:
+        document, text = inspecting.inspect(
+            Path(asked.model), asked.target, batch, asked.input_shape, asked.data, progress
+        )
+    progress.clear()
     _print(document, asked.json, text)
     return 0
 

@@ -97,6 +97,7 @@ def ranking(
 def objections(trial: Trial, budget: Budget, target: Target, higher_is_better: bool) -> list[str]:
     """Everything that speaks against a trial that ran: the budget, and what the hardware has."""
     found = budget.objections(trial, exact=trial.recipe == EXACT, higher_is_better=higher_is_better)
+    found += trial.collapsed
     limits, candidate, memory = target.limits, trial.candidate, trial.peak_memory_bytes
     if limits.storage_kib and candidate and candidate.size_bytes > limits.storage_kib * 1024:
         found.append(

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from onmetal import cache as caches
 from onmetal.cache import Cache
-from onmetal.calibration import accuracy, fidelity
+from onmetal.calibration import accuracy, collapse, fidelity
 from onmetal.calibration.metrics import Scorer
 from onmetal.converters import convert
 from onmetal.errors import DeviceError, OnmetalError, UnsupportedError
@@ -175,4 +175,10 @@ def _judged(
             f"{trial.runtime} does not compute this model as ONNX Runtime does: "
             f"{min(sqnr.values()):.0f} dB where over 60 dB is usual for fp32"
         )
-    return replace(trial, accuracy=found, sqnr_db=sqnr, warnings=tuple(warnings))
+    lost: list[str] = []
+    if original and trial.recipe != EXACT:
+        for name, output in judged.outputs.items():
+            lost += collapse.collapsed(name, original.outputs[name], output)
+    return replace(
+        trial, accuracy=found, sqnr_db=sqnr, warnings=tuple(warnings), collapsed=tuple(lost)
+    )

@@ -242,14 +242,21 @@ def _fast(
     fresh = replace(trial, status="ok", reason=None)
     tried = [convert_one(task, entry, fresh, cache, progress, source) for source in sources]
     good = [other for other in tried if usable(other)]
-    if len(good) < 2:
-        return (good or tried)[0]
+    if not good:
+        return tried[0]
     numbered = [
         replace(other, name=f"{other.name} #{number}", candidate=_named(other, number))
         for number, other in enumerate(good)
     ]
-    times = _times(task, numbered, feeds, clock, progress)
-    best = min(range(len(good)), key=lambda number: times.get(numbered[number].name, float("inf")))
+    times = _times(task, [*numbered, base], feeds, clock, progress)
+    best = min(range(len(good)), key=lambda i: times.get(numbered[i].name, float("inf")))
+    mine, plain = times.get(numbered[best].name), times.get(base.name)
+    if mine and plain and mine > plain:
+        why = (
+            f"its profile promised more than it kept: {mine / plain:.2f} times as slow as "
+            f"{base.name} in a short timing"
+        )
+        return replace(trial, status="skipped", reason=f"first look: {why}")
     return good[best]
 
 

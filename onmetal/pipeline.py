@@ -19,7 +19,7 @@ from onmetal.profilers.local import state
 from onmetal.progress import Progress
 from onmetal.records import Trial, plain
 from onmetal.task import Clock, Request, Task, prepare
-from onmetal.trials import convert_all, examine_all, measure_all
+from onmetal.trials import check_calibration, convert_all, examine_all, measure_all
 from onmetal.vectors import keep_raw, write_feeds, write_golden
 
 
@@ -41,6 +41,7 @@ def deploy(request: Request, progress: Progress) -> dict[str, Any]:
         _check_plan(task.planned)
         feeds = write_feeds(task, scratch)
         progress.step("calibrating and converting")
+        check_calibration(task, cache, progress)
         trials = convert_all(task, cache, clock, progress)
         trials, seen = look(task, trials, feeds, scratch, clock, progress)
         trials = add_fast(task, trials, seen, feeds, cache, clock, progress)

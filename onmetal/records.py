@@ -187,6 +187,8 @@ class Trial(Struct, frozen=True):
     ran_on: dict[str, Any] | None = None
     missing: dict[str, str] = {}
     warnings: tuple[str, ...] = ()
+    collapsed: tuple[str, ...] = ()
+    """What of the model is lost altogether, in words: dead outputs, one prediction for all."""
     failure: Literal["conversion", "device"] | None = None
 
 

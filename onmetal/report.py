@@ -17,7 +17,7 @@ def candidate_document(trial: Trial) -> dict[str, Any]:
         "sha256": candidate.sha256 if candidate else None,
         "status": trial.status,
         "reason": trial.reason,
-        "warnings": list(trial.warnings),
+        "warnings": [*trial.warnings, *trial.collapsed],
         "size_bytes": candidate.size_bytes if candidate else None,
         "macs": candidate.model.macs if candidate else None,
         "accuracy": plain(trial.accuracy),

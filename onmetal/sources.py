@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from onmetal import cache as caches
 from onmetal.cache import Cache
@@ -110,6 +109,35 @@ class Hub:
 
         return self.cache.get("statistics", digest, build)
 
+    def warnings(self, judged: Samples | None, told: Told) -> list[str]:
+        """What is suspicious about the calibration samples (calibration.sanity)."""
+        found: list[str] = self._call(
+            "calibration.sanity:examine",
+            path=str(self.float_graph()),
+            statistics=str(self.statistics(told)),
+            samples=plain(self.samples),
+            judged=plain(judged) if judged else None,
+            model=plain(self.model),
+        )
+        return found
+
+    def sensitivity(self, form: Format, told: Told) -> list[dict[str, Any]]:
+        """Each operator alone in 8 bits (calibration.sensitivity)."""
+        given: dict[str, Any] = {
+            "path": str(self.float_graph()),
+            "statistics": str(self.statistics(told)),
+            "form": plain(form),
+            "samples": plain(self.samples),
+            "model": plain(self.model),
+        }
+        found: list[dict[str, Any]] = self._call(
+            "calibration.sensitivity:each",
+            lambda done, total: told(done, total, f"operator {done} of {total}"),
+            told=True,
+            **given,
+        )
+        return found
+
     def _collect(
         self, graph: Path, samples: Samples, parts: int, scratch: Path, told: Told
     ) -> None:
@@ -144,16 +172,7 @@ class Hub:
                 if not part:
                     told(done, total, f"calibrating: {what}, {done / max(total, 1):.0%}")
 
-            with self.host.worker() as worker:
-                worker.call(
-                    "call",
-                    timeout_s=86400,
-                    progress=tell,
-                    function=f"onmetal.{function}",
-                    part=part,
-                    told=True,
-                    **given,
-                )
+            self._call(function, tell, part=part, told=True, **given)
 
         with ThreadPoolExecutor(given["parts"]) as pool:
             list(pool.map(run, range(given["parts"])))
@@ -225,21 +244,26 @@ class Hub:
     def _version(self) -> str:
         return self.host.facts().runtimes.get("onnxruntime", "none")
 
-    def _call(self, function: str, **arguments: Any) -> Any:
-        """In a child process: models are foreign, and runtimes may crash on them."""
+    def _call(
+        self,
+        function: str,
+        progress: Callable[[int, int], None] | None = None,
+        **arguments: Any,
+    ) -> Any:
+        """In a child process: models are foreign, and runtimes may crash on them.
+
+        Raises UnsupportedError for whatever goes wrong there.
+        """
         with self.host.worker() as worker:
             try:
                 return worker.call(
-                    "call", timeout_s=3600, function=f"onmetal.{function}", **arguments
+                    "call",
+                    timeout_s=86400,
+                    progress=progress,
+                    function=f"onmetal.{function}",
+                    **arguments,
                 )
             except UnsupportedError:
                 raise
             except OnmetalError as error:
                 raise UnsupportedError(f"it cannot be quantized: {error}") from None
-
-
-def load_statistics(folder: Path) -> dict[str, Any]:
-    """Facts of calibration's statistics, for checks: no runtime is needed to read them."""
-    arrays = np.load(folder / "statistics.npz", allow_pickle=False)
-    facts: dict[str, Any] = msgspec.json.decode((folder / "statistics.json").read_bytes())
-    return {**facts, **{name: arrays[name] for name in arrays.files if name != "counts"}}

@@ -48,6 +48,24 @@ def convert_all(task: Task, cache: Cache, clock: Clock, progress: Progress) -> l
     return trials
 
 
+def check_calibration(task: Task, cache: Cache, progress: Progress) -> None:
+    """Warn of what is suspicious about the samples that candidates are calibrated with."""
+    for number, model in enumerate(task.models):
+        if str(model.path) not in task.calibration:
+            continue
+
+        def told(done: float, total: float, what: str) -> None:
+            progress(done, total, what)
+
+        judged = task.data[str(model.path)] if task.labelled else None
+        try:
+            found = hub(task, model, cache).warnings(judged, told)
+        except UnsupportedError:
+            continue  # each candidate says why
+        if not number:
+            task.warnings.extend(found)
+
+
 def hub(task: Task, model: Model, cache: Cache) -> Hub:
     samples = task.calibration.get(str(model.path))
     return Hub(model, task.target, samples, task.host, cache)

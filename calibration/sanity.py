@@ -1,0 +1,189 @@
+"""Does the calibration data look like what the model wants? Said as warnings, with advice.
+
+Runs in a child process, on the float graph and its statistics.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onmetal.calibration.graph import Graph
+from onmetal.calibration.placement import WEIGHTED
+from onmetal.calibration.samples import Samples
+from onmetal.calibration.search import spread_outputs
+from onmetal.calibration.statistics import Statistics
+from onmetal.records import Model, restore
+
+FEW = 32
+GROWN, GROWING = 0.10, 0.5
+"""A range that grew by so much in the second half of the samples; the share of such tensors."""
+ONE_CLASS = 0.9
+"""The share of samples with one prediction that is no chance, where there are several classes."""
+UNNORMALIZED = 20.0
+"""The first layer's outputs spread by about 1 in a trained network (normalization sees to that), by
+over 50 in each that was fed raw bytes instead of what it was trained on (ResNet-20, ResNet-56,
+EfficientNet-Lite0), and by 0.8 in one that was trained on raw bytes (MLPerf Tiny's ResNet-8)."""
+APART = 4.0
+"""The ratio of spreads, or the difference of means in spreads, from which inputs are unlike."""
+
+
+def examine(
+    path: str,
+    statistics: str,
+    samples: dict[str, Any],
+    judged: dict[str, Any] | None,
+    model: dict[str, Any],
+) -> list[str]:
+    """Warnings about the calibration `samples`, and about `judged` where it is other data."""
+    graph, seen = Graph(onnx.load(path)), Statistics(Path(statistics))
+    data, of = restore(samples, Samples), restore(model, Model)
+    outputs = spread_outputs(onnx.load(path), data, of, _first(graph))
+    said = [*_growing(seen, data.count), *_dead(graph, seen), *_not_finite(seen, data.count)]
+    mine = _inputs(data, of)
+    said += _constant(mine)
+    said += _unlike(graph, mine, outputs)
+    if judged is not None:
+        said += _apart(mine, _inputs(restore(judged, Samples), of))
+    return said
+
+
+def _growing(seen: Statistics, count: int) -> list[str]:
+    said = []
+    if count < FEW:
+        said.append(
+            f"{count} calibration samples are few: the ranges of activations may not be all there; "
+            "100 to 500 are usual"
+        )
+    grown = [
+        name
+        for name, (low, high) in seen.half.items()
+        if name in seen.seen
+        and (seen.seen[name].high - seen.seen[name].low) > (1 + GROWN) * (high - low)
+    ]
+    if len(seen.seen) and len(grown) > GROWING * len(seen.seen):
+        said.append(
+            f"ranges are still growing: {len(grown)} of {len(seen.seen)} tensors went over "
+            f"{GROWN:.0%} beyond the range that the first half of the calibration samples had "
+            "shown; give more samples"
+        )
+    return said
+
+
+def _dead(graph: Graph, seen: Statistics) -> list[str]:
+    dead = [n for n, entry in seen.seen.items() if entry.low == entry.high]
+    dead = [name for name in dead if name not in graph.inputs]
+    if not dead:
+        return []
+    return [
+        f"{len(dead)} tensors have one value only in all calibration samples, {dead[0]!r} "
+        f"({seen.seen[dead[0]].low:g}) among them: a dead layer, or samples too much alike"
+    ]
+
+
+def _not_finite(seen: Statistics, count: int) -> list[str]:
+    if not seen.not_finite:
+        return []
+    return [
+        f"{len(seen.not_finite)} tensors are NaN or infinite in some calibration samples, "
+        f"{min(seen.not_finite)!r} among them: no range holds them, so what uses them stays float"
+    ]
+
+
+def _inputs(data: Samples, model: Model) -> dict[str, np.ndarray]:
+    """By input, up to 64 samples spread over all."""
+    count = max(1, min(64, data.count // model.batch))
+    rows = []
+    for number in range(count):
+        start = number * data.count // count
+        rows.append(data.feed(model, [min(start + i, data.count - 1) for i in range(model.batch)]))
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _constant(inputs: dict[str, np.ndarray]) -> list[str]:
+    return [
+        f"the input {name!r} is {array.flat[0]:g} in all of the calibration samples that were "
+        "looked at: was the data prepared right?"
+        for name, array in inputs.items()
+        if array.size > 1 and array.dtype.kind == "f" and array.min() == array.max()
+    ]
+
+
+def _first(graph: Graph) -> list[str]:
+    """What the first weighted layer gives, where it takes a graph input as it is."""
+    for node in graph.nodes:
+        if node.op_type not in WEIGHTED:
+            continue
+        source = node.input[0]
+        while source in graph.producer and graph.producer[source].op_type in (
+            "Transpose",
+            "Reshape",
+            "Flatten",
+        ):
+            source = graph.producer[source].input[0]
+        return [node.output[0]] if source in graph.inputs else []
+    return []
+
+
+def _unlike(
+    graph: Graph, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray]
+) -> list[str]:
+    """Signs that the values are not those that the model was trained on."""
+    said = []
+    first = next((n for n in _first(graph) if n in outputs), None)
+    raw = [name for name, array in inputs.items() if _bytes(array)]
+    if first and raw and float(outputs[first].std()) > UNNORMALIZED:
+        said.append(
+            f"the input {raw[0]!r} holds raw bytes (0 to 255), and the first layer answers with a "
+            f"spread of {float(outputs[first].std()):.0f} where about 1 is usual: images that were "
+            "not normalized? Scale them as in training (data.toml's scale, mean and std)"
+        )
+    for name in graph.outputs:
+        share = one_class(outputs[name])
+        if share is not None and share >= ONE_CLASS:
+            said.append(
+                f"the float model gives the same prediction for {share:.0%} of the calibration "
+                f"samples (output {name!r}): are they all of one class, or prepared otherwise than "
+                "in training?"
+            )
+    return said
+
+
+def _bytes(array: np.ndarray) -> bool:
+    return bool(
+        array.dtype.kind == "f"
+        and array.min() >= 0
+        and 64 < array.max() <= 255
+        and np.array_equal(array, np.round(array))
+    )
+
+
+def one_class(outputs: np.ndarray) -> float | None:
+    """The share of the commonest prediction among [samples, ..., classes], 20 samples or more;
+    None where these are no scores of classes."""
+    rows = outputs.reshape(-1, outputs.shape[-1]) if outputs.ndim > 1 else outputs[:, None]
+    if outputs.dtype.kind != "f" or rows.shape[-1] < 3 or len(rows) < 20 or len(rows) > 10**6:
+        return None
+    if math.prod(outputs.shape[1:]) != outputs.shape[-1]:
+        return None
+    predicted = np.argmax(rows, axis=-1)
+    return float(np.bincount(predicted).max() / len(predicted))
+
+
+def _apart(mine: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> list[str]:
+    said = []
+    for name, array in mine.items():
+        if array.dtype.kind != "f":
+            continue
+        spreads = float(array.std()), float(other[name].std())
+        means = float(array.mean()), float(other[name].mean())
+        wide, narrow = max(spreads), min(spreads)
+        if wide > APART * narrow or abs(means[0] - means[1]) > APART * max(wide, 1e-30):
+            said.append(
+                f"the input {name!r} is unlike in --calibration-data and in --data: mean "
+                f"{means[0]:.3g} against {means[1]:.3g}, spread {spreads[0]:.3g} against "
+                f"{spreads[1]:.3g}; were both prepared the same way?"
+            )
+    return said

@@ -1,0 +1,232 @@
+"""`deploy inspect`: what a model takes, gives and costs, what of it a target runs, and where 8 bits
+hurt."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from onmetal import bundle, model, report, targets
+from onmetal.cache import Cache
+from onmetal.calibration import samples
+from onmetal.calibration.compare import BAD_DB
+from onmetal.calibration.samples import Samples
+from onmetal.converters import check_options, convert
+from onmetal.errors import DeviceError, UnsupportedError, UsageError
+from onmetal.plan import plan
+from onmetal.profilers.local import Local
+from onmetal.progress import Progress
+from onmetal.records import Model, plain
+from onmetal.sources import Hub
+from onmetal.targets import Recipe, Target
+
+Shown = tuple[dict[str, Any], str]
+
+RANDOM_SAMPLES = 8
+DEFAULT_TARGET = "x86-64"
+"""Whose first calibrated format sensitivity is told of where no target is named."""
+SHOWN = 10
+"""Rows of a long list that are for people; `--json` has all."""
+
+
+def inspect(
+    path: Path,
+    target_name: str | None,
+    batch: int | None,
+    shapes: list[str],
+    data: str | None,
+    progress: Progress,
+) -> Shown:
+    target = targets.load(target_name) if target_name else None
+    if target:
+        check_options(target)
+    with Cache() as cache:
+        device = Local(cache)
+        found = model.read(path, model.parse_shapes(shapes), batch, cache, device)
+        support = _support(target, found, device, cache, bool(data)) if target else []
+        sensitivity = None
+        if data:
+            rules = target or targets.load(DEFAULT_TARGET)
+            sensitivity = _sensitivity(rules, found, data, device, cache, progress)
+    document = {
+        "schema": 1,
+        **report.model_document(found),
+        "operators": found.operators,
+        "target": target.name if target else None,
+        "support": support,
+        "sensitivity": sensitivity,
+    }
+    lines = [f"{path}: ONNX, {report.size(found.size_bytes)}, batch {found.batch}"]
+    for kind, tensors in (("input", found.inputs), ("output", found.outputs)):
+        lines += [f"{kind}  {t.name}  {t.dtype}{list(t.shape)}" for t in tensors]
+    macs = "not counted: a shape is not static" if found.macs is None else f"{found.macs:,}"
+    lines.append(f"parameters {found.parameters:,}; multiply-accumulates {macs}")
+    lines.append("operators " + ", ".join(f"{n} {name}" for name, n in found.operators.items()))
+    lines += [f"note: {note}" for note in found.notes]
+    for entry in support:
+        lines.append(f"{entry['candidate']}: {entry['says']}")
+    if sensitivity:
+        lines += _sensitivity_lines(sensitivity)
+    return document, "\n".join(lines)
+
+
+def _support(
+    target: Target, found: Model, device: Local, cache: Cache, samples: bool
+) -> list[dict[str, Any]]:
+    """What of the target's plan can run the model, and what not and why. What is calibrated is not
+    made here: whether it can be is said by the plan."""
+    support = []
+    for entry in plan(target, [found], device.facts(), None, samples=True):
+        says, runs = entry.skipped or "runs, all of it", not entry.skipped
+        if runs and entry.recipe.method != "float":
+            says = "can be tried" if samples else "can be tried, given data"
+        elif runs:
+            try:
+                convert(entry.name, found, entry.recipe, entry.runtime, target, 1, device, cache)
+            except UnsupportedError as error:
+                says, runs = f"cannot run it: {error}", False
+        support.append({"candidate": entry.name, "runs": runs, "says": says})
+    return support
+
+
+def _sensitivity(
+    target: Target, found: Model, data: str, device: Local, cache: Cache, progress: Progress
+) -> dict[str, Any]:
+    """Each operator alone in 8 bits, by the target's first static format."""
+    progress.step("asking how sensitive each operator is")
+    recipe = _static(target)
+    loaded = samples.load(data, found, cache, option="--data", labelled=False)
+    parts = samples.split(loaded)
+    calibration = parts[0] if parts else loaded
+    hub = Hub(found, target, calibration, device, cache)
+    assert recipe.format
+    rows = hub.sensitivity(recipe.format, _told(progress))
+    return {"recipe": recipe.name, "samples": calibration.count, "operators": rows}
+
+
+def _static(target: Target) -> Recipe:
+    for recipe in target.recipes:
+        if recipe.method == "static":
+            return recipe
+    raise UsageError(f"the target {target.name} has no calibrated 8-bit recipe to try")
+
+
+def _told(progress: Progress) -> Callable[[float, float, str], None]:
+    return lambda done, total, what: progress(done, total, what)
+
+
+def _sensitivity_lines(found: dict[str, Any]) -> list[str]:
+    rows = found["operators"]
+    lines = [
+        "",
+        f"sensitivity to {found['recipe']}: each operator alone in 8 bits, worst first",
+        "(SQNR of the worst output; an operator far below the others is one to keep in float)",
+    ]
+    lines += [
+        f"  {row['sqnr_db']:6.1f} dB  {row['operator']}  {row['node']}" for row in rows[:SHOWN]
+    ]
+    if len(rows) > SHOWN:
+        lines.append(f"  and {len(rows) - SHOWN} more, the best {rows[-1]['sqnr_db']:.1f} dB")
+    return lines
+
+
+# --- an artifact against its float model
+
+
+def compare(
+    path: Path,
+    against: Path,
+    batch: int | None,
+    shapes: list[str],
+    data: str | None,
+    progress: Progress,
+) -> Shown:
+    """Where an artifact leaves its float model: every tensor that both have, and the first bad one.
+
+    `path`: an ONNX file, an OpenVINO IR (.xml) or a bundle.
+    """
+    progress.step("comparing")
+    artifact = _artifact(path)
+    with Cache() as cache:
+        device = Local(cache)
+        found = model.read(against, model.parse_shapes(shapes), batch, cache, device)
+        if artifact.suffix != ".xml":
+            artifact = model.read(
+                artifact, model.parse_shapes(shapes), batch, cache, device
+            ).prepared
+        given = _given(data, found, cache)
+        with device.worker() as worker:
+            try:
+                rows = worker.call(
+                    "call",
+                    timeout_s=86400,
+                    progress=lambda done, total: progress(done, total, f"sample {done} of {total}"),
+                    function="onmetal.calibration.compare:tensors",
+                    told=True,
+                    artifact=str(artifact),
+                    reference=str(found.prepared),
+                    samples=plain(given),
+                    model=plain(found),
+                )
+            except DeviceError as error:
+                raise UnsupportedError(
+                    f"{path} and {against} cannot be compared: {error}"
+                ) from None
+    first = next((row for row in rows if row["sqnr_db"] < BAD_DB), None)
+    worst = min(rows, key=lambda row: float(row["sqnr_db"]))
+    document = {
+        "schema": 1,
+        "artifact": str(path),
+        "against": str(against),
+        "samples": given.count,
+        "bad_db": BAD_DB,
+        "first_bad": first["tensor"] if first else None,
+        "tensors": rows,
+    }
+    return document, "\n".join(_compared(rows, first, worst, given, data))
+
+
+def _artifact(path: Path) -> Path:
+    if not path.is_dir():
+        if path.suffix == ".xml" and not path.is_file():
+            raise UsageError(f"{path}: there is no such file")
+        return path
+    manifest, problems = bundle.read_manifest(path)
+    if problems:
+        raise UsageError(f"{path}: {'; '.join(problems)}")
+    return path / str(manifest["run"]["files"][0])
+
+
+def _given(data: str | None, found: Model, cache: Cache) -> Samples:
+    if data is None:
+        return samples.random(found, cache, RANDOM_SAMPLES)
+    return samples.load(data, found, cache, option="--data", labelled=False)
+
+
+def _compared(
+    rows: list[dict[str, Any]],
+    first: dict[str, Any] | None,
+    worst: dict[str, Any],
+    given: Samples,
+    data: str | None,
+) -> list[str]:
+    lines = [f"{len(rows)} tensors compared on {given.count} samples, in the order of computation"]
+    if data is None:
+        lines.append("on random inputs: real ones, by --data, say more")
+    shown = (
+        rows if len(rows) <= 2 * SHOWN else sorted(rows, key=lambda r: float(r["sqnr_db"]))[:SHOWN]
+    )
+    if len(shown) < len(rows):
+        lines.append(f"the {SHOWN} worst:")
+    lines += [f"  {row['sqnr_db']:7.1f} dB  {row['operator']}  {row['tensor']}" for row in shown]
+    if first:
+        lines.append(
+            f"first bad tensor (under {BAD_DB:.0f} dB): {first['tensor']} of {first['operator']}, "
+            f"{first['sqnr_db']:.1f} dB, peak {first['peak']:.4g} where the float has "
+            f"{first['peak_float']:.4g}"
+        )
+    else:
+        lines.append(
+            f"no tensor is under {BAD_DB:.0f} dB; the worst is {worst['tensor']}, "
+            f"{worst['sqnr_db']:.1f} dB"
+        )
+    return lines
