@@ -251,7 +251,10 @@ class _Writer:
         if node.op_type in WEIGHTED:
             inputs = self._weights(node, inputs)
         elif node.op_type in PAIRED:
-            inputs = [self._operand(n) if n and n not in taken else n for n in inputs]
+            inputs = [
+                self._operand(old) if old and old not in taken else new
+                for old, new in zip(node.input, inputs, strict=True)
+            ]
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         del copy.input[:]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 BINS = 2048
 
@@ -22,6 +23,13 @@ class Seen(Struct, frozen=True):
     average_high: float
     counts: np.ndarray
     """[BINS] int64: linear bins from `low` to `high`."""
+
+    @property
+    def zero_bin(self) -> int | None:
+        """Where exact zeros lie, of which Relu and padding make many."""
+        if not self.low <= 0.0 <= self.high:
+            return None
+        return min(BINS - 1, int(np.searchsorted(self.edges, 0.0, side="right")) - 1)
 
     @property
     def edges(self) -> np.ndarray:
@@ -76,14 +84,24 @@ def percentile(percent: float) -> Estimator:
 def mse(seen: Seen, grid: Grid) -> Range:
     """The range of least mean squared error, rounding and saturation together.
 
-    Rounding to steps of s costs s^2/12 a value (uniform error), saturation the squared distance.
+    Rounding to steps of s costs s^2/12 a value (uniform error), saturation the squared distance;
+    zeros are exact.
     """
     return _searched(seen, grid, _squared_error)
 
 
 def entropy(seen: Seen, grid: Grid) -> Range:
     """The range after which the distribution differs least from before by Kullback-Leibler
-    divergence (Migacz, 8-bit inference with TensorRT, GTC 2017)."""
+    divergence (Migacz, 8-bit inference with TensorRT, GTC 2017).
+
+    Exact zeros, which 8 bits hold exactly, are left out: their bin counts as its neighbours do.
+    """
+    if (place := seen.zero_bin) is not None:
+        counts = seen.counts.copy()
+        counts[place] = max(
+            counts[place - 1] if place else 0, counts[place + 1] if place + 1 < BINS else 0
+        )
+        seen = replace(seen, counts=counts)
     return _searched(seen, grid, _divergence)
 
 
@@ -135,8 +153,10 @@ def _squared_error(seen: Seen, grid: Grid, low: float, high: float) -> float:
     middles = (edges[:-1] + edges[1:]) / 2
     step = (high - low) / grid.levels
     beyond = np.maximum(low - middles, 0) + np.maximum(middles - high, 0)
-    inside = beyond == 0
-    return float(np.sum(seen.counts * np.where(inside, step * step / 12, beyond * beyond)))
+    rounding = np.full(BINS, step * step / 12)
+    if seen.zero_bin is not None:
+        rounding[seen.zero_bin] = min(step * step / 12, middles[seen.zero_bin] ** 2)
+    return float(np.sum(seen.counts * np.where(beyond == 0, rounding, beyond * beyond)))
 
 
 def _divergence(seen: Seen, grid: Grid, low: float, high: float) -> float:

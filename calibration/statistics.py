@@ -47,11 +47,14 @@ def _restored(samples: dict[str, Any], model: dict[str, Any]) -> tuple[Any, Any]
     return restore(samples, Samples), restore(model, Model)
 
 
-def _batches(count: int, batch: int, part: int, parts: int) -> list[list[int]]:
-    """Indices of every batch of a part; the last batch is filled up with its last sample."""
+def _batches(count: int, batch: int, part: int, parts: int) -> list[tuple[list[int], int]]:
+    """Indices of every batch of a part, and how many are not there to fill the last one up."""
     starts = range(0, count, batch)
     mine = list(starts)[part * len(starts) // parts : (part + 1) * len(starts) // parts]
-    return [[min(start + place, count - 1) for place in range(batch)] for start in mine]
+    return [
+        ([min(start + place, count - 1) for place in range(batch)], min(batch, count - start))
+        for start in mine
+    ]
 
 
 def extremes(
@@ -81,7 +84,7 @@ def extremes(
     found = np.lib.format.open_memmap(
         Path(folder) / f"extremes-{part}.npy", "w+", np.float32, (len(batches), len(tensors), 2)
     )
-    for row, indices in enumerate(batches):
+    for row, (indices, _) in enumerate(batches):
         told(row, len(batches))
         found[row] = np.array(opened.run(None, data.feed(of, indices))).reshape(-1, 2)
     found.flush()
@@ -146,11 +149,14 @@ def histograms(
     counts = np.zeros((len(tensors), BINS), np.int64)
     binned = [Binned(low, high) for low, high in ranges]
     batches = _batches(data.count, of.batch, part, parts)
-    for number, indices in enumerate(batches):
+    for number, (indices, real) in enumerate(batches):
         told(number, len(batches))
         found = exposed.run(data.feed(of, indices))
         for row, name in enumerate(tensors):
-            if counts[row, 0] >= 0 and not binned[row].add(found[name], counts[row]):
+            values = found[name]
+            if values.shape[:1] == (of.batch,):
+                values = values[:real]
+            if counts[row, 0] >= 0 and not binned[row].add(values, counts[row]):
                 counts[row] = -1
     np.save(Path(folder) / f"counts-{part}.npy", counts)
 
@@ -203,20 +209,35 @@ class Binned:
 # --- joined
 
 
-def join_extremes(folder: Path, parts: int) -> np.ndarray:
-    """[batches, tensors, 2] float32 of all parts, in the order of the samples."""
-    return np.concatenate(
-        [np.load(folder / f"extremes-{part}.npy", mmap_mode="r") for part in range(parts)]
-    )
+def extremes_of(folder: Path, parts: int) -> list[np.ndarray]:
+    """What pass 1 left of each part, in the order of the samples: mapped, not read into memory."""
+    return [np.load(folder / f"extremes-{part}.npy", mmap_mode="r") for part in range(parts)]
 
 
-def moving_averages(found: np.ndarray) -> np.ndarray:
+def widest(found: list[np.ndarray]) -> np.ndarray:
+    """[tensors, 2] float32: least and greatest of all batches."""
+    low = np.min([part[:, :, 0].min(axis=0) for part in found if len(part)], axis=0)
+    high = np.max([part[:, :, 1].max(axis=0) for part in found if len(part)], axis=0)
+    return np.stack([low, high], axis=1)
+
+
+def moving_averages(found: list[np.ndarray]) -> np.ndarray:
     """[tensors, 2] float32: the exponential moving average over the batches."""
-    average = np.array(found[0], np.float64)
+    rows = (row for part in found for row in part)
+    average = np.array(next(rows), np.float64)
     with np.errstate(invalid="ignore"):  # of tensors that are infinite, which stay float
-        for row in found[1:]:
+        for row in rows:
             average += SMOOTHING * (row - average)
     return average.astype(np.float32)
+
+
+def first_half(found: list[np.ndarray]) -> list[np.ndarray]:
+    left = (sum(map(len, found)) + 1) // 2
+    taken = []
+    for part in found:
+        taken.append(part[:left])
+        left -= len(taken[-1])
+    return taken
 
 
 class Statistics:
@@ -249,30 +270,27 @@ class Statistics:
 
 def ranges_of(folder: str, parts: int) -> list[list[float]]:
     """[tensors, 2] over all batches; a tensor that is not always finite is given as [0, 0]."""
-    found = join_extremes(Path(folder), parts)
-    low, high = found[:, :, 0].min(axis=0), found[:, :, 1].max(axis=0)
-    finite = np.isfinite(low) & np.isfinite(high)
+    found = widest(extremes_of(Path(folder), parts)).astype(np.float64)
     return [
-        [float(a), float(b)] if ok else [0.0, 0.0]
-        for a, b, ok in zip(low, high, finite, strict=True)
+        [float(low), float(high)] if np.isfinite(low) and np.isfinite(high) else [0.0, 0.0]
+        for low, high in found
     ]
 
 
 def finish(folder: str, parts: int, tensors: Sequence[str], count: int) -> None:
     """Join the parts: `statistics.npz` and `statistics.json`."""
     place = Path(folder)
-    found = join_extremes(place, parts)
+    found = extremes_of(place, parts)
     each = np.stack([np.load(place / f"counts-{part}.npy") for part in range(parts)])
-    finite = np.isfinite(found).all(axis=(0, 2)) & (each >= 0).all(axis=(0, 2))
-    counts = np.where(finite[:, None], each.sum(axis=0), 0)
-    half = found[: (len(found) + 1) // 2]
+    whole, half = widest(found), widest(first_half(found))
+    finite = np.isfinite(whole).all(axis=1) & (each >= 0).all(axis=(0, 2))
     np.savez(
         place / "statistics.npz",
-        low=found[:, :, 0].min(axis=0),
-        high=found[:, :, 1].max(axis=0),
-        half=np.stack([half[:, :, 0].min(axis=0), half[:, :, 1].max(axis=0)], axis=1),
+        low=whole[:, 0],
+        high=whole[:, 1],
+        half=half,
         average=moving_averages(found),
-        counts=counts,
+        counts=np.where(finite[:, None], each.sum(axis=0), 0),
     )
     facts = {
         "tensors": list(tensors),

@@ -19,6 +19,9 @@ from onmetal.errors import UnsupportedError, reason
 VERSION = 1
 LEAST_OPSET = 13
 """The first in which QuantizeLinear and DequantizeLinear have an axis, so scales per channel."""
+MOST_OPSET = 20
+"""From 21 on, ONNX Runtime 1.32 cannot open graphs of signed activations before a Reshape or the
+like (its QDQPropagationTransformer writes an `output_dtype` that its own checks refuse)."""
 LEAST_IR = 7
 """The format version that came with it."""
 
@@ -34,7 +37,7 @@ def simplify(prepared: str, folder: str) -> dict[str, Any]:
     try:
         model = onnx.inliner.inline_local_functions(onnx.load(prepared))
         _fix_weights(model)
-        model = _raise_opset(model)
+        model = _fit_opset(model)
         _fold_dequantized(model)
         model = _optimized(model, path)
         if _fold_dequantized(model) + _fold_norms(model):
@@ -50,14 +53,16 @@ def simplify(prepared: str, folder: str) -> dict[str, Any]:
     return {"quantized": kinds.count("QuantizeLinear")}
 
 
-def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+def _fit_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     own = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     now = own[0] if own else LEAST_OPSET
-    if now >= LEAST_OPSET:
+    if LEAST_OPSET <= now <= MOST_OPSET:
         return model
     try:
-        return version_converter.convert_version(model, LEAST_OPSET)
+        return version_converter.convert_version(model, max(LEAST_OPSET, min(now, MOST_OPSET)))
     except Exception as error:
+        if now > MOST_OPSET:  # most of it can be run all the same
+            return model
         raise UnsupportedError(
             f"its opset {now} has no scales per channel, and it cannot be raised to "
             f"{LEAST_OPSET}: {reason(error)}; export the model again with a newer opset"
