@@ -15,7 +15,7 @@ from onmetal.calibration.fidelity import sqnr_db
 from onmetal.calibration.graph import Graph
 from onmetal.calibration.ranges import ESTIMATORS, Range, estimate
 from onmetal.calibration.samples import Samples
-from onmetal.calibration.statistics import Statistics, session
+from onmetal.calibration.statistics import Statistics, Told, session
 from onmetal.errors import UnsupportedError
 from onmetal.records import Model, restore
 from onmetal.targets import Format
@@ -41,60 +41,80 @@ def tensors(path: str, formats: list[dict[str, Any]]) -> list[str]:
     return sorted(found)
 
 
-def build(
+def choose(
     path: str,
     statistics: str,
     form: dict[str, Any],
     samples: dict[str, Any],
     model: dict[str, Any],
-    keep_float: list[str],
-    estimator: str | None,
-    folder: str,
+    told: Told = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Write `model.onnx`. -> which estimator, the fidelity of all, how much is in 8 bits.
+    """-> `estimator`: the first that none after it beats by WORTH_DB in the fidelity of the worst
+    output over some calibration samples; `calibration_sqnr_db`: the fidelity of each.
 
-    `estimator`: None tries all of them.
+    Raises UnsupportedError where the format quantizes nothing of the model.
     """
     rules, seen = restore(form, Format), Statistics(Path(statistics))
     original = onnx.load(path)
-    graph = Graph(original)
-    placed = placement.place(graph, rules, frozenset(keep_float), seen.not_finite)
-    if not placed.integer:
-        raise UnsupportedError(_nothing(graph, seen, keep_float))
-    ranges = {
-        name: _ranges(name, seen, rules) for name in ([estimator] if estimator else ESTIMATORS)
-    }
-    made: dict[str, onnx.ModelProto] = {}
-    found: dict[str, float] = {}
+    placed = _placed(original, rules, seen, [])
     data, of = restore(samples, Samples), restore(model, Model)
     reference = spread_outputs(original, data, of)
-    best = None
-    for name, entry in ranges.items():
-        twin = next((other for other in found if ranges[other] == entry), None)
+    ranges: dict[str, dict[str, Range]] = {}
+    found: dict[str, float] = {}
+    best = ""
+    for number, name in enumerate(ESTIMATORS):
+        told(number, len(ESTIMATORS))
+        ranges[name] = _ranges(name, seen, rules)
+        twin = next((other for other in found if ranges[other] == ranges[name]), None)
         if twin:
             found[name] = found[twin]
             continue
-        made[name] = quantize.quantize(original, rules, placed, entry)
-        found[name] = fidelity(reference, spread_outputs(made[name], data, of))
-        if best is None or found[name] > found[best] + WORTH_DB:
+        made = quantize.quantize(original, rules, placed, ranges[name])
+        found[name] = fidelity(reference, spread_outputs(made, data, of))
+        if not best or found[name] > found[best] + WORTH_DB:
             best = name
-    assert best
-    onnx.checker.check_model(made[best])
-    (Path(folder) / "model.onnx").write_bytes(made[best].SerializeToString(deterministic=True))
-    kinds = placement.WEIGHTED
     return {
         "estimator": best,
         "calibration_sqnr_db": {name: round(value, 2) for name, value in found.items()},
-        "operators_in_8_bits": sum(
-            n.op_type in kinds for n in graph.nodes if n.name in placed.integer
-        ),
-        "operators_in_float": sorted(
-            n.name for n in graph.nodes if n.op_type in kinds and n.name not in placed.integer
-        ),
     }
 
 
-def _nothing(graph: Graph, seen: Statistics, keep_float: list[str]) -> str:
+def build(
+    path: str,
+    statistics: str,
+    form: dict[str, Any],
+    keep_float: list[str],
+    estimator: str,
+    folder: str,
+) -> dict[str, Any]:
+    """Write `model.onnx`. -> how much of it is in 8 bits, and what is not.
+
+    Raises UnsupportedError where nothing is.
+    """
+    rules, seen = restore(form, Format), Statistics(Path(statistics))
+    original = onnx.load(path)
+    placed = _placed(original, rules, seen, keep_float)
+    made = quantize.quantize(original, rules, placed, _ranges(estimator, seen, rules))
+    onnx.checker.check_model(made)
+    (Path(folder) / "model.onnx").write_bytes(made.SerializeToString(deterministic=True))
+    heavy = [n for n in original.graph.node if n.op_type in placement.WEIGHTED]
+    return {
+        "operators_in_8_bits": sum(node.name in placed.integer for node in heavy),
+        "operators_in_float": sorted(n.name for n in heavy if n.name not in placed.integer),
+    }
+
+
+def _placed(
+    model: onnx.ModelProto, form: Format, seen: Statistics, keep_float: list[str]
+) -> placement.Placement:
+    graph = Graph(model)
+    placed = placement.place(graph, form, frozenset(keep_float), seen.not_finite)
+    if not placed.integer:
+        raise UnsupportedError(_nothing(seen, keep_float))
+    return placed
+
+
+def _nothing(seen: Statistics, keep_float: list[str]) -> str:
     if keep_float:
         return "all of it would stay float"
     if seen.not_finite:

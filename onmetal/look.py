@@ -298,11 +298,10 @@ def _mixtures(
         for candidate in (twin, base.candidate)
     ]
     kept = made.cuts(graph, form, profiles, told)
-    estimator = base.candidate.details.get("estimator")
     found = []
     for names in kept:
         try:
-            source = made.quantized(form, told, frozenset(names), estimator)
+            source = made.quantized(form, told, frozenset(names))
         except UnsupportedError:
             continue
         how = {"made_from": base.name, "format": base.candidate.details.get("format")}

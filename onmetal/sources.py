@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from onmetal import cache as caches
 from onmetal.cache import Cache
@@ -38,13 +39,7 @@ class Hub:
             recipe.format for recipe in target.recipes if recipe.format and recipe.calibrated
         ]
 
-    def source(
-        self,
-        recipe: Recipe,
-        told: Told,
-        keep_float: frozenset[str] = frozenset(),
-        estimator: str | None = None,
-    ) -> Source:
+    def source(self, recipe: Recipe, told: Told) -> Source:
         """What a recipe's artifacts are converted from.
 
         Raises UnsupportedError, with the reason, where the recipe cannot be made of this model.
@@ -53,7 +48,7 @@ class Hub:
             return Source(self.model.prepared, self.model.prepared_sha256)
         if recipe.method == "static":
             assert recipe.format
-            return self.quantized(recipe.format, told, keep_float, estimator)
+            return self.quantized(recipe.format, told)
         return self._weights(recipe)
 
     def float_graph(self) -> Path:
@@ -178,23 +173,17 @@ class Hub:
             list(pool.map(run, range(given["parts"])))
 
     def quantized(
-        self,
-        form: Format,
-        told: Told,
-        keep_float: frozenset[str] = frozenset(),
-        estimator: str | None = None,
+        self, form: Format, told: Told, keep_float: frozenset[str] = frozenset()
     ) -> Source:
-        """A QDQ graph by a format, its estimator chosen by fidelity on the calibration samples."""
-        assert self.samples
+        """A QDQ graph by a format."""
         graph, statistics = self.float_graph(), self.statistics(told)
+        chosen = self.estimator(form, told)
         digest = caches.key(
             graph=caches.sha256(graph),
             statistics=caches.sha256(statistics / "statistics.npz"),
-            samples=self.samples.digest,
             format=plain(form),
             keep_float=sorted(keep_float),
-            estimator=estimator,
-            runtime=self._version(),
+            estimator=chosen["estimator"],
             code=VERSION,
         )
 
@@ -205,14 +194,48 @@ class Hub:
                 path=str(graph),
                 statistics=str(statistics),
                 form=plain(form),
-                samples=plain(self.samples),
-                model=plain(self.model),
                 keep_float=sorted(keep_float),
-                estimator=estimator,
+                estimator=chosen["estimator"],
             )
             (folder / "details.json").write_bytes(msgspec.json.encode(details))
 
-        return self._made(self.cache.get("quantized", digest, build))
+        made = self._made(self.cache.get("quantized", digest, build))
+        return replace(made, details={**chosen, **made.details})
+
+    def estimator(self, form: Format, told: Told) -> dict[str, Any]:
+        """Which estimator serves best, by fidelity on the calibration samples.
+
+        Tried once for all formats that lay activations on the same grid: weights, in which they may
+        differ, are rounded the same way whatever the ranges of activations.
+        """
+        like = next(f for f in self.formats if f.activation_symmetric == form.activation_symmetric)
+        graph, statistics = self.float_graph(), self.statistics(told)
+        assert self.samples
+        digest = caches.key(
+            graph=caches.sha256(graph),
+            statistics=caches.sha256(statistics / "statistics.npz"),
+            samples=self.samples.digest,
+            format=plain(like),
+            runtime=self._version(),
+            code=VERSION,
+        )
+
+        def build(folder: Path) -> None:
+            chosen = self._call(
+                "calibration.search:choose",
+                lambda done, total: told(done, total, f"estimator {done} of {total}"),
+                told=True,
+                path=str(graph),
+                statistics=str(statistics),
+                form=plain(like),
+                samples=plain(self.samples),
+                model=plain(self.model),
+            )
+            (folder / "estimator.json").write_bytes(msgspec.json.encode(chosen))
+
+        folder = self.cache.get("estimator", digest, build)
+        chosen: dict[str, Any] = msgspec.json.decode((folder / "estimator.json").read_bytes())
+        return chosen
 
     def _weights(self, recipe: Recipe) -> Source:
         """8-bit weights alone, or MatMuls whose activations are quantized as they come."""
