@@ -12,8 +12,9 @@ from onmetal.budget import Budget
 from onmetal.cache import Cache
 from onmetal.choice import choose, objective, resolve
 from onmetal.errors import BudgetError, DeviceError, UnsupportedError
+from onmetal.fast import add_fast
 from onmetal.judge import judge_all
-from onmetal.look import add_fast, look
+from onmetal.look import look
 from onmetal.plan import Planned
 from onmetal.profilers.local import state
 from onmetal.progress import Progress

@@ -5,6 +5,7 @@ a model and its samples, and a quantized graph besides these and a format. One s
 serves every format and every estimator.
 """
 
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from onmetal import cache as caches
 from onmetal.cache import Cache
 from onmetal.calibration.samples import Samples
 from onmetal.errors import OnmetalError, UnsupportedError
-from onmetal.profilers.local import Local
+from onmetal.profilers.local import Local, Worker
 from onmetal.records import Model, Source, plain
 from onmetal.targets import Format, Recipe, Target
 
@@ -162,15 +163,23 @@ class Hub:
     def _side_by_side(self, function: str, given: dict[str, Any], what: str, told: Told) -> None:
         """Every part in a process of its own; the first one tells how far it is."""
 
-        def run(part: int) -> None:
+        def run(worker: Worker, part: int) -> None:
             def tell(done: float, total: float) -> None:
                 if not part:
                     told(done, total, f"calibrating: {what}, {done / max(total, 1):.0%}")
 
-            self._call(function, tell, part=part, told=True, **given)
+            _ask(worker, function, tell, part=part, told=True, **given)
 
-        with ThreadPoolExecutor(given["parts"]) as pool:
-            list(pool.map(run, range(given["parts"])))
+        with contextlib.ExitStack() as stack, ThreadPoolExecutor(given["parts"]) as pool:
+            workers = [stack.enter_context(self.host.worker()) for _ in range(given["parts"])]
+            asked = [pool.submit(run, worker, part) for part, worker in enumerate(workers)]
+            try:
+                for future in asked:
+                    future.result()
+            except BaseException:  # ^C too: the threads wait for workers, so end these first
+                for worker in workers:
+                    worker.kill()
+                raise
 
     def quantized(
         self, form: Format, told: Told, keep_float: frozenset[str] = frozenset()
@@ -273,20 +282,27 @@ class Hub:
         progress: Callable[[int, int], None] | None = None,
         **arguments: Any,
     ) -> Any:
-        """In a child process: models are foreign, and runtimes may crash on them.
-
-        Raises UnsupportedError for whatever goes wrong there.
-        """
+        """In a child process: models are foreign, and runtimes may crash on them."""
         with self.host.worker() as worker:
-            try:
-                return worker.call(
-                    "call",
-                    timeout_s=86400,
-                    progress=progress,
-                    function=f"onmetal.{function}",
-                    **arguments,
-                )
-            except UnsupportedError:
-                raise
-            except OnmetalError as error:
-                raise UnsupportedError(f"it cannot be quantized: {error}") from None
+            return _ask(worker, function, progress, **arguments)
+
+
+def _ask(
+    worker: Worker,
+    function: str,
+    progress: Callable[[int, int], None] | None,
+    **arguments: Any,
+) -> Any:
+    """Raises UnsupportedError for whatever goes wrong in the worker."""
+    try:
+        return worker.call(
+            "call",
+            timeout_s=86400,
+            progress=progress,
+            function=f"onmetal.{function}",
+            **arguments,
+        )
+    except UnsupportedError:
+        raise
+    except OnmetalError as error:
+        raise UnsupportedError(f"it cannot be quantized: {error}") from None

@@ -213,6 +213,10 @@ class Worker:
         said = self._log.read().decode(errors="replace").strip().splitlines()[-3:]
         return DeviceError(f"the worker process {why}" + (f": {' / '.join(said)}" if said else ""))
 
+    def kill(self) -> None:
+        """End the process, from any thread: who waits for its answer gets the error."""
+        self._process.kill()
+
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
