@@ -369,6 +369,8 @@ def _fail(error: OnmetalError, as_json: bool) -> int:
     with contextlib.suppress(OSError):  # a reader that went away
         if sys.stderr.isatty():
             sys.stderr.write("\r\x1b[K")
+        for warning in (error.document or {}).get("data", {}).get("warnings", []):
+            print(f"warning: {warning}", file=sys.stderr)
         print(f"deploy: {error}", file=sys.stderr, flush=True)
     if as_json:
         document = {k: v for k, v in (error.document or {}).items() if k != "table"}

@@ -1,5 +1,7 @@
-"""`int8-fast`: a runtime's fastest static 8-bit candidate, some operators left in float as its profile
-says."""
+"""`int8-fast`: a runtime's fastest static 8-bit candidate, with some operators left in float.
+
+Which ones, the runtime's own profile says.
+"""
 
 from collections.abc import Callable
 

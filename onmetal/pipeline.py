@@ -59,7 +59,7 @@ def deploy(request: Request, progress: Progress) -> dict[str, Any]:
         document = _document(task, budget, trials, base, chosen)
         measurements = keep_raw(trials, cache)
         if chosen is None:
-            _refuse(document, trials, out, request.force)
+            _refuse(task, document, trials, out)
         progress.step("writing the bundle")
         assert chosen
         document["bundle"] = str(out)
@@ -122,13 +122,15 @@ def _dry_run(task: Task) -> dict[str, Any]:
     return document
 
 
-def _refuse(document: dict[str, Any], trials: list[Trial], out: Path, force: bool) -> None:
-    """No candidate: say why, by what kind of failure it was."""
+def _refuse(task: Task, document: dict[str, Any], trials: list[Trial], out: Path) -> None:
+    """No candidate: say why, by what kind of failure it was; of what was never to be tried, the
+    document says why."""
     late = [t for t in trials if "--time-limit" in (t.missing.get("latency_ms") or t.reason or "")]
     if late and not any(trial.latency_ms for trial in trials):
         raise DeviceError("--time-limit ended before anything was measured; give more", document)
     tried = [trial for trial in trials if trial.status != "skipped"]
-    said = "\n".join(f"  {t.name}: {t.reason}" for t in trials if t.reason)
+    planned = {entry.name for entry in task.planned if not entry.skipped}
+    said = "\n".join(f"  {t.name}: {t.reason}" for t in trials if t.reason and t.name in planned)
     if tried and all(trial.failure for trial in tried):
         if all(trial.failure == "conversion" for trial in tried):
             raise UnsupportedError(
@@ -139,7 +141,7 @@ def _refuse(document: dict[str, Any], trials: list[Trial], out: Path, force: boo
         f"no candidate meets the budget; {out / bundle.REPORT} has every figure:\n{said}", document
     )
     document["error"] = {"code": error.exit_code, "message": str(error)}
-    bundle.write_report(out, document, force)
+    bundle.write_report(out, document, task.request.force)
     raise error
 
 
