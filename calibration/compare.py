@@ -15,11 +15,8 @@ from onmetal.calibration.fidelity import PERFECT_DB
 from onmetal.calibration.graph import Graph
 from onmetal.calibration.samples import Samples
 from onmetal.calibration.statistics import Told
-from onmetal.errors import UnsupportedError, reason
+from onmetal.errors import UnsupportedError, UsageError, reason
 from onmetal.records import Model, restore
-
-BAD_DB = 10.0
-"""Fidelity under which a tensor is called bad: the noise is a third of the signal."""
 
 Run = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
 
@@ -65,8 +62,9 @@ def tensors(
                 continue
             with np.errstate(all="ignore"):
                 real, other = wanted.astype(np.float64), given.astype(np.float64)
-                sums[place, 0] += np.sum(real**2)
-                sums[place, 1] += np.sum((real - other) ** 2)
+                alike = (real == other) | (np.isnan(real) & np.isnan(other))
+                sums[place, 0] += np.sum(real[np.isfinite(real)] ** 2)
+                sums[place, 1] += np.sum((real[~alike] - other[~alike]) ** 2)
                 peaks[place] = np.maximum(
                     peaks[place],
                     [np.abs(real).max(initial=0.0), np.abs(other).max(initial=0.0)],
@@ -98,7 +96,7 @@ def _known(artifact: str) -> set[str]:
     try:
         model = openvino.Core().read_model(artifact)
     except RuntimeError as error:
-        raise UnsupportedError(f"OpenVINO cannot read it: {reason(error)}") from None
+        raise UsageError(f"{artifact}: OpenVINO cannot read it: {reason(error)}") from None
     return {
         name for node in model.get_ordered_ops() for port in node.outputs() for name in port.names
     }

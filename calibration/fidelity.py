@@ -8,6 +8,10 @@ PERFECT_DB = 300.0
 """Said where not one bit differs: a ratio to no noise at all is not a number."""
 
 
+BAD_DB = 10.0
+"""Fidelity under which a tensor is called bad: the noise is a third of the signal."""
+
+
 def sqnr_db(reference: np.ndarray, found: np.ndarray) -> float:
     """Signal to quantization noise, 10 log10(sum ref^2 / sum (ref - found)^2), streamed.
 

@@ -25,6 +25,8 @@ HUGE = 1e30
 BIAS_MOST = 2**30
 """The accumulator begins with the bias: half of its 32 bits' range is left to the products, room
 for 33,000 of them."""
+Key = str | tuple[str, ...]
+"""A tensor; or a weight, or a bias, with the node that has it in a scale of its own."""
 _DTYPES = {"u8": np.dtype(np.uint8), "s8": np.dtype(np.int8)}
 
 
@@ -145,7 +147,7 @@ class _Writer:
         self.constants: dict[str, onnx.TensorProto] = {}
         self.dequantized: dict[str, str] = {}
         """Tensor -> the name under which 8-bit operators take it."""
-        self.numbers: dict[str, int] = {}
+        self.numbers: dict[Key, int] = {}
         """What is quantized -> its number."""
         known = {*self.graph.values, *self.graph.initializers, *self.graph.producer}
         self.mark = "@"
@@ -205,7 +207,7 @@ class _Writer:
             self.dequantized[name] = self._name(name, "dequantized")
             self._qdq(name, name, self.dequantized[name])
 
-    def _name(self, of: str, what: str) -> str:
+    def _name(self, of: Key, what: str) -> str:
         number = self.numbers.setdefault(of, len(self.numbers))
         return f"{self.mark}{number}.{what}"
 
@@ -228,7 +230,7 @@ class _Writer:
         self.constants.setdefault(name, numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
 
-    def _stored(self, name: str, integers: np.ndarray, scale: Scale) -> str:
+    def _stored(self, name: Key, integers: np.ndarray, scale: Scale) -> str:
         """A constant in integers with the DequantizeLinear that gives its values."""
         target = self._name(name, "dequantized")
         if self._name(name, "integers") in self.constants:
@@ -354,7 +356,7 @@ class _Writer:
         axis: int | None,
         bias: str,
         entry: float | None,
-    ) -> tuple[str, np.ndarray, Scale]:
+    ) -> tuple[Key, np.ndarray, Scale]:
         least = None
         if bias and entry is not None:
             offsets = np.abs(np.asarray(self.graph.constant(bias), np.float64)).reshape(-1)
@@ -362,9 +364,9 @@ class _Writer:
             if axis is None:
                 least = np.asarray(least.max(initial=0.0))
         integers, scale = quantize_weight(value, self.form, axis, least)
-        return f"{node.input[place]}@{node.name}", integers, scale
+        return (node.input[place], node.name), integers, scale
 
-    def _bias(self, name: str, entry: float, weight: Scale, owner: str) -> str:
+    def _bias(self, name: str, entry: float, weight: Scale, owner: Key) -> str:
         """int32 in the scale of the accumulator: input times weight, zero point 0."""
         value = np.asarray(self.graph.constant(name), np.float64)
         product = np.maximum(entry * weight.scale.astype(np.float64), TINY)
@@ -373,4 +375,4 @@ class _Writer:
         integers = np.clip(integers, -BIAS_MOST, BIAS_MOST).astype(np.int32)
         zero = np.zeros(scale.shape, np.int32)
         axis = 0 if scale.ndim else None
-        return self._stored(f"{name}@{owner}", integers, Scale(scale, zero, axis))
+        return self._stored((name, *owner), integers, Scale(scale, zero, axis))

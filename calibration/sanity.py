@@ -3,13 +3,13 @@
 Runs in a child process, on the float graph and its statistics.
 """
 
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
+from onmetal.calibration.collapse import ONE_CLASS, one_class
 from onmetal.calibration.graph import Graph
 from onmetal.calibration.placement import WEIGHTED
 from onmetal.calibration.samples import Samples
@@ -20,8 +20,6 @@ from onmetal.records import Model, restore
 FEW = 32
 GROWN, GROWING = 0.10, 0.5
 """A range that grew by so much in the second half of the samples; the share of such tensors."""
-ONE_CLASS = 0.9
-"""The share of samples with one prediction that is no chance, where there are several classes."""
 UNNORMALIZED = 20.0
 """The first layer's outputs spread by about 1 in a trained network (normalization sees to that), by
 over 50 in each that was fed raw bytes instead of what it was trained on (ResNet-20, ResNet-56,
@@ -160,18 +158,6 @@ def _bytes(array: np.ndarray) -> bool:
     )
 
 
-def one_class(outputs: np.ndarray) -> float | None:
-    """The share of the commonest prediction among [samples, ..., classes], 20 samples or more;
-    None where these are no scores of classes."""
-    rows = outputs.reshape(-1, outputs.shape[-1]) if outputs.ndim > 1 else outputs[:, None]
-    if outputs.dtype.kind != "f" or rows.shape[-1] < 3 or len(rows) < 20 or len(rows) > 10**6:
-        return None
-    if math.prod(outputs.shape[1:]) != outputs.shape[-1]:
-        return None
-    predicted = np.argmax(rows, axis=-1)
-    return float(np.bincount(predicted).max() / len(predicted))
-
-
 def _apart(mine: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> list[str]:
     said = []
     for name, array in mine.items():
@@ -182,8 +168,8 @@ def _apart(mine: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> list[st
         wide, narrow = max(spreads), min(spreads)
         if wide > APART * narrow or abs(means[0] - means[1]) > APART * max(wide, 1e-30):
             said.append(
-                f"the input {name!r} is unlike in --calibration-data and in --data: mean "
+                f"the input {name!r} is unlike in what calibrates and in what judges: mean "
                 f"{means[0]:.3g} against {means[1]:.3g}, spread {spreads[0]:.3g} against "
-                f"{spreads[1]:.3g}; were both prepared the same way?"
+                f"{spreads[1]:.3g}; was all of it prepared the same way?"
             )
     return said

@@ -50,7 +50,7 @@ def choose(
     told: Told = lambda done, total: None,
 ) -> dict[str, Any]:
     """-> `estimator`: the first that none after it beats by WORTH_DB in the fidelity of the worst
-    output over some calibration samples; `calibration_sqnr_db`: the fidelity of each.
+    output over some calibration samples; `estimators_sqnr_db`: the fidelity of each.
 
     Raises UnsupportedError where the format quantizes nothing of the model.
     """
@@ -75,7 +75,7 @@ def choose(
             best = name
     return {
         "estimator": best,
-        "calibration_sqnr_db": {name: round(value, 2) for name, value in found.items()},
+        "estimators_sqnr_db": {name: round(value, 2) for name, value in found.items()},
     }
 
 
@@ -85,9 +85,11 @@ def build(
     form: dict[str, Any],
     keep_float: list[str],
     estimator: str,
+    samples: dict[str, Any],
+    model: dict[str, Any],
     folder: str,
 ) -> dict[str, Any]:
-    """Write `model.onnx`. -> how much of it is in 8 bits, and what is not.
+    """Write `model.onnx`. -> how much of it is in 8 bits and what is not, and its fidelity.
 
     Raises UnsupportedError where nothing is.
     """
@@ -98,7 +100,10 @@ def build(
     onnx.checker.check_model(made)
     (Path(folder) / "model.onnx").write_bytes(made.SerializeToString(deterministic=True))
     heavy = [n for n in original.graph.node if n.op_type in placement.WEIGHTED]
+    data, of = restore(samples, Samples), restore(model, Model)
+    reference = spread_outputs(original, data, of)
     return {
+        "calibration_sqnr_db": round(fidelity(reference, spread_outputs(made, data, of)), 2),
         "operators_in_8_bits": sum(node.name in placed.integer for node in heavy),
         "operators_in_float": sorted(n.name for n in heavy if n.name not in placed.integer),
     }

@@ -30,7 +30,8 @@ def each(
     told: Told = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """Of every weighted operator: the SQNR in dB of the worst output where it alone is in 8 bits,
-    worst first.
+    worst first. `node` is its name in the simplified graph; `tensor`, what it gives, is called so
+    in the user's file too.
 
     Raises UnsupportedError where the format quantizes nothing of the model.
     """
@@ -53,5 +54,12 @@ def each(
         placed = placement.place(graph, rules, alone, seen.not_finite)
         made = quantize.quantize(original, rules, placed, ranges)
         value = fidelity(reference, spread_outputs(made, data, of))
-        found.append({"node": node.name, "operator": node.op_type, "sqnr_db": round(value, 2)})
+        found.append(
+            {
+                "node": node.name,
+                "operator": node.op_type,
+                "tensor": node.output[0],
+                "sqnr_db": round(value, 2),
+            }
+        )
     return sorted(found, key=lambda entry: (entry["sqnr_db"], entry["node"]))

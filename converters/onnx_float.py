@@ -22,6 +22,7 @@ LEAST_OPSET = 13
 MOST_OPSET = 20
 """From 21 on, ONNX Runtime 1.32 cannot open graphs of signed activations before a Reshape or the
 like (its QDQPropagationTransformer writes an `output_dtype` that its own checks refuse)."""
+ROUNDS = 6
 LEAST_IR = 7
 """The format version that came with it."""
 
@@ -36,12 +37,14 @@ def simplify(prepared: str, folder: str) -> dict[str, Any]:
     path = Path(folder) / "model.onnx"
     try:
         model = onnx.inliner.inline_local_functions(onnx.load(prepared))
-        _fix_weights(model)
+        _fix_names(model)
         model = _fit_opset(model)
         _fold_dequantized(model)
-        model = _optimized(model, path)
-        if _fold_dequantized(model) + _fold_norms(model):
+        for _ in range(ROUNDS):  # what one optimization leaves may be plain to the next
+            before = len(model.graph.node)
             model = _optimized(model, path)
+            if not _fold_dequantized(model) + _fold_norms(model) + before - len(model.graph.node):
+                break
         _tidy(model)
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
         path.write_bytes(model.SerializeToString(deterministic=True))
@@ -69,8 +72,12 @@ def _fit_opset(model: onnx.ModelProto) -> onnx.ModelProto:
         ) from None
 
 
-def _fix_weights(model: onnx.ModelProto) -> None:
-    """Weights that old files list among the graph's inputs too, to be overridden, are constants."""
+def _fix_names(model: onnx.ModelProto) -> None:
+    """Weights that old files list among the graph's inputs too, to be overridden, are constants.
+    ONNX's own operators have two names for their domain."""
+    for entry in (*model.opset_import, *model.graph.node):
+        if entry.domain == "ai.onnx":
+            entry.domain = ""
     constants = {tensor.name for tensor in model.graph.initializer}
     for value in list(model.graph.input):
         if value.name in constants:

@@ -8,7 +8,7 @@ from typing import Any
 from onmetal import bundle, model, report, targets
 from onmetal.cache import Cache
 from onmetal.calibration import samples
-from onmetal.calibration.compare import BAD_DB
+from onmetal.calibration.fidelity import BAD_DB
 from onmetal.calibration.samples import Samples
 from onmetal.converters import check_options, convert
 from onmetal.errors import DeviceError, UnsupportedError, UsageError
@@ -122,7 +122,8 @@ def _sensitivity_lines(found: dict[str, Any]) -> list[str]:
         "(SQNR of the worst output; an operator far below the others is one to keep in float)",
     ]
     lines += [
-        f"  {row['sqnr_db']:6.1f} dB  {row['operator']}  {row['node']}" for row in rows[:SHOWN]
+        f"  {row['sqnr_db']:6.1f} dB  {row['operator']} that gives {row['tensor']}"
+        for row in rows[:SHOWN]
     ]
     if len(rows) > SHOWN:
         lines.append(f"  and {len(rows) - SHOWN} more, the best {rows[-1]['sqnr_db']:.1f} dB")

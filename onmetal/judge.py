@@ -12,6 +12,7 @@ from onmetal.calibration import accuracy, collapse, fidelity
 from onmetal.calibration.metrics import Scorer
 from onmetal.converters import convert
 from onmetal.errors import DeviceError, OnmetalError, UnsupportedError
+from onmetal.look import HOPELESS_DB
 from onmetal.profilers import measure
 from onmetal.progress import Progress
 from onmetal.records import Accuracy, Model, Trial, plain
@@ -174,6 +175,11 @@ def _judged(
         warnings.append(
             f"{trial.runtime} does not compute this model as ONNX Runtime does: "
             f"{min(sqnr.values()):.0f} dB where over 60 dB is usual for fp32"
+        )
+    if trial.recipe != EXACT and sqnr and min(sqnr.values()) < HOPELESS_DB:
+        warnings.append(
+            f"an output follows the float model with {min(sqnr.values()):.1f} dB only: "
+            "hardly anything of it is left"
         )
     lost: list[str] = []
     if original and trial.recipe != EXACT:

@@ -87,7 +87,9 @@ def _dropped(task: Task, trial: Trial, trials: list[Trial], seen: dict[str, Look
         why = f"{ratio:.2f} times as slow as {best.name} in a short timing"
         return replace(trial, status="skipped", reason=f"first look: {why}")
     for other in same:
-        if method(task, other) == "float" or other.candidate is None or trial.candidate is None:
+        if method(task, other) == "float" or seen[other.name].hopeless:
+            continue
+        if other.candidate is None or trial.candidate is None:
             continue
         if other.candidate.size_bytes > 1.1 * trial.candidate.size_bytes:
             continue

@@ -11,11 +11,11 @@ from onmetal import __version__, bundle, decide, report
 from onmetal.budget import Budget
 from onmetal.cache import Cache
 from onmetal.choice import choose, objective, resolve
-from onmetal.errors import BudgetError, DeviceError, UnsupportedError
+from onmetal.errors import BudgetError, DeviceError, UnsupportedError, UsageError
 from onmetal.fast import add_fast
 from onmetal.judge import judge_all
 from onmetal.look import look
-from onmetal.plan import Planned
+from onmetal.plan import NO_DATA, Planned
 from onmetal.profilers.local import state
 from onmetal.progress import Progress
 from onmetal.records import Trial, plain
@@ -71,7 +71,8 @@ def _check_plan(planned: list[Planned]) -> None:
     """Refuse where nothing that was asked for can be tried here."""
     if all(entry.skipped or entry.reference_only for entry in planned):
         said = "\n".join(f"  {entry.name}: {entry.skipped}" for entry in planned if entry.skipped)
-        raise UnsupportedError(f"none of the candidates asked for can run here:\n{said}")
+        kind = UsageError if any(e.skipped == NO_DATA for e in planned) else UnsupportedError
+        raise kind(f"none of the candidates asked for can run here:\n{said}")
 
 
 def _document(

@@ -22,6 +22,7 @@ class Planned(Struct, frozen=True):
 
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
+NO_DATA = "no data to calibrate and judge it with: give --data or --calibration-data"
 MATMUL_HEAVY = 0.5
 """From this share of its weights on, a model is worth trying with 8-bit MatMuls alone."""
 
@@ -110,7 +111,7 @@ def _needless(recipe: Recipe, model: Model, samples: bool, timed: bool) -> str |
     if recipe.method in ("weights", "dynamic") and model.matmul_share < MATMUL_HEAVY:
         return f"for models of MatMuls; {model.matmul_share:.0%} of this one's weights are theirs"
     if not samples:
-        return "no data to calibrate and judge it with: give --data or --calibration-data"
+        return NO_DATA
     if recipe.method == "fast" and not timed:
         return "made from a profile, for which a device is needed"
     return None

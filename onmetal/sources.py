@@ -39,6 +39,7 @@ class Hub:
         self.formats = [
             recipe.format for recipe in target.recipes if recipe.format and recipe.calibrated
         ]
+        self.names = [r.name for r in target.recipes if r.format and r.calibrated]
 
     def source(self, recipe: Recipe, told: Told) -> Source:
         """What a recipe's artifacts are converted from.
@@ -193,6 +194,8 @@ class Hub:
             format=plain(form),
             keep_float=sorted(keep_float),
             estimator=chosen["estimator"],
+            samples=self.samples.digest if self.samples else None,
+            runtime=self._version(),
             code=VERSION,
         )
 
@@ -205,6 +208,8 @@ class Hub:
                 form=plain(form),
                 keep_float=sorted(keep_float),
                 estimator=chosen["estimator"],
+                samples=plain(self.samples),
+                model=plain(self.model),
             )
             (folder / "details.json").write_bytes(msgspec.json.encode(details))
 
@@ -214,17 +219,30 @@ class Hub:
     def estimator(self, form: Format, told: Told) -> dict[str, Any]:
         """Which estimator serves best, by fidelity on the calibration samples.
 
-        Tried once for all formats that lay activations on the same grid: weights, in which they may
-        differ, are rounded the same way whatever the ranges of activations.
+        Tried once for all formats that lay activations on the same grid, by the first of them that
+        quantizes anything of the model: weights, in which they may differ, are rounded the same way
+        whatever the ranges of activations.
         """
-        like = next(f for f in self.formats if f.activation_symmetric == form.activation_symmetric)
+        like = [
+            (name, other)
+            for name, other in zip(self.names, self.formats, strict=True)
+            if other.activation_symmetric == form.activation_symmetric
+        ]
+        for name, other in like:
+            if other == form:
+                break
+            with contextlib.suppress(UnsupportedError):
+                return self._estimator(name, other, told)
+        return self._estimator(name, form, told)
+
+    def _estimator(self, name: str, form: Format, told: Told) -> dict[str, Any]:
         graph, statistics = self.float_graph(), self.statistics(told)
         assert self.samples
         digest = caches.key(
             graph=caches.sha256(graph),
             statistics=caches.sha256(statistics / "statistics.npz"),
             samples=self.samples.digest,
-            format=plain(like),
+            format=plain(form),
             runtime=self._version(),
             code=VERSION,
         )
@@ -236,7 +254,7 @@ class Hub:
                 told=True,
                 path=str(graph),
                 statistics=str(statistics),
-                form=plain(like),
+                form=plain(form),
                 samples=plain(self.samples),
                 model=plain(self.model),
             )
@@ -244,7 +262,7 @@ class Hub:
 
         folder = self.cache.get("estimator", digest, build)
         chosen: dict[str, Any] = msgspec.json.decode((folder / "estimator.json").read_bytes())
-        return chosen
+        return {**chosen, "estimators_tried_with": name}
 
     def _weights(self, recipe: Recipe) -> Source:
         """8-bit weights alone, or MatMuls whose activations are quantized as they come."""

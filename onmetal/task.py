@@ -242,7 +242,7 @@ def _load_data(
                 notes += _shared(
                     samples.hashes(given, entry, cache),
                     samples.hashes(own, entry, cache),
-                    "in --calibration-data and in --data too",
+                    "in --calibration-data too",
                 )
         elif given and calibrates and (parts := samples.split(given)):
             calibration[place], data[place] = parts
@@ -250,7 +250,7 @@ def _load_data(
             notes += _shared(
                 hashes[data[place].places()],
                 hashes[calibration[place].places()],
-                "in the part of DATA that calibrates and in the one that judges",
+                "in the part of DATA that calibrates too",
             )
         else:
             data[place] = given or samples.random(entry, cache, RANDOM_SAMPLES)
@@ -287,12 +287,12 @@ def _loaded(
 
 
 def _shared(judging: np.ndarray, calibrating: np.ndarray, where: str) -> list[str]:
-    both = np.intersect1d(judging, calibrating)
-    if not len(both):
+    both = int(np.isin(judging, calibrating).sum())
+    if not both:
         return []
     return [
-        f"{len(both)} samples are {where}: the accuracy of calibrated candidates will look better "
-        "than it is"
+        f"samples that judge and are {where}: {both}; the accuracy of calibrated candidates will "
+        "look better than it is"
     ]
 
 

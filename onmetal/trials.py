@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from onmetal.cache import Cache
 from onmetal.converters import convert
 from onmetal.errors import OnmetalError, UnsupportedError
-from onmetal.plan import Planned
+from onmetal.plan import Planned, calibrates
 from onmetal.profilers import measure, statistics
 from onmetal.profilers.local import Local
 from onmetal.profilers.measure import MODES
@@ -50,6 +50,8 @@ def convert_all(task: Task, cache: Cache, clock: Clock, progress: Progress) -> l
 
 def check_calibration(task: Task, cache: Cache, progress: Progress) -> None:
     """Warn of what is suspicious about the samples that candidates are calibrated with."""
+    if not calibrates(task.planned):
+        return
     for number, model in enumerate(task.models):
         if str(model.path) not in task.calibration:
             continue
