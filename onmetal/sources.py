@@ -36,10 +36,7 @@ class Hub:
         self, model: Model, target: Target, samples: Samples | None, host: Local, cache: Cache
     ) -> None:
         self.model, self.samples, self.host, self.cache = model, samples, host, cache
-        self.formats = [
-            recipe.format for recipe in target.recipes if recipe.format and recipe.calibrated
-        ]
-        self.names = [r.name for r in target.recipes if r.format and r.calibrated]
+        self.recipes = {r.name: r.format for r in target.recipes if r.format and r.calibrated}
 
     def source(self, recipe: Recipe, told: Told) -> Source:
         """What a recipe's artifacts are converted from.
@@ -92,7 +89,7 @@ class Hub:
             graph=caches.sha256(graph),
             samples=samples.digest,
             count=samples.count,
-            formats=plain(self.formats),
+            formats=plain(list(self.recipes.values())),
             runtime=self._version(),
             code=VERSION,
         )
@@ -141,7 +138,9 @@ class Hub:
         given: dict[str, Any] = {
             "path": str(graph),
             "tensors": self._call(
-                "calibration.search:tensors", path=str(graph), formats=plain(self.formats)
+                "calibration.search:tensors",
+                path=str(graph),
+                formats=plain(list(self.recipes.values())),
             ),
             "samples": plain(samples),
             "model": plain(self.model),
@@ -225,15 +224,13 @@ class Hub:
         """
         like = [
             (name, other)
-            for name, other in zip(self.names, self.formats, strict=True)
+            for name, other in self.recipes.items()
             if other.activation_symmetric == form.activation_symmetric
         ]
         for name, other in like:
-            if other == form:
-                break
             with contextlib.suppress(UnsupportedError):
                 return self._estimator(name, other, told)
-        return self._estimator(name, form, told)
+        return self._estimator("its own", form, told)
 
     def _estimator(self, name: str, form: Format, told: Told) -> dict[str, Any]:
         graph, statistics = self.float_graph(), self.statistics(told)
