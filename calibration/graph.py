@@ -34,6 +34,15 @@ class Graph:
                     self.inner |= _names(graph)
         self._arrays: dict[str, np.ndarray] = {}
 
+    @property
+    def mark(self) -> str:
+        """What no name in the graph begins with."""
+        found = "@"
+        known = {*self.values, *self.initializers, *self.producer, *(n.name for n in self.nodes)}
+        while any(name.startswith(found) for name in known):
+            found += "@"
+        return found
+
     def constant(self, name: str) -> np.ndarray | None:
         """The value of an initializer or a Constant node; None where it is neither."""
         if name in self._arrays:

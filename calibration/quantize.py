@@ -149,10 +149,7 @@ class _Writer:
         """Tensor -> the name under which 8-bit operators take it."""
         self.numbers: dict[Key, int] = {}
         """What is quantized -> its number."""
-        known = {*self.graph.values, *self.graph.initializers, *self.graph.producer}
-        self.mark = "@"
-        while any(name.startswith(self.mark) for name in known):
-            self.mark += "@"
+        self.mark = self.graph.mark
         self.followers = {
             follower: next(n for n in self.graph.nodes if n.name == name)
             for name, follower in placement.after.items()

@@ -20,7 +20,7 @@ from onmetal.errors import UnsupportedError
 from onmetal.records import Model, restore
 from onmetal.targets import Format
 
-LOOKED_AT = 32
+LOOKED_AT = 16
 """Calibration samples by which estimators are compared."""
 WORTH_DB = 0.1
 """What an estimator must gain over the one before it; they stand from the simplest on."""

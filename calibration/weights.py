@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onmetal.calibration.graph import Graph
+from onmetal.calibration.graph import Graph, attribute
 from onmetal.calibration.quantize import channel_axis, quantize_weight
 from onmetal.errors import UnsupportedError
 from onmetal.records import restore
@@ -27,6 +27,7 @@ def weights(path: str, form: dict[str, Any], folder: str) -> dict[str, Any]:
     rules = restore(form, Format)
     model = onnx.load(path)
     graph = Graph(model)
+    own = graph.mark
     nodes: list[onnx.NodeProto] = []
     made: dict[str, str] = {}
     done = 0
@@ -40,7 +41,7 @@ def weights(path: str, form: dict[str, Any], folder: str) -> dict[str, Any]:
         done += 1
         table = node.op_type == "Gather"
         axis = None if table or not rules.per_channel else channel_axis(node, value.ndim)
-        stored = f"{name}.{'table' if table else axis}"
+        stored = f"{own}{name}.{'table' if table else axis}"
         if stored not in made:
             integers, scale = quantize_weight(value, rules, axis)
             for suffix, array in (
@@ -56,7 +57,7 @@ def weights(path: str, form: dict[str, Any], folder: str) -> dict[str, Any]:
         copy.CopyFrom(node)
         if table:
             copy.input[0] = f"{stored}.integers"
-            copy.output[0] = f"{node.output[0]}.integers"
+            copy.output[0] = f"{own}{node.output[0]}.read"
             nodes.append(copy)
             last = [copy.output[0], *names]
             nodes.append(helper.make_node("DequantizeLinear", last, [node.output[0]]))
@@ -85,25 +86,60 @@ def _drop_unused(model: onnx.ModelProto, graph: Graph) -> None:
 
 
 def dynamic(path: str, form: None, folder: str) -> dict[str, Any]:
-    """Write `model.onnx` by ONNX Runtime's own tool: DynamicQuantizeLinear and MatMulInteger, which
-    it fuses when it opens the file. -> how many products."""
-    from onmetal.profilers import run_onnxruntime  # without its telemetry
+    """Write `model.onnx` with products by constants in 8 bits: activations u8, their range taken
+    anew in every inference (DynamicQuantizeLinear), weights s8 with a scale for each column. ONNX
+    Runtime fuses this when it opens the file. -> how many.
 
-    assert run_onnxruntime
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    place = Path(folder) / "model.onnx"
-    quantize_dynamic(
-        path,
-        place,
-        op_types_to_quantize=["MatMul", "Gemm"],
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-        extra_options={"MatMulConstBOnly": True},
-    )
-    model = onnx.load(place)
-    count = sum(n.op_type in ("MatMulInteger", "DynamicQuantizeMatMul") for n in model.graph.node)
-    if not count:
+    Raises UnsupportedError where there is no such product.
+    """
+    rules = Format(("MatMul", "Gemm"))
+    model = onnx.load(path)
+    graph = Graph(model)
+    own = graph.mark
+    nodes: list[onnx.NodeProto] = []
+    done = 0
+    for node in graph.nodes:
+        value = graph.constant(node.input[1]) if node.op_type in rules.operators else None
+        plain = all(attribute(node, name, 1.0) == 1.0 for name in ("alpha", "beta"))
+        if value is None or value.ndim != 2 or value.dtype != np.float32 or not plain:
+            nodes.append(node)
+            continue
+        if attribute(node, "transA", 0) or graph.constant(node.input[0]) is not None:
+            nodes.append(node)
+            continue
+        if attribute(node, "transB", 0):
+            value = value.T
+        integers, scale = quantize_weight(value, rules, 1)
+        mark = f"{own}{done}."
+        for name, array in (("integers", integers), ("scale", scale.scale)):
+            tensor = numpy_helper.from_array(np.asarray(array, order="C"), mark + name)
+            model.graph.initializer.append(tensor)
+        nodes += _dynamic_product(node, mark)
+        done += 1
+    if not done:
         raise UnsupportedError("it has no product by a constant that could be quantized so")
-    place.write_bytes(model.SerializeToString(deterministic=True))
-    return {"products_in_8_bits": count}
+    del model.graph.node[:], model.graph.value_info[:]
+    model.graph.node.extend(nodes)
+    _drop_unused(model, graph)
+    (Path(folder) / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
+    return {"products_in_8_bits": done}
+
+
+def _dynamic_product(node: onnx.NodeProto, mark: str) -> list[onnx.NodeProto]:
+    """What takes the place of one MatMul or Gemm."""
+    bias = node.input[2] if len(node.input) > 2 else ""
+    taken, step, zero = (mark + name for name in ("taken", "step", "zero_point"))
+    last = mark + "product" if bias else node.output[0]
+    steps = [
+        ("DynamicQuantizeLinear", [node.input[0]], [taken, step, zero], {}),
+        ("MatMulInteger", [taken, mark + "integers", zero], [mark + "sum"], {}),
+        ("Cast", [mark + "sum"], [mark + "cast"], {"to": onnx.TensorProto.FLOAT}),
+        ("Mul", [step, mark + "scale"], [mark + "steps"], {}),
+        ("Mul", [mark + "cast", mark + "steps"], [last], {}),
+    ]
+    if bias:
+        steps.append(("Add", [last, bias], [node.output[0]], {}))
+    return [
+        helper.make_node(kind, inputs, outputs, mark + kind + outputs[0], **attributes)
+        for kind, inputs, outputs, attributes in steps
+    ]

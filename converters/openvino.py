@@ -4,6 +4,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from onmetal.errors import UnsupportedError, reason
 
 VERSION = 1
@@ -31,6 +33,7 @@ RESERVED = frozenset({"INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS", "NUM_
 
 def convert(prepared: str, compute: str, folder: str) -> list[str]:
     openvino = import_module("onmetal.profilers.run_openvino").openvino  # without its telemetry
+    _refuse_signed_concat(prepared)
     try:
         model = openvino.Core().read_model(prepared)
         openvino.save_model(
@@ -39,6 +42,21 @@ def convert(prepared: str, compute: str, folder: str) -> list[str]:
     except RuntimeError as error:
         raise UnsupportedError(reason(error)) from None
     return ["model.xml", "model.bin"]
+
+
+def _refuse_signed_concat(path: str) -> None:
+    """OpenVINO 2026.4 rounds what a Concat takes to whole numbers where activations are quantized
+    to s8, without a word; u8 is right, and the same arithmetic."""
+    graph = onnx.load(path, load_external_data=False).graph
+    if not any(node.op_type == "Concat" for node in graph.node):
+        return
+    signed = {t.name for t in graph.initializer if t.data_type == onnx.TensorProto.INT8}
+    for node in graph.node:
+        if node.op_type == "QuantizeLinear" and len(node.input) > 2 and node.input[2] in signed:
+            raise UnsupportedError(
+                "OpenVINO computes Concat wrong where activations are signed 8-bit integers; "
+                "the same model with unsigned ones (int8-u8s8) is right"
+            )
 
 
 def options(compute: str, threads: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 import re
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -32,23 +32,23 @@ def profile(
     inputs: list[str],
     outputs: list[str],
 ) -> dict[str, Any]:
-    """Shares of the operators' time by provider, by the type computed in, and by operator."""
-    kernels, runs = _kernels(feed, files, options, inputs, outputs)
-    total = sum(event["dur"] for event in kernels) or 1
-    providers: Counter[str] = Counter()
-    precisions: Counter[str] = Counter()
-    operators: Counter[str] = Counter()
-    for event in kernels:
-        detail = event["args"]
-        providers[detail.get("provider") or "unknown"] += event["dur"]
-        precisions[_precision(detail)] += event["dur"]
-        operators[detail["op_name"]] += event["dur"]
+    """Shares of the operators' time by provider, by the type computed in, and by operator: of every
+    kernel's median over the runs, since one interruption may last longer than many inferences."""
+    providers: dict[str, float] = defaultdict(float)
+    precisions: dict[str, float] = defaultdict(float)
+    operators: dict[str, float] = defaultdict(float)
+    kernels = _kernels(feed, files, options, inputs, outputs)
+    for detail, us in kernels.values():
+        providers[detail.get("provider") or "unknown"] += us
+        precisions[_precision(detail)] += us
+        operators[detail["op_name"]] += us
+    total = sum(operators.values()) or 1.0
     return {
         "provider": _shares(providers, total),
         "precision": _shares(precisions, total),
         "operators": _shares(operators, total),
         "of": "operator time",
-        "kernels": len(kernels) // runs,
+        "kernels": len(kernels),
     }
 
 
@@ -64,14 +64,11 @@ def layers(
 
     The profiler's own cost, of which the cheapest kernel consists, is taken off.
     """
-    kernels, runs = _kernels(feed, files, options, inputs, outputs)
-    spent: dict[str, float] = {}
-    for event in kernels:
-        name = event["name"].removesuffix("_kernel_time")
-        spent[name] = spent.get(name, 0.0) + event["dur"] / runs
-    least = min(spent.values(), default=0.0)
+    kernels = _kernels(feed, files, options, inputs, outputs)
+    least = min((us for _, us in kernels.values()), default=0.0)
     return [
-        {"names": [name, _RENAMED.sub("", name)], "us": us - least} for name, us in spent.items()
+        {"names": [name, _RENAMED.sub("", name)], "us": us - least}
+        for name, (_, us) in kernels.items()
     ]
 
 
@@ -85,8 +82,9 @@ def _kernels(
     options: dict[str, Any],
     inputs: list[str],
     outputs: list[str],
-) -> tuple[list[dict[str, Any]], int]:
-    """The profiler's events of warm inferences, and how many inferences these are."""
+) -> dict[str, tuple[dict[str, Any], float]]:
+    """By name of its node: what the profiler says of a kernel, and the microseconds that it takes
+    in an inference (the median of warm ones; in a loop, all rounds together)."""
     with tempfile.TemporaryDirectory() as folder:
         options = {
             **options,
@@ -105,8 +103,17 @@ def _kernels(
         for event in events
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
     ]
-    each = len(kernels) // runs
-    return kernels[runs // 2 * each :], runs - runs // 2
+    each = max(1, len(kernels) // runs)
+    details: dict[str, dict[str, Any]] = {}
+    spent: dict[str, Counter[int]] = {}
+    for place, event in enumerate(kernels[runs // 2 * each :]):
+        name = event["name"].removesuffix("_kernel_time")
+        details[name] = event["args"]
+        spent.setdefault(name, Counter())[place // each] += event["dur"]
+    return {
+        name: (details[name], float(np.median(list(taken.values()))))
+        for name, taken in spent.items()
+    }
 
 
 def _precision(detail: dict[str, Any]) -> str:
@@ -116,5 +123,6 @@ def _precision(detail: dict[str, Any]) -> str:
     return _NAMES.get(kinds[0], kinds[0]) if kinds else "unknown"
 
 
-def _shares(counts: Counter[str], total: float) -> dict[str, float]:
-    return {name: round(spent / total, 4) for name, spent in counts.most_common()}
+def _shares(spent: dict[str, float], total: float) -> dict[str, float]:
+    largest = sorted(spent.items(), key=lambda entry: -entry[1])
+    return {name: round(us / total, 4) for name, us in largest if us > 0}
