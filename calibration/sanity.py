@@ -18,6 +18,8 @@ from onmetal.calibration.statistics import Statistics
 from onmetal.records import Model, restore
 
 FEW = 32
+LOOKED_AT = 64
+"""Inferences of the float model that are looked at."""
 GROWN, GROWING = 0.10, 0.5
 """A range that grew by so much in the second half of the samples; the share of such tensors."""
 UNNORMALIZED = 20.0
@@ -38,11 +40,11 @@ def examine(
     """Warnings about the calibration `samples`, and about `judged` where it is other data."""
     graph, seen = Graph(onnx.load(path)), Statistics(Path(statistics))
     data, of = restore(samples, Samples), restore(model, Model)
-    outputs = spread_outputs(onnx.load(path), data, of, _first(graph))
+    outputs = spread_outputs(onnx.load(path), data, of, _first(graph), LOOKED_AT)
     said = [*_growing(seen, data.count), *_dead(graph, seen), *_not_finite(seen, data.count)]
     mine = _inputs(data, of)
     said += _constant(mine)
-    said += _unlike(graph, mine, outputs)
+    said += _unlike(graph, mine, outputs, of.batch)
     if judged is not None:
         said += _apart(mine, _inputs(restore(judged, Samples), of))
     return said
@@ -126,7 +128,7 @@ def _first(graph: Graph) -> list[str]:
 
 
 def _unlike(
-    graph: Graph, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray]
+    graph: Graph, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray], batch: int
 ) -> list[str]:
     """Signs that the values are not those that the model was trained on."""
     said = []
@@ -139,7 +141,10 @@ def _unlike(
             "not normalized? Scale them as in training (data.toml's scale, mean and std)"
         )
     for name in graph.outputs:
-        share = one_class(outputs[name])
+        scores = outputs[name]
+        if batch > 1 and scores.ndim > 1 and scores.shape[1] == batch:
+            scores = scores.reshape(-1, *scores.shape[2:])
+        share = one_class(scores)
         if share is not None and share >= ONE_CLASS:
             said.append(
                 f"the float model gives the same prediction for {share:.0%} of the calibration "

@@ -136,16 +136,21 @@ def _ranges(name: str, seen: Statistics, form: Format) -> dict[str, Range]:
 
 
 def spread_outputs(
-    model: onnx.ModelProto, data: Samples, of: Model, inner: Sequence[str] = ()
+    model: onnx.ModelProto,
+    data: Samples,
+    of: Model,
+    inner: Sequence[str] = (),
+    most: int = LOOKED_AT,
 ) -> dict[str, np.ndarray]:
-    """[inferences, ...] of every output, and of `inner` tensors, over samples spread over all."""
+    """[inferences, ...] of every output, and of `inner` tensors, over `most` samples or fewer,
+    spread over all."""
     names = [value.name for value in model.graph.output]
     for name in inner:
         if name not in names:
             names.append(name)
             model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
     opened = session(model)
-    count = max(1, min(LOOKED_AT, data.count // of.batch))
+    count = max(1, min(most, data.count // of.batch))
     rows = []
     for number in range(count):
         start = number * data.count // count
