@@ -12,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = ROOT / "examples" / "digits"
+FLOAT = ("--recipes", "fp,bf")
+"""For what is not about 8 bits: nothing is calibrated, and all of DATA is evaluated."""
 
 
 class Ran(NamedTuple):

@@ -161,12 +161,20 @@ def test_the_manifest_has_digests_versions_and_indices(bundle: Path) -> None:
     )
     assert digests["artifact"] == artifact.hexdigest()
     assert set(manifest["tools"]) >= {"onmetal", *RUNTIMES}
-    assert manifest["evaluation_indices"] == list(range(600))
+    assert manifest["evaluation_indices"] == [n for n in range(600) if n % 4 != 3]
+    assert manifest["data"]["evaluation_samples"] == len(manifest["evaluation_indices"])
     assert manifest["run"]["inputs"] == [
         {"name": "image", "dtype": "float32", "shape": [1, 1, 8, 8]}
     ]
     assert manifest["golden"]["vectors"] >= 1
     assert manifest["golden"]["tolerance"] > 0
+
+
+def test_where_nothing_is_calibrated_all_of_the_data_is_evaluated(bundles: dict[str, Path]) -> None:
+    for folder in bundles.values():
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert manifest["evaluation_indices"] == list(range(600))
+        assert manifest["data"]["calibration_samples"] == 0
 
 
 def test_the_readme_says_how_to_run_it(bundles: dict[str, Path]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from onmetal import cli, pipeline
-from tests.conftest import DIGITS, deploy
+from tests.conftest import DIGITS, FLOAT, deploy
 
 MODEL = str(DIGITS / "digits_cnn.onnx")
 DATA = str(DIGITS / "digits.npz")
@@ -136,7 +136,9 @@ def test_abbreviations_are_refused(words: tuple[str, ...], capsys: Capture) -> N
         ("targets", "x86-64", "x86-openvino"),
         ("devices", "more"),
         ("inspect",),
-        ("inspect", MODEL, "--data", DATA),
+        ("inspect", MODEL, DATA),
+        ("inspect", MODEL, "--against"),
+        ("inspect", MODEL, "--against", MODEL, "--target", "x86-64"),
         ("bench",),
         ("verify",),
         ("compress", MODEL),
@@ -404,7 +406,7 @@ def test_an_out_that_is_a_file_or_a_link_exits_2(elsewhere: Path, capsys: Captur
 
 
 def test_stdout_holds_results_and_stderr_progress(elsewhere: Path) -> None:
-    ran = deploy(*PLAIN, "--data", DATA, "--no-device", cwd=elsewhere)
+    ran = deploy(*PLAIN, *FLOAT, "--data", DATA, "--no-device", cwd=elsewhere)
     assert ran.code == 0, ran.err
     assert "[1/" in ran.err
     assert "converting" in ran.err
@@ -419,7 +421,7 @@ def test_stdout_holds_results_and_stderr_progress(elsewhere: Path) -> None:
 
 
 def test_progress_counts_the_steps_that_there_are(elsewhere: Path) -> None:
-    ran = deploy(*PLAIN, "--data", DATA, "--no-device", cwd=elsewhere)
+    ran = deploy(*PLAIN, *FLOAT, "--data", DATA, "--no-device", cwd=elsewhere)
     steps = [line[1:].partition("]")[0] for line in ran.err.splitlines() if line.startswith("[")]
     assert steps == [f"{number}/{len(steps)}" for number in range(1, len(steps) + 1)]
 
@@ -507,7 +509,12 @@ def test_targets_shows_one_in_full(capsys: Capture) -> None:
     assert found["arch"] == "x86_64"
     assert found["device"]["transport"] == "local"
     assert [entry["name"] for entry in found["runtimes"]] == ["openvino"]
-    assert [entry["name"] for entry in found["recipes"]] == ["fp32", "fp16", "bf16"]
+    assert [entry["name"] for entry in found["recipes"]] == [
+        *("fp32", "fp16", "bf16", "wi8", "int8-s8s8", "int8-u8s8", "int8-nncf", "int8-u8u8"),
+        *("int8-u8s8-rr", "int8-fast"),
+    ]
+    form = next(entry["format"] for entry in found["recipes"] if entry["name"] == "int8-u8u8")
+    assert (form["activation"], form["weight"], form["per_channel"]) == ("u8", "u8", False)
     assert cli.main(["targets", "x86-openvino"]) == 0
     assert "bf16" in capsys.readouterr().out
     assert "x86-64" in refused(capsys, 2, "targets", "x87")
@@ -548,6 +555,9 @@ def test_inspect_says_what_a_target_cannot_run(capsys: Capture) -> None:
     assert support["fp32@openvino"]["runs"] is True
     assert support["fp16@onnxruntime"]["runs"] is False
     assert "f16" in support["fp16@onnxruntime"]["says"]
+    assert support["int8-u8s8@onnxruntime"]["runs"] is True
+    assert "data" in support["int8-u8s8@onnxruntime"]["says"]
+    assert support["int8-dynamic@openvino"]["runs"] is False
     assert cli.main(["inspect", MODEL, "--target", "x86-64"]) == 0
     said = capsys.readouterr().out
     assert all(entry["says"] in said for entry in found["support"])
@@ -562,7 +572,7 @@ def test_inspect_takes_a_batch(capsys: Capture) -> None:
 
 
 def test_progress_that_nobody_reads_does_not_end_the_work(elsewhere: Path) -> None:
-    words = [*map(str, PLAIN), "--data", str(DIGITS / "digits.npz"), "--no-device", "--out", "out"]
+    words = [*PLAIN, *FLOAT, "--data", DATA, "--no-device", "--out", "out"]
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(

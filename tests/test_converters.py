@@ -6,16 +6,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
 from onmetal import converters, model, profilers, targets
 from onmetal.cache import Cache
+from onmetal.calibration import samples
 from onmetal.errors import UnsupportedError, UsageError
 from onmetal.profilers.local import Local
 from onmetal.records import Candidate, Model
+from onmetal.sources import Hub
 from onmetal.targets import RUNTIMES, Recipe, Runtime
+from tests import onnx_models
 from tests.conftest import DIGITS, ROOT
 
 MARK = "# What follows is the same for every runtime.\n"
@@ -136,22 +141,76 @@ def made(
         return converters.convert(name, read, recipe, runtime, target, 1, device, cache), read
 
 
-PAIRS = [(recipe, runtime) for recipe in TARGET.recipes for runtime in recipe.runtimes]
+def quantized(recipe: Recipe, runtime: str, place: Path, path: Path, data: Path) -> Candidate:
+    """A candidate in 8 bits as a deployment makes it, with the cache at `place`."""
+    with Cache(place) as cache:
+        device = Local(cache)
+        read = model.read(path, {}, None, cache, device)
+        given = samples.load(str(data), read, cache, option="--data", labelled=False)
+        source = Hub(read, TARGET, given, device, cache).source(recipe, lambda *_: None)
+        name = f"{recipe.name}@{runtime}"
+        return converters.convert(
+            name, read, recipe, runtime, TARGET, 1, device, cache, source, given
+        )
 
 
-@pytest.mark.parametrize(
-    ("recipe", "runtime"), PAIRS, ids=[f"{recipe.name}@{runtime}" for recipe, runtime in PAIRS]
-)
-def test_the_same_model_gives_the_same_bytes(recipe: Recipe, runtime: str, tmp_path: Path) -> None:
-    first, _ = made(recipe, runtime, tmp_path / "first")
-    second, _ = made(recipe, runtime, tmp_path / "elsewhere" / "second")
+def same(first: Candidate, second: Candidate) -> None:
+    """Of two folders, one content."""
     assert [file.name for file in first.files] == [file.name for file in second.files]
     for one, other in zip(first.files, second.files, strict=True):
         assert one != other
         assert one.read_bytes() == other.read_bytes()
     assert (first.sha256, first.size_bytes) == (second.sha256, second.size_bytes)
     assert first.size_bytes == sum(file.stat().st_size for file in first.files)
+
+
+def pairs(*, in_float: bool) -> list[Any]:
+    """Every recipe with each of its runtimes; not `fast`, which timings decide."""
+    return [
+        pytest.param(recipe, runtime, id=f"{recipe.name}@{runtime}")
+        for recipe in TARGET.recipes
+        if (recipe.method == "float") is in_float and recipe.method != "fast"
+        for runtime in recipe.runtimes
+    ]
+
+
+@pytest.mark.parametrize(("recipe", "runtime"), pairs(in_float=True))
+def test_the_same_model_gives_the_same_bytes(recipe: Recipe, runtime: str, tmp_path: Path) -> None:
+    first, _ = made(recipe, runtime, tmp_path / "first")
+    second, _ = made(recipe, runtime, tmp_path / "elsewhere" / "second")
+    same(first, second)
     assert str(tmp_path).encode() not in first.files[0].read_bytes()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for caches, so that each is calibrated for once, with few samples and a model of
+    one MatMul in it."""
+    folder = tmp_path_factory.mktemp("quantized")
+    with np.load(DIGITS / "calibration.npz") as data:
+        np.savez(folder / "digits.npz", x=data["x"][:24])
+    onnx_models.save(onnx_models.dense(features=128, classes=64), folder / "dense.onnx")
+    x = np.random.default_rng(0).random((24, 128), np.float32)
+    np.savez(folder / "dense.npz", x=x)
+    return folder
+
+
+@pytest.mark.parametrize(("recipe", "runtime"), pairs(in_float=False))
+def test_the_same_model_and_samples_give_the_same_bytes(
+    recipe: Recipe, runtime: str, home: Path
+) -> None:
+    path, data = DIGITS / "digits_cnn.onnx", home / "digits.npz"
+    if not recipe.calibrated:  # made for models of MatMuls
+        path, data = home / "dense.onnx", home / "dense.npz"
+    first, second = (
+        quantized(recipe, runtime, home / place, path, data)
+        for place in ("first", "elsewhere/second")
+    )
+    same(first, second)
+    assert first.details == second.details
+    assert str(home).encode() not in first.files[0].read_bytes()
+    with_weights = next(file for file in first.files if file.suffix in (".onnx", ".bin"))
+    assert with_weights.stat().st_size < 0.5 * path.stat().st_size, "it is not in 8 bits"
 
 
 def test_half_precision_is_about_half_as_large(tmp_path: Path) -> None:

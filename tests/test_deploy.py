@@ -19,7 +19,7 @@ from onmetal import cli
 from onmetal.profilers.local import quiet_environment
 from onmetal.profilers.measure import MODES, Schedule
 from tests import onnx_models
-from tests.conftest import DIGITS, deploy
+from tests.conftest import DIGITS, FLOAT, deploy
 
 MODEL = DIGITS / "digits_cnn.onnx"
 DATA = DIGITS / "digits.npz"
@@ -76,7 +76,8 @@ def run(
 
 
 Run = Callable[..., tuple[int, Document]]
-PLAIN: tuple[str | Path, ...] = (MODEL, "--target", "x86-64", "--data", DATA)
+FULL: tuple[str | Path, ...] = (MODEL, "--target", "x86-64", "--data", DATA)
+PLAIN: tuple[str | Path, ...] = (*FULL, *FLOAT)
 STILL: tuple[str | Path, ...] = (*PLAIN, "--no-device")
 
 
@@ -108,8 +109,8 @@ def test_the_document_has_every_key(document: Document) -> None:
     assert model["outputs"] == [{"name": "logits", "dtype": "float32", "shape": [1, 10]}]
     assert model["parameters"] == 91_530
     assert model["macs"] == 8_765_800
-    assert document["data"]["calibration_samples"] == 0
-    assert document["data"]["evaluation_samples"] == 600
+    assert document["data"]["calibration_samples"] == 150
+    assert document["data"]["evaluation_samples"] == 450
     assert all(isinstance(text, str) for text in document["data"]["warnings"])
     device = document["device"]
     assert device["address"] == "local"
@@ -154,7 +155,7 @@ def test_every_figure_says_what_it_rests_on(document: Document) -> None:
     for entry in tried(document):
         accuracy = entry["accuracy"]
         assert accuracy["metric"] == "top1"
-        assert accuracy["samples"] == 600
+        assert accuracy["samples"] == 450
         low, high = accuracy["drop_ci95"]
         assert low <= accuracy["drop"] <= high
         assert is_number(entry["fidelity"]["sqnr_db"]["logits"])
@@ -185,6 +186,8 @@ def test_every_candidate_says_what_really_ran(document: Document) -> None:
             assert sum(shares.values()) == pytest.approx(1, abs=0.01)
         if entry["recipe"] == "fp32":
             assert ran["precision"].get("f32", 0) > 0.99
+        if entry["recipe"].startswith("int8-"):
+            assert ran["precision"]["i8"] > 0.05
 
 
 def raw_samples(found: Document) -> dict[str, np.ndarray]:
@@ -267,15 +270,18 @@ import json, sys
 import numpy as np
 {load}
 data = np.load({data!r})
-hits = [int(run(x[None])[0].argmax()) == y for x, y in zip(data["x"], data["y"])]
+chosen = {indices!r}
+hits = [int(run(x[None])[0].argmax()) == y for x, y in zip(data["x"][chosen], data["y"][chosen])]
 assert not any(name.partition(".")[0] == "onmetal" for name in sys.modules)
 print(json.dumps(sum(hits) / len(hits)))
 """
 
 
-def score(load: str, home: Path) -> float:
+def score(load: str, bundle: Path, home: Path) -> float:
+    """Over the samples that the bundle's manifest says it was judged on."""
+    indices = json.loads((bundle / "manifest.json").read_text())["evaluation_indices"]
     done = subprocess.run(
-        [sys.executable, "-c", SCORE.format(load=load, data=str(DATA))],
+        [sys.executable, "-c", SCORE.format(load=load, data=str(DATA), indices=indices)],
         env=quiet_environment(home),
         capture_output=True,
         text=True,
@@ -295,17 +301,19 @@ session = load()
 run = lambda x: session.run({{"image": x}})[0]
 """
     chosen = candidates(document)[document["chosen"]]
-    assert score(load, tmp_path) == pytest.approx(chosen["accuracy"]["value"], abs=1e-12)
+    assert score(load, bundle, tmp_path) == pytest.approx(chosen["accuracy"]["value"], abs=1e-12)
 
 
-def test_accuracy_of_fp32_is_what_the_original_gives(document: Document, tmp_path: Path) -> None:
+def test_accuracy_of_fp32_is_what_the_original_gives(
+    bundle: Path, document: Document, tmp_path: Path
+) -> None:
     load = f"""
 import onnxruntime
 session = onnxruntime.InferenceSession({str(MODEL)!r}, providers=["CPUExecutionProvider"])
 run = lambda x: session.run(None, {{"image": x}})[0]
 """
     fp32 = candidates(document)["fp32@onnxruntime"]["accuracy"]
-    assert score(load, tmp_path) == pytest.approx(fp32["value"], abs=1e-12)
+    assert score(load, bundle, tmp_path) == pytest.approx(fp32["value"], abs=1e-12)
     assert fp32["drop"] == 0
 
 
@@ -423,30 +431,37 @@ def test_without_data_nothing_but_fidelity_is_known(run: Run) -> None:
 def test_without_any_data_only_float_is_tried(run: Run) -> None:
     code, found = run(MODEL, "--target", "x86-64", "--no-device", "--dry-run")
     assert code == 0
-    assert {"fp32", "fp16", "bf16"} >= {entry["recipe"] for entry in found["candidates"]}
+    planned = {e["recipe"] for e in found["candidates"] if e["status"] == "planned"}
+    assert {"fp32"} <= planned <= {"fp32", "fp16", "bf16"}
+    for name in ("int8-u8s8@onnxruntime", "int8-nncf@openvino", "int8-fast@openvino"):
+        assert "--data or --calibration-data" in candidates(found)[name]["reason"]
 
 
 def test_calibration_data_alone_judges_by_fidelity(run: Run) -> None:
     words = (MODEL, "--target", "x86-64", "--no-device", "--calibration-data", CALIBRATION)
-    code, found = run(*words)
+    code, found = run(*words, "--recipes", "fp32,bf16,int8-u8s8")
     assert code == 0
     assert found["data"]["calibration_samples"] == 256
     assert found["data"]["evaluation_samples"] == 0
     assert any("no task metric" in text for text in found["data"]["warnings"])
     for entry in found["candidates"]:
         assert entry["accuracy"] is None
-        if entry["status"] != "skipped":
+        if entry["status"] in ("ok", "chosen"):
             assert entry["fidelity"]["sqnr_db"]["logits"] > 20
+    fits = {entry["recipe"] for entry in found["candidates"] if entry["status"] in ("ok", "chosen")}
+    assert {"fp32", "int8-u8s8"} <= fits
 
 
 def test_samples_in_both_parts_are_said(run: Run, tmp_path: Path) -> None:
     with np.load(DATA) as data:
         np.savez(tmp_path / "some.npz", x=data["x"][:50])
     words = ("--calibration-data", tmp_path / "some.npz")
-    code, found = run(*STILL, *words, "--dry-run")
+    code, found = run(*FULL, "--no-device", *words, "--dry-run")
     assert code == 0
+    assert found["data"]["calibration_samples"] == 50
     assert found["data"]["evaluation_samples"] == 600
-    assert any(text.startswith("50 samples") for text in found["data"]["warnings"])
+    said = "samples that judge and are in --calibration-data too: 50"
+    assert any(text.startswith(said) for text in found["data"]["warnings"])
 
 
 # --- several models
@@ -509,7 +524,7 @@ def test_an_interval_that_crosses_the_budget_is_flagged(run: Run, tmp_path: Path
     with np.load(DATA) as data:
         np.savez(tmp_path / "few.npz", x=data["x"][:150], y=data["y"][:150])
     words = (MODEL, other, "--target", "x86-64", "--data", tmp_path / "few.npz", "--no-device")
-    code, found = run(*words)
+    code, found = run(*words, *FLOAT)
     assert code == 0
     entry = candidates(found)["other/fp32@onnxruntime"]
     assert entry["accuracy"]["drop"] <= 0.01 < entry["accuracy"]["drop_ci95"][1]
@@ -662,12 +677,14 @@ def test_an_unknown_operator_exits_3(run: Run, tmp_path: Path) -> None:
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(flags: set[str], tmp_path: Path) -> None:
-    ran = deploy(*PLAIN, "--dry-run", "--out", "deep/er/out", cwd=tmp_path)
+    ran = deploy(*FULL, "--dry-run", "--out", "deep/er/out", cwd=tmp_path)
     assert ran.code == 0
     would, _, would_not = ran.out.partition("Would not be tried:")
     assert "fp32@onnxruntime" in would
     assert "fp32@openvino" in would
     assert ("bf16@openvino" in would) is bool(BF16 & flags)
+    assert "int8-u8s8@openvino" in would
+    assert "wi8@onnxruntime: for models of MatMuls" in would_not
     assert "fp16@onnxruntime: " in would_not
     assert list(tmp_path.iterdir()) == []
 
@@ -729,7 +746,8 @@ mistakes.higher_is_better = False
 
 def test_data_and_metric_from_a_module_here(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(MODULE.format(data=str(DATA)))
-    words = (MODEL, "--target", "x86-64", "--no-device", "--metric", "own:mistakes", "--json")
+    words: tuple[str | Path, ...] = (MODEL, "--target", "x86-64", *FLOAT, "--no-device")
+    words = (*words, "--metric", "own:mistakes", "--json")
     ran = deploy(*words, "--data", "own:samples", "--out", "one", cwd=tmp_path)
     assert ran.code == 0, ran.err
     with np.load(DATA) as data:
@@ -770,7 +788,7 @@ def test_a_folder_of_images_gives_what_the_arrays_give(run: Run, tmp_path: Path)
     (folder / "labels.csv").write_text("\n".join(rows) + "\n")
     scale = f'channels = "L"\nlayout = "NCHW"\nscale = {1 / 240!r}\n'
     (folder / "data.toml").write_text(scale)
-    words = (MODEL, "--target", "x86-onnxruntime", "--no-device", "--data")
+    words = (MODEL, "--target", "x86-onnxruntime", "--recipes", "fp32", "--no-device", "--data")
     code, found = run(*words, folder, "--out", "images")
     assert code == 0
     assert found["data"]["evaluation_samples"] == 200
@@ -829,7 +847,7 @@ def test_every_metric_judges_the_example(metric: str, run: Run) -> None:
 def test_a_batch_gives_the_same_accuracy(run: Run, tmp_path: Path) -> None:
     with np.load(DATA) as data:
         np.savez(tmp_path / "odd.npz", x=data["x"][:398], y=data["y"][:398])
-    words = (MODEL, "--target", "x86-64", "--data", tmp_path / "odd.npz", "--no-device")
+    words = (MODEL, "--target", "x86-64", "--data", tmp_path / "odd.npz", *FLOAT, "--no-device")
     _, one = run(*words, "--out", "one")
     code, four = run(*words, "--batch", "4", "--out", "four")
     assert code == 0
@@ -931,12 +949,12 @@ def board(text: str) -> Path:
     return path
 
 
-FLOAT = '[[recipes]]\nname = "fp32"\nruntimes = ["openvino"]\ncompute = "f32"\n'
+FP32 = '[[recipes]]\nname = "fp32"\nruntimes = ["openvino"]\ncompute = "f32"\n'
 
 
 def test_recipes_that_cannot_run_here_exit_3_at_once(run: Run) -> None:
     half = '[[recipes]]\nname = "fp16"\nruntimes = ["openvino"]\ncompute = "f16"\n'
-    target = board(f'{FLOAT}{half}requires_any_flag = ["no_such_flag"]\n')
+    target = board(f'{FP32}{half}requires_any_flag = ["no_such_flag"]\n')
     code, found = run(MODEL, "--target", target, "--data", DATA, "--recipes", "fp16")
     assert code == 3
     assert "no_such_flag" in found["error"]["message"]
@@ -945,7 +963,7 @@ def test_recipes_that_cannot_run_here_exit_3_at_once(run: Run) -> None:
 
 @pytest.mark.parametrize("option", ['INFERENCE_PRECISION_HINT = "bf16"', "NUM_STREAMS = 2"])
 def test_a_target_cannot_make_another_recipe_of_one(option: str, run: Run) -> None:
-    code, found = run(MODEL, "--target", board(f"options = {{ {option} }}\n{FLOAT}"))
+    code, found = run(MODEL, "--target", board(f"options = {{ {option} }}\n{FP32}"))
     assert code == 2
     assert option.split()[0] in found["error"]["message"]
 
@@ -967,7 +985,7 @@ def test_a_talkative_generator_runs_once_for_all_models(run: Run, noisy: Path) -
         "    for i in range(12):\n"
         "        yield numpy.full((1, 8, 8), random.random(), 'float32'), i % 10\n"
     )
-    words = ("--target", "x86-64", "--data", "talk:samples", "--no-device")
+    words = ("--target", "x86-64", "--data", "talk:samples", *FLOAT, "--no-device")
     code, found = run(MODEL, noisy, *words, "--max-accuracy-drop", "none")
     assert code == 0
     assert found["data"]["evaluation_samples"] == 12

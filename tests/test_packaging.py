@@ -2,8 +2,10 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,9 +26,23 @@ MODULES = {
     for folder, place in FOLDERS.items()
     for path in sorted(place.glob("*.py"))
 }
-HEAVY = {"numpy", "onnx", "onnxruntime", "openvino", "onnx_ir", "PIL", "msgspec", "psutil"}
-RUNTIMES = {"onnx", "onnxruntime", "openvino", "onnx_ir"}
-LEAVES = ("onmetal/converters/", "onmetal/profilers/run_", "onmetal/profilers/profile_")
+HEAVY = {"numpy", "onnx", "onnxruntime", "openvino", "onnx_ir", "nncf", "PIL", "msgspec", "psutil"}
+RUNTIMES = {"onnx", "onnxruntime", "openvino", "onnx_ir", "nncf"}
+ON_GRAPHS = (
+    *("compare", "graph", "mixed", "placement", "quantize", "sanity", "search", "sensitivity"),
+    *("statistics", "weights"),
+)
+"""Of calibration, what looks at a model: run in workers alone."""
+ENDS = (".py", "/__init__.py")
+LEAVES = (
+    *("onmetal/converters/", "onmetal/profilers/run_", "onmetal/profilers/profile_"),
+    *(f"onmetal/calibration/{name}.py" for name in ON_GRAPHS),
+)
+EXTRAS = {"onmetal/converters/nncf_int8.py": "nncf"}
+"""The only modules that need one of the extras, and the package in it."""
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+SPELLED = {"PIL": "pillow", "onnx_ir": "onnx-ir", "google": "protobuf", "sklearn": "scikit-learn"}
+"""Packages that are called otherwise where they are imported."""
 
 
 def python(code: str, *, cwd: Path, path: Path | None = None) -> str:
@@ -175,13 +191,49 @@ def test_only_leaves_import_a_runtime(name: str) -> None:
     assert not heavy or name.startswith(LEAVES)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [name for name in MODULES if not name.startswith(LEAVES) or name.endswith("__init__.py")],
+)
+def test_nothing_but_a_leaf_imports_one_that_loads_a_runtime(name: str) -> None:
+    """Else a runtime comes into the main process by a detour."""
+    for found in own(name):
+        path = next(p for p in (f"{found.replace('.', '/')}{end}" for end in ENDS) if p in MODULES)
+        heavy = {other.split(".")[0] for other in imported(MODULES[path])} & RUNTIMES
+        assert not heavy, f"{name} imports {found}"
+
+
+def outside(path: Path) -> set[str]:
+    """Packages of others that a file imports, as they are called where they are installed."""
+    found = {name.split(".")[0] for name in imported(path)}
+    found -= {"onmetal", "tests", *sys.stdlib_module_names}
+    return {SPELLED.get(name, name) for name in found}
+
+
+def listed(*extras: str) -> set[str]:
+    """What the package itself depends on, and with these extras."""
+    wanted = [*PROJECT["dependencies"]]
+    for extra in extras:
+        wanted += PROJECT["optional-dependencies"][extra]
+    return {re.split("[^a-z-]", text)[0] for text in wanted}
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_every_import_is_a_dependency(name: str) -> None:
-    said = (ROOT / "pyproject.toml").read_text("utf-8").partition("optional-dependencies")[0]
-    spelled = {"PIL": "pillow", "onnx_ir": "onnx-ir", "google": "protobuf"}
-    for found in {found.split(".")[0] for found in imported(MODULES[name])}:
-        if found != "onmetal" and found not in sys.stdlib_module_names:
-            assert f'"{spelled.get(found, found)}>=' in said, found
+    assert outside(MODULES[name]) - {EXTRAS.get(name, "")} <= listed()
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_what_an_extra_brings_is_in_it_and_in_what_developers_install(name: str) -> None:
+    assert EXTRAS[name] in outside(MODULES[name])
+    assert EXTRAS[name] not in listed()
+    assert EXTRAS[name] in listed(EXTRAS[name])
+    assert EXTRAS[name] in listed("dev"), "tests need it"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("*.py")), ids=lambda path: path.stem)
+def test_what_the_tests_import_comes_with_dev(path: Path) -> None:
+    assert outside(path) <= listed("dev")
 
 
 def test_imports_go_one_way() -> None:
@@ -190,10 +242,21 @@ def test_imports_go_one_way() -> None:
     assert own("onmetal/targets/__init__.py") == {"onmetal.errors"}
     for name in MODULES:
         if name != "onmetal/cli.py":
-            assert not own(name) & {"onmetal.cli", "onmetal.pipeline", "onmetal.beside"}, name
+            face = {"onmetal.cli", "onmetal.pipeline", "onmetal.beside", "onmetal.inspecting"}
+            assert not own(name) & face, name
         if name.count("/") > 1:
-            upper = {"onmetal.plan", "onmetal.decide", "onmetal.choice", "onmetal.trials"}
-            assert not own(name) & (upper | {"onmetal.judge", "onmetal.task"}), name
+            upper = {
+                "plan",
+                "decide",
+                "choice",
+                "trials",
+                "judge",
+                "task",
+                "sources",
+                "look",
+                "fast",
+            }
+            assert not own(name) & {f"onmetal.{module}" for module in upper}, name
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 Both runtimes do, left to themselves: their telemetry. The kernel's own record (strace) tells.
 """
 
+import json
 import os
 import re
 import shutil
@@ -10,9 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from msgspec import Struct
 
+from tests import onnx_models
 from tests.conftest import DIGITS, ROOT
 
 CALLS = (
@@ -92,8 +95,24 @@ MODEL = DIGITS / "digits_cnn.onnx"
 
 def test_a_whole_deployment_is_quiet(tmp_path: Path) -> None:
     words = (MODEL, "--target", "x86-64", "--data", DIGITS / "digits.npz", "--quick")
-    seen = observe([*DEPLOY, *words, "--out", "out"], tmp_path)
+    each = ("--recipes", "fp32,int8-s8s8,int8-nncf,int8-fast")  # one of every method
+    seen = observe([*DEPLOY, *words, *each, "--out", "out"], tmp_path)
     assert (tmp_path / "work" / "out" / "measurements.npz").is_file()
+    manifest = json.loads((tmp_path / "work" / "out" / "manifest.json").read_text())
+    made = {entry["name"] for entry in manifest["candidates"] if entry["sha256"]}
+    assert {"int8-s8s8@onnxruntime", "int8-s8s8@openvino", "int8-nncf@openvino"} <= made
+    assert_quiet(seen)
+
+
+def test_quantizing_the_weights_of_matmuls_is_quiet(tmp_path: Path) -> None:
+    onnx_models.save(onnx_models.dense(features=128, classes=64), tmp_path / "dense.onnx")
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).random((8, 128), np.float32))
+    words = (tmp_path / "dense.onnx", "--target", "x86-64", "--no-device", "--out", "out")
+    each = ("--calibration-data", tmp_path / "x.npz", "--recipes", "wi8,int8-dynamic")
+    seen = observe([*DEPLOY, *words, *each], tmp_path)
+    manifest = json.loads((tmp_path / "work" / "out" / "manifest.json").read_text())
+    made = {entry["name"] for entry in manifest["candidates"] if entry["sha256"]}
+    assert {"wi8@onnxruntime", "wi8@openvino", "int8-dynamic@onnxruntime"} <= made
     assert_quiet(seen)
 
 

@@ -17,9 +17,10 @@ import pytest
 
 from onmetal import cli
 from onmetal.profilers.measure import MODES, Schedule
-from tests.conftest import DIGITS, deploy
+from tests.conftest import DIGITS, FLOAT, deploy
 
-PLAIN = (DIGITS / "digits_cnn.onnx", "--target", "x86-64", "--data", DIGITS / "digits.npz")
+FULL = (DIGITS / "digits_cnn.onnx", "--target", "x86-64", "--data", DIGITS / "digits.npz")
+PLAIN = (*FULL, *FLOAT)
 
 
 @contextlib.contextmanager
@@ -180,6 +181,28 @@ def test_an_interrupted_run_exits_130_and_says_so(title: str, work: Path, tmp_pa
     assert json.loads(out)["error"]["code"] == 130
     assert "Traceback" not in err
     assert "interrupted" in err
+    assert list(work.iterdir()) == []
+    assert list((home / "building").iterdir()) == []
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.4, 0.8, 1.2])
+def test_calibrating_can_be_interrupted_at_any_moment(
+    after_s: float, work: Path, tmp_path: Path
+) -> None:
+    """It runs in several processes at once, for each of which a thread waits."""
+    home = tmp_path / "home"
+    words = (*FULL, "--no-device", "--recipes", "int8-u8u8", "--json", "--out", "out")
+    with started(*words, home=home, cwd=work) as process:
+        while not list((home / "entries").glob("float-*")) and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(after_s)
+        children = workers(process)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+        assert ended(children)
+    assert process.returncode == 130, err
+    assert json.loads(out)["error"]["code"] == 130
+    assert "Traceback" not in err
     assert list(work.iterdir()) == []
     assert list((home / "building").iterdir()) == []
 

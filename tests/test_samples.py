@@ -879,7 +879,8 @@ def test_an_overlap_of_the_two_parts_is_said(tmp_path: Path, cache: Cache) -> No
         models=(model,), target="x86-64", data=str(data), calibration_data=str(calibration)
     )
     task = prepare(request, cache)
-    assert [w for w in task.warnings if w.startswith("3 samples are in --calibration-data")]
+    said = "samples that judge and are in --calibration-data too: 3;"
+    assert [w for w in task.warnings if w.startswith(said)]
     assert task.calibration_samples == 7
     np.savez(calibration, a=values[8:], b=values[8:])
     assert not [w for w in prepare(request, cache).warnings if "--calibration-data" in w]
@@ -903,8 +904,9 @@ def test_the_command_warns_of_an_overlap(tmp_path: Path) -> None:
         tmp_path / "out",
     )
     assert ran.code == 0
-    assert "3 samples are in --calibration-data and in --data too" in ran.err
-    assert any("3 samples" in warning for warning in ran.document["data"]["warnings"])
+    said = "samples that judge and are in --calibration-data too: 3;"
+    assert f"warning: {said}" in ran.err
+    assert any(warning.startswith(said) for warning in ran.document["data"]["warnings"])
 
 
 def test_a_damaged_archive_is_refused(cache: Cache, tmp_path: Path) -> None:

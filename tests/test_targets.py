@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from onmetal import targets
 from onmetal.converters import check_options
 from onmetal.errors import UsageError
-from onmetal.targets import Device, Limits, Recipe, Runtime, Target
+from onmetal.targets import OPERATORS, Device, Format, Limits, Recipe, Runtime, Target
 from tests.conftest import ROOT, deploy
 
 SHIPPED = sorted((ROOT / "targets").glob("*.toml"))
 README = (ROOT / "README.md").read_text("utf-8")
 GUIDE = (ROOT / "docs" / "targets.md").read_text("utf-8")
+QUANTIZATION = (ROOT / "docs" / "quantization.md").read_text("utf-8")
 
 BOARD = """\
 description = "a board"
@@ -45,6 +46,33 @@ compute = "bf16"
 [limits]
 memory_kib = 65536
 """
+
+STATIC = """\
+[[recipes]]
+name = "int8-ours"
+runtimes = ["onnxruntime", "openvino"]
+compute = "i8"
+method = "static"
+[recipes.format]
+activation = "u8"
+weight = "s8"
+operators = ["Conv", "MatMul", "MaxPool"]
+same_scale = ["MaxPool"]
+"""
+
+
+def with_recipe(text: str, old: str = "", new: str = "") -> str:
+    """BOARD with one more recipe, in which one thing is changed."""
+    assert text.count(old) == 1 or not old
+    return BOARD.replace("[limits]", f"{text.replace(old, new) if old else text}\n[limits]")
+
+
+def recipe(method: str, compute: str, *runtimes: str, more: str = "") -> str:
+    listed = ", ".join(f'"{name}"' for name in runtimes)
+    return (
+        f'[[recipes]]\nname = "other"\nruntimes = [{listed}]\ncompute = "{compute}"\n'
+        f'method = "{method}"\n{more}'
+    )
 
 
 def write(folder: Path, text: str) -> Path:
@@ -83,8 +111,29 @@ class TestShipped:
 
     def test_the_readme_lists_it(self, path: Path) -> None:
         row = next(line for line in README.splitlines() if line.startswith(f"| `{path.stem}` |"))
-        for recipe in targets.load(path.stem).recipes:
-            assert f"`{recipe.name}`" in row
+        recipes = targets.load(path.stem).recipes
+        for name in (recipe.name for recipe in recipes if recipe.method == "float"):
+            assert f"`{name}`" in row
+        in_8_bits = [recipe.name for recipe in recipes if recipe.method != "float"]
+        assert ("INT8" in row) is bool(in_8_bits)
+        for name in in_8_bits:  # too many for a row: the text below the table has their names
+            assert f"`{name}`" in README
+
+    def test_the_page_on_quantization_tells_of_its_recipes(self, path: Path) -> None:
+        shown = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+        target = targets.load(path.stem)
+        for recipe in target.recipes:
+            if recipe.method == "float":
+                continue
+            row = next(
+                line
+                for line in QUANTIZATION.splitlines()
+                if line.startswith(f"| `{recipe.name}` |")
+            )
+            runs_on = row.split("|")[-2]
+            assert all(shown[name] in runs_on for name in recipe.runtimes)
+            if len(target.runtimes) == len(shown):
+                assert [name for name in shown if shown[name] in runs_on] == [*recipe.runtimes]
 
 
 def test_the_guide_shows_a_file_that_works() -> None:
@@ -97,7 +146,7 @@ def test_the_guide_shows_a_file_that_works() -> None:
 
 def test_the_guide_names_every_key() -> None:
     table = GUIDE[GUIDE.index("| key |") :]
-    for record in (Target, Device, Runtime, Recipe, Limits):
+    for record in (Target, Device, Runtime, Recipe, Format, Limits):
         for key in set(record.__struct_fields__) - {"name", "device", "runtimes", "recipes"}:
             assert key == "limits" or re.search(rf"`[a-z_.\[\]]*\b{key}`", table), key
 
@@ -109,6 +158,52 @@ def test_a_users_own_file_works_by_its_path(tmp_path: Path) -> None:
     assert [recipe.name for recipe in found.recipes] == ["fp32", "bf16"]
     assert found.recipe("bf16").compute == "bf16"
     assert found.exactness("fp32") < found.exactness("bf16")
+
+
+def test_a_recipe_is_of_float_where_the_file_says_no_more(tmp_path: Path) -> None:
+    for found in targets.load(str(write(tmp_path, BOARD))).recipes:
+        assert (found.method, found.format, found.calibrated) == ("float", None, False)
+
+
+def test_the_rules_of_a_format_are_read_as_they_stand(tmp_path: Path) -> None:
+    found = targets.load(str(write(tmp_path, with_recipe(STATIC)))).recipe("int8-ours")
+    assert (found.method, found.compute, found.calibrated) == ("static", "i8", True)
+    assert found.format == Format(
+        operators=("Conv", "MatMul", "MaxPool"),
+        activation="u8",
+        weight="s8",
+        activation_symmetric=False,
+        weight_symmetric=True,
+        per_channel=True,
+        weight_bits=8,
+        same_scale=("MaxPool",),
+    )
+
+
+FORMAT = '[recipes.format]\noperators = ["MatMul"]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "calibrated"),
+    [
+        (recipe("weights", "f32", "onnxruntime", "openvino", more=FORMAT), False),
+        (recipe("dynamic", "i8", "onnxruntime"), False),
+        (recipe("nncf", "i8", "openvino"), True),
+        (STATIC + recipe("fast", "i8", "onnxruntime", "openvino"), True),
+        (recipe("float", "f16", "openvino"), False),
+    ],
+)
+def test_every_method_can_be_asked_for(tmp_path: Path, text: str, calibrated: bool) -> None:
+    found = targets.load(str(write(tmp_path, with_recipe(text)))).recipe("other")
+    assert found.calibrated is calibrated
+
+
+def test_seven_bits_go_with_signed_weights_or_asymmetric_ones(tmp_path: Path) -> None:
+    for more in ("weight_bits = 7\n", 'weight_bits = 7\nweight = "u8"\nweight_symmetric = false\n'):
+        text = STATIC.replace('weight = "s8"\n', more)
+        form = targets.load(str(write(tmp_path, with_recipe(text)))).recipe("int8-ours").format
+        assert form
+        assert form.weight_bits == 7
 
 
 def test_a_users_own_file_may_have_windows_line_ends(tmp_path: Path) -> None:
@@ -157,6 +252,82 @@ WRONG = [
         "bf16",
     ),
     ("a table as an option", changed("threads = 2", "threads = {a = 1}"), "threads"),
+    ("8 bits of float", with_recipe(recipe("float", "i8", "openvino")), "'float' computes in f32"),
+    ("static in f32", with_recipe(STATIC, '"i8"', '"f32"'), "'static' computes in i8"),
+    (
+        "weights in i8",
+        with_recipe(recipe("weights", "i8", "openvino", more=FORMAT)),
+        "'weights' computes in f32",
+    ),
+    ("nncf in f32", with_recipe(recipe("nncf", "f32", "openvino")), "'nncf' computes in i8"),
+    ("dynamic in f32", with_recipe(recipe("dynamic", "f32", "onnxruntime")), "computes in i8"),
+    ("fast in f16", with_recipe(recipe("fast", "f16", "openvino")), "'fast' computes in i8"),
+    ("an unknown method", with_recipe(recipe("magic", "i8", "openvino")), "method"),
+    (
+        "fp32 by another method",
+        changed('compute = "f32"', f'compute = "f32"\nmethod = "weights"\n{FORMAT}'),
+        "fp32",
+    ),
+    (
+        "dynamic by openvino",
+        with_recipe(recipe("dynamic", "i8", "onnxruntime", "openvino")),
+        "'dynamic' runs on onnxruntime alone",
+    ),
+    (
+        "nncf by onnxruntime",
+        with_recipe(recipe("nncf", "i8", "onnxruntime")),
+        "'nncf' runs on openvino alone",
+    ),
+    (
+        "static without a format",
+        with_recipe(STATIC.partition("[recipes.format]")[0]),
+        "'static' needs a [recipes.format]",
+    ),
+    (
+        "weights without a format",
+        with_recipe(recipe("weights", "f32", "openvino")),
+        "'weights' needs a [recipes.format]",
+    ),
+    (
+        "float with a format",
+        with_recipe(recipe("float", "f16", "openvino", more=FORMAT)),
+        "'float' takes no [recipes.format]",
+    ),
+    (
+        "nncf with a format",
+        with_recipe(recipe("nncf", "i8", "openvino", more=FORMAT)),
+        "'nncf' takes no [recipes.format]",
+    ),
+    (
+        "fast with a format",
+        with_recipe(STATIC + recipe("fast", "i8", "openvino", more=FORMAT)),
+        "'fast' takes no [recipes.format]",
+    ),
+    (
+        "fast of nothing",
+        with_recipe(recipe("fast", "i8", "openvino")),
+        "'fast' needs one of method 'static'",
+    ),
+    ("an unknown key of a format", with_recipe(STATIC + "bias = 8\n"), "bias"),
+    ("no operators", with_recipe(STATIC, '["Conv", "MatMul", "MaxPool"]', "[]"), "no operators"),
+    (
+        "operators left out",
+        with_recipe(STATIC, 'operators = ["Conv", "MatMul", "MaxPool"]\n', ""),
+        "operators",
+    ),
+    ("an unknown operator", with_recipe(STATIC, '"Conv"', '"Convolution"'), "'Convolution'"),
+    (
+        "an unknown operator that keeps its scale",
+        with_recipe(STATIC, 'same_scale = ["MaxPool"]', 'same_scale = ["Pool"]'),
+        "'Pool'",
+    ),
+    ("an unknown signedness", with_recipe(STATIC, '"s8"', '"s4"'), "weight"),
+    ("too few bits", with_recipe(STATIC + "weight_bits = 6\n"), "weight_bits"),
+    (
+        "7 bits of symmetric u8",
+        with_recipe(STATIC, 'weight = "s8"', 'weight = "u8"\nweight_bits = 7'),
+        "weight_symmetric = false",
+    ),
     ("no TOML", "this is not TOML", "line 1"),
     ("nothing", "", "description"),
     ("a number of too many digits", "threads = " + "9" * 5000 + "\n" + BOARD, ""),
@@ -187,6 +358,12 @@ def test_nothing_is_listed_as_more_exact_than_float(tmp_path: Path) -> None:
         targets.load(str(write(tmp_path, head + half + float_recipe + "[limits]" + limits)))
 
 
+def test_a_refused_operator_is_told_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as refused:
+        targets.load(str(write(tmp_path, with_recipe(STATIC, '"Conv"', '"Relu"'))))
+    assert ", ".join(sorted(OPERATORS)) in str(refused.value)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nowhere\.toml"):
         targets.load(str(tmp_path / "nowhere.toml"))
@@ -215,7 +392,7 @@ def test_an_unknown_name_is_told_the_known_ones(name: str) -> None:
 
 PIECES = [
     *BOARD.splitlines(),
-    "[[recipes]]",
+    *STATIC.splitlines(),
     "[limits]",
     "threads = 1",
     "x = [",
