@@ -4,8 +4,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from onmetal.errors import UnsupportedError, reason
 
 VERSION = 1
@@ -47,6 +45,8 @@ def convert(prepared: str, compute: str, folder: str) -> list[str]:
 def _refuse_signed_concat(path: str) -> None:
     """OpenVINO 2026.4 rounds what a Concat takes to whole numbers where activations are quantized
     to s8, without a word; u8 is right, and the same arithmetic."""
+    import onnx  # options are asked for where nothing so heavy is loaded
+
     graph = onnx.load(path, load_external_data=False).graph
     if not any(node.op_type == "Concat" for node in graph.node):
         return
