@@ -21,6 +21,8 @@ from onmetal.vectors import write_npz
 
 SCHEDULE = Schedule(blocks=1, rounds=7, round_s=0.03, warm_s=0.15, round_warm_s=0.01, memory_runs=0)
 SAMPLES = 8
+LATEST = 0.35
+"""The part of --time-limit after which there is no time for a look."""
 HOPELESS_DB = 3.0
 """Fidelity under which nothing of the model is left."""
 SLOWER = 1.10
@@ -55,7 +57,7 @@ def look(
 ) -> tuple[list[Trial], dict[str, Looked]]:
     """Drop hopeless quantized candidates, each with the reason. -> trials, what was seen."""
     quantized = [t for t in trials if usable(t) and method(task, t) != "float"]
-    if not quantized:
+    if not quantized or clock.left_s(LATEST) <= 0:
         return trials, {}
     times = short_times(task, [t for t in trials if usable(t)], feeds, clock, progress)
     seen: dict[str, Looked] = {}

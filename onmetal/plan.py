@@ -22,6 +22,7 @@ class Planned(Struct, frozen=True):
 
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
+LEFT_OUT = "left out by --recipes"
 NO_DATA = "no data to calibrate and judge it with: give --data or --calibration-data"
 MATMUL_HEAVY = 0.5
 """From this share of its weights on, a model is worth trying with 8-bit MatMuls alone."""
@@ -53,7 +54,7 @@ def plan(
             for runtime in target.runtimes:
                 skipped = (
                     _unfit(recipe, runtime.name, facts)
-                    or ("left out by --recipes" if left_out and recipe.name != EXACT else None)
+                    or (LEFT_OUT if left_out and recipe.name != EXACT else None)
                     or _needless(recipe, model, samples, timed)
                 )
                 name = f"{recipe.name}@{runtime.name}"

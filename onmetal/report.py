@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from onmetal.plan import LEFT_OUT
 from onmetal.records import Candidate, DeviceFacts, Figure, Model, Trial, plain, shown
 
 
@@ -124,7 +125,8 @@ def table(trials: list[Trial], metric: str | None) -> str:
         right = [c.rjust(w) for c, w in zip(row[1:-1], widths[1:-1], strict=True)]
         lines.append("  ".join([*left, *right, row[-1]]).rstrip())
     lines.insert(1, "-" * max(map(len, lines)))
-    why = [f"  {t.name}: {t.reason}" for t in trials if t.reason and t.status != "chosen"]
+    said = [t for t in trials if t.reason and t.status != "chosen" and t.reason != LEFT_OUT]
+    why = [f"  {t.name}: {t.reason}" for t in said]  # what the user left out, he knows
     if why:
         lines += ["", "Not chosen:", *why]
     return "\n".join(lines)

@@ -236,9 +236,10 @@ def _load_data(
         given, own = _loaded(request, entry, cache, progress)
         notes = [*(own.warnings if own else ()), *(given.warnings if given else ())]
         if own:
-            calibration[place] = own
             data[place] = given or own
-            if given:
+            if calibrates:
+                calibration[place] = own
+            if given and calibrates:
                 notes += _shared(
                     samples.hashes(given, entry, cache),
                     samples.hashes(own, entry, cache),

@@ -23,6 +23,10 @@ COMPUTED = 0.05
 
 NO_METER = "no meter: onmetal has none for this device"
 
+QUANTIZING = 0.1
+"""The part of --time-limit in which an 8-bit candidate may be begun: float must be judged and timed
+too, and a calibration is not cut short."""
+
 WAITS = "is made after the others"
 
 Feeds = Callable[[Candidate], Path]
@@ -40,7 +44,7 @@ def convert_all(task: Task, cache: Cache, clock: Clock, progress: Progress) -> l
             trial = replace(trial, status="skipped", reason=entry.skipped)
         elif entry.recipe.method == "fast":
             trial = replace(trial, status="skipped", reason=WAITS)
-        elif clock.left_s(0.6) <= 0 and number:
+        elif clock.left_s(0.6 if entry.recipe.method == "float" else QUANTIZING) <= 0 and number:
             trial = out_of_time(trial, "converted")
         else:
             trial = convert_one(task, entry, trial, cache, progress)
@@ -48,9 +52,9 @@ def convert_all(task: Task, cache: Cache, clock: Clock, progress: Progress) -> l
     return trials
 
 
-def check_calibration(task: Task, cache: Cache, progress: Progress) -> None:
+def check_calibration(task: Task, cache: Cache, clock: Clock, progress: Progress) -> None:
     """Warn of what is suspicious about the samples that candidates are calibrated with."""
-    if not calibrates(task.planned):
+    if not calibrates(task.planned) or clock.left_s(QUANTIZING) <= 0:
         return
     for number, model in enumerate(task.models):
         if str(model.path) not in task.calibration:
