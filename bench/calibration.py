@@ -7,7 +7,7 @@ Every run has a process of its own, and all take turns. Ours: an empty cache, th
 whose worker processes start on the clock, and the ranges. ORT's, on the same float graph and the
 same mapped file, one image an inference: collect_data, once over all as quantize_static does it,
 and compute_data; its session is opened before the clock starts; symmetric=False, since ours gives
-both ends too (and it takes no longer). Besides: collect_data once every 8 images, which
+both ends too (True takes as long). Besides: collect_data once every 8 images, which
 quantize_static does not do, and ORT's calibrator by minimum and maximum.
 
 Memory is that of the process and its children, libraries and waiting parents too, from the start of

@@ -2070,23 +2070,70 @@ def test_a_weight_that_several_take_is_stored_once_for_each_axis(tmp_path: Path)
             assert np.abs(found["y"] - exact["y"]).max() < 0.02
 
 
-def test_dynamic_ranges_follow_every_input(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("product", "shape"),
+    [
+        (node("MatMul", "x w", "y"), (4, 96)),
+        (node("MatMul", "x w", "y"), (2, 3, 96)),
+        (node("Gemm", "x w", "y"), (4, 96)),
+        (node("Gemm", "x w b", "y"), (4, 96)),
+        (node("Gemm", "x w rows", "y"), (4, 96)),
+        (node("Gemm", "x turned b", "y", transB=1), (4, 96)),
+    ],
+)
+def test_dynamic_ranges_follow_every_input(
+    product: Any, shape: tuple[int, ...], tmp_path: Path
+) -> None:
     model = small(
-        node("MatMul", "x w", "a"),
-        node("Relu", "a", "r"),
-        node("Gemm", "r v b", "y"),
-        inputs={"x": (4, 96)},
-        w=floats(*LARGE),
-        v=floats(64, 8),
-        b=floats(8),
+        product,
+        inputs={"x": shape},
+        w=(w := floats(*LARGE)),
+        turned=w.T,
+        b=np.float32(1e-4) * floats(64),
+        rows=np.float32(1e-4) * floats(4, 1),
     )
     written, facts = made_by(weights.dynamic, model, tmp_path)
-    assert facts == {"products_in_8_bits": 2}
+    assert facts == {"products_in_8_bits": 1}
+    stored = [t for t in written.graph.initializer if t.data_type == onnx.TensorProto.INT8]
+    assert [tuple(tensor.dims) for tensor in stored] == [LARGE]
     feeds = [*feeds_for(model), *feeds_for(model, scale=1e4), *feeds_for(model, scale=1e-4)]
+    feeds += feeds_for(model, 1, scale=0)
     session = opened(written, "ORT_ENABLE_ALL")
     for feed, exact in zip(feeds, traced(model, feeds), strict=True):
         found = session.run(None, feed)[0]
-        assert np.abs(found - exact["y"]).max() <= 0.05 * np.abs(exact["y"]).max()
+        # Half a step of the input and half a step of the weight, each times the other.
+        x, largest = np.abs(feed["x"]), np.abs(w).max(axis=0)
+        step = (max(feed["x"].max(), 0) - min(feed["x"].min(), 0)) / 255
+        off = (x + step / 2).sum(axis=-1, keepdims=True) * largest / 254
+        off = off + step / 2 * np.abs(w).sum(axis=0)
+        assert (np.abs(found - exact["y"]) <= 1.01 * off + 1e-7).all()
+
+
+def test_what_dynamic_ranges_leave_in_float(tmp_path: Path) -> None:
+    """What is no plain product of something computed by a matrix."""
+    model = small(
+        node("MatMul", "x w", "a"),
+        node("Gemm", "x w", "b", alpha=2.0),
+        node("Gemm", "turned w", "c", transA=1),
+        node("MatMul", "w2 u", "d"),
+        node("MatMul", "u x", "e"),
+        node("MatMul", "x w3", "f"),
+        inputs={"x": (4, 8), "u": (8, 4), "turned": (8, 4)},
+        outputs="a b c d e f",
+        w=floats(8, 8),
+        w2=floats(8, 8),
+        w3=floats(1, 8, 8),
+    )
+    written, facts = made_by(weights.dynamic, model, tmp_path)
+    assert facts == {"products_in_8_bits": 1}
+    kept = [entry for entry in written.graph.node if entry.name in set("abcdef")]
+    assert kept == list(model.graph.node[1:])
+    feeds = feeds_for(model)
+    names = [output.name for output in model.graph.output]
+    for exact, feed in zip(traced(model, feeds), feeds, strict=True):
+        found = dict(zip(names, opened(written, "ORT_ENABLE_ALL").run(names, feed), strict=True))
+        for name in names:
+            np.testing.assert_allclose(found[name], exact[name], atol=0.2 if name == "a" else 1e-4)
 
 
 def test_a_model_without_products_by_constants_is_told_so(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ import pytest
 
 from onmetal import cli
 from onmetal.profilers.measure import MODES, Schedule
-from tests.conftest import DIGITS, FLOAT, deploy
+from tests.conftest import DIGITS, deploy
 
 FULL = (DIGITS / "digits_cnn.onnx", "--target", "x86-64", "--data", DIGITS / "digits.npz")
-PLAIN = (*FULL, *FLOAT)
+PLAIN = (*FULL, "--recipes", "fp32")
 
 
 @contextlib.contextmanager
@@ -185,7 +185,7 @@ def test_an_interrupted_run_exits_130_and_says_so(title: str, work: Path, tmp_pa
     assert list((home / "building").iterdir()) == []
 
 
-@pytest.mark.parametrize("after_s", [0.0, 0.4, 0.8, 1.2])
+@pytest.mark.parametrize("after_s", [0.0, 0.5, 1.0])
 def test_calibrating_can_be_interrupted_at_any_moment(
     after_s: float, work: Path, tmp_path: Path
 ) -> None:

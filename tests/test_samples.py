@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 
 from onmetal.cache import Cache
@@ -19,7 +20,7 @@ from onmetal.errors import UsageError
 from onmetal.records import Model, Tensor
 from onmetal.task import Request, prepare
 from tests.conftest import DIGITS, deploy
-from tests.onnx_models import add, save
+from tests.onnx_models import build, node, save, value, weights
 
 RANDOM = np.random.default_rng(0)
 
@@ -874,7 +875,10 @@ def test_an_overlap_of_the_two_parts_is_said(tmp_path: Path, cache: Cache) -> No
     data, calibration = tmp_path / "data.npz", tmp_path / "calibration.npz"
     np.savez(data, a=values[:8], b=values[:8], y=values[:8])
     np.savez(calibration, a=values[5:], b=values[5:])
-    model = save(add(["N", 4], ["N", 4], ["N", 4]), tmp_path / "model.onnx")
+    nodes = [node("MatMul", "a weight", "product"), node("Add", "product b", "sum")]
+    inputs = [value("a", ["N", 4]), value("b", ["N", 4])]
+    graph = build(nodes, inputs, [value("sum", ["N", 4])], [weights("weight", 4, 4)])
+    model = save(graph, tmp_path / "model.onnx")
     request = Request(
         models=(model,), target="x86-64", data=str(data), calibration_data=str(calibration)
     )
@@ -884,6 +888,8 @@ def test_an_overlap_of_the_two_parts_is_said(tmp_path: Path, cache: Cache) -> No
     assert task.calibration_samples == 7
     np.savez(calibration, a=values[8:], b=values[8:])
     assert not [w for w in prepare(request, cache).warnings if "--calibration-data" in w]
+    float_alone = prepare(replace(request, recipes=("fp32",)), cache)
+    assert float_alone.calibration_samples == 0  # nothing is calibrated
 
 
 def test_the_command_warns_of_an_overlap(tmp_path: Path) -> None:
