@@ -2091,10 +2091,11 @@ def test_a_weight_that_several_take_is_stored_once_for_each_axis(tmp_path: Path)
 def test_dynamic_ranges_follow_every_input(
     product: Any, shape: tuple[int, ...], tmp_path: Path
 ) -> None:
+    w = floats(*LARGE) * np.logspace(-3, 0, 64, dtype=np.float32)  # a scale for each column
     model = small(
         product,
         inputs={"x": shape},
-        w=(w := floats(*LARGE)),
+        w=w,
         turned=w.T,
         b=np.float32(1e-4) * floats(64),
         rows=np.float32(1e-4) * floats(4, 1),
