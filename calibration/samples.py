@@ -101,6 +101,14 @@ class Samples(Struct, frozen=True):
             fed[tensor.name] = np.stack(rows).reshape(tensor.shape).astype(tensor.dtype)
         return fed
 
+    def spread(self, model: Model, most: int) -> Iterator[dict[str, np.ndarray]]:
+        """The inputs of up to `most` inferences, spread evenly over all samples."""
+        count = max(1, min(most, self.count // model.batch))
+        for number in range(count):
+            start = number * self.count // count
+            indices = [min(start + place, self.count - 1) for place in range(model.batch)]
+            yield self.feed(model, indices)
+
     def label_array(self) -> np.ndarray:
         """The labels of all samples of this part, first axis = samples."""
         if self.labels is None:

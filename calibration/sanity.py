@@ -13,7 +13,7 @@ from onmetal.calibration.collapse import ONE_CLASS, one_class
 from onmetal.calibration.graph import Graph
 from onmetal.calibration.placement import WEIGHTED
 from onmetal.calibration.samples import Samples
-from onmetal.calibration.search import spread_outputs
+from onmetal.calibration.search import spread, spread_outputs
 from onmetal.calibration.statistics import Statistics
 from onmetal.records import Model, restore
 
@@ -38,16 +38,51 @@ def examine(
     model: dict[str, Any],
 ) -> list[str]:
     """Warnings about the calibration `samples`, and about `judged` where it is other data."""
-    graph, seen = Graph(onnx.load(path)), Statistics(Path(statistics))
+    seen = Statistics(Path(statistics))
     data, of = restore(samples, Samples), restore(model, Model)
-    outputs = spread_outputs(onnx.load(path), data, of, _first(graph), LOOKED_AT)
-    said = [*_growing(seen, data.count), *_dead(graph, seen), *_not_finite(seen, data.count)]
+    names = [tensor.name for tensor in of.inputs]
+    first, outputs = _tflite(path, data, of) if path.endswith(".tflite") else _onnx(path, data, of)
+    said = [*_growing(seen, data.count), *_dead(names, seen), *_not_finite(seen, data.count)]
     mine = _inputs(data, of)
     said += _constant(mine)
-    said += _unlike(graph, mine, outputs, of.batch)
+    said += _unlike(first, mine, outputs, of)
     if judged is not None:
         said += _apart(mine, _inputs(restore(judged, Samples), of))
     return said
+
+
+def _onnx(path: str, data: Samples, of: Model) -> tuple[str | None, dict[str, np.ndarray]]:
+    """-> what the first weighted layer gives, where it takes an input; that and the outputs by
+    name, on some samples."""
+    model = onnx.load(path)
+    first = _first(Graph(model))
+    return next(iter(first), None), spread_outputs(model, data, of, first, LOOKED_AT)
+
+
+def _tflite(path: str, data: Samples, of: Model) -> tuple[str | None, dict[str, np.ndarray]]:
+    from onmetal.calibration.exposed import Exposed
+    from onmetal.converters.tflite.net import read
+    from onmetal.converters.tflite.specification import WEIGHTED as HEAVY
+
+    net = read(Path(path))
+    producers = net.producers()
+    first = None
+    for op in net.ops:
+        if op.kind in HEAVY:
+            source = op.inputs[HEAVY[op.kind].taken]
+            while source in producers and producers[source].kind in ("TRANSPOSE", "RESHAPE", "PAD"):
+                source = producers[source].inputs[0]
+            first = op.outputs[0].name if source in net.inputs else None
+            break
+    names = [tensor.name for tensor in of.outputs] + ([first] if first else [])
+    run = Exposed(net, names).run
+    return first, spread(
+        lambda feed: [found[name] for found in [run(feed)] for name in names],
+        names,
+        data,
+        of,
+        LOOKED_AT,
+    )
 
 
 def _growing(seen: Statistics, count: int) -> list[str]:
@@ -72,9 +107,9 @@ def _growing(seen: Statistics, count: int) -> list[str]:
     return said
 
 
-def _dead(graph: Graph, seen: Statistics) -> list[str]:
+def _dead(inputs: list[str], seen: Statistics) -> list[str]:
     dead = [n for n, entry in seen.seen.items() if entry.low == entry.high]
-    dead = [name for name in dead if name not in graph.inputs]
+    dead = [name for name in dead if name not in inputs]
     if not dead:
         return []
     return [
@@ -94,11 +129,7 @@ def _not_finite(seen: Statistics, count: int) -> list[str]:
 
 def _inputs(data: Samples, model: Model) -> dict[str, np.ndarray]:
     """By input, up to 64 samples spread over all."""
-    count = max(1, min(64, data.count // model.batch))
-    rows = []
-    for number in range(count):
-        start = number * data.count // count
-        rows.append(data.feed(model, [min(start + i, data.count - 1) for i in range(model.batch)]))
+    rows = list(data.spread(model, LOOKED_AT))
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -128,11 +159,13 @@ def _first(graph: Graph) -> list[str]:
 
 
 def _unlike(
-    graph: Graph, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray], batch: int
+    first: str | None,
+    inputs: dict[str, np.ndarray],
+    outputs: dict[str, np.ndarray],
+    model: Model,
 ) -> list[str]:
     """Signs that the values are not those that the model was trained on."""
     said = []
-    first = next((n for n in _first(graph) if n in outputs), None)
     raw = [name for name, array in inputs.items() if _bytes(array)]
     if first and raw and float(outputs[first].std()) > UNNORMALIZED:
         said.append(
@@ -140,9 +173,9 @@ def _unlike(
             f"spread of {float(outputs[first].std()):.0f} where about 1 is usual: images that were "
             "not normalized? Scale them as in training (data.toml's scale, mean and std)"
         )
-    for name in graph.outputs:
+    for name in [tensor.name for tensor in model.outputs]:
         scores = outputs[name]
-        if batch > 1 and scores.ndim > 1 and scores.shape[1] == batch:
+        if model.batch > 1 and scores.ndim > 1 and scores.shape[1] == model.batch:
             scores = scores.reshape(-1, *scores.shape[2:])
         share = one_class(scores)
         if share is not None and share >= ONE_CLASS:

@@ -3,7 +3,7 @@
 Runs in a child process. Which data judges candidates in the end is never seen here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,12 +150,18 @@ def spread_outputs(
             names.append(name)
             model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
     opened = session(model)
-    count = max(1, min(most, data.count // of.batch))
-    rows = []
-    for number in range(count):
-        start = number * data.count // count
-        indices = [min(start + place, data.count - 1) for place in range(of.batch)]
-        rows.append(opened.run(names, data.feed(of, indices)))
+    return spread(lambda feed: opened.run(names, feed), names, data, of, most)
+
+
+def spread(
+    run: Callable[[dict[str, np.ndarray]], list[np.ndarray]],
+    names: Sequence[str],
+    data: Samples,
+    of: Model,
+    most: int = LOOKED_AT,
+) -> dict[str, np.ndarray]:
+    """By name, [inferences, ...] of what `run` gives for samples spread over all."""
+    rows = [run(feed) for feed in data.spread(of, most)]
     return {name: np.stack([row[i] for row in rows]) for i, name in enumerate(names)}
 
 

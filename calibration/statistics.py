@@ -70,6 +70,26 @@ def extremes(
     """Pass 1: `extremes-<part>.npy` [batches, tensors, 2] float32, the least and greatest value of
     each tensor in each batch. (Reductions may overlook a NaN: pass 2 finds it.)"""
     data, of = _restored(samples, model)
+    run = _reducing_tflite(path, tensors) if is_tflite(path) else _reducing(path, tensors)
+    batches = _batches(data.count, of.batch, part, parts)
+    found = np.lib.format.open_memmap(
+        Path(folder) / f"extremes-{part}.npy", "w+", np.float32, (len(batches), len(tensors), 2)
+    )
+    for row, (indices, _) in enumerate(batches):
+        told(row, len(batches))
+        found[row] = run(data.feed(of, indices))
+    found.flush()
+
+
+Reduced = Callable[[dict[str, np.ndarray]], np.ndarray]
+
+
+def is_tflite(path: str) -> bool:
+    return path.endswith(".tflite")
+
+
+def _reducing(path: str, tensors: Sequence[str]) -> Reduced:
+    """Inputs -> [tensors, 2], reduced inside the graph."""
     graph = onnx.load(path)
     del graph.graph.output[:]
     for number, name in enumerate(tensors):
@@ -80,14 +100,20 @@ def extremes(
             )
             graph.graph.output.append(helper.make_tensor_value_info(reduced, FLOAT, []))
     opened = session(graph)
-    batches = _batches(data.count, of.batch, part, parts)
-    found = np.lib.format.open_memmap(
-        Path(folder) / f"extremes-{part}.npy", "w+", np.float32, (len(batches), len(tensors), 2)
-    )
-    for row, (indices, _) in enumerate(batches):
-        told(row, len(batches))
-        found[row] = np.array(opened.run(None, data.feed(of, indices))).reshape(-1, 2)
-    found.flush()
+    return lambda feed: np.array(opened.run(None, feed)).reshape(-1, 2)
+
+
+def _reducing_tflite(path: str, tensors: Sequence[str]) -> Reduced:
+    """LiteRT has every tensor in memory once an inference is done; they are read there."""
+    from onmetal.calibration.exposed import exposed
+
+    run = exposed(path, tensors).run
+
+    def reduced(feed: dict[str, np.ndarray]) -> np.ndarray:
+        found = run(feed)
+        return np.array([(found[name].min(), found[name].max()) for name in tensors], np.float32)
+
+    return reduced
 
 
 class _Exposed:
@@ -145,13 +171,13 @@ def histograms(
     """Pass 2: `counts-<part>.npy` [tensors, BINS] int64, in linear bins between `ranges`; -1 in all
     bins of a tensor that holds a NaN."""
     data, of = _restored(samples, model)
-    exposed = _Exposed(path, tensors)
+    run = _opened_tflite(path, tensors) if is_tflite(path) else _Exposed(path, tensors).run
     counts = np.zeros((len(tensors), BINS), np.int64)
     binned = [Binned(low, high) for low, high in ranges]
     batches = _batches(data.count, of.batch, part, parts)
     for number, (indices, real) in enumerate(batches):
         told(number, len(batches))
-        found = exposed.run(data.feed(of, indices))
+        found = run(data.feed(of, indices))
         for row, name in enumerate(tensors):
             values = found[name]
             if values.shape[:1] == (of.batch,):
@@ -159,6 +185,14 @@ def histograms(
             if counts[row, 0] >= 0 and not binned[row].add(values, counts[row]):
                 counts[row] = -1
     np.save(Path(folder) / f"counts-{part}.npy", counts)
+
+
+def _opened_tflite(
+    path: str, tensors: Sequence[str]
+) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    from onmetal.calibration.exposed import exposed
+
+    return exposed(path, tensors).run
 
 
 _BUFFERS: dict[Any, np.ndarray] = {

@@ -73,7 +73,7 @@ def convert(
 ) -> Candidate:
     """Make the artifact (or find it in the cache) and open it once, in a child process.
 
-    `source`: the ONNX file to convert, by default the model itself. `samples`: to calibrate with,
+    `source`: the file to convert, by default the model itself. `samples`: to calibrate with,
     where the recipe's tool does that itself. Raises UnsupportedError, with the runtime's own
     reason, where it cannot be made or opened.
     """
@@ -82,8 +82,8 @@ def convert(
     own = next((entry.options for entry in target.runtimes if entry.name == runtime), {})
     source = source or Source(model.prepared, model.prepared_sha256)
     # What is not computed in 8 bits stays f32; a half precision beside them is not mixed in.
-    compute = "f32" if recipe.compute == "i8" else recipe.compute
-    options = {**converter.options(compute, threads), **own}
+    compute = "f32" if recipe.compute in ("i8", "i16") else recipe.compute
+    options = {**converter.options(compute, threads), **own, **source.options}
     how: dict[str, Any] = {"function": f"onmetal.converters.{runtime}:convert", "compute": compute}
     if recipe.method == "nncf":
         assert samples

@@ -74,6 +74,7 @@ def examine(
         "batch": batch,
         "notes": notes,
         "matmul_share": _matmul_share(model),
+        "quantized": sum(n.op_type == "QuantizeLinear" for n in onnx_checks.nodes(model.graph)),
     }
 
 

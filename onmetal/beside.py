@@ -63,7 +63,7 @@ def show_devices() -> Shown:
     with Cache() as cache:
         facts = Local(cache).facts()
     lacks = [
-        f"the runtime {name}: pip install {name}"
+        f"the runtime {name}: pip install {targets.packages(name)[0]}"
         for name in targets.RUNTIMES
         if name not in facts.runtimes
     ]

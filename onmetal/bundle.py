@@ -30,7 +30,7 @@ from onmetal.targets import RUNTIMES
 
 SUMS = "SHA256SUMS"
 REPORT = "report.json"
-TOLERANCE = {"f32": 1e-4, "f16": 2e-2, "bf16": 1e-1, "i8": 1e-1}
+TOLERANCE = {"f32": 1e-4, "f16": 2e-2, "bf16": 1e-1, "i8": 1e-1, "i16": 1e-2}
 """Of golden outputs, by the type computed in, as a part of the largest magnitude of an output: what
 other CPUs' kernels may round differently."""
 

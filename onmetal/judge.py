@@ -125,19 +125,20 @@ def _original(
     clock: Clock,
     progress: Progress,
 ) -> Judged | None:
-    """What the original model gives: by ONNX Runtime in f32, as ONNX is defined by; where that
-    fails, by the first exact candidate that runs."""
+    """What the original model gives: by ONNX Runtime in f32, as ONNX is defined by (a .tflite file
+    by LiteRT); where that fails, by the first exact candidate that runs."""
+    runtime = "litert" if entry.format == "tflite" else "onnxruntime"
     exact = [t for t in trials if t.model == entry.stem and t.recipe == EXACT and t.name in found]
-    if ours := next((t for t in exact if t.runtime == "onnxruntime"), None):
+    if ours := next((t for t in exact if t.runtime == runtime), None):
         return found[ours.name]
-    name = f"{entry.stem} by onnxruntime"
-    recipe = Recipe(EXACT, ("onnxruntime",), "f32")
-    trial = Trial(name, EXACT, "onnxruntime", entry.stem)
+    name = f"{entry.stem} by {runtime}"
+    recipe = Recipe(EXACT, (runtime,), "f32")
+    trial = Trial(name, EXACT, runtime, entry.stem)
     try:
         trial = replace(
             trial,
             candidate=convert(
-                name, entry, recipe, "onnxruntime", task.target, task.threads, task.host, cache
+                name, entry, recipe, runtime, task.target, task.threads, task.host, cache
             ),
         )
         return _judge(task, trial, cache, clock, progress, bool(found))

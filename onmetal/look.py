@@ -17,7 +17,7 @@ from onmetal.records import Model, Trial
 from onmetal.targets import EXACT
 from onmetal.task import Clock, Task
 from onmetal.trials import Feeds, usable
-from onmetal.vectors import write_npz
+from onmetal.vectors import numbered, write_npz
 
 SCHEDULE = Schedule(blocks=1, rounds=7, round_s=0.03, warm_s=0.15, round_warm_s=0.01, memory_runs=0)
 SAMPLES = 8
@@ -172,15 +172,7 @@ def _fidelities(
 
 
 def _few(task: Task, model: Model, path: Path) -> Path:
-    samples = task.calibration[str(model.path)]
-    count = max(1, min(SAMPLES, samples.count // model.batch))
-    arrays = {}
-    for number in range(count):
-        start = number * samples.count // count
-        indices = [min(start + place, samples.count - 1) for place in range(model.batch)]
-        for name, array in samples.feed(model, indices).items():
-            arrays[f"{number}/{name}"] = array
-    write_npz(path, arrays)
+    write_npz(path, numbered(task.calibration[str(model.path)].spread(model, SAMPLES)))
     return path
 
 

@@ -7,7 +7,7 @@ is never written to.
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -54,14 +54,14 @@ def read(
     Raises UsageError where the file cannot be read or the shapes do not fit, UnsupportedError where
     it is sound but holds operators that no runtime knows.
     """
-    _recognize(path)
+    form = _recognize(path)
     with cache.scratch() as scratch:
         with device.worker() as worker:
             try:
                 facts: dict[str, Any] = worker.call(
                     "call",
                     timeout_s=600,
-                    function="onmetal.converters.onnx_reader:examine",
+                    function=_READERS[form],
                     path=str(path),
                     shapes={name: list(shape) for name, shape in shapes.items()},
                     batch=batch,
@@ -82,9 +82,9 @@ def read(
         folder = cache.get("model", facts["prepared_sha256"], move)
     return Model(
         path=path,
-        prepared=folder / "model.onnx",
+        prepared=folder / f"model.{form}",
         prepared_sha256=facts["prepared_sha256"],
-        format="onnx",
+        format=form,
         sha256=facts["sha256"],
         size_bytes=facts["size_bytes"],
         inputs=msgspec.convert(facts["inputs"], tuple[Tensor, ...]),
@@ -95,6 +95,7 @@ def read(
         batch=facts["batch"],
         notes=tuple(facts["notes"]),
         matmul_share=facts["matmul_share"],
+        quantized=facts["quantized"],
     )
 
 
@@ -110,15 +111,21 @@ def _check_memory(path: Path, facts: dict[str, Any]) -> None:
             )
 
 
-def _recognize(path: Path) -> None:
-    """Refuse what is plainly no ONNX file, saying what it is."""
+_READERS = {
+    "onnx": "onmetal.converters.onnx_reader:examine",
+    "tflite": "onmetal.converters.tflite.reader:examine",
+}
+
+
+def _recognize(path: Path) -> Literal["onnx", "tflite"]:
+    """Which format it is; refuse what is plainly none of them, saying what it is."""
     if not path.exists():
         raise UsageError(f"{path}: there is no such file")
     if path.is_dir():
         what = "a TensorFlow SavedModel" if (path / "saved_model.pb").exists() else "a folder"
-        raise UsageError(f"{path}: this is {what}; an ONNX file is wanted")
+        raise UsageError(f"{path}: this is {what}; an ONNX or TFLite file is wanted")
     if not path.is_file():
-        raise UsageError(f"{path}: this is no regular file; an ONNX file is wanted")
+        raise UsageError(f"{path}: this is no regular file; an ONNX or TFLite file is wanted")
     try:
         with path.open("rb") as file:
             head = file.read(8)
@@ -127,9 +134,9 @@ def _recognize(path: Path) -> None:
     if not head:
         raise UsageError(f"{path}: the file is empty; was its download or export cut off?")
     foreign = next((name for magic, name in _FOREIGN.items() if head.startswith(magic)), None)
-    if head[4:8] == b"TFL3":
-        foreign = "a TFLite file"
     if foreign:
         raise UsageError(
-            f"{path}: this is {foreign}; this version reads ONNX: export the model to it"
+            f"{path}: this is {foreign}; this version reads ONNX and TFLite: export the model to "
+            "one of them"
         )
+    return "tflite" if head[4:8] == b"TFL3" else "onnx"

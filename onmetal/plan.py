@@ -22,6 +22,7 @@ class Planned(Struct, frozen=True):
 
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
+IN_TFLITE = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 LEFT_OUT = "left out by --recipes"
 NO_DATA = "no data to calibrate and judge it with: give --data or --calibration-data"
 MATMUL_HEAVY = 0.5
@@ -54,8 +55,9 @@ def plan(
             for runtime in target.runtimes:
                 skipped = (
                     _unfit(recipe, runtime.name, facts)
+                    or _foreign(model, runtime.name)
                     or (LEFT_OUT if left_out and recipe.name != EXACT else None)
-                    or _needless(recipe, model, samples, timed)
+                    or _needless(recipe, runtime.name, model, samples, timed)
                 )
                 name = f"{recipe.name}@{runtime.name}"
                 found.append(
@@ -101,15 +103,27 @@ def _unfit(recipe: Recipe, runtime: str, facts: DeviceFacts) -> str | None:
     return None
 
 
-def _needless(recipe: Recipe, model: Model, samples: bool, timed: bool) -> str | None:
+def _foreign(model: Model, runtime: str) -> str | None:
+    """Why this runtime cannot be given the model at all."""
+    if model.format == "tflite" and runtime != "litert":
+        return f"the model is a .tflite file, which {runtime} does not read"
+    return None
+
+
+def _needless(recipe: Recipe, runtime: str, model: Model, samples: bool, timed: bool) -> str | None:
     """Why the recipe has no point for this model and data."""
     if recipe.method == "float":
         return None
-    if stored := model.operators.get("QuantizeLinear", 0):
-        return f"the model is quantized already ({stored} QuantizeLinear)"
-    if not any(model.operators.get(kind) for kind in WEIGHTED):
-        return f"the model has nothing to quantize: no {', '.join(WEIGHTED)}"
-    if recipe.method in ("weights", "dynamic") and model.matmul_share < MATMUL_HEAVY:
+    if model.quantized:
+        what = "QuantizeLinear" if model.format == "onnx" else "quantized operators"
+        return f"the model is quantized already ({model.quantized} {what})"
+    if recipe.method == "half":
+        return None
+    kinds = WEIGHTED if model.format == "onnx" else IN_TFLITE
+    if not any(model.operators.get(kind) for kind in kinds):
+        return f"the model has nothing to quantize: no {', '.join(kinds)}"
+    by_matrices = recipe.method in ("weights", "dynamic") and runtime != "litert"
+    if by_matrices and model.matmul_share < MATMUL_HEAVY:
         return f"for models of MatMuls; {model.matmul_share:.0%} of this one's weights are theirs"
     if not samples:
         return NO_DATA

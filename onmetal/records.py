@@ -52,7 +52,7 @@ class Model(Struct, frozen=True):
     prepared: Path
     """The static copy in the cache, from which every candidate is made."""
     prepared_sha256: str
-    format: Literal["onnx"]
+    format: Literal["onnx", "tflite"]
     sha256: str
     """Over the file and its external data."""
     size_bytes: int
@@ -67,6 +67,8 @@ class Model(Struct, frozen=True):
     notes: tuple[str, ...] = ()
     matmul_share: float = 0.0
     """Of its weights, how many are those of MatMul and Gemm."""
+    quantized: int = 0
+    """Of its operators, how many are quantized already."""
 
     @property
     def stem(self) -> str:
@@ -81,12 +83,15 @@ class Model(Struct, frozen=True):
 
 
 class Source(Struct, frozen=True):
-    """The ONNX file that an artifact is converted from: the model itself or a quantized graph."""
+    """The file that an artifact is converted from: the model itself or a quantized graph, in ONNX
+    or, for LiteRT, in TFLite's format."""
 
     path: Path
     sha256: str
     details: dict[str, Any] = {}
     """How it was quantized: format, estimator, fidelity on the calibration data."""
+    options: dict[str, Any] = {}
+    """Options of the runtime that follow from how it was made."""
 
 
 class Candidate(Struct, frozen=True):

@@ -16,8 +16,9 @@ from msgspec.structs import replace
 
 from onmetal import cache as caches
 from onmetal.cache import Cache
-from onmetal.calibration.samples import Samples
+from onmetal.calibration.samples import Samples, Told
 from onmetal.errors import OnmetalError, UnsupportedError
+from onmetal.flat import Flat
 from onmetal.profilers.local import Local, Worker
 from onmetal.records import Model, Source, plain
 from onmetal.targets import Format, Recipe, Target
@@ -25,8 +26,6 @@ from onmetal.targets import Format, Recipe, Target
 VERSION = 1
 MOST_WORKERS = 4
 """Calibration runs in up to so many processes at once, each with the memory of one batch."""
-
-Told = Callable[[float, float, str], None]
 
 
 class Hub:
@@ -36,13 +35,20 @@ class Hub:
         self, model: Model, target: Target, samples: Samples | None, host: Local, cache: Cache
     ) -> None:
         self.model, self.samples, self.host, self.cache = model, samples, host, cache
-        self.recipes = {r.name: r.format for r in target.recipes if r.format and r.calibrated}
+        self.recipes = {
+            r.name: r.format
+            for r in target.recipes
+            if r.format and r.calibrated and "litert" not in r.runtimes
+        }
+        self.flat = Flat(self, target.io)
 
-    def source(self, recipe: Recipe, told: Told) -> Source:
-        """What a recipe's artifacts are converted from.
+    def source(self, recipe: Recipe, runtime: str, told: Told) -> Source:
+        """What a recipe's artifact for a runtime is converted from.
 
         Raises UnsupportedError, with the reason, where the recipe cannot be made of this model.
         """
+        if runtime == "litert":
+            return self.flat.source(recipe, told)
         if recipe.method in ("float", "nncf"):
             return Source(self.model.prepared, self.model.prepared_sha256)
         if recipe.method == "static":
@@ -55,13 +61,18 @@ class Hub:
         digest = caches.key(model=self.model.prepared_sha256, runtime=self._version(), code=VERSION)
 
         def build(folder: Path) -> None:
-            self._call(
+            self.call(
                 "converters.onnx_float:simplify",
                 prepared=str(self.model.prepared),
                 folder=str(folder),
             )
 
         return self.cache.get("float", digest, build) / "model.onnx"
+
+    @property
+    def in_tflite(self) -> bool:
+        """Whether it is calibrated in LiteRT alone."""
+        return self.model.format == "tflite" or not self.recipes
 
     def float_source(self) -> Source:
         graph = self.float_graph()
@@ -71,7 +82,7 @@ class Hub:
         self, graph: Path, form: Format, profiles: list[list[dict[str, Any]]], told: Told
     ) -> list[list[str]]:
         """Which nodes to keep in float, by profiles in float and in 8 bits (calibration.mixed)."""
-        found: list[list[str]] = self._call(
+        found: list[list[str]] = self.call(
             "calibration.mixed:cuts",
             path=str(graph),
             statistics=str(self.statistics(told)),
@@ -82,22 +93,32 @@ class Hub:
         return found
 
     def statistics(self, told: Told) -> Path:
-        """The folder of calibration.statistics over all samples."""
-        samples, graph = self.samples, self.float_graph()
-        assert samples
+        """The folder of calibration.statistics over all samples, in the float ONNX graph."""
+        graph, formats = self.float_graph(), plain(list(self.recipes.values()))
+        return self.collected(
+            graph,
+            lambda: self.call("calibration.search:tensors", path=str(graph), formats=formats),
+            [self._version(), formats],
+            told,
+        )
+
+    def collected(self, graph: Path, tensors: Callable[[], list[str]], by: Any, told: Told) -> Path:
+        """The statistics of some tensors of a float graph. `by`: what else they depend on."""
+        samples = self.samples
+        if samples is None:
+            raise UnsupportedError("there are no samples to calibrate it with")
         digest = caches.key(
             graph=caches.sha256(graph),
             samples=samples.digest,
             count=samples.count,
-            formats=plain(list(self.recipes.values())),
-            runtime=self._version(),
+            by=by,
             code=VERSION,
         )
         parts = max(1, min(self.host.facts().cores, MOST_WORKERS, samples.count // 8))
 
         def build(folder: Path) -> None:
             with self.cache.scratch() as scratch:
-                self._collect(graph, samples, parts, scratch, told)
+                self._collect(graph, tensors(), samples, parts, scratch, told)
                 for name in ("statistics.npz", "statistics.json"):
                     (scratch / name).rename(folder / name)
 
@@ -105,10 +126,11 @@ class Hub:
 
     def warnings(self, judged: Samples | None, told: Told) -> list[str]:
         """What is suspicious about the calibration samples (calibration.sanity)."""
-        found: list[str] = self._call(
+        whole = self.flat if self.in_tflite else self
+        found: list[str] = self.call(
             "calibration.sanity:examine",
-            path=str(self.float_graph()),
-            statistics=str(self.statistics(told)),
+            path=str(self.flat.path() if self.in_tflite else self.float_graph()),
+            statistics=str(whole.statistics(told)),
             samples=plain(self.samples),
             judged=plain(judged) if judged else None,
             model=plain(self.model),
@@ -124,7 +146,7 @@ class Hub:
             "samples": plain(self.samples),
             "model": plain(self.model),
         }
-        found: list[dict[str, Any]] = self._call(
+        found: list[dict[str, Any]] = self.call(
             "calibration.sensitivity:each",
             lambda done, total: told(done, total, f"operator {done} of {total}"),
             told=True,
@@ -133,26 +155,28 @@ class Hub:
         return found
 
     def _collect(
-        self, graph: Path, samples: Samples, parts: int, scratch: Path, told: Told
+        self,
+        graph: Path,
+        tensors: list[str],
+        samples: Samples,
+        parts: int,
+        scratch: Path,
+        told: Told,
     ) -> None:
         given: dict[str, Any] = {
             "path": str(graph),
-            "tensors": self._call(
-                "calibration.search:tensors",
-                path=str(graph),
-                formats=plain(list(self.recipes.values())),
-            ),
+            "tensors": tensors,
             "samples": plain(samples),
             "model": plain(self.model),
             "parts": parts,
             "folder": str(scratch),
         }
         self._side_by_side("calibration.statistics:extremes", given, "ranges", told)
-        given["ranges"] = self._call(
+        given["ranges"] = self.call(
             "calibration.statistics:ranges_of", folder=str(scratch), parts=parts
         )
         self._side_by_side("calibration.statistics:histograms", given, "histograms", told)
-        self._call(
+        self.call(
             "calibration.statistics:finish",
             folder=str(scratch),
             parts=parts,
@@ -199,7 +223,7 @@ class Hub:
         )
 
         def build(folder: Path) -> None:
-            details = self._call(
+            details = self.call(
                 "calibration.search:build",
                 folder=str(folder),
                 path=str(graph),
@@ -235,31 +259,40 @@ class Hub:
     def _estimator(self, name: str, form: Format, told: Told) -> dict[str, Any]:
         graph, statistics = self.float_graph(), self.statistics(told)
         assert self.samples
-        digest = caches.key(
-            graph=caches.sha256(graph),
-            statistics=caches.sha256(statistics / "statistics.npz"),
-            samples=self.samples.digest,
-            format=plain(form),
-            runtime=self._version(),
-            code=VERSION,
-        )
+        keys = {
+            "graph": caches.sha256(graph),
+            "statistics": caches.sha256(statistics / "statistics.npz"),
+            "samples": self.samples.digest,
+            "format": plain(form),
+            "runtime": self._version(),
+        }
+        given = {
+            "path": str(graph),
+            "statistics": str(statistics),
+            "form": plain(form),
+            "samples": plain(self.samples),
+            "model": plain(self.model),
+        }
+        chosen = self.chosen("calibration.search:choose", given, keys, told)
+        return {**chosen, "estimators_tried_with": name}
+
+    def chosen(
+        self, function: str, given: dict[str, Any], keys: dict[str, Any], told: Told
+    ) -> dict[str, Any]:
+        """What `function` says of the estimators, from the cache where it is there."""
 
         def build(folder: Path) -> None:
-            chosen = self._call(
-                "calibration.search:choose",
+            found = self.call(
+                function,
                 lambda done, total: told(done, total, f"estimator {done} of {total}"),
                 told=True,
-                path=str(graph),
-                statistics=str(statistics),
-                form=plain(form),
-                samples=plain(self.samples),
-                model=plain(self.model),
+                **given,
             )
-            (folder / "estimator.json").write_bytes(msgspec.json.encode(chosen))
+            (folder / "estimator.json").write_bytes(msgspec.json.encode(found))
 
-        folder = self.cache.get("estimator", digest, build)
-        chosen: dict[str, Any] = msgspec.json.decode((folder / "estimator.json").read_bytes())
-        return {**chosen, "estimators_tried_with": name}
+        folder = self.cache.get("estimator", caches.key(**keys, code=VERSION), build)
+        found: dict[str, Any] = msgspec.json.decode((folder / "estimator.json").read_bytes())
+        return found
 
     def _weights(self, recipe: Recipe) -> Source:
         """8-bit weights alone, or MatMuls whose activations are quantized as they come."""
@@ -273,7 +306,7 @@ class Hub:
         )
 
         def build(folder: Path) -> None:
-            details = self._call(
+            details = self.call(
                 f"calibration.weights:{recipe.method}",
                 folder=str(folder),
                 path=str(graph),
@@ -291,7 +324,7 @@ class Hub:
     def _version(self) -> str:
         return self.host.facts().runtimes.get("onnxruntime", "none")
 
-    def _call(
+    def call(
         self,
         function: str,
         progress: Callable[[int, int], None] | None = None,

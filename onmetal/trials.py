@@ -98,7 +98,7 @@ def convert_one(
             task.threads,
             task.host,
             cache,
-            source or hub(task, entry.model, cache).source(entry.recipe, told),
+            source or hub(task, entry.model, cache).source(entry.recipe, entry.runtime, told),
             task.calibration.get(str(entry.model.path)),
         )
     except UnsupportedError as error:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import shutil
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -24,17 +25,19 @@ def write_feeds(task: Task, scratch: Path) -> Feeds:
     """The inputs to time and to make golden vectors with: samples spread over the data."""
     places: dict[str, Path] = {}
     for entry in task.models:
-        data = task.data[str(entry.path)]
-        count = max(1, min(FEEDS, data.count // entry.batch))
-        arrays = {}
-        for number in range(count):
-            start = number * data.count // count
-            indices = [min(start + place, data.count - 1) for place in range(entry.batch)]
-            for name, array in data.feed(entry, indices).items():
-                arrays[f"{number}/{name}"] = array
+        arrays = numbered(task.data[str(entry.path)].spread(entry, FEEDS))
         places[str(entry.path)] = scratch / f"feeds-{len(places)}.npz"
         write_npz(places[str(entry.path)], arrays)
     return lambda candidate: places[str(candidate.model.path)]
+
+
+def numbered(feeds: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Inputs by `<number of the feed>/<name>`, as workers read them."""
+    return {
+        f"{number}/{name}": array
+        for number, feed in enumerate(feeds)
+        for name, array in feed.items()
+    }
 
 
 def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -54,13 +57,10 @@ def write_golden(task: Task, candidate: Candidate, path: Path, scratch: Path) ->
     one = data.feed(entry, [min(i, data.count - 1) for i in range(entry.batch)])
     size = sum(array.nbytes for array in one.values())
     count = max(1, min(4, data.count // entry.batch, GOLDEN_BYTES // max(1, size)))
-    arrays, inputs = {}, {}
-    for number in range(count):
-        start = number * data.count // count
-        indices = [min(start + place, data.count - 1) for place in range(entry.batch)]
-        for name, array in data.feed(entry, indices).items():
-            inputs[f"{number}/{name}"] = array
-            arrays[f"input/{name}/{number}"] = array
+    arrays, inputs = {}, numbered(data.spread(entry, count))
+    for key, array in inputs.items():
+        feed, _, name = key.partition("/")
+        arrays[f"input/{name}/{feed}"] = array
     write_npz(scratch / "golden-inputs.npz", inputs)
     folder = scratch / "golden-outputs"
     shutil.rmtree(folder, ignore_errors=True)
@@ -73,8 +73,8 @@ def write_golden(task: Task, candidate: Candidate, path: Path, scratch: Path) ->
             "run", timeout_s=3600, path=str(scratch / "golden-inputs.npz"), folder=str(folder)
         )
     for number in range(count):
-        for place, tensor in enumerate(entry.outputs):
-            arrays[f"output/{tensor.name}/{number}"] = np.load(folder / f"{number}-{place}.npy")
+        for output, tensor in enumerate(entry.outputs):
+            arrays[f"output/{tensor.name}/{number}"] = np.load(folder / f"{number}-{output}.npy")
     write_npz(path, arrays)
     return count
 

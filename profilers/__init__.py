@@ -6,7 +6,7 @@ from typing import Any
 from onmetal.cache import Cache
 from onmetal.errors import DeviceError, UsageError
 from onmetal.profilers.local import Local
-from onmetal.targets import Target
+from onmetal.targets import Target, packages
 
 TRANSPORTS = ("local",)
 
@@ -28,8 +28,9 @@ def connect(target: Target, address: str, cache: Cache) -> Local:
             f"this machine is {facts.arch}; the target {target.name} needs {target.arch}"
         )
     if missing := [r.name for r in target.runtimes if r.name not in facts.runtimes]:
+        package = packages(missing[0])[0]
         raise DeviceError(
-            f"the runtime {missing[0]} is not installed here; `pip install {missing[0]}`"
+            f"the runtime {missing[0]} is not installed here; `pip install {package}`"
         )
     return device
 

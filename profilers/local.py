@@ -21,7 +21,7 @@ import psutil
 from onmetal.cache import Cache
 from onmetal.errors import BY_NAME, DeviceError
 from onmetal.records import DeviceFacts
-from onmetal.targets import RUNTIMES
+from onmetal.targets import RUNTIMES, packages
 
 
 def quiet_environment(home: Path) -> dict[str, str]:
@@ -86,8 +86,9 @@ def _cpuinfo() -> dict[str, str]:
 def _runtimes() -> dict[str, str]:
     found = {}
     for name in RUNTIMES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
+        for package in packages(name)[::-1]:
+            with contextlib.suppress(PackageNotFoundError):
+                found[name] = version(package)
     return found
 
 

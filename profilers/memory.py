@@ -1,8 +1,10 @@
 """Peak memory of a model: the process's peak, above what the loaded runtime itself takes."""
 
+import base64
 import gc
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,13 @@ IDENTITY = bytes.fromhex(
     "040a020801620f0a0179120a0a08080112040a02080142040a00100d"
 )
 """An ONNX model, float32 x [1] -> y [1], one Identity operator (a test holds it against onnx)."""
+TRIVIAL_TFLITE = (
+    "eNptUTsKwkAQfeqiQYOmCGLhLWwtrKzEylLQgKsIGsEfegNLS0tP5lXi29kJLOKEx3zffLJ9ALPxZJCijx5SJIgRwYmh"
+    "B8aAJ/Ei3s6uADVqKtY6aSrH0AItsBMwJDrEyR6v23yzWNl1dtmdhedqIuVE2suovquOpXddaupB/hbUP4qiaFAf8r09"
+    "ZzuJp8JrB7cYej7u9poTS2KlPfbZNof2LLmp3BajFXAp00RtI5/nlMAfv0qMdM6Hu7pUpLeFt/r6rsyE/JtSGoz61iHv"
+    "9jMrkZzb17+bq7OeZ787cR5I"
+)
+"""The like in TFLite, of one ABS operator, deflated (a test holds it against the writer)."""
 
 
 def peak(
@@ -22,16 +31,20 @@ def peak(
 ) -> dict[str, int]:
     """Open and run the artifact in this process, which has done nothing else. -> bytes.
 
-    The baseline is the resident set after a model of one Identity operator was opened and run by
+    The baseline is the resident set after a model of one operator was opened and run by
     the same runtime with the same options: its libraries, thread pools and allocators are there.
     Linux only: the peak is the kernel's own high-water mark (VmHWM), reset in between.
     """
     if sys.platform != "linux":
         raise DeviceError("peak memory is read from /proc, which this system has not")
+    plain = {name: value for name, value in options.items() if name != "nhwc"}
     with tempfile.TemporaryDirectory() as folder:
-        trivial = Path(folder) / "identity.onnx"
-        trivial.write_bytes(IDENTITY)
-        module.Session([str(trivial)], options, ["x"], ["y"]).run({"x": np.zeros(1, np.float32)})
+        trivial = Path(folder) / "trivial"
+        tflite = module.__name__.endswith("litert")
+        trivial.write_bytes(
+            zlib.decompress(base64.b64decode(TRIVIAL_TFLITE)) if tflite else IDENTITY
+        )
+        module.Session([str(trivial)], plain, ["x"], ["y"]).run({"x": np.zeros(1, np.float32)})
     gc.collect()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM

@@ -24,6 +24,9 @@ RUNTIMES = tuple(
 )
 """A runtime is a module: what profilers/run_*.py there is."""
 
+PACKAGES = {"litert": ("ai-edge-litert", "tflite-runtime")}
+"""Runtime -> the packages on PyPI that have it, the one to install first; else it has its name."""
+
 Positive = Annotated[int, Meta(gt=0)]
 
 
@@ -36,6 +39,12 @@ class Runtime(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 Kind = Literal["u8", "s8"]
+
+
+def packages(runtime: str) -> tuple[str, ...]:
+    """What a runtime is called on PyPI, the package to install first."""
+    return PACKAGES.get(runtime, (runtime,))
+
 
 OPERATORS = frozenset(
     {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "Concat", "Reshape"}
@@ -50,9 +59,10 @@ OPERATORS = frozenset(
 class Format(Struct, frozen=True, forbid_unknown_fields=True):
     """The rules of one 8-bit format: what the quantizer does, it reads here."""
 
-    operators: tuple[str, ...]
-    """Which operators run in 8 bits; all others stay float."""
-    activation: Kind = "u8"
+    operators: tuple[str, ...] = ()
+    """Which operators run in 8 bits; all others stay float. For LiteRT none are listed: it runs all
+    those that TFLite's quantization specification does."""
+    activation: Literal["u8", "s8", "s16"] = "u8"
     weight: Kind = "s8"
     activation_symmetric: bool = False
     """Zero point 0 (s8) or 128 (u8); else the range that was seen decides."""
@@ -65,10 +75,11 @@ class Format(Struct, frozen=True, forbid_unknown_fields=True):
     """Operators whose outputs must have the scale of their inputs."""
 
 
-Method = Literal["float", "static", "weights", "dynamic", "nncf", "fast"]
+Method = Literal["float", "half", "static", "weights", "dynamic", "nncf", "fast"]
 """How a recipe's candidates are made:
 
 float    the model as it is, computed in `compute`
+half     weights stored as f16, computed with in float
 static   8 bits by calibrated ranges, under the rules of [recipes.format]
 weights  8-bit weights, computed with in float; [recipes.format] says of which operators
 dynamic  8-bit matrix products, the ranges of activations taken anew in every inference
@@ -82,7 +93,7 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
 
     name: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$")]
     runtimes: tuple[str, ...]
-    compute: Literal["f32", "f16", "bf16", "i8"]
+    compute: Literal["f32", "f16", "bf16", "i8", "i16"]
     """The type that the runtime computes in; its profile must confirm it."""
     method: Method = "float"
     requires_any_flag: tuple[str, ...] = ()
@@ -95,10 +106,20 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
         return self.method in ("static", "nncf", "fast")
 
 
+class Io(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a TFLite artifact takes and gives; the bundle's run.py converts where that differs from
+    the model's own."""
+
+    layout: Literal["onnx", "nhwc"] = "onnx"
+    """nhwc: images come in and go out with channels last, as the operators in between have them."""
+    dtype: Literal["float32", "int8"] = "float32"
+    """int8: a fully quantized artifact takes and gives integers."""
+
+
 class Device(Struct, frozen=True, forbid_unknown_fields=True):
     """How to reach a device of this kind; which one is the user's to say (--device)."""
 
-    transport: Literal["local"]
+    transport: Literal["local", "adb", "ssh"]
     required: bool = False
     """Whether deploying without a device needs the user's word (--no-device)."""
 
@@ -113,12 +134,13 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
 class Target(Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     description: str
-    arch: Literal["x86_64"]
+    arch: Literal["x86_64", "aarch64"]
     device: Device
     runtimes: tuple[Runtime, ...]
     recipes: tuple[Recipe, ...]
     threads: Positive | None = None
     """None: as many as the device has physical cores."""
+    io: Io = Io()
     limits: Limits = Limits()
 
     def recipe(self, name: str) -> Recipe:
@@ -212,13 +234,20 @@ def _check(target: Target, source: str) -> None:
 
 _COMPUTES = {
     "float": ("f32", "f16", "bf16"),
-    "static": ("i8",),
+    "half": ("f32",),
+    "static": ("i8", "i16"),
     "weights": ("f32",),
     "dynamic": ("i8",),
     "nncf": ("i8",),
     "fast": ("i8",),
 }
-_ONLY_ON = {"dynamic": "onnxruntime", "nncf": "openvino"}
+_ONLY_ON = {
+    "dynamic": {"onnxruntime", "litert"},
+    "half": {"litert"},
+    "nncf": {"openvino"},
+    "weights": {"onnxruntime", "openvino"},
+    "fast": {"onnxruntime", "openvino"},
+}
 
 
 def _misfit(recipe: Recipe) -> str | None:
@@ -237,18 +266,40 @@ def _misfit(recipe: Recipe) -> str | None:
             f"to f32, which is no {recipe.compute}"
         )
     only = _ONLY_ON.get(recipe.method)
-    if only and set(recipe.runtimes) != {only}:
-        return f"of method {recipe.method!r} runs on {only} alone"
+    if only and not set(recipe.runtimes) <= only:
+        return f"of method {recipe.method!r} runs on {' and '.join(sorted(only))} alone"
+    if "litert" in recipe.runtimes and recipe.method == "float" and recipe.compute != "f32":
+        return f"names litert, which computes floats in f32, not in {recipe.compute}"
     if (recipe.format is None) == (recipe.method in ("static", "weights")):
         need = "needs a" if recipe.format is None else "takes no"
         return f"of method {recipe.method!r} {need} [recipes.format]"
     if recipe.format is None:
         return None
     form = recipe.format
+    if "litert" in recipe.runtimes:
+        return _misfit_tflite(recipe, form)
+    if form.activation == "s16" or recipe.compute == "i16":
+        return "has 16-bit activations, which litert alone computes with"
     if unknown := sorted({*form.operators, *form.same_scale} - OPERATORS):
         return f"lists the operator {unknown[0]!r}; there are: {', '.join(sorted(OPERATORS))}"
     if not form.operators:
         return "lists no operators in its format"
     if form.weight_symmetric and form.weight == "u8" and form.weight_bits == 7:
         return "has u8 weights of 7 bits, which are asymmetric: set weight_symmetric = false"
+    return None
+
+
+def _misfit_tflite(recipe: Recipe, form: Format) -> str | None:
+    """TFLite's quantization is one specification, of which only the activations may be chosen."""
+    if set(recipe.runtimes) != {"litert"}:
+        return "names litert beside others, whose formats differ: give each a recipe of its own"
+    known = Format(activation=form.activation)
+    if form != known or form.activation == "u8":
+        return (
+            'has a format other than TFLite\'s: only `activation`, "s8" or "s16", can be said for '
+            "litert"
+        )
+    wide = form.activation == "s16"
+    if wide != (recipe.compute == "i16"):
+        return f"with activations of {form.activation} computes in {'i16' if wide else 'i8'}"
     return None

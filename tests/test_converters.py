@@ -147,7 +147,7 @@ def quantized(recipe: Recipe, runtime: str, place: Path, path: Path, data: Path)
         device = Local(cache)
         read = model.read(path, {}, None, cache, device)
         given = samples.load(str(data), read, cache, option="--data", labelled=False)
-        source = Hub(read, TARGET, given, device, cache).source(recipe, lambda *_: None)
+        source = Hub(read, TARGET, given, device, cache).source(recipe, runtime, lambda *_: None)
         name = f"{recipe.name}@{runtime}"
         return converters.convert(
             name, read, recipe, runtime, TARGET, 1, device, cache, source, given

@@ -1,0 +1,47 @@
+"""LiteRT: the .tflite file as converters/tflite made it, checked against the specification."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from onmetal.errors import UnsupportedError
+
+VERSION = 1
+OPTIONS = frozenset({"num_threads", "nhwc"})
+"""`nhwc`: the inputs and outputs that the file has with channels last, which run.py transposes."""
+RESERVED = frozenset({"num_threads", "nhwc"})
+
+
+def convert(prepared: str, compute: str, folder: str) -> list[str]:
+    from onmetal.converters.tflite import check
+    from onmetal.converters.tflite.net import read
+
+    if found := check.problems(read(Path(prepared))):
+        raise UnsupportedError(f"the file is against TFLite's specification: {found[0]}")
+    target = Path(folder) / "model.tflite"
+    try:
+        os.link(prepared, target)
+    except OSError:
+        shutil.copyfile(prepared, target)
+    return ["model.tflite"]
+
+
+def options(compute: str, threads: int) -> dict[str, Any]:
+    return {"num_threads": threads}
+
+
+def describe(path: str) -> dict[str, list[dict[str, Any]]]:
+    """Inputs and outputs of a .tflite file, as records.Tensor."""
+    from onmetal.converters.tflite.net import read, signature_names
+
+    net = read(Path(path))
+    names = signature_names(net)
+
+    def tensors(named: list[str], found: list[Any]) -> list[dict[str, Any]]:
+        return [
+            {"name": name, "dtype": tensor.dtype.name, "shape": list(tensor.shape)}
+            for name, tensor in zip(named, found, strict=True)
+        ]
+
+    return {"inputs": tensors(names[0], net.inputs), "outputs": tensors(names[1], net.outputs)}

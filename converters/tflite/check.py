@@ -1,0 +1,219 @@
+"""Checks a TFLite graph against the specification, because runtimes run many violations to garbage.
+
+LiteRT, its reference kernels, XNNPACK and TFLite Micro each accept other mistakes without a word: a
+bias in another scale, a pass-through operator that changes the scale, a weight with a zero point.
+Every finding is a sentence that names the operator and the tensor.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from onmetal.converters.tflite.net import SAME, Net, Op, Tensor
+from onmetal.converters.tflite.specification import FIXED, SHARED, WEIGHTED
+from onmetal.converters.tflite.versions import version
+
+_INTEGERS = {np.dtype(np.int8): "s8", np.dtype(np.int16): "s16"}
+MOST_GAIN = 256.0
+"""XNNPACK multiplies an accumulator by less than this (xnn_define_convolution_2d)."""
+
+
+def problems(net: Net) -> list[str]:
+    """What is wrong, in the order of the operators; empty if nothing is."""
+    found = list(_wiring(net))
+    for tensor in net.tensors():
+        found += _parameters(tensor)
+    for op in net.ops:
+        label = f"{op.kind} that gives {op.outputs[0].name!r}" if op.outputs else op.kind
+        found += [f"{label}: {what}" for what in _operator(op)]
+    return found
+
+
+def _wiring(net: Net) -> Iterator[str]:
+    made = {tensor for tensor in net.inputs}
+    for op in net.ops:
+        for tensor in op.taken:
+            if tensor.data is None and not tensor.variable and tensor not in made:
+                yield f"{op.kind} takes {tensor.name!r}, which nothing before it gives"
+        for tensor in op.outputs:
+            if tensor in made:
+                yield f"{tensor.name!r} is made twice"
+            made.add(tensor)
+    for tensor in net.outputs:
+        if tensor not in made:
+            yield f"the output {tensor.name!r} is made by nothing"
+    names = [tensor.name for tensor in net.tensors()]
+    if len(set(names)) < len(names):
+        double = next(name for name in names if names.count(name) > 1)
+        yield f"two tensors are called {double!r}"
+
+
+def _parameters(tensor: Tensor) -> Iterator[str]:
+    """Scales and zero points by themselves."""
+    if any(size < 0 for size in tensor.shape):
+        yield f"{tensor.name!r} has the shape {list(tensor.shape)}"
+    if tensor.scale is None:
+        return
+    scale, zero = tensor.scale, tensor.zero_point
+    assert zero is not None
+    if not np.all(np.isfinite(scale)) or np.any(scale <= 0):
+        yield f"{tensor.name!r} has a scale that is not a positive number"
+    if tensor.per_channel:
+        if not 0 <= tensor.axis < len(tensor.shape):
+            yield f"{tensor.name!r} has scales along axis {tensor.axis}, which it has not"
+        elif len(scale) != tensor.shape[tensor.axis]:
+            yield (
+                f"{tensor.name!r} has {len(scale)} scales for {tensor.shape[tensor.axis]} channels"
+            )
+    if tensor.dtype.kind in "iu" and tensor.dtype.itemsize <= 2:
+        limits = np.iinfo(tensor.dtype)
+        if np.any(zero < limits.min) or np.any(zero > limits.max):
+            yield f"{tensor.name!r} has a zero point outside of {tensor.dtype}"
+        if tensor.dtype == np.int16 and np.any(zero != 0):
+            yield f"{tensor.name!r} is int16, whose zero point must be 0"
+    elif tensor.dtype.kind == "i" and np.any(zero != 0):
+        yield f"{tensor.name!r} is a bias, whose zero point must be 0"
+
+
+def _operator(op: Op) -> Iterator[str]:
+    if op.kind in WEIGHTED:
+        yield from _weighted(op)
+    yield from _shapes(op)
+    taken = [t for t in op.taken if t.scale is not None and t.dtype in _INTEGERS]
+    given = [t for t in op.outputs if t.dtype in _INTEGERS and t.scale is not None]
+    if not given or op.kind in ("QUANTIZE", "CAST"):
+        return
+    if any(t.per_channel for t in given):
+        yield "its output has a scale for each channel; activations have one"
+    if op.kind in SHARED and op.kind not in ("SELECT_V2",):
+        for tensor in taken:
+            if not _alike(tensor, given[0]):
+                yield (
+                    f"{tensor.name!r} and its output must share scale and zero point, "
+                    f"{_told(tensor)} against {_told(given[0])}"
+                )
+    fixed = FIXED[_INTEGERS[given[0].dtype]].get(op.kind)
+    if fixed is not None and not (
+        math.isclose(_scale(given[0]), fixed[0], rel_tol=1e-4) and _zero(given[0]) == fixed[1]
+    ):
+        yield f"its output has {_told(given[0])}, must have {fixed[0]:.6g} and {fixed[1]}"
+    if op.kind in ("ADD", "SUB") and taken:
+        for tensor in taken:
+            ratio = _scale(tensor) / _scale(given[0])
+            if not 2.0**-10 * 0.999 <= ratio < MOST_GAIN:
+                yield (
+                    f"the scale of {tensor.name!r} is {ratio:.3g} times its output's, which "
+                    "kernels cannot compute with"
+                )
+    if op.version is not None and op.version < version(op):
+        yield f"it is marked version {op.version} and needs {version(op)}"
+
+
+def _weighted(op: Op) -> Iterator[str]:
+    rule = WEIGHTED[op.kind]
+    if len(op.inputs) <= rule.weight:
+        yield "it has no weights"
+        return
+    entry, weight, out = op.inputs[rule.taken], op.inputs[rule.weight], op.outputs[0]
+    bias = op.inputs[rule.bias] if len(op.inputs) > rule.bias else None
+    if entry is None or weight is None:
+        yield "it has no input or no weights"
+        return
+    if weight.dtype == np.int8 and weight.scale is not None:
+        if weight.zero_point is not None and np.any(weight.zero_point != 0):
+            yield f"the weight {weight.name!r} has a zero point, must have 0"
+        if weight.data is not None and weight.data.size and int(weight.data.min()) < -127:
+            yield f"the weight {weight.name!r} holds -128; the least is -127"
+        axis = 3 if op.kind == "DEPTHWISE_CONV_2D" else 0
+        if weight.per_channel and weight.axis != axis:
+            yield f"the weight {weight.name!r} has its scales along axis {weight.axis}, not {axis}"
+    elif weight.dtype == np.int8:
+        yield f"the weight {weight.name!r} is int8 without a scale"
+    if entry.dtype not in _INTEGERS:
+        return
+    if weight.dtype != np.int8 or out.dtype != entry.dtype:
+        yield f"it takes {entry.dtype} by {weight.dtype} and gives {out.dtype}"
+        return
+    if entry.scale is None or out.scale is None or weight.scale is None:
+        yield "it computes with integers that have no scale"
+        return
+    products = float(entry.scale[0]) * weight.scale.astype(np.float64)
+    gain = float(products.max()) / float(out.scale[0])
+    if gain >= MOST_GAIN:
+        yield f"its products are scaled up by {gain:.3g} to its output, which kernels cannot do"
+    if bias is None:
+        return
+    wanted = np.int32 if entry.dtype == np.int8 else np.int64
+    if bias.dtype != wanted and not (bias.dtype == np.int32 and entry.dtype == np.int16):
+        yield f"the bias {bias.name!r} is {bias.dtype}, must be {np.dtype(wanted)}"
+    elif bias.scale is None or bias.scale.size != products.size:
+        count = 0 if bias.scale is None else bias.scale.size
+        yield f"the bias {bias.name!r} has {count} scales, its weight {products.size}"
+    elif not np.allclose(bias.scale, products, rtol=1e-3, atol=0):
+        yield (
+            f"the bias {bias.name!r} has another scale than input times weight "
+            f"({float(bias.scale[0]):.6g} against {products[0]:.6g})"
+        )
+
+
+def _shapes(op: Op) -> Iterator[str]:
+    """Of the operators that most of a network is made of."""
+    out = op.outputs[0] if op.outputs else None
+    if out is None or any(-1 in tensor.shape for tensor in op.taken):
+        return
+    if op.kind in ("RESHAPE", "SQUEEZE", "EXPAND_DIMS") and op.taken[0].size != out.size:
+        yield f"{list(op.taken[0].shape)} has other numbers than {list(out.shape)}"
+    if op.kind in ("CONV_2D", "DEPTHWISE_CONV_2D"):
+        yield from _convolved(op, op.taken[1].shape[1:3])
+        place = 3 if op.kind == "DEPTHWISE_CONV_2D" else 0
+        if op.taken[1].shape[place] != out.shape[-1]:
+            yield f"it gives {out.shape[-1]} channels by {op.taken[1].shape[place]}"
+        if len(op.taken) > 2 and op.taken[2].size != out.shape[-1]:
+            yield f"it gives {out.shape[-1]} channels by {op.taken[2].size} biases"
+    if op.kind in ("AVERAGE_POOL_2D", "MAX_POOL_2D"):
+        kernel = (op.options["filterHeight"], op.options["filterWidth"])
+        yield from _convolved(op, kernel)
+    if op.kind == "CONCATENATION":
+        axis = op.options["axis"] % max(1, len(out.shape))
+        if sum(tensor.shape[axis] for tensor in op.taken) != out.shape[axis]:
+            yield f"its inputs do not add up to {list(out.shape)} along axis {axis}"
+    if op.kind == "FULLY_CONNECTED" and len(op.taken[1].shape) == 2:
+        outputs, inputs = op.taken[1].shape
+        if inputs and op.taken[0].size % inputs:
+            yield f"{list(op.taken[0].shape)} cannot be multiplied by {list(op.taken[1].shape)}"
+        elif out.shape and out.shape[-1] != outputs:
+            yield f"it gives {list(out.shape)} by {list(op.taken[1].shape)}"
+
+
+def _convolved(op: Op, kernel: tuple[int, ...]) -> Iterator[str]:
+    taken, out = op.taken[0].shape, op.outputs[0].shape
+    if len(taken) != 4 or len(out) != 4:
+        yield f"it takes {list(taken)} and gives {list(out)}; both must have four axes"
+        return
+    for axis, side in enumerate(("H", "W")):
+        stride = op.options[f"stride{side}"]
+        reach = (kernel[axis] - 1) * op.options.get(f"dilation{side}Factor", 1) + 1
+        size = taken[1 + axis]
+        same = op.options["padding"] == SAME
+        wanted = -(-size // stride) if same else (size - reach) // stride + 1
+        if out[1 + axis] != wanted:
+            yield f"it gives {list(out)} where {wanted} is right on axis {1 + axis}"
+
+
+def _scale(tensor: Tensor) -> float:
+    assert tensor.scale is not None
+    return float(tensor.scale[0])
+
+
+def _zero(tensor: Tensor) -> int:
+    assert tensor.zero_point is not None
+    return int(tensor.zero_point[0])
+
+
+def _alike(left: Tensor, right: Tensor) -> bool:
+    return math.isclose(_scale(left), _scale(right), rel_tol=1e-5) and _zero(left) == _zero(right)
+
+
+def _told(tensor: Tensor) -> str:
+    return f"{_scale(tensor):.6g} and {_zero(tensor)}"

@@ -1,0 +1,341 @@
+"""Lowers a float ONNX graph of static shapes to a TFLite graph: the walk, and what rules share.
+
+Layout is lazy. A tensor is stored in some order of its ONNX axes; a rule asks for the order that
+its operator needs, and only then, if it differs, is a TRANSPOSE written (or a RESHAPE, where only
+axes of length 1 move). An ONNX Transpose writes nothing: it changes what the axes are called.
+Channels last is thus carried from convolution to convolution, with no transpose to be cancelled.
+
+Rules are registered by `lowers` in the modules named after families of operators; `TABLE` of them
+is the documented list of what is supported.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from onmetal.converters.tflite.net import Net, Op, Shape, Tensor, constant
+from onmetal.errors import UnsupportedError
+
+Order = tuple[int, ...]
+"""Stored axis k holds the ONNX axis order[k]."""
+NHWC: Order = (0, 2, 3, 1)
+STANDARD = ("", "ai.onnx")
+
+
+class Value(NamedTuple):
+    """An ONNX tensor as it is stored."""
+
+    tensor: Tensor
+    order: Order
+
+
+class Rule(NamedTuple):
+    function: Callable[["Lowering", ir.Node], None]
+    to: str
+    """The TFLite operators that it becomes."""
+    limits: str
+    """What of the ONNX operator is not supported; empty: nothing."""
+
+
+TABLE: dict[str, Rule] = {}
+_Function = Callable[["Lowering", ir.Node], None]
+
+
+def lowers(*operators: str, to: str, limits: str = "") -> Callable[[_Function], _Function]:
+    """Registers a rule: given a node, emit what computes its outputs and `give` each of them."""
+
+    def register(function: _Function) -> _Function:
+        for operator in operators:
+            assert operator not in TABLE, operator
+            TABLE[operator] = Rule(function, to, limits)
+        return function
+
+    return register
+
+
+def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
+    found = node.attributes.get(name)
+    return default if found is None else found.value
+
+
+def refuse(node: ir.Node, why: str) -> UnsupportedError:
+    name = node.name or (node.outputs[0].name if node.outputs else "")
+    return UnsupportedError(f"{node.op_type} {name!r}: {why}")
+
+
+class Lowering:
+    """One graph being lowered. The ONNX graph is only read."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.net = Net([], [], [])
+        self.values: dict[ir.Value, Value] = {}
+        self.arranged_as: dict[tuple[Tensor, Order], Tensor] = {}
+        self.scrambled: dict[ir.Value, np.ndarray] = {}
+        """Value [n, k] -> which of its columns each stored column holds: a Flatten whose transpose
+        went into the weights after it."""
+        self.absorbed: set[ir.Node] = set()
+        """Nodes whose work a rule before them did."""
+        self.names: set[str] = set()
+        self.outputs = set(graph.outputs)
+
+    # --- asking
+
+    def constant(self, value: ir.Value | None) -> np.ndarray | None:
+        """The value of a constant, None for what is computed."""
+        if value is None or value.const_value is None:
+            return None
+        array = value.const_value.numpy()
+        if array.dtype == np.float64:
+            return array.astype(np.float32)
+        return array
+
+    def given(self, node: ir.Node, place: int) -> ir.Value | None:
+        return node.inputs[place] if place < len(node.inputs) else None
+
+    def input(self, node: ir.Node, place: int = 0) -> ir.Value:
+        found = self.given(node, place)
+        if found is None:
+            raise refuse(node, f"it has no input {place}")
+        return found
+
+    def setting(self, node: ir.Node, name: str, place: int) -> np.ndarray | None:
+        """What older opsets have as an attribute and newer ones as a constant input."""
+        if name in node.attributes:
+            return np.asarray(attribute(node, name))
+        value = self.given(node, place)
+        if value is None:
+            return None
+        array = self.constant(value)
+        if array is None:
+            raise refuse(node, f"its {name} is computed, not constant")
+        return array
+
+    def shape(self, value: ir.Value) -> Shape:
+        if value.const_value is not None:
+            return tuple(value.const_value.shape.numpy())
+        if value.shape is None or not all(isinstance(axis, int) for axis in value.shape):
+            maker = value.producer()
+            what = f"{maker.op_type} {maker.name!r}" if maker else "an input"
+            raise UnsupportedError(
+                f"{what}: the shape of {value.name!r} is not static; give --input-shape, or export "
+                "the model with fixed sizes"
+            )
+        return tuple(axis for axis in value.shape if isinstance(axis, int))
+
+    def dtype(self, value: ir.Value) -> np.dtype:
+        if value.dtype is None:
+            raise UnsupportedError(f"the type of {value.name!r} is not known")
+        return np.dtype(value.dtype.numpy())
+
+    def axes(self, node: ir.Node, found: np.ndarray | None, rank: int) -> list[int]:
+        """Normalized axes; None: all of them."""
+        if found is None:
+            return list(range(rank))
+        axes = [int(axis) + rank if axis < 0 else int(axis) for axis in np.ravel(found)]
+        if any(not 0 <= axis < rank for axis in axes):
+            raise refuse(node, f"axes {list(found)} do not fit rank {rank}")
+        return axes
+
+    def only_consumer(self, value: ir.Value) -> ir.Node | None:
+        uses = list(value.uses())
+        if len(uses) != 1 or value in self.outputs:
+            return None
+        return uses[0].node
+
+    # --- taking
+
+    def value(self, value: ir.Value) -> Value:
+        """As it is stored; a constant as it stands in the file."""
+        if value not in self.values:
+            array = self.constant(value)
+            if array is None:
+                raise UnsupportedError(f"{value.name!r} is taken before it is made")
+            tensor = constant(self.name(value.name or "constant"), array)
+            self.values[value] = Value(tensor, tuple(range(array.ndim)))
+        return self.values[value]
+
+    def order(self, value: ir.Value) -> Order:
+        return self.value(value).order
+
+    def arranged(self, value: ir.Value, order: Order) -> Tensor:
+        """Stored in `order`, whose length may exceed the rank: axes of length 1 go in front."""
+        tensor, now = self.value(value)
+        return self.rearranged(tensor, now, order)
+
+    def plain(self, value: ir.Value) -> Tensor:
+        """In the order of its ONNX axes."""
+        return self.arranged(value, tuple(range(len(self.shape(value)))))
+
+    def rearranged(self, tensor: Tensor, now: Order, order: Order) -> Tensor:
+        extra = len(order) - len(now)
+        lifted = tuple(range(extra)) + tuple(axis + extra for axis in now)
+        if lifted == order and not extra:
+            return tensor
+        shape = (1,) * extra + tensor.shape
+        sizes = {axis: shape[place] for place, axis in enumerate(lifted)}
+        wanted = tuple(sizes[axis] for axis in order)
+        perm = [lifted.index(axis) for axis in order]
+        if tensor.data is not None:
+            data = np.ascontiguousarray(tensor.data.reshape(shape).transpose(perm))
+            return Tensor(tensor.name, wanted, tensor.dtype, data)
+        key = (tensor, order)
+        if key not in self.arranged_as:
+            self.arranged_as[key] = self._moved(tensor, shape, sizes, lifted, order, perm)
+        return self.arranged_as[key]
+
+    def _moved(
+        self,
+        tensor: Tensor,
+        shape: Shape,
+        sizes: dict[int, int],
+        lifted: Order,
+        order: Order,
+        perm: list[int],
+    ) -> Tensor:
+        wanted = tuple(sizes[axis] for axis in order)
+        long = [axis for axis in lifted if sizes[axis] > 1]
+        if long == [axis for axis in order if sizes[axis] > 1]:
+            return self.reshaped(tensor, wanted)
+        if shape != tensor.shape:
+            tensor = self.reshaped(tensor, shape)
+        return self.transposed(tensor, perm)
+
+    # --- emitting
+
+    def name(self, wanted: str) -> str:
+        """A name that no tensor has yet."""
+        found, number = wanted, 1
+        while found in self.names:
+            found, number = f"{wanted}.{number}", number + 1
+        self.names.add(found)
+        return found
+
+    def emit(
+        self,
+        kind: str,
+        inputs: Sequence[Tensor | None],
+        shape: Sequence[int],
+        dtype: Any = None,
+        name: str = "",
+        **options: Any,
+    ) -> Tensor:
+        """Append an operator of one output. -> the output; its dtype is the first input's, if not
+        said."""
+        first = next(tensor for tensor in inputs if tensor is not None)
+        kept = tuple(int(n) for n in shape)
+        out = Tensor(self.name(name or f"{kind.lower()}"), kept, np.dtype(dtype or first.dtype))
+        self.net.ops.append(Op(kind, list(inputs), [out], options))
+        return out
+
+    def emit_many(
+        self, kind: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], **options: Any
+    ) -> None:
+        self.net.ops.append(Op(kind, list(inputs), list(outputs), options))
+
+    def ints(self, values: Any, name: str = "ints") -> Tensor:
+        return constant(self.name(name), np.asarray(values, np.int32))
+
+    def floats(self, values: Any, name: str = "values") -> Tensor:
+        return constant(self.name(name), np.asarray(values, np.float32))
+
+    def like(self, tensor: Tensor, value: float) -> Tensor:
+        """A scalar of the tensor's dtype."""
+        return constant(self.name("scalar"), np.asarray(value, tensor.dtype))
+
+    def reshaped(self, tensor: Tensor, shape: Sequence[int], name: str = "") -> Tensor:
+        shape = tuple(int(n) for n in shape)
+        if shape == tensor.shape:
+            return tensor
+        if tensor.data is not None:
+            return Tensor(tensor.name, shape, tensor.dtype, tensor.data.reshape(shape))
+        return self.emit(
+            "RESHAPE",
+            [tensor, self.ints(shape, "shape")],
+            shape,
+            name=name or f"{tensor.name}/reshaped",
+            newShape=list(shape),
+        )
+
+    def transposed(self, tensor: Tensor, perm: Sequence[int], name: str = "") -> Tensor:
+        shape = [tensor.shape[axis] for axis in perm]
+        return self.emit(
+            "TRANSPOSE",
+            [tensor, self.ints(list(perm), "perm")],
+            shape,
+            name=name or f"{tensor.name}/transposed",
+        )
+
+    def binary(self, kind: str, left: Tensor, right: Tensor, name: str = "", **more: Any) -> Tensor:
+        """An element-wise operator on tensors stored alike; shapes broadcast as numpy's."""
+        shape = np.broadcast_shapes(left.shape, right.shape)
+        return self.emit(kind, [left, right], shape, name=name, **more)
+
+    def unary(self, kind: str, tensor: Tensor, name: str = "", **more: Any) -> Tensor:
+        return self.emit(kind, [tensor], tensor.shape, name=name, **more)
+
+    # --- giving
+
+    def give(self, value: ir.Value, tensor: Tensor, order: Order | None = None) -> None:
+        """`tensor` is what the node's output is; by default stored in the order of its axes."""
+        order = tuple(range(len(tensor.shape))) if order is None else order
+        sizes = self.shape(value)
+        expected = tuple(sizes[axis] for axis in order)
+        assert expected == tensor.shape, (value.name, expected, tensor.shape)
+        self.values[value] = Value(tensor, order)
+        if tensor.data is None and value.name and value.name not in self.names:
+            self.names.add(value.name)  # the tensor that ends a node's work has the ONNX name
+            tensor.name = value.name
+
+    # --- the walk
+
+    def lower(self) -> Net:
+        for value in self.graph.inputs:
+            if value.const_value is not None:
+                continue
+            dtype = self.dtype(value)
+            tensor = Tensor(self.name(value.name or "input"), self.shape(value), dtype)
+            self.net.inputs.append(tensor)
+            self.values[value] = Value(tensor, tuple(range(len(tensor.shape))))
+        for node in self.graph:
+            if node in self.absorbed:
+                continue
+            rule = TABLE.get(node.op_type) if node.domain in STANDARD else None
+            if rule is None:
+                raise UnsupportedError(unknown(node))
+            rule.function(self, node)
+        for value in self.graph.outputs:
+            self.net.outputs.append(self._output(value))
+        self.net.names = (
+            [str(v.name) for v in self.graph.inputs if v.const_value is None],
+            [str(v.name) for v in self.graph.outputs],
+        )
+        return self.net
+
+    def _output(self, value: ir.Value) -> Tensor:
+        tensor = self.plain(value)
+        if tensor.data is not None or tensor in self.net.inputs or tensor in self.net.outputs:
+            # An output is a tensor of its own: a constant or an input is copied to one.
+            return self.emit(
+                "RESHAPE",
+                [tensor, self.ints(tensor.shape, "shape")],
+                tensor.shape,
+                name=f"{value.name}/output",
+                newShape=list(tensor.shape),
+            )
+        return tensor
+
+
+def unknown(node: ir.Node) -> str:
+    label = node.op_type if node.domain in STANDARD else f"{node.domain}.{node.op_type}"
+    name = node.name or (node.outputs[0].name if node.outputs else "")
+    return f"{label} {name!r}: this operator is not supported in TFLite; see docs/tflite.md"
+
+
+def check(graph: ir.Graph) -> list[str]:
+    """What of a graph has no rule at all, each node in words."""
+    return [
+        unknown(node) for node in graph if node.domain not in STANDARD or node.op_type not in TABLE
+    ]

@@ -1,0 +1,160 @@
+"""Normalization layers, of means, differences and products."""
+
+import numpy as np
+import onnx_ir as ir
+
+from onmetal.converters.tflite.lowering import NHWC, Lowering, Order, attribute, lowers, refuse
+from onmetal.converters.tflite.net import Tensor
+from onmetal.converters.tflite.reduction import reduce
+
+
+def _standardized(low: Lowering, tensor: Tensor, places: list[int], epsilon: float) -> Tensor:
+    """(x - mean) / sqrt(variance + epsilon) over stored axes."""
+    mean = reduce(low, "MEAN", tensor, places)
+    centred = low.binary("SUB", tensor, mean)
+    variance = reduce(low, "MEAN", low.binary("MUL", centred, centred), places)
+    safe = low.binary("ADD", variance, low.like(variance, epsilon))
+    return low.binary("MUL", centred, low.unary("RSQRT", safe))
+
+
+def _affine(
+    low: Lowering, tensor: Tensor, scale: np.ndarray | None, offset: np.ndarray | None
+) -> Tensor:
+    """Both shaped to be broadcast to the tensor as it is stored."""
+    if scale is not None and not np.all(scale == 1):
+        tensor = low.binary("MUL", tensor, low.floats(scale, "scale"))
+    if offset is not None and np.any(offset):
+        tensor = low.binary("ADD", tensor, low.floats(offset, "offset"))
+    return tensor
+
+
+def _constants(low: Lowering, node: ir.Node, first: int, count: int) -> list[np.ndarray | None]:
+    found = []
+    for place in range(first, first + count):
+        value = low.given(node, place)
+        array = low.constant(value)
+        if value is not None and array is None:
+            raise refuse(node, "its scale and offset are computed, not constant")
+        found.append(array)
+    return found
+
+
+def _wide(values: np.ndarray, order: Order, axis: int = 1) -> np.ndarray:
+    """[channels] -> shaped to be broadcast to a tensor stored in this order."""
+    return values.reshape([-1 if label == axis else 1 for label in order])
+
+
+@lowers("BatchNormalization", to="MUL, ADD", limits="constant parameters, inference")
+def batch_norm(low: Lowering, node: ir.Node) -> None:
+    scale, offset, mean, variance = (
+        None if array is None else array.astype(np.float64) for array in _constants(low, node, 1, 4)
+    )
+    if scale is None or offset is None or mean is None or variance is None:
+        raise refuse(node, "its parameters are missing")
+    factor = scale / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
+    tensor, order = low.value(low.input(node))
+    if len(order) == 4:
+        order = NHWC
+        tensor = low.arranged(low.input(node), order)
+    made = _affine(low, tensor, _wide(factor, order), _wide(offset - mean * factor, order))
+    if made is tensor:
+        low.values[node.outputs[0]] = low.value(low.input(node))
+        return
+    low.give(node.outputs[0], made, order)
+
+
+@lowers("InstanceNormalization", to="MEAN, SUB, MUL, ADD, RSQRT", limits="constant parameters")
+def instance_norm(low: Lowering, node: ir.Node) -> None:
+    scale, offset = _constants(low, node, 1, 2)
+    value = low.input(node)
+    order: Order = (0, *range(2, len(low.shape(value))), 1)
+    tensor = low.arranged(value, order)
+    epsilon = float(attribute(node, "epsilon", 1e-5))
+    made = _standardized(low, tensor, list(range(1, len(order) - 1)), epsilon)
+    given = [None if array is None else _wide(array, order) for array in (scale, offset)]
+    low.give(node.outputs[0], _affine(low, made, *given), order)
+
+
+@lowers(
+    "LayerNormalization",
+    to="MEAN, SUB, MUL, ADD, RSQRT",
+    limits="constant parameters; the first output alone",
+)
+def layer_norm(low: Lowering, node: ir.Node) -> None:
+    if any(out.name and (out.uses() or out in low.outputs) for out in node.outputs[1:]):
+        raise refuse(node, "the outputs Mean and InvStdDev are not supported")
+    scale, offset = _constants(low, node, 1, 2)
+    tensor, order = low.value(low.input(node))
+    rank = len(order)
+    axis = int(attribute(node, "axis", -1)) % rank
+    places = [place for place, label in enumerate(order) if label >= axis]
+    made = _standardized(low, tensor, places, float(attribute(node, "epsilon", 1e-5)))
+
+    def stored(array: np.ndarray | None) -> np.ndarray | None:
+        if array is None:
+            return None
+        return array.reshape((1,) * (rank - array.ndim) + array.shape).transpose(order)
+
+    low.give(node.outputs[0], _affine(low, made, stored(scale), stored(offset)), order)
+
+
+@lowers(
+    "GroupNormalization", to="RESHAPE, MEAN, SUB, MUL, ADD, RSQRT", limits="constant parameters"
+)
+def group_norm(low: Lowering, node: ir.Node) -> None:
+    """Channels last, each group of channels an axis of its own."""
+    scale, offset = _constants(low, node, 1, 2)
+    value = low.input(node)
+    rank, count = len(low.shape(value)), int(attribute(node, "num_groups"))
+    order: Order = (0, *range(2, rank), 1)
+    tensor = low.arranged(value, order)
+    batch, channels = tensor.shape[0], tensor.shape[-1]
+    space = int(np.prod(tensor.shape[1:-1]))
+    # Four axes, since quantized kernels know no more.
+    grouped = low.reshaped(tensor, (batch, space, count, channels // count))
+    made = _standardized(low, grouped, [1, 3], float(attribute(node, "epsilon", 1e-5)))
+    made = low.reshaped(made, tensor.shape)
+    given = []
+    for array in (scale, offset):
+        if array is not None and array.size == count != channels:  # one a group, before opset 21
+            array = np.repeat(array, channels // count)
+        given.append(None if array is None else _wide(array, order))
+    low.give(node.outputs[0], _affine(low, made, *given), order)
+
+
+@lowers("MeanVarianceNormalization", to="MEAN, SUB, MUL, ADD, RSQRT")
+def mean_variance_norm(low: Lowering, node: ir.Node) -> None:
+    tensor, order = low.value(low.input(node))
+    axes = {int(axis) % len(order) for axis in attribute(node, "axes", [0, 2, 3])}
+    places = [place for place, label in enumerate(order) if label in axes]
+    low.give(node.outputs[0], _standardized(low, tensor, places, 1e-9), order)
+
+
+@lowers("LRN", to="LOCAL_RESPONSE_NORMALIZATION", limits="an odd size")
+def lrn(low: Lowering, node: ir.Node) -> None:
+    size = int(attribute(node, "size"))
+    if size % 2 == 0:
+        raise refuse(node, f"an even size ({size}) is not supported")
+    value = low.input(node)
+    order: Order = (0, *range(2, len(low.shape(value))), 1)
+    made = low.unary(
+        "LOCAL_RESPONSE_NORMALIZATION",
+        low.arranged(value, order),
+        radius=(size - 1) // 2,
+        bias=float(attribute(node, "bias", 1.0)),
+        alpha=float(attribute(node, "alpha", 1e-4)) / size,
+        beta=float(attribute(node, "beta", 0.75)),
+    )
+    low.give(node.outputs[0], made, order)
+
+
+@lowers("LpNormalization", to="MUL, ABS, SUM, SQRT, DIV")
+def lp_norm(low: Lowering, node: ir.Node) -> None:
+    tensor, order = low.value(low.input(node))
+    place = order.index(int(attribute(node, "axis", -1)) % len(order))
+    if int(attribute(node, "p", 2)) == 1:
+        length = reduce(low, "SUM", low.unary("ABS", tensor), [place])
+    else:
+        square = reduce(low, "SUM", low.binary("MUL", tensor, tensor), [place])
+        length = low.unary("SQRT", square)
+    low.give(node.outputs[0], low.binary("DIV", tensor, length), order)

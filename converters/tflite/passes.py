@@ -1,0 +1,364 @@
+"""Rewrites of a TFLite graph that pay: each is bit-identical in float, and a pass of its own."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from onmetal.converters.tflite.net import SAME, VALID, Net, Op, Tensor, constant
+
+FUSES = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "SUB", "MUL"})
+"""Operators that every kernel can end with an activation."""
+_FUSED = {"RELU_N1_TO_1": 2, "RELU": 1, "RELU6": 3}
+
+
+def tidy(net: Net) -> None:
+    """All of them, until nothing changes."""
+    net.sweep()
+    for _ in range(8):
+        changed = [step(net) for step in STEPS]
+        net.sweep()
+        if not any(changed):
+            return
+
+
+def _only(net: Net, consumers: dict[Tensor, list[Op]], tensor: Tensor) -> Op | None:
+    """The one operator that takes the tensor, where it is no output."""
+    takers = consumers.get(tensor, [])
+    if len(takers) != 1 or tensor in net.outputs or takers[0].inputs.count(tensor) != 1:
+        return None
+    return takers[0]
+
+
+def fuse_activations(net: Net) -> bool:
+    """RELU, RELU6 and RELU_N1_TO_1 go into the operator before them."""
+    consumers, dead = net.consumers(), set()
+    for op in net.ops:
+        if op.kind not in FUSES or op.activation:
+            continue
+        taker = _only(net, consumers, op.outputs[0])
+        if taker is not None and taker.kind in _FUSED and op.outputs[0].is_float:
+            op.options = {**op.options, "fusedActivationFunction": _FUSED[taker.kind]}
+            op.outputs = taker.outputs
+            dead.add(taker)
+    net.ops = [op for op in net.ops if op not in dead]
+    return bool(dead)
+
+
+def merge_reshapes(net: Net) -> bool:
+    """A RESHAPE of a RESHAPE is one; one to the shape that is there already is none."""
+    changed = False
+    producers = net.producers()
+    for op in list(net.ops):
+        if op.kind != "RESHAPE":
+            continue
+        source, out = op.inputs[0], op.outputs[0]
+        assert source is not None
+        before = producers.get(source)
+        if before is not None and before.kind == "RESHAPE":
+            op.inputs[0] = source = before.inputs[0]
+            changed = True
+        assert source is not None
+        if source.shape == out.shape and out not in net.outputs:
+            net.replace(out, source)
+            net.ops.remove(op)
+            changed = True
+        elif source.shape == out.shape and source in producers and source not in net.outputs:
+            # What ends in an output is made as that output.
+            maker = producers[source]
+            maker.outputs = [out if tensor is source else tensor for tensor in maker.outputs]
+            for other in net.ops:
+                other.inputs = [out if tensor is source else tensor for tensor in other.inputs]
+            net.ops.remove(op)
+            producers[out] = maker
+            changed = True
+    return changed
+
+
+def drop_flattens(net: Net) -> bool:
+    """FULLY_CONNECTED takes a tensor of any rank whose last axis fits: no RESHAPE before it."""
+    changed = False
+    producers = net.producers()
+    for op in net.ops:
+        if op.kind != "FULLY_CONNECTED" or op.options.get("keepNumDims"):
+            continue
+        before = producers.get(op.taken[0])
+        if before is None or before.kind != "RESHAPE":
+            continue
+        source, weight = before.taken[0], op.taken[1]
+        if source.shape[-1] == weight.shape[-1]:
+            op.inputs[0] = source
+            changed = True
+    return changed
+
+
+def drop_kept_axes(net: Net) -> bool:
+    """A reduction that keeps its axes before a RESHAPE that drops them does not keep them."""
+    changed = False
+    consumers = net.consumers()
+    for op in list(net.ops):
+        if "keepDims" not in op.options or not op.options["keepDims"]:
+            continue
+        taker = _only(net, consumers, op.outputs[0])
+        axes = op.taken[1].data
+        if taker is None or taker.kind != "RESHAPE" or axes is None:
+            continue
+        places = {int(axis) for axis in axes.reshape(-1)}
+        left = tuple(n for place, n in enumerate(op.taken[0].shape) if place not in places)
+        if taker.outputs[0].shape == left:
+            op.options = {**op.options, "keepDims": False}
+            op.outputs = taker.outputs
+            net.ops.remove(taker)
+            changed = True
+    return changed
+
+
+def _pads(op: Op) -> list[list[int]]:
+    found = op.taken[1].data
+    assert found is not None
+    return [[int(a), int(b)] for a, b in found.reshape(-1, 2)]
+
+
+def fold_pads(net: Net) -> bool:
+    """PAD before a convolution goes away where SAME pads exactly so."""
+    changed = False
+    producers = net.producers()
+    for op in net.ops:
+        if op.kind not in ("CONV_2D", "DEPTHWISE_CONV_2D") or op.options["padding"] != VALID:
+            continue
+        before = producers.get(op.taken[0])
+        if before is None or before.kind != "PAD":
+            continue
+        pads = _pads(before)
+        if pads[0] != [0, 0] or pads[3] != [0, 0]:
+            continue
+        source, kernel = before.taken[0], op.taken[1].shape[1:3]
+        if all(
+            _is_same(
+                source.shape[1 + axis],
+                op.outputs[0].shape[1 + axis],
+                (kernel[axis] - 1) * op.options[f"dilation{side}Factor"] + 1,
+                op.options[f"stride{side[0]}"],
+                pads[1 + axis][0],
+            )
+            for axis, side in enumerate(("H", "W"))
+        ):
+            op.inputs[0] = source
+            op.options = {**op.options, "padding": SAME}
+            changed = True
+    return changed
+
+
+def _is_same(size: int, out: int, reach: int, stride: int, begin: int) -> bool:
+    total = max(0, (out - 1) * stride + reach - size)
+    return out == -(-size // stride) and begin == total // 2
+
+
+def trim_pads(net: Net) -> bool:
+    """Zeros behind the last value that a convolution reads are not padded."""
+    changed = False
+    producers, consumers = net.producers(), net.consumers()
+    for op in net.ops:
+        if op.kind not in ("CONV_2D", "DEPTHWISE_CONV_2D") or op.options["padding"] != VALID:
+            continue
+        before = producers.get(op.taken[0])
+        if before is None or before.kind != "PAD" or not _only(net, consumers, op.taken[0]):
+            continue
+        pads, padded = _pads(before), before.outputs[0]
+        unread = [0, 0]
+        for axis, side in enumerate(("H", "W")):
+            reach = (op.taken[1].shape[1 + axis] - 1) * op.options[f"dilation{side}Factor"] + 1
+            read = (op.outputs[0].shape[1 + axis] - 1) * op.options[f"stride{side}"] + reach
+            unread[axis] = min(pads[1 + axis][1], padded.shape[1 + axis] - read)
+        if any(unread):
+            for axis in (0, 1):
+                pads[1 + axis][1] -= unread[axis]
+            shape = list(padded.shape)
+            shape[1], shape[2] = shape[1] - unread[0], shape[2] - unread[1]
+            padded.shape = tuple(shape)
+            given = before.taken[1]
+            before.inputs[1] = constant(f"{given.name}.trimmed", np.array(pads, np.int32))
+            changed = True
+    return changed
+
+
+def _not_negative(tensor: Tensor, producers: dict[Tensor, Op], depth: int = 8) -> bool:
+    op = producers.get(tensor)
+    if op is None or not depth:
+        return False
+    if op.activation in (1, 3) or op.kind in ("RELU", "RELU6", "LOGISTIC", "SOFTMAX", "ABS", "EXP"):
+        return True
+    if op.kind in ("MAX_POOL_2D", "AVERAGE_POOL_2D", "RESHAPE", "PAD", "MEAN", "CONCATENATION"):
+        taken = [t for t in op.taken if t.is_float]
+        return all(_not_negative(t, producers, depth - 1) for t in taken)
+    return False
+
+
+def zero_pads(net: Net) -> bool:
+    """Before a MAX_POOL_2D of values that are not negative, zeros are as good as the least float,
+    and every runtime has a fast PAD."""
+    changed = False
+    producers, consumers = net.producers(), net.consumers()
+    for op in net.ops:
+        if op.kind != "PADV2" or not _not_negative(op.taken[0], producers):
+            continue
+        fill = op.taken[2].data
+        if fill is None or fill.size != 1 or float(fill.reshape(-1)[0]) > 0:
+            continue
+        if all(taker.kind == "MAX_POOL_2D" for taker in consumers.get(op.outputs[0], [])):
+            op.kind, op.inputs = "PAD", op.inputs[:2]
+            changed = True
+    return changed
+
+
+def merge_slices(net: Net) -> bool:
+    """A STRIDED_SLICE of a STRIDED_SLICE is one, where both go forward."""
+    changed = False
+    producers, consumers = net.producers(), net.consumers()
+    for op in net.ops:
+        if op.kind != "STRIDED_SLICE" or not _forward(op):
+            continue
+        before = producers.get(op.taken[0])
+        if before is None or before.kind != "STRIDED_SLICE" or not _forward(before):
+            continue
+        if _only(net, consumers, op.taken[0]) is None:
+            continue
+        (first, _, step), (begin, _, stride) = _span(before), _span(op)
+        start = first + begin * step
+        size = np.array(op.outputs[0].shape)
+        joined = step * stride
+        values = (start, start + (size - 1) * joined + 1, joined)
+        given = [
+            constant(f"{tensor.name}.joined", np.asarray(value, np.int32))
+            for tensor, value in zip(op.taken[1:], values, strict=True)
+        ]
+        op.inputs = [before.inputs[0], *given]
+        changed = True
+    return changed
+
+
+def _span(op: Op) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    begin, end, step = (tensor.data for tensor in op.taken[1:4])
+    assert begin is not None and end is not None and step is not None
+    return begin, end, step
+
+
+def _forward(op: Op) -> bool:
+    if any(tensor.data is None for tensor in op.taken[1:4]) or any(
+        value for name, value in op.options.items() if name.endswith("Mask")
+    ):
+        return False
+    begin, end, step = _span(op)
+    sizes = np.array(op.taken[0].shape)
+    return bool(np.all(begin >= 0) and np.all(end <= sizes) and np.all(step > 0))
+
+
+def shortcut_convolutions(net: Net) -> bool:
+    """Every second row and column, with channels of zeros around (a ResNet's shortcut without
+    weights), is a 1x1 convolution by ones: one fast operator instead of three slow ones."""
+    changed = False
+    producers, consumers = net.producers(), net.consumers()
+    for op in list(net.ops):
+        if op.kind != "STRIDED_SLICE" or not _forward(op) or len(op.outputs[0].shape) != 4:
+            continue
+        if not op.outputs[0].is_float or producers.get(op.taken[0]) is None:
+            continue
+        begin, _, step = _span(op)
+        source = op.taken[0]
+        sizes = [-(-source.shape[axis] // int(step[axis])) for axis in (1, 2)]
+        whole = not begin.any() and step[0] == step[3] == 1
+        if not whole or (step[1] == 1 and step[2] == 1):
+            continue
+        if [source.shape[0], *sizes, source.shape[3]] != list(op.outputs[0].shape):
+            continue
+        last, pads = op, [0, 0]
+        taker = _only(net, consumers, op.outputs[0])
+        if taker is not None and taker.kind == "PAD":
+            around = _pads(taker)
+            if around[:3] == [[0, 0]] * 3:
+                last, pads = taker, around[3]
+        out, channels = last.outputs[0], source.shape[3]
+        weight = np.zeros((out.shape[3], 1, 1, channels), np.float32)
+        for channel in range(channels):
+            weight[channel + pads[0], 0, 0, channel] = 1
+        new = Op(
+            "CONV_2D",
+            [
+                source,
+                constant(f"{out.name}/ones", weight),
+                constant(f"{out.name}/zeros", np.zeros(out.shape[3], np.float32)),
+            ],
+            [out],
+            {
+                "padding": VALID,
+                "strideH": int(step[1]),
+                "strideW": int(step[2]),
+                "dilationHFactor": 1,
+                "dilationWFactor": 1,
+            },
+        )
+        net.ops[net.ops.index(op)] = new
+        if last is not op:
+            net.ops.remove(last)
+        changed = True
+    return changed
+
+
+def hard_swishes(net: Net) -> bool:
+    """x * relu6(x + 3) / 6, however it is bracketed, is HARD_SWISH."""
+    changed = False
+    producers, consumers = net.producers(), net.consumers()
+    for op in list(net.ops):
+        if op.kind != "MUL" or op.activation:
+            continue
+        found = _hard_swish(op, producers)
+        if found is None:
+            continue
+        source, sixth = found
+        if not sixth:
+            taker = _only(net, consumers, op.outputs[0])
+            if taker is None or taker.kind != "MUL" or taker.activation:
+                continue
+            if not any(_scalar(t, 1 / 6) for t in taker.taken):
+                continue
+            op.outputs = taker.outputs
+            net.ops.remove(taker)
+        op.kind, op.inputs, op.options = "HARD_SWISH", [source], {}
+        return True
+    return changed
+
+
+def _scalar(tensor: Tensor, value: float) -> bool:
+    return (
+        tensor.data is not None
+        and tensor.size == 1
+        and bool(np.isclose(float(tensor.data.reshape(-1)[0]), value, rtol=1e-5))
+    )
+
+
+def _hard_swish(op: Op, producers: dict[Tensor, Op]) -> tuple[Tensor, bool] | None:
+    """-> x, and whether the division by 6 was found."""
+    for source, other in (op.taken[:2], op.taken[1::-1]):
+        sixth = False
+        gate = producers.get(other)
+        if gate is not None and gate.kind == "MUL" and any(_scalar(t, 1 / 6) for t in gate.taken):
+            sixth = True
+            gate = next((producers.get(t) for t in gate.taken if not _scalar(t, 1 / 6)), None)
+        if gate is None or gate.kind != "ADD" or gate.activation != 3:
+            continue
+        if source in gate.taken and any(_scalar(t, 3.0) for t in gate.taken):
+            return source, sixth
+    return None
+
+
+STEPS: tuple[Callable[[Net], bool], ...] = (
+    fuse_activations,
+    merge_reshapes,
+    drop_kept_axes,
+    drop_flattens,
+    fold_pads,
+    trim_pads,
+    zero_pads,
+    merge_slices,
+    shortcut_convolutions,
+    hard_swishes,
+)

@@ -1,0 +1,114 @@
+"""Pooling over windows, and over all of the spatial axes."""
+
+import numpy as np
+import onnx_ir as ir
+
+from onmetal.converters.tflite.convolution import Window, deepened, give_spatial, pad, spatial
+from onmetal.converters.tflite.lowering import Lowering, attribute, lowers, refuse
+from onmetal.converters.tflite.net import SAME, VALID, Tensor
+
+
+def _pooled(
+    low: Lowering, kind: str, tensor: Tensor, window: Window, flat: bool, padding: int, name: str
+) -> Tensor:
+    kernel, strides = deepened(window.kernel, flat, 1), deepened(window.strides, flat, 1)
+    sizes = deepened(window.out, flat, 1)
+    return low.emit(
+        kind,
+        [tensor],
+        (tensor.shape[0], *sizes, tensor.shape[-1]),
+        name=name,
+        padding=padding,
+        strideH=strides[0],
+        strideW=strides[1],
+        filterHeight=kernel[0],
+        filterWidth=kernel[1],
+    )
+
+
+def _window(low: Lowering, node: ir.Node) -> Window:
+    window = Window(
+        node,
+        low.shape(low.input(node))[2:],
+        attribute(node, "kernel_shape"),
+        bool(attribute(node, "ceil_mode", 0)),
+    )
+    if any(d != 1 for d in window.dilations):
+        raise refuse(node, f"dilations {window.dilations} are not supported")
+    return window
+
+
+@lowers(
+    "MaxPool",
+    to="MAX_POOL_2D, PADV2",
+    limits="no dilations, no Indices output; one or two spatial axes",
+)
+def max_pool(low: Lowering, node: ir.Node) -> None:
+    """Padding is the least float there is, where SAME (which leaves it out) does not fit."""
+    if len(node.outputs) > 1 and node.outputs[1].name:
+        raise refuse(node, "the output Indices is not supported")
+    window = _window(low, node)
+    tensor, flat = spatial(low, node, low.input(node))
+    padding = SAME if window.padded and window.same else VALID
+    if window.padded and padding == VALID:
+        begin, end = deepened(window.begin, flat, 0), deepened(window.end, flat, 0)
+        pads = [[0, 0], [begin[0], end[0]], [begin[1], end[1]], [0, 0]]
+        shape = [size + sum(extra) for size, extra in zip(tensor.shape, pads, strict=True)]
+        least = low.floats(np.finfo(np.float32).min, "least")
+        tensor = low.emit(
+            "PADV2", [tensor, low.ints(pads, "pads"), least], shape, name=f"{tensor.name}/padded"
+        )
+    made = _pooled(low, "MAX_POOL_2D", tensor, window, flat, padding, f"{node.outputs[0].name}/max")
+    give_spatial(low, node.outputs[0], made, flat)
+
+
+@lowers(
+    "AveragePool",
+    to="AVERAGE_POOL_2D, PAD, MUL",
+    limits="no dilations; one or two spatial axes",
+)
+def average_pool(low: Lowering, node: ir.Node) -> None:
+    """Where windows at the border count other numbers of values than SAME or VALID would, zeros
+    are padded and the averages are multiplied by what was counted too much."""
+    window = _window(low, node)
+    tensor, flat = spatial(low, node, low.input(node))
+    name = f"{node.outputs[0].name}/average"
+    include = bool(attribute(node, "count_include_pad", 0))
+    if window.padded and window.same and not include:
+        made = _pooled(low, "AVERAGE_POOL_2D", tensor, window, flat, SAME, name)
+        give_spatial(low, node.outputs[0], made, flat)
+        return
+    if window.padded:
+        tensor = pad(low, tensor, deepened(window.begin, flat, 0), deepened(window.end, flat, 0))
+    made = _pooled(low, "AVERAGE_POOL_2D", tensor, window, flat, VALID, name)
+    counted = [_counted(window, axis, include) for axis in range(len(window.sizes))]
+    ones = counted if not flat else [np.ones(1), *counted]
+    share = np.prod(window.kernel) / np.outer(ones[0], ones[1])
+    if not np.all(share == 1):
+        factor = low.floats(share[None, :, :, None], "counted")
+        made = low.binary("MUL", made, factor, name=f"{node.outputs[0].name}/corrected")
+    give_spatial(low, node.outputs[0], made, flat)
+
+
+def _counted(window: Window, axis: int, include: bool) -> np.ndarray:
+    """How many values each window averages along an axis, as ONNX counts them."""
+    starts = np.arange(window.out[axis]) * window.strides[axis] - window.begin[axis]
+    first, last = 0, window.sizes[axis]
+    if include:
+        first, last = -window.begin[axis], last + window.asked_end[axis]
+    ends = np.minimum(starts + window.kernel[axis], last)
+    return ends - np.maximum(starts, first)
+
+
+@lowers("GlobalAveragePool", "GlobalMaxPool", to="MEAN, REDUCE_MAX")
+def global_pool(low: Lowering, node: ir.Node) -> None:
+    value = low.input(node)
+    kind = "MEAN" if node.op_type == "GlobalAveragePool" else "REDUCE_MAX"
+    tensor, order = low.value(value)
+    if len(order) in (3, 4):  # MEAN over height and width is what accelerators know
+        order = (0, *range(2, len(order)), 1)
+        tensor = low.arranged(value, order)
+    axes = [place for place, axis in enumerate(order) if axis >= 2]
+    shape = [1 if place in axes else size for place, size in enumerate(tensor.shape)]
+    made = low.emit(kind, [tensor, low.ints(axes, "axes")], shape, keepDims=True)
+    low.give(node.outputs[0], made, order)

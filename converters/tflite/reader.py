@@ -1,0 +1,110 @@
+"""Looks at a user's .tflite file, in a child process: checks it and counts its work."""
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from onmetal import cache as caches
+from onmetal.converters.tflite import check
+from onmetal.converters.tflite.net import Net, Op, Tensor, read, signature_names
+from onmetal.errors import UnsupportedError, UsageError
+
+
+def examine(
+    path: str, shapes: dict[str, list[int]], batch: int | None, folder: str
+) -> dict[str, Any]:
+    """Write `model.tflite`, a copy, to `folder`; tell the facts, as onnx_reader.examine does.
+
+    Raises UsageError where the file is damaged or shapes do not fit; UnsupportedError where it is
+    sound but beyond what can be run, or against TFLite's specification.
+    """
+    source = Path(path)
+    content = source.read_bytes()
+    net = read(content)
+    if not net.inputs or not net.outputs:
+        raise UsageError(f"{source}: the model has no {'input' if net.outputs else 'output'}")
+    if found := check.problems(net):
+        raise UnsupportedError(
+            f"{source}: it is against TFLite's specification, so that runtimes may compute "
+            f"anything: {found[0]}; convert the model again"
+        )
+    names = signature_names(net)
+    inputs = [_tensor(name, t) for name, t in zip(names[0], net.inputs, strict=True)]
+    outputs = [_tensor(name, t) for name, t in zip(names[1], net.outputs, strict=True)]
+    _check_shapes(source, inputs, shapes)
+    firsts = {tuple(tensor["shape"][:1]) for tensor in (*inputs, *outputs)}
+    fixed = (next(iter(firsts)) or (1,))[0] if len(firsts) == 1 else 1
+    if batch and batch != fixed:
+        raise UsageError(
+            f"--batch {batch}: the batch of a .tflite file is fixed, here at {fixed}; convert the "
+            "model with the batch that is wanted"
+        )
+    (Path(folder) / "model.tflite").write_bytes(content)
+    weights = {t: t.size for op in net.ops for t in op.taken if _weight(t)}
+    matrices = {t for op in net.ops if op.kind == "FULLY_CONNECTED" for t in op.taken if _weight(t)}
+    share = sum(weights[t] for t in matrices) / max(1, sum(weights.values()))
+    return {
+        "sha256": caches.sha256(source),
+        "prepared_sha256": caches.sha256(Path(folder) / "model.tflite"),
+        "size_bytes": len(content),
+        "inputs": inputs,
+        "outputs": outputs,
+        "parameters": sum(weights.values()),
+        "macs": sum(_macs(op) for op in net.ops),
+        "operators": dict(Counter(op.custom or op.kind for op in net.ops).most_common()),
+        "batch": fixed,
+        "notes": [],
+        "matmul_share": share,
+        "quantized": _quantized(net),
+    }
+
+
+def _weight(tensor: Tensor) -> bool:
+    return tensor.data is not None and (tensor.dtype.kind == "f" or tensor.dtype.itemsize == 1)
+
+
+def _quantized(net: Net) -> int:
+    """Operators that compute with integers, or have weights in 8 bits."""
+    return sum(
+        any(tensor.scale is not None and tensor.dtype.itemsize <= 2 for tensor in op.taken)
+        for op in net.ops
+    )
+
+
+def _tensor(name: str, tensor: Tensor) -> dict[str, Any]:
+    if tensor.dtype.kind not in "biuf":
+        raise UnsupportedError(f"{name!r} holds {tensor.dtype}, which cannot be fed")
+    if any(size <= 0 for size in tensor.shape):
+        raise UnsupportedError(f"the shape of {name!r} is not static: {list(tensor.shape)}")
+    return {"name": name, "dtype": tensor.dtype.name, "shape": list(tensor.shape)}
+
+
+def _check_shapes(source: Path, inputs: list[dict[str, Any]], shapes: dict[str, list[int]]) -> None:
+    known = {tensor["name"]: tensor["shape"] for tensor in inputs}
+    for name, shape in shapes.items():
+        if name not in known:
+            raise UsageError(
+                f"--input-shape {name}: no such input; the model has: {', '.join(known)}"
+            )
+        if known[name] != shape:
+            raise UsageError(
+                f"--input-shape {name}: a .tflite file has fixed shapes, here {known[name]}; "
+                f"{source} cannot be given {shape}"
+            )
+
+
+def _macs(op: Op) -> int:
+    """Multiply-accumulates of convolutions and matrix products."""
+    out = math.prod(op.outputs[0].shape) if op.outputs else 0
+    if op.kind == "CONV_2D":
+        return out * math.prod(op.taken[1].shape[1:])
+    if op.kind == "DEPTHWISE_CONV_2D":
+        return out * math.prod(op.taken[1].shape[1:3])
+    if op.kind == "TRANSPOSE_CONV":
+        return math.prod(op.taken[2].shape) * math.prod(op.taken[1].shape[:3])
+    if op.kind == "FULLY_CONNECTED":
+        return out * op.taken[1].shape[-1]
+    if op.kind == "BATCH_MATMUL":
+        return out * op.taken[0].shape[-2 if op.options.get("adjX") else -1]
+    return 0

@@ -1,0 +1,131 @@
+"""Makes the .tflite file of a recipe. Each function runs in a child process, on files."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onmetal.calibration.exposed import Exposed
+from onmetal.calibration.ranges import ESTIMATORS, Grid, Range, estimate
+from onmetal.calibration.samples import Samples
+from onmetal.calibration.search import WORTH_DB, fidelity, spread
+from onmetal.calibration.statistics import Statistics, Told
+from onmetal.converters.tflite import check, io, quantize, weights
+from onmetal.converters.tflite.net import Net, read, signature_names, write
+from onmetal.converters.tflite.specification import WEIGHTED
+from onmetal.errors import UnsupportedError
+from onmetal.records import Model, restore
+from onmetal.targets import Format
+
+
+def observed(path: str) -> list[str]:
+    """Every tensor whose range may be asked for. Raises UnsupportedError where there is none."""
+    found = quantize.observed(read(Path(path)))
+    if not found:
+        raise UnsupportedError("nothing in it can be quantized in TFLite")
+    return found
+
+
+def outputs(net: Net, data: Samples, of: Model) -> dict[str, np.ndarray]:
+    """[inferences, ...] of every output over some samples, spread over all."""
+    names = signature_names(net)[1]
+    run = Exposed(net, names).run
+    return spread(lambda feed: [run(feed)[name] for name in names], names, data, of)
+
+
+def choose(
+    path: str,
+    statistics: str,
+    form: dict[str, Any],
+    samples: dict[str, Any],
+    model: dict[str, Any],
+    told: Told = lambda done, total: None,
+) -> dict[str, Any]:
+    """Which estimator serves best, as calibration.search.choose tells it. With 16 bits there is
+    nothing to choose: steps are so fine that what is cut off costs more."""
+    rules = restore(form, Format)
+    if rules.activation == "s16":
+        return {"estimator": "minmax"}
+    net, seen = read(Path(path)), Statistics(Path(statistics))
+    data, of = restore(samples, Samples), restore(model, Model)
+    reference = outputs(net, data, of)
+    ranges: dict[str, dict[str, Range]] = {}
+    found: dict[str, float] = {}
+    best = ""
+    for number, name in enumerate(ESTIMATORS):
+        told(number, len(ESTIMATORS))
+        ranges[name] = _ranges(name, seen)
+        twin = next((other for other in found if ranges[other] == ranges[name]), None)
+        if twin:
+            found[name] = found[twin]
+            continue
+        made = quantize.quantize(net, ranges[name])
+        found[name] = fidelity(reference, outputs(made, data, of))
+        if not best or found[name] > found[best] + WORTH_DB:
+            best = name
+    return {
+        "estimator": best,
+        "estimators_sqnr_db": {name: round(value, 2) for name, value in found.items()},
+    }
+
+
+def _ranges(name: str, seen: Statistics, wide: bool = False) -> dict[str, Range]:
+    grid = Grid(65534, True) if wide else Grid()
+    return {tensor: estimate(name, entry, grid) for tensor, entry in seen.seen.items()}
+
+
+def static(
+    path: str,
+    statistics: str,
+    form: dict[str, Any],
+    estimator: str,
+    samples: dict[str, Any],
+    model: dict[str, Any],
+    target_io: dict[str, str],
+    folder: str,
+) -> dict[str, Any]:
+    """Write `model.tflite`. -> `details`, how much of it is in integers, its fidelity; options."""
+    net, seen, rules = read(Path(path)), Statistics(Path(statistics)), restore(form, Format)
+    wide = rules.activation == "s16"
+    ranges = _ranges(estimator, seen, wide)
+    made = quantize.quantize(net, ranges, "s16" if wide else "s8")
+    data, of = restore(samples, Samples), restore(model, Model)
+    heavy = [op for op in made.ops if op.kind in WEIGHTED]
+    whole = [op for op in heavy if not op.outputs[0].is_float]
+    details = {
+        "calibration_sqnr_db": round(fidelity(outputs(net, data, of), outputs(made, data, of)), 2),
+        "operators_in_8_bits": len(whole),
+        "operators_in_float": sorted(op.outputs[0].name for op in heavy if op not in whole),
+    }
+    return _finished(made, target_io, folder, details)
+
+
+def float_(path: str, target_io: dict[str, str], folder: str) -> dict[str, Any]:
+    return _finished(read(Path(path)), {**target_io, "dtype": "float32"}, folder, {})
+
+
+def half(path: str, target_io: dict[str, str], folder: str) -> dict[str, Any]:
+    return _finished(weights.halved(read(Path(path))), target_io, folder, {})
+
+
+def dynamic(path: str, target_io: dict[str, str], folder: str) -> dict[str, Any]:
+    return _finished(weights.dynamic(read(Path(path))), target_io, folder, {})
+
+
+def _finished(
+    net: Net, target_io: dict[str, str], folder: str, details: dict[str, Any]
+) -> dict[str, Any]:
+    """Inputs and outputs as the target has them; checked, then written."""
+    if target_io["dtype"] == "int8":
+        io.integers(net)
+    turned = io.channels_last(net) if target_io["layout"] == "nhwc" else []
+    content = write(net)
+    if problems := check.problems(read(content)):
+        raise AssertionError(f"a file against the specification was made: {problems[0]}")
+    (Path(folder) / "model.tflite").write_bytes(content)
+    kinds = [op.kind for op in net.ops]
+    details |= {
+        "operators": len(kinds),
+        "io": {**target_io, "nhwc": turned} if turned else target_io,
+    }
+    return {"details": details, "options": {"nhwc": turned} if turned else {}}

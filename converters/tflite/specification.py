@@ -1,0 +1,85 @@
+"""TFLite's quantization specification as data: which operators compute in integers, and how.
+
+After https://ai.google.dev/edge/litert/models/quantization_spec, and the kernels of LiteRT 2.3
+where it is silent. The quantizer writes by these rules and the checker checks by them.
+"""
+
+from msgspec import Struct
+
+SHARED = frozenset(
+    {"AVERAGE_POOL_2D", "BATCH_TO_SPACE_ND", "BROADCAST_TO", "CONCATENATION", "DEPTH_TO_SPACE"}
+    | {"EXPAND_DIMS", "GATHER", "GATHER_ND", "MAX_POOL_2D", "MAXIMUM", "MINIMUM", "MIRROR_PAD"}
+    | {"PACK", "PAD", "PADV2", "REDUCE_MAX", "REDUCE_MIN", "RESHAPE", "RESIZE_BILINEAR"}
+    | {"RESIZE_NEAREST_NEIGHBOR", "REVERSE_V2", "SELECT_V2", "SLICE", "SPACE_TO_BATCH_ND"}
+    | {"SPACE_TO_DEPTH", "SPLIT", "SPLIT_V", "SQUEEZE", "STRIDED_SLICE", "TILE", "TOPK_V2"}
+    | {"TRANSPOSE", "UNPACK"}
+)
+"""Pass-through: inputs and outputs have one scale and zero point."""
+
+FREE = frozenset(
+    {"ABS", "ADD", "ARG_MAX", "ARG_MIN", "BATCH_MATMUL", "ELU", "EQUAL", "EXP", "GELU", "GREATER"}
+    | {"GREATER_EQUAL", "HARD_SWISH", "LEAKY_RELU", "LESS", "LESS_EQUAL", "LOG", "MEAN", "MUL"}
+    | {"NOT_EQUAL", "PRELU", "RELU", "RELU6", "RELU_N1_TO_1", "RSQRT", "SQUARED_DIFFERENCE"}
+    | {"SUB", "SUM"}
+)
+"""Every tensor has a scale of its own."""
+
+
+class Weighted(Struct, frozen=True):
+    """An operator with constant 8-bit weights, and a bias in the scale of its products."""
+
+    taken: int
+    """Which of its inputs is the activation."""
+    weight: int
+    bias: int
+    axis: int | None
+    """Of the weight, along which its scales lie; None: it has one."""
+
+
+WEIGHTED = {
+    "CONV_2D": Weighted(0, 1, 2, 0),
+    "DEPTHWISE_CONV_2D": Weighted(0, 1, 2, 3),
+    # Per-channel weights are newer than the runtimes of many boards, which read the first scale
+    # for all channels without a word.
+    "FULLY_CONNECTED": Weighted(0, 1, 2, None),
+    "TRANSPOSE_CONV": Weighted(2, 1, 3, 0),
+}
+
+FIXED: dict[str, dict[str, tuple[float, int]]] = {
+    "s8": {
+        "SOFTMAX": (1 / 256, -128),
+        "LOGISTIC": (1 / 256, -128),
+        "TANH": (1 / 128, 0),
+        "LOG_SOFTMAX": (16 / 256, 127),
+        "L2_NORMALIZATION": (1 / 128, 0),
+    },
+    "s16": {
+        "SOFTMAX": (1 / 32768, 0),
+        "LOGISTIC": (1 / 32768, 0),
+        "TANH": (1 / 32768, 0),
+    },
+}
+"""Type of activations -> operator -> the scale and zero point that its output must have."""
+
+INT16 = frozenset(
+    {"ADD", "AVERAGE_POOL_2D", "BATCH_MATMUL", "CONCATENATION", "CONV_2D", "DEPTHWISE_CONV_2D"}
+    | {"EXP", "FULLY_CONNECTED", "GATHER", "LEAKY_RELU", "LOG", "LOGISTIC", "MAXIMUM"}
+    | {"MAX_POOL_2D", "MEAN", "MINIMUM", "MIRROR_PAD", "MUL", "PACK", "PAD", "REDUCE_MAX"}
+    | {"REDUCE_MIN", "RELU", "RELU6", "RESHAPE", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"}
+    | {"SLICE", "SOFTMAX", "SPLIT", "SQUEEZE", "STRIDED_SLICE", "SUB", "TANH", "TRANSPOSE"}
+    | {"TRANSPOSE_CONV", "UNPACK"}
+)
+"""Operators that compute with 16-bit activations."""
+
+BIAS_MOST = 2**30
+"""The accumulator begins with the bias: half of its 32 bits' range is left to the products."""
+
+LEAST_RATIO, MOST_RATIO = 2.0**-10, 2.0**7
+"""Scales of what an element-wise operator takes over the scale of what it gives: beyond, XNNPACK
+refuses the operator, or the file (xnnpack/src/subgraph/*.c)."""
+
+
+def supported(kind: str, activation: str) -> bool:
+    if activation == "s16":
+        return kind in INT16
+    return kind in SHARED or kind in FREE or kind in WEIGHTED or kind in FIXED["s8"]

@@ -1,0 +1,105 @@
+"""The .tflite files that candidates for LiteRT are converted from.
+
+One float file is lowered from the float ONNX graph (or is the model itself); what is calibrated is
+calibrated in that very file, by LiteRT, so that every tensor of it has a range of its own.
+"""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from onmetal import cache as caches
+from onmetal.calibration.samples import Told
+from onmetal.errors import UnsupportedError
+from onmetal.records import Source, plain
+from onmetal.targets import EXACT, Format, Io, Recipe
+
+if TYPE_CHECKING:
+    from onmetal.sources import Hub
+
+VERSION = 1
+RECIPES = "converters.tflite.recipes"
+NO_SAMPLES = "no samples to calibrate it with"
+
+
+class Flat:
+    """One model's float .tflite file and what was seen in it, beside the hub of its ONNX graph."""
+
+    def __init__(self, hub: "Hub", io: Io) -> None:
+        self.hub, self.io = hub, io
+
+    def source(self, recipe: Recipe, told: Told) -> Source:
+        """What a recipe's artifact is made of. Raises UnsupportedError where it cannot be."""
+        if recipe.method == "static":
+            assert recipe.format
+            return self._static(recipe.format, told)
+        function = {"float": "float_", "half": "half", "dynamic": "dynamic"}[recipe.method]
+        if recipe.name == EXACT and self.hub.model.format == "tflite" and self.io == Io():
+            return Source(self.hub.model.prepared, self.hub.model.prepared_sha256)
+        path = self.path()
+        return self._made(function, {"path": str(path)}, {"graph": caches.sha256(path)})
+
+    def path(self) -> Path:
+        """The float file, its inputs and outputs as the model has them."""
+        model = self.hub.model
+        if model.format == "tflite":
+            return model.prepared
+        graph = self.hub.float_graph()
+        digest = caches.key(graph=caches.sha256(graph), schema=_schema(), code=VERSION)
+
+        def build(folder: Path) -> None:
+            self.hub.call("converters.tflite.convert:to_float", path=str(graph), folder=str(folder))
+
+        return self.hub.cache.get("tflite", digest, build) / "model.tflite"
+
+    def statistics(self, told: Told) -> Path:
+        path = self.path()
+        return self.hub.collected(
+            path, lambda: self.hub.call(f"{RECIPES}:observed", path=str(path)), _schema(), told
+        )
+
+    def _static(self, form: Format, told: Told) -> Source:
+        samples = self.hub.samples
+        if samples is None:
+            raise UnsupportedError(NO_SAMPLES)
+        path, statistics = self.path(), self.statistics(told)
+        given: dict[str, Any] = {
+            "path": str(path),
+            "statistics": str(statistics),
+            "form": plain(form),
+            "samples": plain(samples),
+            "model": plain(self.hub.model),
+        }
+        keys = {
+            "graph": caches.sha256(path),
+            "statistics": caches.sha256(statistics / "statistics.npz"),
+            "samples": samples.digest,
+            "form": plain(form),
+        }
+        chosen = self.hub.chosen(f"{RECIPES}:choose", given, {**keys, "schema": _schema()}, told)
+        given["estimator"] = chosen["estimator"]
+        made = self._made("static", given, {**keys, "estimator": chosen["estimator"]})
+        return msgspec.structs.replace(made, details={**chosen, **made.details})
+
+    def _made(self, function: str, given: dict[str, Any], keys: dict[str, Any]) -> Source:
+        digest = caches.key(
+            **keys, function=function, io=plain(self.io), schema=_schema(), code=VERSION
+        )
+
+        def build(folder: Path) -> None:
+            made = self.hub.call(
+                f"{RECIPES}:{function}", target_io=plain(self.io), folder=str(folder), **given
+            )
+            (folder / "made.json").write_bytes(msgspec.json.encode(made))
+
+        folder = self.hub.cache.get("quantized", digest, build)
+        made = msgspec.json.decode((folder / "made.json").read_bytes())
+        path = folder / "model.tflite"
+        return Source(path, caches.sha256(path), made["details"], made["options"])
+
+
+def _schema() -> str:
+    """The version of the package whose schema files are written by."""
+    return version("ai-edge-litert")

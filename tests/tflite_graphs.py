@@ -1,0 +1,174 @@
+"""ONNX graphs to be lowered to TFLite, and what comes out beside ONNX Runtime."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import helper
+
+from onmetal.calibration.exposed import Exposed
+from onmetal.converters import onnx_float
+from onmetal.converters.tflite.convert import lower
+from onmetal.converters.tflite.net import Net
+from tests.onnx_models import build, node, save, value
+
+Arrays = dict[str, np.ndarray]
+CLOSE = 1e-4
+"""The greatest difference, in parts of the greatest value."""
+
+
+class Fed(NamedTuple):
+    """An input of the graph that needs certain values."""
+
+    array: np.ndarray
+
+
+Given = tuple[int, ...] | Fed | np.ndarray | None
+"""An operator's input: the shape of a random one, one of certain values, a constant, none."""
+
+
+class Graph(NamedTuple):
+    model: Any
+    feed: Arrays
+
+
+def floats(*shape: int, seed: int = 0) -> np.ndarray:
+    made: np.ndarray = np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
+    return made
+
+
+def graph(
+    nodes: Sequence[Any],
+    feed: Arrays,
+    constants: Arrays | None = None,
+    outputs: Sequence[str] = ("y",),
+    opset: int = 17,
+) -> Graph:
+    """With the shapes of all tensors known, and a name for every node."""
+    for number, entry in enumerate(nodes):
+        entry.name = entry.name or f"node{number}"
+    kinds = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in feed.items()}
+    made = build(
+        nodes,
+        [value(name, array.shape, kinds[name]) for name, array in feed.items()],
+        [helper.make_empty_tensor_value_info(name) for name in outputs],
+        [onnx.numpy_helper.from_array(array, name) for name, array in (constants or {}).items()],
+        opset=opset,
+        ir=10,
+    )
+    return Graph(onnx.shape_inference.infer_shapes(made, data_prop=True), feed)
+
+
+STORED = ("plain", "last", "turned")
+"""How what an operator takes is stored: as it is fed; channels last, as pooling leaves it; its axes
+in reverse."""
+
+
+def single(
+    kind: str,
+    inputs: Sequence[Given],
+    stored: str = "plain",
+    outputs: Sequence[str] = ("y",),
+    opset: int = 17,
+    **attributes: Any,
+) -> Graph:
+    """A graph of one operator."""
+    names, nodes, feed, constants = [], [], {}, {}
+    random = np.random.default_rng(crc32(f"{kind}{sorted(attributes.items())}".encode()))
+    for number, given in enumerate(inputs):
+        name = f"i{number}"
+        names.append("-" if given is None else name)
+        if given is None:
+            continue
+        if isinstance(given, np.ndarray):
+            constants[name] = given
+            continue
+        array = given.array if isinstance(given, Fed) else None
+        if array is None:
+            array = random.normal(size=given).astype(np.float32)
+        if stored == "last" and array.ndim in (3, 4) and array.dtype == np.float32:
+            nodes.append(node("MaxPool", f"x{number}", name, kernel_shape=[1] * (array.ndim - 2)))
+            feed[f"x{number}"] = array
+        elif stored == "turned" and array.ndim >= 2:
+            nodes.append(node("Transpose", f"x{number}", name))
+            feed[f"x{number}"] = np.ascontiguousarray(array.T)
+        else:
+            feed[name] = array
+    nodes.append(node(kind, " ".join(names), " ".join(outputs), **attributes))
+    return graph(nodes, feed, constants, [name for name in outputs if name != "-"], opset)
+
+
+def lowered(model: Any, folder: Path, simplified: bool = True) -> Net:
+    """By way of the simplified graph, or of the graph as it is."""
+    path = save(model, folder / "given.onnx")
+    before = path.read_bytes()
+    if simplified:
+        onnx_float.simplify(str(path), str(folder))
+    net = lower(folder / "model.onnx" if simplified else path)
+    assert path.read_bytes() == before
+    return net
+
+
+def expected(made: Graph) -> Arrays:
+    """By ONNX Runtime, each operator executed as it is written."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        made.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    names = [entry.name for entry in made.model.graph.output]
+    return dict(zip(names, session.run(names, made.feed), strict=True))
+
+
+def run(net: Net, feed: Arrays, reference: bool) -> Arrays:
+    """The outputs. Inputs that the graph has lost are not fed."""
+    assert net.names is not None
+    return Exposed(net, net.names[1], reference).run({name: feed[name] for name in net.names[0]})
+
+
+def compare(net: Net, feed: Arrays, wanted: Arrays) -> None:
+    """Shapes, types and values, by the fast kernels and by the reference."""
+    assert net.names is not None and net.names[1] == list(wanted)
+    for reference in (False, True):
+        found = run(net, feed, reference)
+        for name, array in wanted.items():
+            what = f"{name} by {'the reference' if reference else 'XNNPACK'}"
+            assert found[name].shape == array.shape, what
+            assert found[name].dtype == array.dtype, what
+            if array.dtype != np.float32:
+                np.testing.assert_array_equal(found[name], array, what)
+                continue
+            assert np.array_equal(np.isnan(found[name]), np.isnan(array)), what
+            size = float(np.nanmax(np.abs(array), initial=0)) or 1.0
+            error = float(np.nanmax(np.abs(found[name] - array), initial=0)) / size
+            assert error <= CLOSE, (what, error)
+
+
+def agrees(made: Graph, folder: Path, simplified: bool = True) -> Net:
+    """Lowered, and run beside ONNX Runtime."""
+    net = lowered(made.model, folder, simplified)
+    compare(net, made.feed, expected(made))
+    return net
+
+
+def kinds(net: Net) -> list[str]:
+    return [op.kind for op in net.ops]
+
+
+def weighted(name: str, *shape: int) -> Arrays:
+    """Weights and bias of a convolution, small enough for long chains."""
+    scale = np.float32(1 / np.sqrt(np.prod(shape[1:])))
+    seed = crc32(name.encode())
+    return {
+        f"{name}.w": floats(*shape, seed=seed) * scale,
+        f"{name}.b": floats(shape[0], seed=seed + 1),
+    }
+
+
+Maker = Callable[[], Graph]
