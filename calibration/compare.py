@@ -49,36 +49,46 @@ def tensors(
             "the two files have no tensor of the same name: was the one made from the other?"
         )
     mine, theirs = _opened(artifact, names), _opened(reference, names)
-    sums = np.zeros((len(names), 2))
-    peaks = np.zeros((len(names), 2))
+    sums = Sums(len(names))
     count = max(1, data.count // of.batch)
     for number in range(count):
         told(number, count)
         start = number * of.batch
         feed = data.feed(of, [min(start + place, data.count - 1) for place in range(of.batch)])
         for place, (wanted, given) in enumerate(zip(theirs(feed), mine(feed), strict=True)):
-            if wanted.shape != given.shape:
-                sums[place, 1] = np.inf
-                continue
-            with np.errstate(all="ignore"):
-                real, other = wanted.astype(np.float64), given.astype(np.float64)
-                alike = (real == other) | (np.isnan(real) & np.isnan(other))
-                sums[place, 0] += np.sum(real[np.isfinite(real)] ** 2)
-                sums[place, 1] += np.sum((real[~alike] - other[~alike]) ** 2)
-                peaks[place] = np.maximum(
-                    peaks[place],
-                    [np.abs(real).max(initial=0.0), np.abs(other).max(initial=0.0)],
-                )
-    return [
-        {
+            sums.add(place, wanted, given)
+    return [sums.row(place, name, graph.producer[name].op_type) for place, name in enumerate(names)]
+
+
+class Sums:
+    """What is kept of every compared tensor: signal, noise and peaks."""
+
+    def __init__(self, count: int) -> None:
+        self.sums = np.zeros((count, 2))
+        self.peaks = np.zeros((count, 2))
+
+    def add(self, place: int, wanted: np.ndarray, given: np.ndarray) -> None:
+        if wanted.shape != given.shape:
+            self.sums[place, 1] = np.inf
+            return
+        with np.errstate(all="ignore"):
+            real, other = wanted.astype(np.float64), given.astype(np.float64)
+            alike = (real == other) | (np.isnan(real) & np.isnan(other))
+            self.sums[place, 0] += np.sum(real[np.isfinite(real)] ** 2)
+            self.sums[place, 1] += np.sum((real[~alike] - other[~alike]) ** 2)
+            self.peaks[place] = np.maximum(
+                self.peaks[place],
+                [np.abs(real).max(initial=0.0), np.abs(other).max(initial=0.0)],
+            )
+
+    def row(self, place: int, name: str, operator: str) -> dict[str, Any]:
+        return {
             "tensor": name,
-            "operator": graph.producer[name].op_type,
-            "sqnr_db": round(_db(*sums[place]), 2),
-            "peak_float": float(peaks[place, 0]),
-            "peak": float(peaks[place, 1]),
+            "operator": operator,
+            "sqnr_db": round(_db(*self.sums[place]), 2),
+            "peak_float": float(self.peaks[place, 0]),
+            "peak": float(self.peaks[place, 1]),
         }
-        for place, name in enumerate(names)
-    ]
 
 
 def _db(signal: float, noise: float) -> float:

@@ -18,6 +18,7 @@ from onmetal.profilers import measure, statistics
 from onmetal.profilers.local import Local
 from onmetal.progress import Progress
 from onmetal.records import Candidate, Model, Tensor, Trial, plain
+from onmetal.sources import Hub
 from onmetal.targets import EXACT, Target
 from onmetal.task import choose_threads
 from onmetal.vectors import keep_raw
@@ -169,14 +170,25 @@ def _candidates(
     found = model.read(path, model.parse_shapes(shapes), batch, cache, device)
     recipe = target.recipe(EXACT)
     made, failed = [], []
+    hub = Hub(found, target, None, device, cache)
     for runtime in recipe.runtimes:
+        if found.format == "tflite" and runtime != "litert":
+            continue
         name = f"{path.name} {EXACT}@{runtime}"
         try:
-            made.append(convert(name, found, recipe, runtime, target, threads, device, cache))
+            source = hub.source(recipe, runtime, lambda *_: None)
+            made.append(
+                convert(name, found, recipe, runtime, target, threads, device, cache, source)
+            )
         except UnsupportedError as error:
             trial = Trial(name, EXACT, runtime, found.stem, status="failed", reason=str(error))
             failed.append(replace(trial, failure="conversion"))
     if not made:
+        if found.format == "tflite" and not failed:
+            raise UnsupportedError(
+                f"{path}: the target {target.name} has no LiteRT, which alone runs .tflite files; "
+                "try --target tflite-x86"
+            )
         reasons = "; ".join(trial.reason or "" for trial in failed)
         raise UnsupportedError(f"{path}: no runtime of {target.name} runs it: {reasons}")
     return made, failed
@@ -247,7 +259,7 @@ def _candidate(
         name=name,
         recipe=name.rpartition(" ")[2].partition("@")[0].rpartition("/")[2],
         runtime=runtime,
-        runtime_version=version(runtime),
+        runtime_version=version(targets.packages(runtime)[0]),
         model=of,
         files=there,
         sha256=digest,

@@ -26,7 +26,7 @@ from onmetal import cache as caches
 from onmetal.converters import for_runtime
 from onmetal.errors import DeviceError, OnmetalError, UsageError, VerificationError
 from onmetal.profilers.local import Local, quiet_environment
-from onmetal.targets import RUNTIMES
+from onmetal.targets import RUNTIMES, packages
 
 SUMS = "SHA256SUMS"
 REPORT = "report.json"
@@ -204,9 +204,13 @@ def verify(folder: Path, device: Local, *, run: bool) -> dict[str, Any]:
             runtime = manifest["run"]["runtime"]
             if runtime not in device.facts().runtimes:
                 raise DeviceError(
-                    f"the runtime {runtime} is not installed here; `pip install {runtime}`"
+                    f"the runtime {runtime} is not installed here; "
+                    f"`pip install {packages(runtime)[0]}`"
                 )
             same = check("runner", _check_runner(folder, runtime, manifest))
+            if runtime == "litert":
+                artifact = folder / manifest["run"]["files"][0]
+                check("specification", _check_specification(artifact, device))
             check("golden", _check_golden(folder, runtime, device))
             if run and same:
                 check("run.py", _execute(folder, device))
@@ -322,6 +326,21 @@ def _check_runner(folder: Path, runtime: str, manifest: dict[str, Any]) -> list[
     tools = manifest.get("tools")
     by = tools.get("onmetal") if isinstance(tools, dict) else "an unknown version"
     return [f"run.py is not the template of this onmetal (the bundle was written by {by})"]
+
+
+def _check_specification(artifact: Path, device: Local) -> list[str]:
+    """Whether a .tflite file keeps to TFLite's quantization specification."""
+    try:
+        with device.worker() as worker:
+            found: list[str] = worker.call(
+                "call",
+                timeout_s=600,
+                function="onmetal.converters.tflite.check:file",
+                path=str(artifact.absolute()),
+            )
+    except OnmetalError as error:
+        return [f"{artifact.name} cannot be read: {error}"]
+    return [f"{artifact.name} is against TFLite's specification: {what}" for what in found[:5]]
 
 
 def _check_golden(folder: Path, runtime: str, device: Local) -> list[str]:

@@ -21,6 +21,7 @@ from onmetal.targets import Recipe, Target
 
 Shown = tuple[dict[str, Any], str]
 
+FORMATS = {"onnx": "ONNX", "tflite": "TFLite"}
 RANDOM_SAMPLES = 8
 DEFAULT_TARGET = "x86-64"
 """Whose first calibrated format sensitivity is told of where no target is named."""
@@ -55,7 +56,9 @@ def inspect(
         "support": support,
         "sensitivity": sensitivity,
     }
-    lines = [f"{path}: ONNX, {report.size(found.size_bytes)}, batch {found.batch}"]
+    lines = [
+        f"{path}: {FORMATS[found.format]}, {report.size(found.size_bytes)}, batch {found.batch}"
+    ]
     for kind, tensors in (("input", found.inputs), ("output", found.outputs)):
         lines += [f"{kind}  {t.name}  {t.dtype}{list(t.shape)}" for t in tensors]
     macs = "not counted: a shape is not static" if found.macs is None else f"{found.macs:,}"
@@ -81,7 +84,20 @@ def _support(
             says = "can be tried" if samples else "can be tried, given data"
         elif runs:
             try:
-                convert(entry.name, found, entry.recipe, entry.runtime, target, 1, device, cache)
+                source = Hub(found, target, None, device, cache).source(
+                    entry.recipe, entry.runtime, lambda *_: None
+                )
+                convert(
+                    entry.name,
+                    found,
+                    entry.recipe,
+                    entry.runtime,
+                    target,
+                    1,
+                    device,
+                    cache,
+                    source,
+                )
             except UnsupportedError as error:
                 says, runs = f"cannot run it: {error}", False
         support.append({"candidate": entry.name, "runs": runs, "says": says})
@@ -97,6 +113,8 @@ def _sensitivity(
     loaded = samples.load(data, found, cache, option="--data", labelled=False)
     parts = samples.split(loaded)
     calibration = parts[0] if parts else loaded
+    if found.format != "onnx":
+        raise UsageError("sensitivity is told of ONNX models only; leave --data out")
     hub = Hub(found, target, calibration, device, cache)
     assert recipe.format
     rows = hub.sensitivity(recipe.format, _told(progress))
@@ -105,9 +123,12 @@ def _sensitivity(
 
 def _static(target: Target) -> Recipe:
     for recipe in target.recipes:
-        if recipe.method == "static":
+        if recipe.method == "static" and "litert" not in recipe.runtimes:
             return recipe
-    raise UsageError(f"the target {target.name} has no calibrated 8-bit recipe to try")
+    raise UsageError(
+        f"the target {target.name} has no calibrated 8-bit recipe for ONNX graphs, of which "
+        "sensitivity is told; try --target x86-64"
+    )
 
 
 def _told(progress: Progress) -> Callable[[float, float, str], None]:
@@ -143,14 +164,21 @@ def compare(
 ) -> Shown:
     """Where an artifact leaves its float model: every tensor that both have, and the first bad one.
 
-    `path`: an ONNX file, an OpenVINO IR (.xml) or a bundle.
+    `path`: an ONNX or TFLite file, an OpenVINO IR (.xml) or a bundle.
     """
     progress.step("comparing")
     artifact = _artifact(path)
     with Cache() as cache:
         device = Local(cache)
         found = model.read(against, model.parse_shapes(shapes), batch, cache, device)
-        if artifact.suffix != ".xml":
+        reference, function = found.prepared, "onmetal.calibration.compare:tensors"
+        if artifact.suffix == ".tflite" or found.format == "tflite":
+            if artifact.suffix != ".tflite":
+                raise UsageError(f"{path}: only a .tflite file can be compared with a .tflite file")
+            model.read(artifact, {}, None, cache, device)  # refused here where it is damaged
+            reference = Hub(found, targets.load(DEFAULT_TARGET), None, device, cache).flat.path()
+            function = "onmetal.calibration.compare_tflite:tensors"
+        elif artifact.suffix != ".xml":
             artifact = model.read(
                 artifact, model.parse_shapes(shapes), batch, cache, device
             ).prepared
@@ -161,10 +189,10 @@ def compare(
                     "call",
                     timeout_s=86400,
                     progress=lambda done, total: progress(done, total, f"sample {done} of {total}"),
-                    function="onmetal.calibration.compare:tensors",
+                    function=function,
                     told=True,
                     artifact=str(artifact),
-                    reference=str(found.prepared),
+                    reference=str(reference),
                     samples=plain(given),
                     model=plain(found),
                 )

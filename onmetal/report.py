@@ -4,6 +4,7 @@ from typing import Any
 
 from onmetal.plan import LEFT_OUT
 from onmetal.records import Candidate, DeviceFacts, Figure, Model, Trial, plain, shown
+from onmetal.targets import packages
 
 
 def candidate_document(trial: Trial) -> dict[str, Any]:
@@ -153,7 +154,10 @@ def readme(document: dict[str, Any], chosen: Trial, tolerance: float) -> str:
     device = document["device"]
     lines = [f"# {candidate.model.path.name} for {document['target']}", ""]
     lines += [f"Chosen: `{chosen.name}`, decided by {document['decided_by']}.", "", "## Run it", ""]
-    lines += ["```", f"pip install numpy {candidate.runtime}=={candidate.runtime_version}"]
+    lines += [
+        "```",
+        f"pip install numpy {packages(candidate.runtime)[0]}=={candidate.runtime_version}",
+    ]
     lines += ["python run.py                       # the golden vectors"]
     lines += ["python run.py INPUTS.npz OUT.npz    # your own inputs", "```", ""]
     lines += ["| input | dtype | shape |", "|---|---|---|"]

@@ -27,23 +27,25 @@ def clip(low: Lowering, node: ir.Node) -> None:
     tensor, order = low.value(low.input(node))
     least = _bound(low, node, "min", 1, -math.inf)
     most = _bound(low, node, "max", 2, math.inf)
+    limits = np.finfo(tensor.dtype) if tensor.is_float else np.iinfo(tensor.dtype)
+    if least <= float(limits.min) and most >= float(limits.max):  # nothing is cut off
+        low.values[node.outputs[0]] = low.value(low.input(node))
+        return
     low.give(node.outputs[0], _clipped(low, tensor, least, most), order)
 
 
 def _clipped(low: Lowering, tensor: Tensor, least: float, most: float) -> Tensor:
-    huge = float(np.finfo(np.float32).max)
+    limits = np.finfo(tensor.dtype) if tensor.is_float else np.iinfo(tensor.dtype)
     known = {(0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
     if tensor.is_float and (least, most) in known:
         return low.unary(known[least, most], tensor)
     made = tensor
     if least == 0 and tensor.is_float:
         made = low.unary("RELU", made)
-    elif least > -huge:
+    elif least > float(limits.min):
         made = low.binary("MAXIMUM", made, low.like(tensor, least))
-    if most < huge:
+    if most < float(limits.max):
         made = low.binary("MINIMUM", made, low.like(tensor, most))
-    if made is tensor:  # a tensor of its own, that can be given a name
-        made = low.binary("MAXIMUM", made, low.like(tensor, -huge))
     return made
 
 
@@ -63,6 +65,9 @@ def prelu(low: Lowering, node: ir.Node) -> None:
         raise refuse(node, "its slopes are computed, not constant")
     tensor, order = low.value(value)
     rank = len(order)
+    if order[0] != 0 and slope.ndim < rank:
+        order = (0, *(axis for axis in order if axis != 0))
+        tensor = low.arranged(value, order)
     wide = slope.reshape((1,) * (rank - slope.ndim) + slope.shape).transpose(order)
     if wide.shape[0] != 1:
         raise refuse(node, "a slope for each sample of the batch is not supported")
@@ -98,12 +103,16 @@ def selu(low: Lowering, node: ir.Node) -> None:
     low.give(node.outputs[0], _elu(low, tensor, alpha, gamma), order)
 
 
-@lowers("Celu", to="ELU, MUL")
+@lowers("Celu", to="ELU, MUL, EXP, ADD, MINIMUM, RELU")
 def celu(low: Lowering, node: ir.Node) -> None:
     """alpha * elu(x / alpha), for either sign of x"""
     tensor, order = low.value(low.input(node))
     alpha = float(attribute(node, "alpha", 1.0))
-    if alpha == 1.0:
+    if alpha < 0:  # written out: max(0, x) + min(0, alpha * (exp(x / alpha) - 1))
+        curve = _plus(low, low.unary("EXP", _scaled(low, tensor, 1 / alpha)), -1.0)
+        below = low.binary("MINIMUM", _scaled(low, curve, alpha), low.like(tensor, 0.0))
+        made = low.binary("ADD", low.unary("RELU", tensor), below)
+    elif alpha == 1.0:
         made = low.unary("ELU", tensor)
     else:
         made = _scaled(low, low.unary("ELU", _scaled(low, tensor, 1 / alpha)), alpha)

@@ -7,10 +7,11 @@ Every finding is a sentence that names the operator and the tensor.
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
-from onmetal.converters.tflite.net import SAME, Net, Op, Tensor
+from onmetal.converters.tflite.net import SAME, Net, Op, Tensor, read
 from onmetal.converters.tflite.specification import FIXED, SHARED, WEIGHTED
 from onmetal.converters.tflite.versions import version
 
@@ -28,6 +29,11 @@ def problems(net: Net) -> list[str]:
         label = f"{op.kind} that gives {op.outputs[0].name!r}" if op.outputs else op.kind
         found += [f"{label}: {what}" for what in _operator(op)]
     return found
+
+
+def file(path: str) -> list[str]:
+    """The problems of a file; raises UsageError where it is damaged."""
+    return problems(read(Path(path)))
 
 
 def _wiring(net: Net) -> Iterator[str]:

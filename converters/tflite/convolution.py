@@ -262,7 +262,7 @@ def _transposed_begin(
         total = max(0, whole - wanted[axis])
         if auto == "VALID":
             total = 0
-        begin.append(total - total // 2 if auto == "SAME_LOWER" else total // 2)
+        begin.append(total // 2 if auto == "SAME_UPPER" else total - total // 2)
     return begin
 
 

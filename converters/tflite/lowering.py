@@ -116,6 +116,9 @@ class Lowering:
     def shape(self, value: ir.Value) -> Shape:
         if value.const_value is not None:
             return tuple(value.const_value.shape.numpy())
+        if value in self.values:
+            tensor, order = self.values[value]
+            return tuple(tensor.shape[order.index(axis)] for axis in range(len(order)))
         if value.shape is None or not all(isinstance(axis, int) for axis in value.shape):
             maker = value.producer()
             what = f"{maker.op_type} {maker.name!r}" if maker else "an input"
@@ -281,9 +284,10 @@ class Lowering:
     def give(self, value: ir.Value, tensor: Tensor, order: Order | None = None) -> None:
         """`tensor` is what the node's output is; by default stored in the order of its axes."""
         order = tuple(range(len(tensor.shape))) if order is None else order
-        sizes = self.shape(value)
-        expected = tuple(sizes[axis] for axis in order)
-        assert expected == tensor.shape, (value.name, expected, tensor.shape)
+        if value.shape is not None and all(isinstance(axis, int) for axis in value.shape):
+            sizes = self.shape(value)
+            expected = tuple(sizes[axis] for axis in order)
+            assert expected == tensor.shape, (value.name, expected, tensor.shape)
         self.values[value] = Value(tensor, order)
         if tensor.data is None and value.name and value.name not in self.names:
             self.names.add(value.name)  # the tensor that ends a node's work has the ONNX name

@@ -148,13 +148,17 @@ def lrn(low: Lowering, node: ir.Node) -> None:
     low.give(node.outputs[0], made, order)
 
 
-@lowers("LpNormalization", to="MUL, ABS, SUM, SQRT, DIV")
+@lowers("LpNormalization", to="MUL, ABS, MEAN, SQRT, DIV")
 def lp_norm(low: Lowering, node: ir.Node) -> None:
     tensor, order = low.value(low.input(node))
     place = order.index(int(attribute(node, "axis", -1)) % len(order))
     if int(attribute(node, "p", 2)) == 1:
-        length = reduce(low, "SUM", low.unary("ABS", tensor), [place])
+        length = _summed(low, low.unary("ABS", tensor), place)
     else:
-        square = reduce(low, "SUM", low.binary("MUL", tensor, tensor), [place])
-        length = low.unary("SQRT", square)
+        length = low.unary("SQRT", _summed(low, low.binary("MUL", tensor, tensor), place))
     low.give(node.outputs[0], low.binary("DIV", tensor, length), order)
+
+
+def _summed(low: Lowering, tensor: Tensor, place: int) -> Tensor:
+    mean = reduce(low, "MEAN", tensor, [place])
+    return low.binary("MUL", mean, low.like(mean, float(tensor.shape[place])))

@@ -269,6 +269,9 @@ class _Quantizer:
                 elif op.kind in ("MUL", "BATCH_MATMUL"):
                     operands = [self._scale(t) for t in activations(op)]
                     most = float(np.prod(operands)) / MOST_RATIO
+                elif op.kind == "DIV":
+                    above, below = (self._scale(t) for t in activations(op))
+                    most = above / max(below, TINY) / MOST_RATIO
                 else:
                     most = max([self._scale(t) for t in activations(op)]) / MOST_RATIO
                 if out.scale <= TINY:

@@ -63,7 +63,13 @@ def reduction(low: Lowering, node: ir.Node) -> None:
     elif kind == "ReduceLogSumExp":  # the largest is taken out first, so that exp stays small
         top = reduce(low, "REDUCE_MAX", tensor, places)
         tensor = low.unary("EXP", low.binary("SUB", tensor, top))
-    made = reduce(low, _KINDS[kind], tensor, places, keep)
+    if _KINDS[kind] == "SUM" and tensor.is_float:
+        # As a mean, since not all kernels sum integers right.
+        count = float(np.prod([tensor.shape[place] for place in places]))
+        made = reduce(low, "MEAN", tensor, places, keep)
+        made = low.binary("MUL", made, low.like(made, count))
+    else:
+        made = reduce(low, _KINDS[kind], tensor, places, keep)
     if kind == "ReduceL2":
         made = low.unary("SQRT", made)
     elif kind in ("ReduceLogSum", "ReduceLogSumExp"):

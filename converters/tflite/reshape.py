@@ -215,6 +215,11 @@ def folded(low: Lowering, node: ir.Node) -> None:
         found = np.asarray(shape[start:end], np.int64)
         out.const_value = ir.tensor(found if node.op_type == "Shape" else np.prod(found))
         return
+    if node.op_type == "EyeLike":
+        rows, columns = low.shape(out)
+        eye = np.eye(rows, columns, int(attribute(node, "k", 0)), dtype=low.dtype(out))
+        out.const_value = ir.tensor(eye)
+        return
     given = [low.constant(value) for value in node.inputs]
     if any(array is None for array in given):
         raise refuse(node, "its inputs are computed, not constant")
@@ -223,11 +228,6 @@ def folded(low: Lowering, node: ir.Node) -> None:
         kind = np.zeros(1, np.float32) if fill is None else fill.numpy()
         assert given[0] is not None
         out.const_value = ir.tensor(np.full(given[0].astype(int).tolist(), kind.reshape(-1)[0]))
-    elif node.op_type == "Range":
+    else:
         first, last, step = (array.reshape(-1)[0] for array in given if array is not None)
         out.const_value = ir.tensor(np.arange(first, last, step, dtype=first.dtype))
-    else:
-        rows, columns = low.shape(out)
-        dtype = low.dtype(out)
-        eye = np.eye(rows, columns, int(attribute(node, "k", 0)), dtype=dtype)
-        out.const_value = ir.tensor(eye)

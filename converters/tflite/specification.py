@@ -17,12 +17,12 @@ SHARED = frozenset(
 """Pass-through: inputs and outputs have one scale and zero point."""
 
 FREE = frozenset(
-    {"ABS", "ADD", "ARG_MAX", "ARG_MIN", "BATCH_MATMUL", "ELU", "EQUAL", "EXP", "GELU", "GREATER"}
-    | {"GREATER_EQUAL", "HARD_SWISH", "LEAKY_RELU", "LESS", "LESS_EQUAL", "LOG", "MEAN", "MUL"}
-    | {"NOT_EQUAL", "PRELU", "RELU", "RELU6", "RELU_N1_TO_1", "RSQRT", "SQUARED_DIFFERENCE"}
-    | {"SUB", "SUM"}
+    {"ABS", "ADD", "ARG_MAX", "ARG_MIN", "BATCH_MATMUL", "DIV", "ELU", "EQUAL", "EXP", "GELU"}
+    | {"GREATER", "GREATER_EQUAL", "HARD_SWISH", "LEAKY_RELU", "LESS", "LESS_EQUAL", "LOG"}
+    | {"MEAN", "MUL", "NOT_EQUAL", "PRELU", "REDUCE_PROD", "RELU", "RELU6", "RELU_N1_TO_1"}
+    | {"RSQRT", "SQRT", "SQUARED_DIFFERENCE", "SUB"}
 )
-"""Every tensor has a scale of its own."""
+"""Every tensor has a scale of its own. (SUM is not among them: reference kernels saturate it.)"""
 
 
 class Weighted(Struct, frozen=True):
@@ -62,12 +62,14 @@ FIXED: dict[str, dict[str, tuple[float, int]]] = {
 """Type of activations -> operator -> the scale and zero point that its output must have."""
 
 INT16 = frozenset(
-    {"ADD", "AVERAGE_POOL_2D", "BATCH_MATMUL", "CONCATENATION", "CONV_2D", "DEPTHWISE_CONV_2D"}
-    | {"EXP", "FULLY_CONNECTED", "GATHER", "LEAKY_RELU", "LOG", "LOGISTIC", "MAXIMUM"}
-    | {"MAX_POOL_2D", "MEAN", "MINIMUM", "MIRROR_PAD", "MUL", "PACK", "PAD", "REDUCE_MAX"}
-    | {"REDUCE_MIN", "RELU", "RELU6", "RESHAPE", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"}
-    | {"SLICE", "SOFTMAX", "SPLIT", "SQUEEZE", "STRIDED_SLICE", "SUB", "TANH", "TRANSPOSE"}
-    | {"TRANSPOSE_CONV", "UNPACK"}
+    {"ABS", "ADD", "AVERAGE_POOL_2D", "BATCH_MATMUL", "BATCH_TO_SPACE_ND", "BROADCAST_TO"}
+    | {"CONCATENATION", "CONV_2D", "DEPTHWISE_CONV_2D", "DIV", "EXP", "EXPAND_DIMS"}
+    | {"FULLY_CONNECTED", "GATHER", "GATHER_ND", "GELU", "LEAKY_RELU", "LOG", "LOGISTIC"}
+    | {"MAXIMUM", "MAX_POOL_2D", "MEAN", "MINIMUM", "MIRROR_PAD", "MUL", "PACK", "PAD", "PADV2"}
+    | {"REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD", "RELU", "RELU6", "RESHAPE", "RESIZE_BILINEAR"}
+    | {"RESIZE_NEAREST_NEIGHBOR", "REVERSE_V2", "SELECT_V2", "SLICE", "SOFTMAX"}
+    | {"SPACE_TO_BATCH_ND", "SPLIT", "SPLIT_V", "SQRT", "SQUEEZE", "STRIDED_SLICE", "SUB"}
+    | {"TANH", "TOPK_V2", "TRANSPOSE", "TRANSPOSE_CONV", "UNPACK"}
 )
 """Operators that compute with 16-bit activations."""
 
