@@ -65,7 +65,7 @@ def prelu(low: Lowering, node: ir.Node) -> None:
         raise refuse(node, "its slopes are computed, not constant")
     tensor, order = low.value(value)
     rank = len(order)
-    if order[0] != 0 and slope.ndim < rank:
+    if order[0] != 0:
         order = (0, *(axis for axis in order if axis != 0))
         tensor = low.arranged(value, order)
     wide = slope.reshape((1,) * (rank - slope.ndim) + slope.shape).transpose(order)

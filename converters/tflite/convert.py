@@ -1,10 +1,12 @@
 """ONNX to a float .tflite: lowered rule by rule, then tidied by passes. Runs in a child process."""
 
+import re
 from importlib import import_module
 from pathlib import Path
 
 import onnx_ir as ir
 
+from onmetal.calibration.exposed import interpreter
 from onmetal.converters.tflite import lowering, passes
 from onmetal.converters.tflite.net import Net, write
 from onmetal.errors import UnsupportedError, reason
@@ -37,14 +39,29 @@ def lower(path: Path) -> Net:
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise UnsupportedError(missing[0] + more)
+    walk = lowering.Lowering(model.graph)
     try:
-        net = lowering.Lowering(model.graph).lower()
+        net = walk.lower()
     except UnsupportedError:
         raise
     except Exception as error:
-        raise UnsupportedError(f"it cannot be lowered to TFLite: {reason(error)}") from error
+        what = f"{walk.node.op_type} {walk.node.name!r}" if walk.node else "it"
+        raise UnsupportedError(f"{what} cannot be lowered to TFLite: {reason(error)}") from error
     passes.tidy(net)
+    _open(net, walk)
     return net
+
+
+def _open(net: Net, walk: lowering.Lowering) -> None:
+    """Refuse what LiteRT cannot open, while it is known what it was made of."""
+    try:
+        interpreter(write(net))
+    except Exception as error:
+        said, made = reason(error), "it"
+        if number := re.search(r"Node number (\d+)", said):
+            node = walk.makers.get(net.ops[int(number.group(1))].outputs[0])
+            made = f"{node.op_type} {node.name!r}" if node else made
+        raise UnsupportedError(f"{made}: LiteRT cannot open what it becomes: {said}") from None
 
 
 def to_float(path: str, folder: str) -> None:

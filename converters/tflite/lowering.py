@@ -39,6 +39,22 @@ class Rule(NamedTuple):
     """What of the ONNX operator is not supported; empty: nothing."""
 
 
+WHOLE = frozenset(
+    {"ADD", "BROADCAST_TO", "CAST", "CONCATENATION", "CUMSUM", "DIV", "EQUAL", "FLOOR_MOD"}
+    | {"GATHER", "GATHER_ND", "GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL", "LOGICAL_AND"}
+    | {"LOGICAL_NOT", "LOGICAL_OR", "MAXIMUM", "MEAN", "MINIMUM", "MIRROR_PAD", "MUL", "NEG"}
+    | {"NOT_EQUAL", "ONE_HOT", "PAD", "PADV2", "POW", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD"}
+    | {"RESHAPE", "SELECT_V2", "SPLIT", "SPLIT_V", "STRIDED_SLICE", "SUB", "SUM", "TILE"}
+    | {"TOPK_V2", "TRANSPOSE"}
+)
+"""Operators with kernels for whole numbers and truths too; all others compute with floats."""
+MOVES = frozenset({"CAST", "CONCATENATION", "GATHER", "RESHAPE", "STRIDED_SLICE", "TRANSPOSE"})
+"""Of these, also for bytes, as images come in."""
+BYTES = (np.dtype(np.uint8), np.dtype(np.int8))
+FIVE = frozenset({"BATCH_MATMUL", "MIRROR_PAD", "PAD", "PADV2", "STRIDED_SLICE"})
+"""Operators that not all kernels know of more than five axes."""
+KNOWN = tuple(np.dtype(kind) for kind in (np.float32, np.int32, np.int64, np.bool_))
+
 TABLE: dict[str, Rule] = {}
 _Function = Callable[["Lowering", ir.Node], None]
 
@@ -78,6 +94,10 @@ class Lowering:
         went into the weights after it."""
         self.absorbed: set[ir.Node] = set()
         """Nodes whose work a rule before them did."""
+        self.node: ir.Node | None = None
+        """The one that is being lowered."""
+        self.makers: dict[Tensor, ir.Node | None] = {}
+        """What each tensor was made for."""
         self.names: set[str] = set()
         self.outputs = set(graph.outputs)
 
@@ -228,15 +248,44 @@ class Lowering:
         """Append an operator of one output. -> the output; its dtype is the first input's, if not
         said."""
         first = next(tensor for tensor in inputs if tensor is not None)
+        self._fits(kind, inputs, [dtype or first.dtype])
         kept = tuple(int(n) for n in shape)
         out = Tensor(self.name(name or f"{kind.lower()}"), kept, np.dtype(dtype or first.dtype))
         self.net.ops.append(Op(kind, list(inputs), [out], options))
+        self.makers[out] = self.node
         return out
 
     def emit_many(
         self, kind: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], **options: Any
     ) -> None:
+        self._fits(kind, inputs, [tensor.dtype for tensor in outputs])
+        self.makers |= dict.fromkeys(outputs, self.node)
         self.net.ops.append(Op(kind, list(inputs), list(outputs), options))
+
+    def _fits(self, kind: str, inputs: Sequence[Tensor | None], outputs: Sequence[Any]) -> None:
+        """Refuse what no kernel computes with."""
+        taken = [tensor.dtype for tensor in inputs if tensor is not None]
+        for dtype in (*taken, *map(np.dtype, outputs)):
+            if dtype not in KNOWN and (kind not in MOVES or dtype not in BYTES):
+                raise self._refused(f"{dtype} is not supported")
+        ranks = [len(tensor.shape) for tensor in inputs if tensor is not None]
+        if kind in FIVE and max(ranks) > 5:
+            raise self._refused(f"{max(ranks)} axes are not supported, 5 are")
+        first = taken[0]
+        if kind in ("TRANSPOSE_CONV", "SPLIT"):  # their first input says how
+            first = taken[-1]
+        known = {
+            "ABS": (np.float32, np.int32),
+            "ARG_MAX": (np.float32, np.int32),
+            "ARG_MIN": (np.float32, np.int32),
+            "POW": (np.float32, np.int32),
+            "SPLIT": (np.float32, np.int32),
+        }.get(kind, (np.float32,))
+        if (kind not in WHOLE or kind in ("POW", "SPLIT")) and first not in known:
+            raise self._refused(f"{kind} does not compute with {first} in TFLite")
+
+    def _refused(self, why: str) -> UnsupportedError:
+        return refuse(self.node, why) if self.node is not None else UnsupportedError(why)
 
     def ints(self, values: Any, name: str = "ints") -> Tensor:
         return constant(self.name(name), np.asarray(values, np.int32))
@@ -306,6 +355,7 @@ class Lowering:
         for node in self.graph:
             if node in self.absorbed:
                 continue
+            self.node = node
             rule = TABLE.get(node.op_type) if node.domain in STANDARD else None
             if rule is None:
                 raise UnsupportedError(unknown(node))

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
-from onmetal.converters.tflite.lowering import NHWC, Lowering, Order, attribute, lowers, refuse
+from onmetal.converters.tflite.lowering import Lowering, Order, attribute, lowers, refuse
 from onmetal.converters.tflite.net import Tensor
 from onmetal.converters.tflite.reduction import reduce
 
@@ -53,9 +53,6 @@ def batch_norm(low: Lowering, node: ir.Node) -> None:
         raise refuse(node, "its parameters are missing")
     factor = scale / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
     tensor, order = low.value(low.input(node))
-    if len(order) == 4:
-        order = NHWC
-        tensor = low.arranged(low.input(node), order)
     made = _affine(low, tensor, _wide(factor, order), _wide(offset - mean * factor, order))
     if made is tensor:
         low.values[node.outputs[0]] = low.value(low.input(node))
@@ -66,11 +63,10 @@ def batch_norm(low: Lowering, node: ir.Node) -> None:
 @lowers("InstanceNormalization", to="MEAN, SUB, MUL, ADD, RSQRT", limits="constant parameters")
 def instance_norm(low: Lowering, node: ir.Node) -> None:
     scale, offset = _constants(low, node, 1, 2)
-    value = low.input(node)
-    order: Order = (0, *range(2, len(low.shape(value))), 1)
-    tensor = low.arranged(value, order)
+    tensor, order = low.value(low.input(node))
     epsilon = float(attribute(node, "epsilon", 1e-5))
-    made = _standardized(low, tensor, list(range(1, len(order) - 1)), epsilon)
+    places = [place for place, axis in enumerate(order) if axis >= 2]
+    made = _standardized(low, tensor, places, epsilon)
     given = [None if array is None else _wide(array, order) for array in (scale, offset)]
     low.give(node.outputs[0], _affine(low, made, *given), order)
 
@@ -102,17 +98,20 @@ def layer_norm(low: Lowering, node: ir.Node) -> None:
     "GroupNormalization", to="RESHAPE, MEAN, SUB, MUL, ADD, RSQRT", limits="constant parameters"
 )
 def group_norm(low: Lowering, node: ir.Node) -> None:
-    """Channels last, each group of channels an axis of its own."""
+    """Each group of channels is an axis of its own: stored as the channels are, first or last."""
     scale, offset = _constants(low, node, 1, 2)
     value = low.input(node)
     rank, count = len(low.shape(value)), int(attribute(node, "num_groups"))
-    order: Order = (0, *range(2, rank), 1)
+    plain = low.order(value) == tuple(range(rank))
+    order: Order = tuple(range(rank)) if plain else (0, *range(2, rank), 1)
     tensor = low.arranged(value, order)
-    batch, channels = tensor.shape[0], tensor.shape[-1]
-    space = int(np.prod(tensor.shape[1:-1]))
+    batch, channels, *sizes = low.shape(value)
+    space = int(np.prod(sizes))
     # Four axes, since quantized kernels know no more.
-    grouped = low.reshaped(tensor, (batch, space, count, channels // count))
-    made = _standardized(low, grouped, [1, 3], float(attribute(node, "epsilon", 1e-5)))
+    four = (count, channels // count, space) if plain else (space, count, channels // count)
+    grouped = low.reshaped(tensor, (batch, *four))
+    epsilon = float(attribute(node, "epsilon", 1e-5))
+    made = _standardized(low, grouped, [2, 3] if plain else [1, 3], epsilon)
     made = low.reshaped(made, tensor.shape)
     given = []
     for array in (scale, offset):

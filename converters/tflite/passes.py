@@ -14,7 +14,7 @@ _FUSED = {"RELU_N1_TO_1": 2, "RELU": 1, "RELU6": 3}
 def tidy(net: Net) -> None:
     """All of them, until nothing changes."""
     net.sweep()
-    for _ in range(8):
+    for _ in range(2 * len(net.ops) + 8):
         changed = [step(net) for step in STEPS]
         net.sweep()
         if not any(changed):
@@ -72,6 +72,41 @@ def merge_reshapes(net: Net) -> bool:
             producers[out] = maker
             changed = True
     return changed
+
+
+def lift_reshapes(net: Net) -> bool:
+    """RESHAPE before an operator on each number by itself goes behind it, where it may meet another
+    (as between convolutions of one axis) and lets an activation be fused."""
+    changed = False
+    producers, consumers = net.producers(), net.consumers()
+    for op in net.ops:
+        if op.kind not in EACH and not (op.kind in ("ADD", "MUL", "SUB") and _by_scalar(op)):
+            continue
+        before = producers.get(op.taken[0])
+        if before is None or before.kind != "RESHAPE" or not _only(net, consumers, op.taken[0]):
+            continue
+        source, middle, out = before.taken[0], before.outputs[0], op.outputs[0]
+        if source.data is not None or not middle.is_float or not out.is_float:
+            continue
+        inner = Tensor(f"{out.name}/before", source.shape, out.dtype)
+        kind, options, rest = op.kind, op.options, op.inputs[1:]
+        # The operator runs where the RESHAPE stood, and the RESHAPE where it stood.
+        op.kind, op.options, op.inputs = "RESHAPE", before.options, [inner, before.inputs[1]]
+        before.kind, before.options = kind, options
+        before.inputs, before.outputs = [source, *rest], [inner]
+        return True
+    return changed
+
+
+EACH = frozenset(
+    {"ABS", "ELU", "EXP", "GELU", "HARD_SWISH", "LEAKY_RELU", "LOGISTIC", "RELU", "RELU6"}
+    | {"RELU_N1_TO_1", "RSQRT", "SQRT", "TANH"}
+)
+"""Operators on each number by itself."""
+
+
+def _by_scalar(op: Op) -> bool:
+    return len(op.taken) == 2 and op.taken[1].data is not None and op.taken[1].size == 1
 
 
 def drop_flattens(net: Net) -> bool:
@@ -352,6 +387,7 @@ def _hard_swish(op: Op, producers: dict[Tensor, Op]) -> tuple[Tensor, bool] | No
 
 STEPS: tuple[Callable[[Net], bool], ...] = (
     fuse_activations,
+    lift_reshapes,
     merge_reshapes,
     drop_kept_axes,
     drop_flattens,

@@ -274,6 +274,8 @@ class _Quantizer:
                     most = above / max(below, TINY) / MOST_RATIO
                 else:
                     most = max([self._scale(t) for t in activations(op)]) / MOST_RATIO
+                if self.activation == "s16":
+                    most = max(most, self._greatest(op) / BIAS_MOST["s8"])
                 if out.scale <= TINY:
                     most = max(most, *taken, TINY * 2)
                 changed |= out.raise_to(most)
@@ -286,6 +288,22 @@ class _Quantizer:
                     changed |= grid.raise_to(1 / 255)
             if not changed:
                 return
+
+    def _greatest(self, op: Op) -> float:
+        """What of products 16-bit activations can sum up to: rescaled, it must fit in 32 bits, or
+        it wraps around."""
+        if op.kind in WEIGHTED:
+            rule = WEIGHTED[op.kind]
+            weight, taken = op.inputs[rule.weight], op.inputs[rule.taken]
+            assert weight is not None and weight.data is not None and taken is not None
+            axes = tuple(place for place in range(weight.data.ndim) if place != (rule.axis or 0))
+            heaviest = float(np.abs(weight.data).sum(axis=axes, dtype=np.float64).max(initial=0.0))
+            return 32767 * self._scale(taken) * heaviest
+        if op.kind in ("MUL", "BATCH_MATMUL"):
+            depth = op.taken[0].shape[-1] if op.kind == "BATCH_MATMUL" else 1
+            scales = [self._scale(tensor) for tensor in activations(op)]
+            return float(32767.0**2 * np.prod(scales)) * depth
+        return 0.0
 
     def _scale(self, tensor: Tensor) -> float:
         if tensor.data is None:
@@ -407,7 +425,8 @@ class _Quantizer:
         channels = op.outputs[0].shape[-1]
         offsets = np.zeros(channels) if bias is None else np.asarray(bias.data, np.float64)
         scale_in = float(entry.scale[0])
-        integers, scales = rounded(weight.data, rule.axis, np.abs(offsets) / BIAS_MOST / scale_in)
+        most = BIAS_MOST[self.activation]
+        integers, scales = rounded(weight.data, rule.axis, np.abs(offsets) / most / scale_in)
         inputs[rule.taken] = entry
         inputs[rule.weight] = Tensor(
             weight.name,

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onmetal.converters.tflite.lowering import Lowering, Order, Value, attribute, lowers, refuse
+from onmetal.converters.tflite.lowering import (
+    NHWC,
+    Lowering,
+    Order,
+    Value,
+    attribute,
+    lowers,
+    refuse,
+)
 from onmetal.converters.tflite.net import Shape, Tensor
 
 Group = tuple[list[int], list[int]]
@@ -46,14 +54,20 @@ def _adjacent(order: Order, found: list[Group]) -> bool:
     return True
 
 
-def _gathered(order: Order, found: list[Group]) -> Order:
-    """The stored order with every group's axes brought together, where its first one stands."""
-    new: list[int] = []
-    for axis in order:
+def _gathered(order: Order, found: list[Group], rank: int) -> Order:
+    """The stored order with every group's axes brought together: where the first or the last of
+    each stands, whichever leaves what comes next as its operators will want it."""
+    first: list[int] = []
+    last: list[int] = []
+    for place, axis in enumerate(order):
         group = next((taken for taken, _ in found if axis in taken), [axis])
-        if axis not in new:
-            new += group
-    return tuple(new)
+        if axis not in first:
+            first += group
+        if not set(group) & set(order[place + 1 :]):
+            last += group
+    wanted = NHWC if rank == 4 else tuple(range(rank))
+    fits = _after(tuple(last), found, rank) == wanted
+    return tuple(last if fits else first)
 
 
 def _after(order: Order, found: list[Group], rank: int) -> Order:
@@ -78,7 +92,7 @@ def reshape(low: Lowering, value: ir.Value, out: ir.Value) -> Value:
         return Value(low.reshaped(low.plain(value), after), tuple(range(len(after))))
     long = tuple(axis for axis in order if before[axis] > 1)
     if not _adjacent(long, found):
-        long = _gathered(long, found)
+        long = _gathered(long, found, len(after))
         short = tuple(axis for axis in order if before[axis] == 1)
         tensor = low.arranged(value, (*short, *long))
     new = _after(long, found, len(after))

@@ -148,8 +148,6 @@ def _linear(low: Lowering, node: ir.Node, where: str, scales: list[float]) -> No
             )
         if where == "pytorch_half_pixel" and after[axis] == 1:
             raise refuse(node, "pytorch_half_pixel to a size of 1 is not supported")
-        if where == "align_corners" and after[axis] == 1 and before[axis] > 1:
-            raise refuse(node, "align_corners to a size of 1 is not supported")
     align = where == "align_corners"
     half = where in ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric")
     if len(before) == 3:

@@ -73,8 +73,9 @@ INT16 = frozenset(
 )
 """Operators that compute with 16-bit activations."""
 
-BIAS_MOST = 2**30
-"""The accumulator begins with the bias: half of its 32 bits' range is left to the products."""
+BIAS_MOST = {"s8": 2**30, "s16": 2**38}
+"""The accumulator begins with the bias: half of its 32 bits' range is left to the products. Beside
+16-bit activations it has 64 bits, of which kernels rescale up to 47."""
 
 LEAST_RATIO, MOST_RATIO = 2.0**-10, 2.0**7
 """Scales of what an element-wise operator takes over the scale of what it gives: beyond, XNNPACK
