@@ -16,7 +16,7 @@ from onnx import numpy_helper, version_converter
 from onmetal.calibration.graph import Graph, attribute
 from onmetal.errors import UnsupportedError, reason
 
-VERSION = 1
+VERSION = 2
 LEAST_OPSET = 13
 """The first in which QuantizeLinear and DequantizeLinear have an axis, so scales per channel."""
 MOST_OPSET = 20
@@ -62,7 +62,10 @@ def _fit_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     if LEAST_OPSET <= now <= MOST_OPSET:
         return model
     try:
-        return version_converter.convert_version(model, max(LEAST_OPSET, min(now, MOST_OPSET)))
+        raised = version_converter.convert_version(model, max(LEAST_OPSET, min(now, MOST_OPSET)))
+        if now < 11:
+            _keep_asymmetric(raised)
+        return raised
     except Exception as error:
         if now > MOST_OPSET:  # most of it can be run all the same
             return model
@@ -70,6 +73,19 @@ def _fit_opset(model: onnx.ModelProto) -> onnx.ModelProto:
             f"its opset {now} has no scales per channel, and it cannot be raised to "
             f"{LEAST_OPSET}: {reason(error)}; export the model again with a newer opset"
         ) from None
+
+
+def _keep_asymmetric(model: onnx.ModelProto) -> None:
+    """Before opset 11 a Resize or Upsample knew one way to count coordinates, which is not the
+    default of later ones; onnx's converter leaves that out."""
+    for node in model.graph.node:
+        if node.op_type == "Resize":
+            for name, value in (
+                ("coordinate_transformation_mode", "asymmetric"),
+                ("nearest_mode", "floor"),
+            ):
+                if attribute(node, name) is None:
+                    node.attribute.append(onnx.helper.make_attribute(name, value))
 
 
 def _fix_names(model: onnx.ModelProto) -> None:

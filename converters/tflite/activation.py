@@ -206,6 +206,16 @@ def _halved_root(low: Lowering, value: ir.Value) -> ir.Value | None:
     return None
 
 
+def _halves(low: Lowering, node: ir.Node, value: ir.Value) -> bool:
+    """Whether the node gives half of the value."""
+    if node.op_type == "Div":
+        return node.inputs[0] is value and _scalar(low, node.inputs[1]) == 2.0
+    return node.op_type == "Mul" and any(
+        given is value and _scalar(low, node.inputs[1 - place]) == 0.5
+        for place, given in enumerate(node.inputs)
+    )
+
+
 def _gelu_end(low: Lowering, node: ir.Node, source: ir.Value) -> ir.Value | None:
     """The tensor x/2 * (1 + erf(...)), however it is bracketed; nodes up to it are absorbed."""
     plus = low.only_consumer(node.outputs[0])
@@ -213,20 +223,14 @@ def _gelu_end(low: Lowering, node: ir.Node, source: ir.Value) -> ir.Value | None
         return None
     left, halved, passed = {source}, False, [plus]
     half = source.uses()
-    halves = [
-        use.node.outputs[0]
-        for use in half
-        if use.node.op_type in ("Mul", "Div")
-        and any(_scalar(low, v) in (0.5, 2.0) for v in use.node.inputs)
-    ]
+    halves = [use.node.outputs[0] for use in half if _halves(low, use.node, source)]
     current = plus.outputs[0]
     for _ in range(2):
         taker = low.only_consumer(current)
         if taker is None or taker.op_type not in ("Mul", "Div"):
             break
         other = taker.inputs[1] if taker.inputs[0] is current else taker.inputs[0]
-        factor = _scalar(low, other)
-        if factor == (0.5 if taker.op_type == "Mul" else 2.0) and not halved:
+        if _halves(low, taker, current) and not halved:
             halved = True
         elif other in left and taker.op_type == "Mul":
             left = set()

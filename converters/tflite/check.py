@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from onmetal.converters.tflite.net import SAME, Net, Op, Tensor, read
-from onmetal.converters.tflite.specification import FIXED, SHARED, WEIGHTED
+from onmetal.converters.tflite.specification import FIXED, FREE, SHARED, WEIGHTED
 from onmetal.converters.tflite.versions import version
 
 _INTEGERS = {np.dtype(np.int8): "s8", np.dtype(np.int16): "s16"}
@@ -23,11 +23,19 @@ MOST_GAIN = 256.0
 def problems(net: Net) -> list[str]:
     """What is wrong, in the order of the operators; empty if nothing is."""
     found = list(_wiring(net))
-    for tensor in net.tensors():
-        found += _parameters(tensor)
+    looked: set[Tensor] = set()
+    broken: set[Tensor] = set()
     for op in net.ops:
         label = f"{op.kind} that gives {op.outputs[0].name!r}" if op.outputs else op.kind
-        found += [f"{label}: {what}" for what in _operator(op)]
+        for tensor in dict.fromkeys((*op.taken, *op.outputs)):
+            if tensor in looked:
+                continue
+            looked.add(tensor)
+            if wrong := list(_parameters(tensor)):
+                broken.add(tensor)
+                found += [f"{label}: {what}" for what in wrong]
+        if not broken & {*op.taken, *op.outputs}:  # what follows computes with these
+            found += [f"{label}: {what}" for what in _operator(op)]
     return found
 
 
@@ -84,8 +92,16 @@ def _parameters(tensor: Tensor) -> Iterator[str]:
 
 def _operator(op: Op) -> Iterator[str]:
     if op.kind in WEIGHTED:
-        yield from _weighted(op)
+        found = list(_weighted(op))
+        yield from found
+        if found:
+            return
     yield from _shapes(op)
+    if op.kind not in WEIGHTED and op.kind in _CALCULATES:
+        found = list(_types(op))
+        yield from found
+        if found:
+            return
     taken = [t for t in op.taken if t.scale is not None and t.dtype in _INTEGERS]
     given = [t for t in op.outputs if t.dtype in _INTEGERS and t.scale is not None]
     if not given or op.kind in ("QUANTIZE", "CAST"):
@@ -112,8 +128,39 @@ def _operator(op: Op) -> Iterator[str]:
                     f"the scale of {tensor.name!r} is {ratio:.3g} times its output's, which "
                     "kernels cannot compute with"
                 )
+    if op.kind == "MUL" and len(taken) == 2:
+        gain = _scale(taken[0]) * _scale(taken[1]) / _scale(given[0])
+        most = MOST_GAIN if given[0].dtype == np.int8 else 1.0
+        if gain > most * 1.001 or (gain >= most and most > 1):
+            yield f"its product is scaled up by {gain:.3g} to its output, which kernels cannot do"
     if op.version is not None and op.version < version(op):
         yield f"it is marked version {op.version} and needs {version(op)}"
+
+
+_CALCULATES = (SHARED | FREE | {kind for kinds in FIXED.values() for kind in kinds}) - {
+    "ARG_MAX",
+    "ARG_MIN",
+    "EQUAL",
+    "GREATER",
+    "GREATER_EQUAL",
+    "LESS",
+    "LESS_EQUAL",
+    "NOT_EQUAL",
+}
+
+
+def _types(op: Op) -> Iterator[str]:
+    """Integers go in and come out alike, with scales."""
+    numbers = [t for t in (*op.taken, *op.outputs) if t.is_float or t.dtype in _INTEGERS]
+    if not any(t.scale is not None for t in numbers):
+        return  # floats, or whole numbers that stand for themselves
+    for tensor in numbers:
+        if tensor.dtype != numbers[0].dtype:
+            yield f"it computes with {numbers[0].dtype} and {tensor.dtype} ({tensor.name!r})"
+            return
+        if tensor.scale is None and tensor.dtype in _INTEGERS:
+            yield f"{tensor.name!r} is {tensor.dtype} without a scale"
+            return
 
 
 def _weighted(op: Op) -> Iterator[str]:
@@ -146,6 +193,11 @@ def _weighted(op: Op) -> Iterator[str]:
         return
     products = float(entry.scale[0]) * weight.scale.astype(np.float64)
     gain = float(products.max()) / float(out.scale[0])
+    if entry.dtype == np.int16 and weight.data is not None:
+        # The sum, rescaled, must fit in 32 bits, or it wraps around.
+        axes = tuple(i for i in range(weight.data.ndim) if i != (rule.axis or 0))
+        sums = np.abs(weight.data.astype(np.float64)).sum(axis=axes) * 32768
+        gain *= max(1.0, float(sums.max(initial=0.0)) * float(gain) / 2**31) if gain > 1 else 1.0
     if gain >= MOST_GAIN:
         yield f"its products are scaled up by {gain:.3g} to its output, which kernels cannot do"
     if bias is None:
@@ -173,6 +225,9 @@ def _shapes(op: Op) -> Iterator[str]:
     if op.kind in ("CONV_2D", "DEPTHWISE_CONV_2D"):
         yield from _convolved(op, op.taken[1].shape[1:3])
         place = 3 if op.kind == "DEPTHWISE_CONV_2D" else 0
+        depth = op.taken[1].shape[-1] if op.kind == "CONV_2D" else 1
+        if not depth or op.taken[0].shape[-1] % depth:
+            yield f"its weights have {depth} channels, its input {op.taken[0].shape[-1]}"
         if op.taken[1].shape[place] != out.shape[-1]:
             yield f"it gives {out.shape[-1]} channels by {op.taken[1].shape[place]}"
         if len(op.taken) > 2 and op.taken[2].size != out.shape[-1]:

@@ -58,7 +58,8 @@ def _open(net: Net, walk: lowering.Lowering) -> None:
         interpreter(write(net))
     except Exception as error:
         said, made = reason(error), "it"
-        if number := re.search(r"Node number (\d+)", said):
+        number = re.search(r"Node number (\d+)", said)
+        if number and int(number.group(1)) < len(net.ops):  # beyond are the delegates
             node = walk.makers.get(net.ops[int(number.group(1))].outputs[0])
             made = f"{node.op_type} {node.name!r}" if node else made
         raise UnsupportedError(f"{made}: LiteRT cannot open what it becomes: {said}") from None

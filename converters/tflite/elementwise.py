@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
-from onmetal.converters.tflite.lowering import Lowering, Order, attribute, lowers, refuse
+from onmetal.converters.tflite.lowering import NHWC, Lowering, Order, attribute, lowers, refuse
 from onmetal.converters.tflite.net import Tensor
 
 
@@ -18,9 +18,12 @@ def common_order(low: Lowering, values: list[ir.Value], rank: int) -> Order:
         extra = rank - len(order)
         lifted = tuple(range(extra)) + tuple(axis + extra for axis in order)
         weights[lifted] = weights.get(lifted, 0) + tensor.size
+        for known, now, other in low.arranged_as:  # so it is there already
+            if known is tensor and now == order and len(other) == rank and other != lifted:
+                weights[other] = weights.get(other, 0) + tensor.size
     if not weights:
         return tuple(range(rank))
-    return max(weights, key=lambda order: weights[order])
+    return max(weights, key=lambda order: (weights[order], order == NHWC))
 
 
 def aligned(low: Lowering, values: list[ir.Value]) -> tuple[list[Tensor], Order]:

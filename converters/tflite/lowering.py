@@ -88,7 +88,7 @@ class Lowering:
         self.graph = graph
         self.net = Net([], [], [])
         self.values: dict[ir.Value, Value] = {}
-        self.arranged_as: dict[tuple[Tensor, Order], Tensor] = {}
+        self.arranged_as: dict[tuple[Tensor, Order, Order], Tensor] = {}
         self.scrambled: dict[ir.Value, np.ndarray] = {}
         """Value [n, k] -> which of its columns each stored column holds: a Flatten whose transpose
         went into the weights after it."""
@@ -204,7 +204,7 @@ class Lowering:
         if tensor.data is not None:
             data = np.ascontiguousarray(tensor.data.reshape(shape).transpose(perm))
             return Tensor(tensor.name, wanted, tensor.dtype, data)
-        key = (tensor, order)
+        key = (tensor, now, order)
         if key not in self.arranged_as:
             self.arranged_as[key] = self._moved(tensor, shape, sizes, lifted, order, perm)
         return self.arranged_as[key]

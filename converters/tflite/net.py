@@ -4,6 +4,7 @@ The schema is the one that ai-edge-litert ships as Python. Only one subgraph is 
 a file has (control flow, sparse weights, buffers outside of the file) is refused by name.
 """
 
+import struct
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -44,8 +45,11 @@ _OPTION_TYPES = {
     code: name for name, code in vars(schema.BuiltinOptions).items() if isinstance(code, int)
 }
 
-ACTIVATIONS = {"": 0, "RELU": 1, "RELU_N1_TO_1": 2, "RELU6": 3}
-"""What may be fused into an operator: its `fused` option; `TANH` and `SIGN_BIT` run nowhere."""
+_DAMAGE = (
+    *(AttributeError, IndexError, KeyError, MemoryError, OverflowError, TypeError, ValueError),
+    struct.error,
+)
+"""What reading a file whose numbers make no sense ends in."""
 SAME, VALID = 0, 1
 
 
@@ -193,7 +197,7 @@ def read(source: Path | bytes) -> Net:
         )
     try:
         return _Reader(model, content).net()
-    except (IndexError, TypeError, ValueError, AttributeError) as error:
+    except _DAMAGE as error:
         raise UsageError(f"a damaged .tflite file: {error}") from None
 
 
@@ -210,8 +214,8 @@ class _Reader:
     def net(self) -> Net:
         ops = [self._op(entry) for entry in self.graph.operators or []]
         net = Net(
-            [self.tensors[i] for i in self.graph.inputs],
-            [self.tensors[i] for i in self.graph.outputs],
+            [self._at(i) for i in self.graph.inputs],
+            [self._at(i) for i in self.graph.outputs],
             ops,
         )
         signatures = self.model.signatureDefs or []
@@ -222,9 +226,14 @@ class _Reader:
             )
         return net
 
+    def _at(self, place: Any) -> Tensor:
+        if int(place) < 0:
+            raise ValueError(f"there is no tensor {int(place)}")
+        return self.tensors[int(place)]
+
     def _signed(self, entries: Any, places: Iterable[int]) -> list[str]:
         known = {entry.tensorIndex: text(entry.name) for entry in entries or []}
-        return [known.get(int(place)) or self.tensors[int(place)].name for place in places]
+        return [known.get(int(place)) or self._at(place).name for place in places]
 
     def _tensor(self, entry: Any) -> Tensor:
         name = text(entry.name)
@@ -237,6 +246,8 @@ class _Reader:
             what = "sparse" if entry.sparsity is not None else "stored outside of the file"
             raise UnsupportedError(f"tensor {name!r} is {what}, which is not supported")
         shape = tuple(int(n) for n in (entry.shape if entry.shape is not None else ()))
+        if any(size < 0 for size in shape):
+            raise ValueError(f"tensor {name!r} has the shape {list(shape)}")
         tensor = Tensor(name, shape, _TYPES[entry.type], variable=bool(entry.isVariable))
         tensor.data = self._data(self.model.buffers[entry.buffer], tensor)
         found = entry.quantization
@@ -263,16 +274,19 @@ class _Reader:
 
     def _op(self, entry: Any) -> Op:
         code = self.model.operatorCodes[entry.opcodeIndex]
-        kind = _KINDS[max(code.builtinCode, code.deprecatedBuiltinCode)]
+        number = max(int(code.builtinCode), int(code.deprecatedBuiltinCode))
+        if number not in _KINDS:
+            raise UnsupportedError(f"its operator number {number} is not known")
+        kind = _KINDS[number]
         if entry.builtinOptions2 is not None:
             raise UnsupportedError(f"operator {kind} is not supported")
-        inputs = [self.tensors[i] if i >= 0 else None for i in map(int, entry.inputs)]
-        op = Op(kind, inputs, [self.tensors[int(i)] for i in entry.outputs])
+        inputs = [None if i == -1 else self._at(i) for i in map(int, entry.inputs)]
+        op = Op(kind, inputs, [self._at(i) for i in entry.outputs])
         op.version = int(code.version)
         if entry.builtinOptions is not None:
             op.options = dict(vars(entry.builtinOptions))
         if entry.intermediates is not None:
-            op.intermediates = [self.tensors[int(i)] for i in entry.intermediates]
+            op.intermediates = [self._at(i) for i in entry.intermediates]
         if kind == "CUSTOM":
             op.custom = text(code.customCode)
             if entry.customOptions is not None:

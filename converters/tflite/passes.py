@@ -1,4 +1,7 @@
-"""Rewrites of a TFLite graph that pay: each is bit-identical in float, and a pass of its own."""
+"""Rewrites of a TFLite graph that pay: each is bit-identical in float, and a pass of its own.
+
+But for hard_swishes: HARD_SWISH rounds once where three operators round thrice.
+"""
 
 from collections.abc import Callable
 
@@ -109,6 +112,67 @@ def _by_scalar(op: Op) -> bool:
     return len(op.taken) == 2 and op.taken[1].data is not None and op.taken[1].size == 1
 
 
+def lift_transposes(net: Net) -> bool:
+    """The TRANSPOSE behind what normalizes or pads an input goes to the input itself, where who
+    runs the file can do it instead."""
+    producers, consumers = net.producers(), net.consumers()
+    for op in net.ops:
+        if op.kind != "TRANSPOSE" or op.taken[1].data is None:
+            continue
+        before = producers.get(op.taken[0])
+        if before is None or not _only(net, consumers, op.taken[0]):
+            continue
+        if not _liftable(before) or not _from_input(net, before, producers, consumers):
+            continue
+        perm = [int(axis) for axis in op.taken[1].data.reshape(-1)]
+        source, out = before.taken[0], op.outputs[0]
+        shape = tuple(source.shape[axis] for axis in perm)
+        inner = Tensor(f"{source.name}/transposed", shape, source.dtype)
+        kind, options = before.kind, before.options
+        rest = [_turned(before, tensor, perm) for tensor in before.taken[1:]]
+        before.kind, before.options = "TRANSPOSE", op.options
+        before.inputs, before.outputs = [source, op.inputs[1]], [inner]
+        op.kind, op.options, op.inputs, op.outputs = kind, options, [inner, *rest], [out]
+        return True
+    return False
+
+
+def _liftable(op: Op) -> bool:
+    if op.kind in EACH:
+        return True
+    constants = all(tensor.data is not None for tensor in op.taken[1:])
+    return constants and op.kind in ("ADD", "DIV", "MAXIMUM", "MINIMUM", "MUL", "PAD", "SUB")
+
+
+def _from_input(
+    net: Net, op: Op, producers: dict[Tensor, Op], consumers: dict[Tensor, list[Op]]
+) -> bool:
+    """Whether nothing but liftable operators lies between it and an input of the graph."""
+    while True:
+        source = op.taken[0]
+        if source.data is not None or (source.shape != op.outputs[0].shape and op.kind != "PAD"):
+            return False
+        if source in net.inputs:
+            return len(consumers[source]) == 1
+        if source not in producers or _only(net, consumers, source) is None:
+            return False
+        op = producers[source]
+        if not _liftable(op):
+            return False
+
+
+def _turned(op: Op, tensor: Tensor, perm: list[int]) -> Tensor:
+    """An operand for an input whose axes are in another order."""
+    assert tensor.data is not None
+    if op.kind == "PAD":
+        return constant(f"{tensor.name}.turned", tensor.data.reshape(-1, 2)[perm])
+    rank = len(perm)
+    wide = tensor.data.reshape((1,) * (rank - tensor.data.ndim) + tensor.data.shape)
+    if wide.size == 1:
+        return tensor
+    return constant(f"{tensor.name}.turned", np.ascontiguousarray(wide.transpose(perm)))
+
+
 def drop_flattens(net: Net) -> bool:
     """FULLY_CONNECTED takes a tensor of any rank whose last axis fits: no RESHAPE before it."""
     changed = False
@@ -212,6 +276,8 @@ def trim_pads(net: Net) -> bool:
             padded.shape = tuple(shape)
             given = before.taken[1]
             before.inputs[1] = constant(f"{given.name}.trimmed", np.array(pads, np.int32))
+            if not np.any(pads):
+                op.inputs[0] = before.inputs[0]
             changed = True
     return changed
 
@@ -239,10 +305,19 @@ def zero_pads(net: Net) -> bool:
         fill = op.taken[2].data
         if fill is None or fill.size != 1 or float(fill.reshape(-1)[0]) > 0:
             continue
-        if all(taker.kind == "MAX_POOL_2D" for taker in consumers.get(op.outputs[0], [])):
+        takers = consumers.get(op.outputs[0], [])
+        if op.outputs[0] not in net.outputs and all(_sees(op, taker) for taker in takers):
             op.kind, op.inputs = "PAD", op.inputs[:2]
             changed = True
     return changed
+
+
+def _sees(pad: Op, pool: Op) -> bool:
+    """Whether every window of the pooling holds a value that is not padding."""
+    if pool.kind != "MAX_POOL_2D":
+        return False
+    kernel = (1, pool.options["filterHeight"], pool.options["filterWidth"], 1)
+    return all(max(pair) < k or pair == [0, 0] for pair, k in zip(_pads(pad), kernel, strict=True))
 
 
 def merge_slices(net: Net) -> bool:
@@ -388,6 +463,7 @@ def _hard_swish(op: Op, producers: dict[Tensor, Op]) -> tuple[Tensor, bool] | No
 STEPS: tuple[Callable[[Net], bool], ...] = (
     fuse_activations,
     lift_reshapes,
+    lift_transposes,
     merge_reshapes,
     drop_kept_axes,
     drop_flattens,

@@ -23,6 +23,10 @@ from onmetal.converters.tflite.specification import (
 from onmetal.errors import UnsupportedError
 
 Activation = Literal["s8", "s16"]
+MASKING = 100.0
+"""A constant larger than so many spans of what it is added to is a mask."""
+HUGE = 1e30
+"""Constants beyond stand for no number but a limit."""
 TINY = float(np.finfo(np.float32).tiny)
 INT8, INT16 = np.dtype(np.int8), np.dtype(np.int16)
 
@@ -100,6 +104,12 @@ def results(op: Op) -> list[Tensor]:
     return [tensor for tensor in op.outputs if tensor.is_float]
 
 
+def _limit(pad: Op) -> bool:
+    """Whether what is padded is the least number there is, as for a maximum."""
+    fill = pad.taken[2].data
+    return fill is not None and bool(np.all(np.abs(fill) > HUGE))
+
+
 def observed(net: Net) -> list[str]:
     """Names of the tensors whose ranges decide: computed floats beside an integer operator."""
     found: dict[str, None] = {}
@@ -142,6 +152,7 @@ class _Quantizer:
         self.net, self.ranges, self.activation = net, ranges, activation
         self.dtype = INT8 if activation == "s8" else INT16
         self.producers, self.consumers = net.producers(), net.consumers()
+        self.masked = self._masks()
         self.integer = self._chosen(keep_float)
         if not self.integer:
             raise UnsupportedError("nothing in it can be quantized in TFLite")
@@ -153,16 +164,41 @@ class _Quantizer:
         self.ops: list[Op] = []
         self.made: dict[Tensor, Tensor] = {}
         """Float tensor -> its integer form."""
-        self.fixed_made: dict[Tensor, Tensor] = {}
+        self.operands: dict[tuple[Tensor, float, int], Tensor] = {}
+        """Constants in integers, by what they stand for and their grid."""
+        self.named: dict[str, int] = {}
         self.floats: dict[Tensor, Tensor] = {tensor: tensor for tensor in net.inputs}
 
     # --- which
+
+    def _masks(self) -> set[Tensor]:
+        """Sums with constants so large that nothing of the other operand would be left on one grid
+        with them (an attention's mask), and what is moved of them: they stay float."""
+        found: set[Tensor] = set()
+        for op in self.net.ops:
+            if op.kind in ("ADD", "SUB", "SELECT_V2", "MAXIMUM", "MINIMUM"):
+                constants = [t.data for t in op.taken if t.is_float and t.data is not None]
+                spans = [
+                    self.ranges[t.name][1] - self.ranges[t.name][0]
+                    for t in op.taken
+                    if t.is_float and t.data is None and t.name in self.ranges
+                ]
+                largest = max((float(np.abs(c).max(initial=0.0)) for c in constants), default=0.0)
+                if largest > MASKING * max(spans, default=np.inf):
+                    bound = op.kind in ("MAXIMUM", "MINIMUM")
+                    out = self.ranges.get(op.outputs[0].name, (0.0, 0.0))
+                    if not bound or max(-out[0], out[1]) > MASKING * max(spans, default=np.inf):
+                        found.update(op.outputs)
+            elif op.kind in SHARED and found & set(op.taken):
+                found.update(op.outputs)
+        return found
 
     def _chosen(self, keep_float: frozenset[str]) -> set[Op]:
         chosen = {
             op
             for op in self.net.ops
             if _fits(op, self.activation)
+            and not self.masked & {*op.taken, *op.outputs}
             and op.outputs[0].name not in keep_float
             and all(
                 tensor.data is not None or tensor.name in self.ranges
@@ -229,6 +265,8 @@ class _Quantizer:
             maker = self.producers.get(tensor)
             if maker in self.integer and maker is not None and maker.kind in fixed:
                 kinds.setdefault(first, []).append((tensor, fixed[maker.kind]))
+            elif maker is not None and maker.kind == "PADV2" and _limit(maker):
+                continue  # what is padded saturates: the range is that of what it surrounds
             else:
                 grid.hold(*self.ranges[tensor.name])
         for first, found in kinds.items():
@@ -358,11 +396,16 @@ class _Quantizer:
             self.made[tensor] = new
         return self.made[tensor]
 
+    def _name(self, wanted: str) -> str:
+        """A constant that several operators take gets a form for each, and each a name."""
+        self.named[wanted] = self.named.get(wanted, 0) + 1
+        count = self.named[wanted]
+        return wanted if count == 1 else f"{wanted}.{count}"
+
     def _operand_grid(self, tensor: Tensor) -> Grid:
         assert tensor.data is not None
         grid = Grid(self.activation)
-        huge = float(np.finfo(np.float32).max) / 4
-        values = tensor.data[np.abs(tensor.data) < huge]
+        values = tensor.data[np.abs(tensor.data) < HUGE]
         grid.hold(float(values.min(initial=0.0)), float(values.max(initial=0.0)))
         grid.settle()
         grid.raise_to(1 / 255 if grid.scale <= TINY else grid.scale)
@@ -372,10 +415,15 @@ class _Quantizer:
         """A constant as an activation; beyond the grid it saturates."""
         assert tensor.data is not None
         grid = grid or self._operand_grid(tensor)
+        key = (tensor, grid.scale, grid.zero_point)
+        if key in self.operands:
+            return self.operands[key]
         limits = np.iinfo(self.dtype)
         integers = np.round(tensor.data.astype(np.float64) / grid.scale) + grid.zero_point
         new = self._tensor(tensor, grid.scale, grid.zero_point, f"{tensor.name}/quantized")
         new.data = np.clip(integers, limits.min, limits.max).astype(self.dtype)
+        new.name = self._name(new.name)
+        self.operands[key] = new
         return new
 
     def _integer(self, op: Op) -> None:
@@ -429,7 +477,7 @@ class _Quantizer:
         integers, scales = rounded(weight.data, rule.axis, np.abs(offsets) / most / scale_in)
         inputs[rule.taken] = entry
         inputs[rule.weight] = Tensor(
-            weight.name,
+            self._name(weight.name),
             weight.shape,
             INT8,
             integers,
@@ -442,7 +490,12 @@ class _Quantizer:
         stored = np.round(offsets / products.astype(np.float64)).astype(wide)
         name = bias.name if bias is not None else f"{weight.name}/bias"
         given = Tensor(
-            name, (channels,), wide, stored, products, np.zeros(products.shape, np.int64)
+            self._name(name),
+            (channels,),
+            wide,
+            stored,
+            products,
+            np.zeros(products.shape, np.int64),
         )
         inputs[rule.bias :] = [given]
         return inputs
