@@ -1,0 +1,426 @@
+"""The main job and the commands beside it through LiteRT, on the example model."""
+
+import base64
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from onmetal import cache, targets
+from onmetal.calibration.exposed import interpreter
+from onmetal.converters.tflite import supported
+from onmetal.converters.tflite.net import Net, read, write
+from onmetal.profilers import memory, profile_litert, run_litert
+from tests.conftest import DIGITS, ROOT, deploy
+
+MODEL, DATA = DIGITS / "digits_cnn.onnx", DIGITS / "digits.npz"
+CALIBRATION = DIGITS / "calibration.npz"
+QUICK: tuple[str | Path, ...] = ("--quick", "--json")
+Document = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def made(shared_home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Document]:
+    """A deployment of the example on `tflite-x86`: the bundle and what was said."""
+    out = tmp_path_factory.mktemp("tflite") / "bundle"
+    ran = deploy(
+        *(MODEL, "--target", "tflite-x86", "--data", DATA, "--calibration-data", CALIBRATION),
+        *(*QUICK, "--out", out),
+        env={"ONMETAL_HOME": str(shared_home)},
+    )
+    assert ran.code == 0, ran.err
+    return out, ran.document
+
+
+def target_with(tmp_path: Path, layout: str, dtype: str) -> Path:
+    """`tflite-x86` that takes and gives otherwise."""
+    text = (ROOT / "targets/tflite-x86.toml").read_text()
+    section = f'[io]\nlayout = "{layout}"\ndtype = "{dtype}"\n\n[[runtimes]]'
+    path = tmp_path / "board.toml"
+    path.write_text(text.replace("[[runtimes]]", section, 1))
+    return path
+
+
+def int8_alone(board: Path) -> Path:
+    """The target file with `fp32` and `int8` only, which no other recipe can beat in size."""
+    head, *recipes = board.read_text().split("[[recipes]]")
+    kept = [r for r in recipes if 'name = "fp32"' in r or 'name = "int8"\n' in r]
+    board.write_text("[[recipes]]".join([head, *kept]))
+    return board
+
+
+def unmeasured(*words: str | Path, out: Path) -> Document:
+    ran = deploy(*words, "--no-device", *QUICK, "--out", out)
+    assert ran.code == 0, ran.err
+    return ran.document
+
+
+def by_recipe(document: Document) -> dict[str, Document]:
+    return {entry["recipe"]: entry for entry in document["candidates"]}
+
+
+class TestTheMainJob:
+    def test_every_recipe_is_made_and_full_int8_stands(self, made: tuple[Path, Document]) -> None:
+        found = by_recipe(made[1])
+        assert list(found) == ["fp32", "fp16", "int16x8", "int8-dynamic", "int8"]
+        assert found["int8"]["status"] in ("ok", "chosen")
+        assert found["int8"]["details"]["operators_in_float"] == []
+        assert abs(found["int8"]["accuracy"]["drop"]) < 0.03
+        assert found["fp32"]["fidelity"]["sqnr_db"]["logits"] > 100
+        assert found["fp16"]["size_bytes"] < 0.6 * found["fp32"]["size_bytes"]
+        assert found["int8"]["size_bytes"] < 0.4 * found["fp32"]["size_bytes"]
+
+    def test_which_operators_xnnpack_took_is_told(self, made: tuple[Path, Document]) -> None:
+        ran_on = by_recipe(made[1])["fp32"]["ran_on"]
+        assert ran_on["provider"]["XNNPACK"] > 0.5 and ran_on["of"] == "operators"
+        assert ran_on["precision"] == {"f32": 1.0}
+        integer = by_recipe(made[1])["int8"]["ran_on"]
+        assert integer["precision"]["i8"] > 0.7
+
+    def test_the_bundle_verifies_and_runs(self, made: tuple[Path, Document]) -> None:
+        out, document = made
+        assert {"manifest.json", "model.tflite", "golden.npz", "run.py"} <= {
+            path.name for path in out.iterdir()
+        }
+        ran = deploy("verify", out, "--run", "--json")
+        assert ran.code == 0, ran.err
+        assert ran.document["checks"]["specification"] == "ok"
+        assert ran.document["chosen"] == document["chosen"]
+        assert "pip install numpy ai-edge-litert==" in (out / "README.md").read_text()
+
+    def test_run_py_gives_what_the_runner_gives(
+        self, made: tuple[Path, Document], tmp_path: Path
+    ) -> None:
+        out, _ = made
+        image = np.load(DATA)["x"][:1]
+        np.savez(tmp_path / "in.npz", image=image)
+        subprocess.run(
+            [sys.executable, "-B", str(out / "run.py"), "in.npz", "out.npz"],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+        )
+        wanted = run_litert.load(out).run({"image": image})[0]
+        assert np.array_equal(np.load(tmp_path / "out.npz")["logits"], wanted)
+
+    def test_the_same_recipe_gives_the_same_bytes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whatever is in the cache."""
+        first = write(integer_net(tmp_path))
+        (tmp_path / "again").mkdir()
+        monkeypatch.setenv("ONMETAL_HOME", str(tmp_path / "home"))
+        assert write(integer_net(tmp_path / "again")) == first
+
+    def test_it_competes_in_x86_64(self, tmp_path: Path) -> None:
+        ran = deploy(MODEL, "--target", "x86-64", "--data", DATA, "--dry-run", "--json")
+        planned = [entry["name"] for entry in ran.document["candidates"]]
+        assert {"fp32@litert", "int8@litert", "int8-dynamic@litert"} <= set(planned)
+
+
+class TestWithoutADevice:
+    @pytest.mark.parametrize("target", ["android-arm64", "linux-arm64"])
+    def test_one_is_asked_for(self, target: str, tmp_path: Path) -> None:
+        ran = deploy(MODEL, "--target", target, "--data", DATA, "--out", tmp_path / "out")
+        assert ran.code == 4 and "--no-device" in ran.err and not (tmp_path / "out").exists()
+
+    def test_the_smallest_ships_unmeasured(self, tmp_path: Path) -> None:
+        found = unmeasured(
+            *(MODEL, "--target", "android-arm64", "--data", DATA),
+            *("--max-accuracy-drop", "5%"),
+            out=tmp_path / "out",
+        )
+        assert found["decided_by"] == "size"
+        sizes = [e["size_bytes"] for e in found["candidates"] if e["status"] in ("ok", "chosen")]
+        assert by_recipe(found)[found["chosen"].partition("@")[0]]["size_bytes"] == min(sizes)
+        manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+        assert manifest["measured"] is False and "unmeasured" in manifest
+
+
+class TestInputsAndOutputs:
+    @pytest.mark.parametrize("dtype", ["float32", "int8"])
+    @pytest.mark.parametrize("layout", ["onnx", "nhwc"])
+    def test_are_as_the_target_says(self, layout: str, dtype: str, tmp_path: Path) -> None:
+        board = int8_alone(target_with(tmp_path, layout, dtype))
+        found = unmeasured(
+            *(MODEL, "--target", board, "--data", DATA, "--max-accuracy-drop", "none"),
+            *("--calibration-data", CALIBRATION, "--recipes", "int8"),
+            out=tmp_path / "out",
+        )
+        entry = by_recipe(found)["int8"]
+        assert abs(entry["accuracy"]["drop"]) < 0.03
+        net = read(tmp_path / "out/model.tflite")
+        kinds = [op.kind for op in net.ops]
+        assert found["chosen"] == "int8@litert"
+        assert ("QUANTIZE" in kinds) == (dtype == "float32")
+        assert net.inputs[0].dtype == np.dtype(dtype)
+        assert entry["details"]["io"]["layout"] == layout
+        # run.py takes and gives what the model itself does
+        assert deploy("verify", tmp_path / "out", "--run").code == 0
+        image = np.load(DATA)["x"][:1]
+        given = run_litert.load(tmp_path / "out").run({"image": image})[0]
+        assert given.dtype == np.float32 and given.shape == (1, 10)
+
+    def test_transposed_images_are_taken_as_the_model_has_them(self, tmp_path: Path) -> None:
+        model = picture_model()
+        onnx.save(model, tmp_path / "picture.onnx")
+        images = np.random.default_rng(0).normal(size=(40, 3, 8, 6)).astype(np.float32)
+        np.savez(tmp_path / "data.npz", image=images)
+        found = {}
+        for layout in ("onnx", "nhwc"):
+            board = target_with(tmp_path, layout, "float32")
+            unmeasured(
+                *(tmp_path / "picture.onnx", "--target", board, "--recipes", "fp32"),
+                *("--calibration-data", tmp_path / "data.npz"),
+                out=tmp_path / layout,
+            )
+            net = read(tmp_path / layout / "model.tflite")
+            moved = [op.kind for op in net.ops].count("TRANSPOSE")
+            assert (net.inputs[0].shape, moved) == (
+                ((1, 3, 8, 6), 2) if layout == "onnx" else ((1, 8, 6, 3), 0)
+            )
+            found[layout] = run_litert.load(tmp_path / layout).run({"image": images[:1]})[0]
+        manifest = json.loads((tmp_path / "nhwc/manifest.json").read_text())
+        assert manifest["run"]["options"]["nhwc"] == ["image", "map"]
+        assert np.array_equal(found["onnx"], found["nhwc"]) and found["nhwc"].shape == (1, 4, 8, 6)
+
+
+def picture_model() -> onnx.ModelProto:
+    """[1, 3, 8, 6] -> [1, 4, 8, 6]"""
+    weight = np.random.default_rng(1).normal(size=(4, 3, 3, 3)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["image", "w"], ["c"], pads=[1] * 4, name="conv"),
+            helper.make_node("Relu", ["c"], ["map"], name="relu"),
+        ],
+        "picture",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 8, 6])],
+        [helper.make_tensor_value_info("map", TensorProto.FLOAT, [1, 4, 8, 6])],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.fixture(scope="module")
+def model(shared_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example's float .tflite file, as a user may have it."""
+    folder = tmp_path_factory.mktemp("float")
+    ran = deploy(
+        *(MODEL, "--target", "tflite-x86", "--data", DATA, "--recipes", "fp32"),
+        *("--no-device", "--quick", "--out", folder / "bundle"),
+        env={"ONMETAL_HOME": str(shared_home)},
+    )
+    assert ran.code == 0, ran.err
+    path = folder / "digits.tflite"
+    shutil.copyfile(folder / "bundle/model.tflite", path)
+    return path
+
+
+class TestTfliteModels:
+    def test_is_passed_through_and_quantized(self, model: Path, tmp_path: Path) -> None:
+        before = model.read_bytes()
+        ran = deploy(
+            *(model, "--target", "tflite-x86", "--data", DATA),
+            *("--calibration-data", CALIBRATION, *QUICK, "--out", tmp_path / "out"),
+        )
+        assert ran.code == 0, ran.err
+        found = by_recipe(ran.document)
+        assert ran.document["models"][0]["format"] == "tflite"
+        assert found["int8"]["status"] in ("ok", "chosen")
+        assert found["fp32"]["size_bytes"] == len(before) and model.read_bytes() == before
+
+    def test_other_runtimes_say_why_not(self, model: Path) -> None:
+        ran = deploy(model, "--target", "x86-64", "--data", DATA, "--dry-run", "--json")
+        entries = {e["name"]: e for e in ran.document["candidates"]}
+        assert "does not read" in entries["fp32@openvino"]["reason"]
+        assert entries["fp32@litert"]["status"] == "planned"
+
+    def test_is_inspected(self, model: Path) -> None:
+        ran = deploy("inspect", model, "--target", "tflite-x86", "--json")
+        assert ran.code == 0 and ran.document["format"] == "tflite"
+        onnx_ran = deploy("inspect", MODEL, "--json")
+        assert ran.document["macs"] == onnx_ran.document["macs"]
+        assert ran.document["operators"]["CONV_2D"] >= 1
+
+    def test_fixed_shapes_are_said(self, model: Path) -> None:
+        for words, part in (
+            (("--batch", "4"), "fixed"),
+            (("--input-shape", "image=1,1,9,9"), "fixed shapes"),
+            (("--input-shape", "picture=1,1,8,8"), "no such input"),
+        ):
+            ran = deploy("inspect", model, *words)
+            assert ran.code == 2 and part in ran.err
+
+    def test_damage_is_refused(self, model: Path, tmp_path: Path) -> None:
+        content = model.read_bytes()
+        for number, damaged in enumerate((content[:200], content[:8] + b"\xff" * 64)):
+            path = tmp_path / f"{number}.tflite"
+            path.write_bytes(damaged)
+            ran = deploy(path, "--target", "tflite-x86", "--data", DATA, "--out", tmp_path / "o")
+            assert ran.code == 2 and "damaged" in ran.err and not (tmp_path / "o").exists()
+
+    def test_a_file_against_the_specification_is_refused(
+        self, made: tuple[Path, Document], tmp_path: Path
+    ) -> None:
+        net = integer_net(tmp_path)
+        softened = next(op for op in net.ops if op.kind == "CONV_2D")
+        assert softened.taken[2].scale is not None
+        softened.taken[2].scale = softened.taken[2].scale * 2
+        path = tmp_path / "wrong.tflite"
+        path.write_bytes(write(net))
+        ran = deploy(path, "--target", "tflite-x86", "--data", DATA, "--out", tmp_path / "out")
+        assert ran.code == 3 and "bias" in ran.err and "CONV_2D" in ran.err
+
+    def test_a_quantized_one_ships_as_it_is(self, tmp_path: Path) -> None:
+        path = tmp_path / "int8.tflite"
+        path.write_bytes(write(integer_net(tmp_path)))
+        found = unmeasured(path, "--target", "tflite-x86", "--data", DATA, out=tmp_path / "shipped")
+        assert found["chosen"] == "fp32@litert"
+        assert "quantized already" in by_recipe(found)["int8"]["reason"]
+
+
+def integer_net(tmp_path: Path) -> Net:
+    out = tmp_path / "integer"
+    board = int8_alone(target_with(tmp_path, "onnx", "float32"))
+    unmeasured(
+        *(MODEL, "--target", board, "--data", DATA, "--max-accuracy-drop", "none"),
+        *("--calibration-data", CALIBRATION, "--recipes", "int8"),
+        out=out,
+    )
+    return read(out / "model.tflite")
+
+
+class TestRefusals:
+    def test_what_tflite_has_not_is_named(self, tmp_path: Path) -> None:
+        graph = helper.make_graph(
+            [
+                helper.make_node("Det", ["x"], ["d"], name="volume"),
+                helper.make_node("Identity", ["d"], ["y"], name="end"),
+            ],
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 3, 3])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        path = tmp_path / "det.onnx"
+        onnx.save(model, path)
+        before = path.read_bytes()
+        ran = deploy(path, "--target", "tflite-x86", "--out", tmp_path / "out")
+        assert ran.code == 3 and "Det 'volume'" in ran.err
+        assert path.read_bytes() == before and not (tmp_path / "out/model.tflite").exists()
+
+    def test_formats_that_litert_has_not(self, tmp_path: Path) -> None:
+        text = (ROOT / "targets/tflite-x86.toml").read_text()
+        for old, new, part in (
+            ('activation = "s8"', 'activation = "u8"', "TFLite"),
+            ('activation = "s8"', 'activation = "s8"\nper_channel = false', "TFLite"),
+            ('activation = "s16"', 'activation = "s8"', "i8"),
+            ('compute = "f32"\nmethod = "half"', 'compute = "f16"\nmethod = "half"', "half"),
+        ):
+            path = tmp_path / "wrong.toml"
+            path.write_text(text.replace(old, new, 1))
+            ran = deploy("targets", path)
+            assert ran.code == 2 and part in ran.err, (old, ran.err)
+
+    def test_verify_finds_a_file_against_the_specification(
+        self, made: tuple[Path, Document], tmp_path: Path
+    ) -> None:
+        net = integer_net(tmp_path)
+        folder = tmp_path / "integer"
+        conv = next(op for op in net.ops if op.kind == "CONV_2D")
+        assert conv.taken[1].zero_point is not None
+        conv.taken[1].zero_point = conv.taken[1].zero_point + 1
+        (folder / "model.tflite").write_bytes(write(net))
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["digests"]["artifact"] = cache.sha256(folder / "model.tflite")
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        resum(folder)
+        ran = deploy("verify", folder, "--json")
+        assert ran.code == 6
+        problems = ran.document["error"].get("message", "")
+        assert "zero point" in problems and "specification" in problems
+
+
+def resum(folder: Path) -> None:
+    names = sorted(path.name for path in folder.iterdir() if path.name != "SHA256SUMS")
+    lines = [
+        f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names
+    ]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
+class TestBeside:
+    def test_an_artifact_is_compared_with_its_float(self, tmp_path: Path) -> None:
+        integer_net(tmp_path)
+        ran = deploy(
+            *("inspect", tmp_path / "integer", "--against", MODEL, "--data", CALIBRATION),
+            "--json",
+        )
+        assert ran.code == 0, ran.err
+        rows = ran.document["tensors"]
+        assert len(rows) >= 4 and all(row["sqnr_db"] > 12 for row in rows)
+        assert {"CONV_2D", "FULLY_CONNECTED"} <= {row["operator"] for row in rows}
+
+    def test_files_are_benched(self, tmp_path: Path) -> None:
+        path = tmp_path / "int8.tflite"
+        path.write_bytes(write(integer_net(tmp_path)))
+        ran = deploy("bench", MODEL, path, "--target", "tflite-x86", "--quick", "--json")
+        assert ran.code == 0, ran.err
+        names = [entry["name"] for entry in ran.document["candidates"]]
+        assert names == ["digits_cnn.onnx fp32@litert", "int8.tflite fp32@litert"]
+        ran = deploy("bench", path, "--target", "x86-openvino", "--quick")
+        assert ran.code == 3 and "LiteRT" in ran.err
+
+    def test_the_documented_tables_are_those_of_the_code(self) -> None:
+        text = (ROOT / "docs/tflite.md").read_text()
+        assert supported.rendered(text) == text
+        assert supported.operators().count("\n") >= 70
+
+    def test_vela_leaves_nothing_to_the_cpu(self, tmp_path: Path) -> None:
+        """Arm's compiler for Ethos-U, which takes integers in and out alone."""
+        board = int8_alone(target_with(tmp_path, "nhwc", "int8"))
+        unmeasured(
+            *(MODEL, "--target", board, "--data", DATA, "--max-accuracy-drop", "none"),
+            *("--calibration-data", CALIBRATION, "--recipes", "int8"),
+            out=tmp_path / "out",
+        )
+        done = subprocess.run(
+            [
+                *(str(Path(sys.executable).parent / "vela"), tmp_path / "out/model.tflite"),
+                *("--accelerator-config", "ethos-u55-128", "--output-dir", tmp_path / "vela"),
+            ],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "CPU operators = 0" in done.stdout
+
+    def test_the_trivial_file_of_the_memory_figure_is_the_writers(self) -> None:
+        content = zlib.decompress(base64.b64decode(memory.TRIVIAL_TFLITE))
+        net = read(content)
+        assert [op.kind for op in net.ops] == ["ABS"] and write(net) == content
+        interpreter(content)
+
+    def test_delegated_operators_are_those_between_its_tensors(self) -> None:
+        ops = [
+            {"index": 0, "op_name": "CONV_2D", "inputs": [0, 1], "outputs": [2]},
+            {"index": 1, "op_name": "RELU", "inputs": [2], "outputs": [3]},
+            {"index": 2, "op_name": "SIN", "inputs": [3], "outputs": [4]},
+            {"index": 3, "op_name": "DELEGATE", "inputs": [0, 1], "outputs": [3]},
+        ]
+        assert profile_litert.delegated(ops) == {0, 1}
+
+    @pytest.mark.parametrize("name", targets.names())
+    def test_targets_of_litert_have_its_recipes(self, name: str) -> None:
+        target = targets.load(name)
+        runtimes = [runtime.name for runtime in target.runtimes]
+        assert ("int8" in [r.name for r in target.recipes]) == ("litert" in runtimes)
