@@ -205,23 +205,37 @@ class _Quantizer:
                 for tensor in (*activations(op), *results(op))
             )
         }
-        while True:  # what only moves values between floats moves floats
-            lone = {op for op in chosen if op.kind in SHARED and self._lone(op, chosen)}
-            if not lone:
+        while True:
+            lost = {
+                taker
+                for op in self.net.ops
+                if op.kind == "PADV2" and op not in chosen and _limit(op)
+                for taker in self.consumers.get(op.outputs[0], [])
+            }
+            if not lost & chosen:
                 break
-            chosen -= lone
+            chosen -= lost  # an infinity in floats has no place on a grid
+        chosen = self._linked(chosen)
         # Worth it only for products by weights and what lies between them.
         return chosen if any(self._heavy(op) for op in chosen) else set()
 
+    def _linked(self, chosen: set[Op]) -> set[Op]:
+        """What only moves values does so in integers where that leads, over others of its kind, from
+        or to an operator that computes in them."""
+        waiting = [op for op in chosen if op.kind not in SHARED]
+        found = set(waiting)
+        while waiting:
+            op = waiting.pop()
+            makers = [self.producers.get(t) for t in activations(op) if t.data is None]
+            takers = [taker for out in op.outputs for taker in self.consumers.get(out, [])]
+            for near in (*makers, *takers):
+                if near is not None and near in chosen and near not in found:
+                    found.add(near)
+                    waiting.append(near)
+        return found
+
     def _heavy(self, op: Op) -> bool:
         return op.kind in WEIGHTED or op.kind == "BATCH_MATMUL"
-
-    def _lone(self, op: Op, chosen: set[Op]) -> bool:
-        before = [self.producers.get(t) for t in activations(op) if t.data is None]
-        after = [taker for out in op.outputs for taker in self.consumers.get(out, [])]
-        return not any(maker in chosen for maker in before) and not any(
-            taker in chosen for taker in after
-        )
 
     # --- scales
 
