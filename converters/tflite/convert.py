@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onmetal.calibration.exposed import interpreter
-from onmetal.converters.tflite import lowering, passes
+from onmetal.converters.tflite import lowering, passes, qdq, quantize
 from onmetal.converters.tflite.net import Net, write
 from onmetal.errors import UnsupportedError, reason
 
@@ -19,6 +19,7 @@ FAMILIES = (
     "matrix",
     "norm",
     "pooling",
+    "qdq",
     "reduction",
     "reshape",
     "resize",
@@ -47,7 +48,11 @@ def lower(path: Path) -> Net:
     except Exception as error:
         what = f"{walk.node.op_type} {walk.node.name!r}" if walk.node else "it"
         raise UnsupportedError(f"{what} cannot be lowered to TFLite: {reason(error)}") from error
+    ranges = qdq.absorb(net)
     passes.tidy(net)
+    if ranges:  # quantized already: integers by the scales that the model has
+        qdq.spread(net, ranges)
+        net = quantize.quantize(net, ranges)
     _open(net, walk)
     return net
 

@@ -262,6 +262,11 @@ class Lowering:
         self.makers |= dict.fromkeys(outputs, self.node)
         self.net.ops.append(Op(kind, list(inputs), list(outputs), options))
 
+    def emit_quantized(self, kind: str, tensor: Tensor, out: Tensor) -> None:
+        """QUANTIZE or DEQUANTIZE, as the ONNX graph has it."""
+        self.net.ops.append(Op(kind, [tensor], [out]))
+        self.makers[out] = self.node
+
     def _fits(self, kind: str, inputs: Sequence[Tensor | None], outputs: Sequence[Any]) -> None:
         """Refuse what no kernel computes with."""
         taken = [tensor.dtype for tensor in inputs if tensor is not None]

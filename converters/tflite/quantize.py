@@ -104,6 +104,18 @@ def results(op: Op) -> list[Tensor]:
     return [tensor for tensor in op.outputs if tensor.is_float]
 
 
+def selects(op: Op) -> bool:
+    """A convolution that only moves values: by ones, at most one of them an output."""
+    if op.kind != "CONV_2D" or op.activation:
+        return False
+    weight, bias = op.taken[1].data, op.taken[2].data if len(op.taken) > 2 else None
+    assert weight is not None
+    if weight.shape[1:3] != (1, 1) or (bias is not None and bias.any()):
+        return False
+    flat = weight.reshape(weight.shape[0], -1)
+    return bool(np.isin(flat, (0, 1)).all() and (flat.sum(axis=1) <= 1).all())
+
+
 def _limit(pad: Op) -> bool:
     """Whether what is padded is the least number there is, as for a maximum."""
     fill = pad.taken[2].data
@@ -220,8 +232,8 @@ class _Quantizer:
         return chosen if any(self._heavy(op) for op in chosen) else set()
 
     def _linked(self, chosen: set[Op]) -> set[Op]:
-        """What only moves values does so in integers where that leads, over others of its kind, from
-        or to an operator that computes in them."""
+        """What only moves values does so in integers where that leads, over others of its kind,
+        from or to an operator that computes in them."""
         waiting = [op for op in chosen if op.kind not in SHARED]
         found = set(waiting)
         while waiting:
@@ -254,21 +266,10 @@ class _Quantizer:
             members = [t for t in (*activations(op), *results(op)) if t.data is None]
             for tensor in members:
                 root(tensor)
-            if op.kind in SHARED or self._selects(op):
+            if op.kind in SHARED or selects(op):
                 for tensor in members[1:]:
                     roots[root(tensor)] = root(members[0])
         return {tensor: root(tensor) for tensor in roots}
-
-    def _selects(self, op: Op) -> bool:
-        """A convolution that only moves values: by ones, at most one of them an output."""
-        if op.kind != "CONV_2D" or op.activation:
-            return False
-        weight, bias = op.taken[1].data, op.taken[2].data if len(op.taken) > 2 else None
-        assert weight is not None
-        if weight.shape[1:3] != (1, 1) or (bias is not None and bias.any()):
-            return False
-        flat = weight.reshape(weight.shape[0], -1)
-        return bool(np.isin(flat, (0, 1)).all() and (flat.sum(axis=1) <= 1).all())
 
     def _settled(self) -> None:
         fixed = FIXED[self.activation]
