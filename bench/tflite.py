@@ -192,7 +192,8 @@ import numpy as np
 from ai_edge_litert import _pywrap_tensorflow_lite_calibration_wrapper as wrapper
 
 source, samples, place = sys.argv[1:]
-made = wrapper.CalibrationWrapper(open(source, "rb").read(), [], [])
+model = open(source, "rb").read()  # it is not copied: must outlive what is made of it
+made = wrapper.CalibrationWrapper(model, [], [])
 made.Prepare()
 for array in np.load(samples):
     made.FeedTensor([array])
@@ -200,8 +201,8 @@ integer, bias = np.dtype(np.int8).num, np.dtype(np.int32).num
 content = made.QuantizeModel(integer, integer, False, integer, bias, False, False)
 open(place, "wb").write(content)
 """
-"""The calibrator of TFLite's converter, which ai-edge-litert holds as a private module; beside its
-interpreter it crashes, so it runs in a process of its own."""
+"""The calibrator of TFLite's converter, which ai-edge-litert holds as a private module, beside its
+interpreter: so it runs in a process of its own."""
 
 
 def vela(path: Path, folder: Path) -> str:

@@ -16,7 +16,14 @@ from onmetal.converters.tflite.net import Net, read, signature_names, write
 def interpreter(content: bytes, reference: bool = False) -> Any:
     """Opened with one thread, tensors allocated. `reference`: by the plainest kernels."""
     kind = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
-    opened = Interpreter(model_content=content, num_threads=1, experimental_op_resolver_type=kind)
+    opened = Interpreter(
+        model_content=content,
+        num_threads=1,
+        experimental_op_resolver_type=kind,
+        # LiteRT 2.3 without XNNPACK lets operators that work in place overwrite what a RESHAPE
+        # shares with others; with every tensor kept, none does.
+        experimental_preserve_all_tensors=reference,
+    )
     opened.allocate_tensors()
     return opened
 

@@ -60,7 +60,10 @@ def test_a_model_is_measured_by_every_runtime(run: Run) -> None:
     assert found["seed"] == 7
     assert found["device"]["address"] == "local"
     assert found["threads"] == found["device"]["cores"]
-    assert names(found) == ["digits_cnn.onnx fp32@onnxruntime", "digits_cnn.onnx fp32@openvino"]
+    assert names(found) == [
+        *("digits_cnn.onnx fp32@onnxruntime", "digits_cnn.onnx fp32@openvino"),
+        "digits_cnn.onnx fp32@litert",
+    ]
     assert found["baseline"] == names(found)[0]
     for entry in found["candidates"]:
         assert entry["status"] == "ok"
@@ -97,7 +100,7 @@ def test_the_first_is_the_baseline(run: Run, openvino_model: Path) -> None:
     code, found = run(openvino_model, MODEL, "--target", "x86-64")
     assert code == 0
     assert found["baseline"] == names(found)[0] == "model.xml fp32@openvino"
-    assert len(names(found)) == 3
+    assert len(names(found)) == 4
     assert all(entry["versus_baseline"] for entry in found["candidates"])
 
 

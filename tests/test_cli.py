@@ -434,7 +434,7 @@ def test_the_first_line_alone_is_no_error() -> None:
         timeout=60,
     )
     assert done.stderr == ""
-    assert done.stdout.startswith("x86-64 ")
+    assert done.stdout.startswith("android-arm64 ")
     assert len(done.stdout.splitlines()) == 1
 
 
@@ -526,7 +526,7 @@ def test_devices_says_what_is_ready_and_what_lacks(capsys: Capture) -> None:
     assert found["address"] == "local"
     assert found["ready"] is True
     assert {"x86-64", "x86-openvino"} <= set(found["targets"])
-    assert set(found["runtimes"]) == {"onnxruntime", "openvino"}
+    assert set(found["runtimes"]) == {"onnxruntime", "openvino", "litert"}
     assert any("meter" in lack for lack in found["lacks"])
     assert cli.main(["devices"]) == 0
     said = capsys.readouterr().out

@@ -1,16 +1,30 @@
 """Which candidates are planned, in which order, and why others are not."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from onmetal import plan as planning
 from onmetal import targets
 from onmetal.errors import UsageError
 from onmetal.plan import Planned, calibrates, plan, without_samples
 from onmetal.records import DeviceFacts, Model
+from onmetal.targets import Target
 
-TARGET = targets.load("x86-64")
+WHOLE = targets.load("x86-64")
+TARGET = replace(
+    WHOLE,
+    runtimes=tuple(runtime for runtime in WHOLE.runtimes if runtime.name != "litert"),
+    recipes=tuple(
+        replace(recipe, runtimes=tuple(name for name in recipe.runtimes if name != "litert"))
+        for recipe in WHOLE.recipes
+        if recipe.runtimes != ("litert",)
+    ),
+)
+"""Without LiteRT, which is asked about by itself."""
+TFLITE = targets.load("tflite-x86")
 BF16 = ("avx2", "avx512_bf16")
 
 
@@ -169,7 +183,8 @@ def test_nncf_is_tried_only_where_it_is_installed(installed: set[str]) -> None:
 
 
 def test_a_model_that_is_quantized_already_is_not_quantized_again() -> None:
-    found = of(model("net", {**NETWORK, "QuantizeLinear": 7, "DequantizeLinear": 9}))
+    operators = {**NETWORK, "QuantizeLinear": 7, "DequantizeLinear": 9}
+    found = of(replace(model("net", operators), quantized=7))
     assert tried(found) == FLOAT
     for recipe in (*STATIC, "wi8", "int8-nncf", "int8-fast"):
         assert "quantized already (7 QuantizeLinear)" in reasons(found)[f"{recipe}@openvino"]
@@ -237,4 +252,44 @@ def test_too_few_samples_take_what_is_calibrated_out_of_the_plan() -> None:
 def test_every_target_plans_float_for_every_runtime(name: str) -> None:
     target = targets.load(name)
     found = plan(target, [model("net")], facts(), None, samples=False)
-    assert tried(found) == [f"fp32@{runtime.name}" for runtime in target.runtimes]
+    wanted = [f"fp32@{runtime.name}" for runtime in target.runtimes]
+    wanted += [f"{recipe.name}@litert" for recipe in target.recipes if recipe.method == "half"]
+    assert tried(found) == wanted
+
+
+def in_tflite(target: Target = TFLITE, **more: Any) -> list[Planned]:
+    of_model = {"format": "tflite", "operators": {"CONV_2D": 3, "ADD": 1}, **more}
+    return plan(target, [replace(model("net"), **of_model)], facts(), None)
+
+
+def test_litert_tries_what_its_target_has() -> None:
+    found = plan(TFLITE, [model("net", matmul_share=0.0)], facts(), None)
+    recipes = ("fp32", "fp16", "int16x8", "int8-dynamic", "int8")
+    assert tried(found) == [f"{recipe}@litert" for recipe in recipes]
+    assert calibrates(found)
+
+
+def test_litert_quantizes_convolutions_dynamically_and_onnxruntime_matmuls_alone() -> None:
+    found = plan(WHOLE, [model("net", matmul_share=0.1)], facts(), None)
+    assert "int8-dynamic@litert" in tried(found)
+    assert "10%" in reasons(found)["int8-dynamic@onnxruntime"]
+
+
+def test_a_tflite_model_is_litert_s_alone() -> None:
+    found = in_tflite(WHOLE)
+    assert {name.partition("@")[2] for name in tried(found)} == {"litert"}
+    why = reasons(found)
+    assert why["fp32@openvino"] == "the model is a .tflite file, which openvino does not read"
+    assert tried(in_tflite()) == tried(plan(TFLITE, [model("net")], facts(), None))
+
+
+def test_a_tflite_model_that_is_quantized_already_is_left_as_it_is() -> None:
+    found = in_tflite(quantized=5)
+    assert tried(found) == ["fp32@litert"]
+    assert "5 quantized operators" in reasons(found)["fp16@litert"]
+
+
+def test_a_tflite_model_without_weights_has_nothing_to_quantize() -> None:
+    found = in_tflite(operators={"SOFTMAX": 1})
+    assert tried(found) == ["fp32@litert", "fp16@litert"]
+    assert "no CONV_2D" in reasons(found)["int8@litert"]

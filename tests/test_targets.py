@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from onmetal import targets
 from onmetal.converters import check_options
 from onmetal.errors import UsageError
-from onmetal.targets import OPERATORS, Device, Format, Limits, Recipe, Runtime, Target
+from onmetal.targets import OPERATORS, Device, Format, Io, Limits, Recipe, Runtime, Target
 from tests.conftest import ROOT, deploy
 
 SHIPPED = sorted((ROOT / "targets").glob("*.toml"))
 README = (ROOT / "README.md").read_text("utf-8")
 GUIDE = (ROOT / "docs" / "targets.md").read_text("utf-8")
+TFLITE = (ROOT / "docs" / "tflite.md").read_text("utf-8")
 QUANTIZATION = (ROOT / "docs" / "quantization.md").read_text("utf-8")
 
 BOARD = """\
@@ -112,24 +113,27 @@ class TestShipped:
     def test_the_readme_lists_it(self, path: Path) -> None:
         row = next(line for line in README.splitlines() if line.startswith(f"| `{path.stem}` |"))
         recipes = targets.load(path.stem).recipes
-        for name in (recipe.name for recipe in recipes if recipe.method == "float"):
+        if row.count("as `tflite-x86`"):
+            assert recipes == targets.load("tflite-x86").recipes
+            return
+        for name in (recipe.name for recipe in recipes if recipe.method in ("float", "half")):
             assert f"`{name}`" in row
-        in_8_bits = [recipe.name for recipe in recipes if recipe.method != "float"]
+        in_8_bits = [recipe.name for recipe in recipes if recipe.method not in ("float", "half")]
         assert ("INT8" in row) is bool(in_8_bits)
         for name in in_8_bits:  # too many for a row: the text below the table has their names
             assert f"`{name}`" in README
 
     def test_the_page_on_quantization_tells_of_its_recipes(self, path: Path) -> None:
-        shown = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+        shown = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "litert": "LiteRT"}
         target = targets.load(path.stem)
         for recipe in target.recipes:
             if recipe.method == "float":
                 continue
-            row = next(
-                line
-                for line in QUANTIZATION.splitlines()
-                if line.startswith(f"| `{recipe.name}` |")
-            )
+            own = f"| `{recipe.name}` |"
+            if recipe.runtimes == ("litert",) and recipe.name != "int8-dynamic":
+                assert own in TFLITE
+                continue
+            row = next(line for line in QUANTIZATION.splitlines() if line.startswith(own))
             runs_on = row.split("|")[-2]
             assert all(shown[name] in runs_on for name in recipe.runtimes)
             if len(target.runtimes) == len(shown):
@@ -146,8 +150,8 @@ def test_the_guide_shows_a_file_that_works() -> None:
 
 def test_the_guide_names_every_key() -> None:
     table = GUIDE[GUIDE.index("| key |") :]
-    for record in (Target, Device, Runtime, Recipe, Format, Limits):
-        for key in set(record.__struct_fields__) - {"name", "device", "runtimes", "recipes"}:
+    for record in (Target, Device, Runtime, Recipe, Format, Io, Limits):
+        for key in set(record.__struct_fields__) - {"name", "device", "runtimes", "recipes", "io"}:
             assert key == "limits" or re.search(rf"`[a-z_.\[\]]*\b{key}`", table), key
 
 
@@ -271,7 +275,7 @@ WRONG = [
     (
         "dynamic by openvino",
         with_recipe(recipe("dynamic", "i8", "onnxruntime", "openvino")),
-        "'dynamic' runs on onnxruntime alone",
+        "'dynamic' runs on litert and onnxruntime alone",
     ),
     (
         "nncf by onnxruntime",
