@@ -1516,3 +1516,13 @@ def test_dynamic_weights_of_dead_channels_and_none() -> None:
     m.done(m.op("RELU", [m.x], 1, 4, 4, 2))
     with pytest.raises(UnsupportedError):
         weights.dynamic(m.net)
+
+
+def test_an_epsilon_beside_large_numbers() -> None:
+    """As in a normalization: its scale is not so small that kernels cannot add it."""
+    m = Making(1, 4, 4, 2)
+    square = m.op("MUL", [m.conv(channels=2)] * 2, 1, 4, 4, 2)
+    m.done(m.op("ADD", [square, constant("epsilon", np.float32(1e-6))], 1, 4, 4, 2))
+    made = quantized(m)
+    assert not problems(read(write(made)))
+    check_runs(m.net, made, m.feeds(), 28)

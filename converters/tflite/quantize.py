@@ -426,6 +426,15 @@ class _Quantizer:
         grid.raise_to(1 / 255 if grid.scale <= TINY else grid.scale)
         return grid
 
+    def _term(self, op: Op, tensor: Tensor) -> Grid | None:
+        """For a constant far smaller than the sum that it is added to (an epsilon): a scale that
+        kernels can still compute with."""
+        if op.kind not in ("ADD", "SUB"):
+            return None
+        grid = self._operand_grid(tensor)
+        grid.raise_to(self.grids[results(op)[0]].scale * LEAST_RATIO)
+        return grid
+
     def _operand(self, tensor: Tensor, grid: Grid | None = None) -> Tensor:
         """A constant as an activation; beyond the grid it saturates."""
         assert tensor.data is not None
@@ -449,7 +458,7 @@ class _Quantizer:
             inputs = [
                 t
                 if t is None or not t.is_float
-                else self._operand(t, shared)
+                else self._operand(t, shared or self._term(op, t))
                 if t.data is not None
                 else self._quantized(t)
                 for t in op.inputs

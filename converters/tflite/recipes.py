@@ -121,7 +121,7 @@ def _finished(
     turned = io.channels_last(net) if target_io["layout"] == "nhwc" else []
     content = write(net)
     if problems := check.problems(read(content)):
-        raise AssertionError(f"a file against the specification was made: {problems[0]}")
+        raise UnsupportedError(f"no file was made, since it would be no TFLite: {problems[0]}")
     (Path(folder) / "model.tflite").write_bytes(content)
     kinds = [op.kind for op in net.ops]
     details |= {
