@@ -33,7 +33,8 @@ def collapsed(name: str, reference: np.ndarray, found: np.ndarray) -> list[str]:
         )
     if after.size >= 64 and after.dtype.kind == "f":
         # Where the float model is nearly there too (a softmax at 0 or 1), nothing is cut off.
-        away = np.abs(after - before) > NEARLY * float(before.max() - before.min())
+        with np.errstate(invalid="ignore"):  # of infinities in both
+            away = np.abs(after - before) > NEARLY * float(before.max() - before.min())
         edges = [float(np.mean((a == a.min()) | (a == a.max()))) for a in (before, after)]
         cut = float(np.mean(((after == after.min()) | (after == after.max())) & away))
         if cut >= SATURATED > 2 * edges[0]:

@@ -19,17 +19,29 @@ from onmetal import bundle as package
 from onmetal import cli
 from onmetal.cache import Cache
 from onmetal.profilers.local import Local, quiet_environment
+from onmetal.targets import packages
 from tests.conftest import DIGITS, ROOT, deploy
 
 MODEL = DIGITS / "digits_cnn.onnx"
-RUNTIMES = ("onnxruntime", "openvino")
-ARTIFACT = {"onnxruntime": ["model.onnx"], "openvino": ["model.bin", "model.xml"]}
+RUNTIMES = ("onnxruntime", "openvino", "litert")
+TARGETS = {"litert": "tflite-x86"}
+ARTIFACT = {
+    "onnxruntime": ["model.onnx"],
+    "openvino": ["model.bin", "model.xml"],
+    "litert": ["model.tflite"],
+}
 
 Capture = pytest.CaptureFixture[str]
 
 
 def make(runtime: str, home: Path, out: Path) -> Path:
-    words = (MODEL, "--target", f"x86-{runtime}", "--data", DIGITS / "digits.npz")
+    words = (
+        MODEL,
+        "--target",
+        TARGETS.get(runtime, f"x86-{runtime}"),
+        "--data",
+        DIGITS / "digits.npz",
+    )
     ran = deploy(
         *words, "--no-device", "--recipes", "fp32", "--out", out, env={"ONMETAL_HOME": str(home)}
     )
@@ -180,7 +192,7 @@ def test_where_nothing_is_calibrated_all_of_the_data_is_evaluated(bundles: dict[
 def test_the_readme_says_how_to_run_it(bundles: dict[str, Path]) -> None:
     for runtime, folder in bundles.items():
         text = (folder / "README.md").read_text()
-        assert f"pip install numpy {runtime}==" in text
+        assert f"pip install numpy {packages(runtime)[0]}==" in text
         assert "python run.py" in text
         assert "image" in text
 
@@ -204,7 +216,9 @@ def test_run_py_runs_alone(runtime: str, bundles: dict[str, Path], tmp_path: Pat
     assert done.returncode == 0, done.stdout + done.stderr
     assert "agree" in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert {"numpy", runtime} <= imported
+    assert {"numpy", packages(runtime)[0].replace("-", "_")} <= {
+        name.partition(".")[0] for name in imported
+    }
     assert not {name for name in imported if name.partition(".")[0] == "onmetal"}
 
 
