@@ -59,22 +59,33 @@ def choose(
     placed = _placed(original, rules, seen, [])
     data, of = restore(samples, Samples), restore(model, Model)
     reference = spread_outputs(original, data, of)
+
+    def tried(ranges: dict[str, Range]) -> float:
+        made = quantize.quantize(original, rules, placed, ranges)
+        return fidelity(reference, spread_outputs(made, data, of))
+
+    return best(lambda name: _ranges(name, seen, rules), tried, told)
+
+
+def best(
+    ranges_by: Callable[[str], dict[str, Range]],
+    tried: Callable[[dict[str, Range]], float],
+    told: Told,
+) -> dict[str, Any]:
+    """What `choose` gives. `ranges_by`: an estimator's name -> its ranges; `tried`: ranges -> the
+    fidelity in dB of what is made by them, asked once for equal ranges."""
     ranges: dict[str, dict[str, Range]] = {}
     found: dict[str, float] = {}
-    best = ""
+    chosen = ""
     for number, name in enumerate(ESTIMATORS):
         told(number, len(ESTIMATORS))
-        ranges[name] = _ranges(name, seen, rules)
+        ranges[name] = ranges_by(name)
         twin = next((other for other in found if ranges[other] == ranges[name]), None)
-        if twin:
-            found[name] = found[twin]
-            continue
-        made = quantize.quantize(original, rules, placed, ranges[name])
-        found[name] = fidelity(reference, spread_outputs(made, data, of))
-        if not best or found[name] > found[best] + WORTH_DB:
-            best = name
+        found[name] = found[twin] if twin else tried(ranges[name])
+        if not chosen or found[name] > found[chosen] + WORTH_DB:
+            chosen = name
     return {
-        "estimator": best,
+        "estimator": chosen,
         "estimators_sqnr_db": {name: round(value, 2) for name, value in found.items()},
     }
 

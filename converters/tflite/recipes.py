@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from onmetal.calibration.exposed import Exposed
-from onmetal.calibration.ranges import ESTIMATORS, Grid, Range, estimate
+from onmetal.calibration.ranges import Grid, Range, estimate
 from onmetal.calibration.samples import Samples
-from onmetal.calibration.search import WORTH_DB, fidelity, spread
+from onmetal.calibration.search import best, fidelity, spread
 from onmetal.calibration.statistics import Statistics, Told
 from onmetal.converters.tflite import check, io, quantize, weights
 from onmetal.converters.tflite.net import Net, read, signature_names, write
@@ -49,24 +49,11 @@ def choose(
     net, seen = read(Path(path)), Statistics(Path(statistics))
     data, of = restore(samples, Samples), restore(model, Model)
     reference = outputs(net, data, of)
-    ranges: dict[str, dict[str, Range]] = {}
-    found: dict[str, float] = {}
-    best = ""
-    for number, name in enumerate(ESTIMATORS):
-        told(number, len(ESTIMATORS))
-        ranges[name] = _ranges(name, seen)
-        twin = next((other for other in found if ranges[other] == ranges[name]), None)
-        if twin:
-            found[name] = found[twin]
-            continue
-        made = quantize.quantize(net, ranges[name])
-        found[name] = fidelity(reference, outputs(made, data, of))
-        if not best or found[name] > found[best] + WORTH_DB:
-            best = name
-    return {
-        "estimator": best,
-        "estimators_sqnr_db": {name: round(value, 2) for name, value in found.items()},
-    }
+
+    def tried(ranges: dict[str, Range]) -> float:
+        return fidelity(reference, outputs(quantize.quantize(net, ranges), data, of))
+
+    return best(lambda name: _ranges(name, seen), tried, told)
 
 
 def _ranges(name: str, seen: Statistics, wide: bool = False) -> dict[str, Range]:
