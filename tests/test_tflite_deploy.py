@@ -280,6 +280,14 @@ class TestTfliteModels:
         ran = deploy(path, "--target", "tflite-x86", "--data", DATA, "--out", tmp_path / "out")
         assert ran.code == 3 and "bias" in ran.err and "CONV_2D" in ran.err
 
+    def test_one_that_keeps_state_is_refused(self, model: Path, tmp_path: Path) -> None:
+        net = read(model)
+        next(t for op in net.ops for t in op.outputs if t not in net.outputs).variable = True
+        path = tmp_path / "state.tflite"
+        path.write_bytes(write(net))
+        ran = deploy("inspect", path)
+        assert ran.code == 3 and "keeps state" in ran.err
+
     def test_a_quantized_one_ships_as_it_is(self, tmp_path: Path) -> None:
         path = tmp_path / "int8.tflite"
         path.write_bytes(write(integer_net(tmp_path)))

@@ -5,6 +5,7 @@ Activations are int8 (asymmetric) or int16 (zero point 0), weights int8 in [-127
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -376,7 +377,7 @@ class _Quantizer:
                 self._integer(op)
             else:
                 inputs = [t if t is None else self._float(t) for t in op.inputs]
-                self.ops.append(Op(op.kind, inputs, op.outputs, op.options, op.custom))
+                self.ops.append(replace(op, inputs=inputs))
                 for tensor in op.outputs:
                     self.floats[tensor] = tensor
         outputs = [self._float(tensor) for tensor in self.net.outputs]

@@ -1,5 +1,7 @@
 """Smaller weights in a float graph: halves, or 8 bits beside activations quantized as they come."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from onmetal.converters.tflite.net import Net, Op, Tensor
@@ -36,7 +38,7 @@ def halved(net: Net) -> Net:
                 made[tensor] = Tensor(tensor.name, tensor.shape, tensor.dtype)
                 ops.append(Op("DEQUANTIZE", [half], [made[tensor]]))
             inputs[place] = made[tensor]
-        ops.append(Op(op.kind, inputs, op.outputs, op.options, op.custom, op.custom_options))
+        ops.append(replace(op, inputs=inputs))
     if not made:
         raise UnsupportedError("it has no weights to store as float16")
     return Net(list(net.inputs), list(net.outputs), ops, net.names)
@@ -60,7 +62,7 @@ def dynamic(net: Net) -> Net:
                 if op.kind == "FULLY_CONNECTED":
                     options = {**options, "asymmetricQuantizeInputs": True}
                 count += 1
-        ops.append(Op(op.kind, inputs, op.outputs, options, op.custom, op.custom_options))
+        ops.append(replace(op, inputs=inputs, options=options))
     if not count:
         raise UnsupportedError("it has no CONV_2D or FULLY_CONNECTED by constants")
     return Net(list(net.inputs), list(net.outputs), ops, net.names)
