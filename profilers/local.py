@@ -4,14 +4,9 @@ import contextlib
 import json
 import os
 import platform
-import selectors
-import signal
 import site
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,7 +14,7 @@ from typing import Any
 import psutil
 
 from onmetal.cache import Cache
-from onmetal.errors import BY_NAME, DeviceError
+from onmetal.profilers.line import Line, Told
 from onmetal.records import DeviceFacts
 from onmetal.targets import RUNTIMES, packages
 
@@ -109,120 +104,25 @@ def state() -> dict[str, Any]:
     return found
 
 
-class Worker:
-    """One child process that runs models: requests and answers are lines of JSON.
-
-    What it or a runtime prints goes to a log of its own, quoted where the process dies.
-    """
+class Worker(Line):
+    """One child process that runs models: requests and answers are lines of JSON."""
 
     def __init__(
         self,
         environment: dict[str, str],
         program: Sequence[str] = ("-m", "onmetal.profilers.worker"),
     ) -> None:
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the worker
-        # A session of its own: ^C at the terminal is for the parent, which ends its workers.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", *program],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env=environment | {"ONMETAL_PARENT": str(os.getpid())},
-            start_new_session=True,
+        argv = [sys.executable, "-P", *program]
+        super().__init__(
+            argv, environment | {"ONMETAL_PARENT": str(os.getpid())}, "the worker process"
         )
-        assert self._process.stdin
-        os.set_blocking(self._process.stdin.fileno(), False)
-        self._buffer = b""
 
     def __enter__(self) -> "Worker":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
     def call(
-        self,
-        op: str,
-        *,
-        timeout_s: float,
-        progress: Callable[[int, int], None] | None = None,
-        **arguments: Any,
+        self, op: str, *, timeout_s: float, progress: Told | None = None, **arguments: Any
     ) -> Any:
-        """Ask for one operation and wait for its answer.
-
-        Raises the error that the operation raised; DeviceError where the process died or took
-        longer than `timeout_s`, after which it is gone.
-        """
-        if self._log.closed:
-            raise DeviceError(f"the worker was ended before it was asked for {op!r}")
-        deadline = time.monotonic() + timeout_s
-        self._send(json.dumps({"op": op, "arguments": arguments}).encode() + b"\n", deadline, op)
-        while True:
-            answer = json.loads(self._line(deadline, op))
-            if "progress" in answer:
-                if progress:
-                    progress(*answer["progress"])
-                continue
-            if "error" in answer:
-                raise BY_NAME.get(answer["error"], DeviceError)(answer["message"])
-            return answer["result"]
-
-    def _send(self, request: bytes, deadline: float, op: str) -> None:
-        """In pieces: a pipe holds 64 KiB, and a worker that hangs does not empty it."""
-        assert self._process.stdin
-        descriptor = self._process.stdin.fileno()
-        with selectors.DefaultSelector() as selector:
-            selector.register(descriptor, selectors.EVENT_WRITE)
-            while request:
-                self._wait(selector, deadline, op)
-                try:
-                    request = request[os.write(descriptor, request) :]
-                except BrokenPipeError:
-                    raise self._death() from None
-
-    def _wait(self, selector: selectors.BaseSelector, deadline: float, op: str) -> None:
-        if not selector.select(max(0.0, deadline - time.monotonic())):
-            self.close()
-            raise DeviceError(f"the worker did not finish {op!r} in time and was ended")
-
-    def _line(self, deadline: float, op: str) -> bytes:
-        assert self._process.stdout
-        descriptor = self._process.stdout.fileno()
-        with selectors.DefaultSelector() as selector:
-            selector.register(descriptor, selectors.EVENT_READ)
-            while b"\n" not in self._buffer:
-                self._wait(selector, deadline, op)
-                piece = os.read(descriptor, 1 << 20)
-                if not piece:
-                    raise self._death()
-                self._buffer += piece
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return line
-
-    def _death(self) -> DeviceError:
-        code = self._process.wait(10)
-        why = f"ended with code {code}"
-        if code < 0:
-            why = f"was ended by {signal.Signals(-code).name}"
-            if -code == signal.SIGKILL:
-                why += " (out of memory?)"
-        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 2000))
-        said = self._log.read().decode(errors="replace").strip().splitlines()[-3:]
-        return DeviceError(f"the worker process {why}" + (f": {' / '.join(said)}" if said else ""))
-
-    def kill(self) -> None:
-        """End the process, from any thread: who waits for its answer gets the error."""
-        self._process.kill()
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
-        self._log.close()
+        """Ask for one operation of profilers/worker.py and wait for its answer; errors as `ask`."""
+        request = json.dumps({"op": op, "arguments": arguments}).encode()
+        return self.ask(request, repr(op), timeout_s=timeout_s, progress=progress)
