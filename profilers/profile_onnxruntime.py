@@ -4,25 +4,16 @@ import json
 import re
 import tempfile
 import time
-from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from onmetal.profilers import ort_events
 from onmetal.profilers.run_onnxruntime import Session
 
 RUNS, SECONDS = 20, 5.0
 """As many inferences, and as many before them to warm up, as fit in the time."""
-_INTEGER_OPERATORS = (
-    "QLinear",
-    "ConvInteger",
-    "MatMulInteger",
-    "DynamicQuantize",
-    "QGemm",
-    "QAttention",
-)
-_NAMES = {"float": "f32", "float16": "f16", "bfloat16": "bf16", "double": "f64"}
 
 
 def profile(
@@ -32,24 +23,8 @@ def profile(
     inputs: list[str],
     outputs: list[str],
 ) -> dict[str, Any]:
-    """Shares of the operators' time by provider, by the type computed in, and by operator: of every
-    kernel's median over the runs, since one interruption may last longer than many inferences."""
-    providers: dict[str, float] = defaultdict(float)
-    precisions: dict[str, float] = defaultdict(float)
-    operators: dict[str, float] = defaultdict(float)
-    kernels = _kernels(feed, files, options, inputs, outputs)
-    for detail, us in kernels.values():
-        providers[detail.get("provider") or "unknown"] += us
-        precisions[_precision(detail)] += us
-        operators[detail["op_name"]] += us
-    total = sum(operators.values()) or 1.0
-    return {
-        "provider": _shares(providers, total),
-        "precision": _shares(precisions, total),
-        "operators": _shares(operators, total),
-        "of": "operator time",
-        "kernels": len(kernels),
-    }
+    """Shares of the operators' time, as ort_events.shares gives them."""
+    return ort_events.shares(_kernels(feed, files, options, inputs, outputs))
 
 
 def layers(
@@ -82,9 +57,7 @@ def _kernels(
     options: dict[str, Any],
     inputs: list[str],
     outputs: list[str],
-) -> dict[str, tuple[dict[str, Any], float]]:
-    """By name of its node: what the profiler says of a kernel, and the microseconds that it takes
-    in an inference (the median of warm ones; in a loop, all rounds together)."""
+) -> ort_events.Kernels:
     with tempfile.TemporaryDirectory() as folder:
         options = {
             **options,
@@ -98,31 +71,4 @@ def _kernels(
             session.run(feed)
             runs += 1
         events = json.loads(Path(session.session.end_profiling()).read_text())
-    kernels = [
-        event
-        for event in events
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
-    ]
-    each = max(1, len(kernels) // runs)
-    details: dict[str, dict[str, Any]] = {}
-    spent: dict[str, Counter[int]] = {}
-    for place, event in enumerate(kernels[runs // 2 * each :]):
-        name = event["name"].removesuffix("_kernel_time")
-        details[name] = event["args"]
-        spent.setdefault(name, Counter())[place // each] += event["dur"]
-    return {
-        name: (details[name], float(np.median(list(taken.values()))))
-        for name, taken in spent.items()
-    }
-
-
-def _precision(detail: dict[str, Any]) -> str:
-    if detail["op_name"].startswith(_INTEGER_OPERATORS):
-        return "i8"
-    kinds = [kind for entry in detail.get("output_type_shape", []) for kind in entry]
-    return _NAMES.get(kinds[0], kinds[0]) if kinds else "unknown"
-
-
-def _shares(spent: dict[str, float], total: float) -> dict[str, float]:
-    largest = sorted(spent.items(), key=lambda entry: -entry[1])
-    return {name: round(us / total, 4) for name, us in largest if us > 0}
+    return ort_events.kernels(events, runs)

@@ -22,6 +22,7 @@ import numpy as np
 
 from onmetal.errors import DeviceError, OnmetalError, UnsupportedError, reason
 from onmetal.profilers import memory, runtime_module
+from onmetal.profilers.raw import Rows
 
 _answers = sys.stdout
 
@@ -148,42 +149,11 @@ def outputs(samples: dict[str, Any], model: dict[str, Any], count: int, folder: 
     from onmetal.records import Model, restore
 
     data, of = restore(samples, Samples), restore(model, Model)
-    kept: list[np.memmap] = []
-    told = time.monotonic()
+    rows = Rows(Path(folder), of, count)
     for start in range(0, count, of.batch):
-        # The last batch is filled up with its last sample, and what that gives is dropped.
-        indices = [min(start + place, count - 1) for place in range(of.batch)]
-        found = State.session.run(data.feed(of, indices))
-        rows = [_rows(array, of.batch) for array in found]
-        if not kept:
-            for number, array in enumerate(rows):
-                path = Path(folder) / f"{number}.npy"
-                shape = (count, *array.shape[1:])
-                kept.append(np.lib.format.open_memmap(path, "w+", array.dtype, shape))
-        for store, array, tensor in zip(kept, rows, of.outputs, strict=True):
-            if array.shape[1:] != store.shape[1:]:
-                raise UnsupportedError(
-                    f"output {tensor.name!r} changes its shape from sample to sample "
-                    f"({list(store.shape[1:])}, then {list(array.shape[1:])}); it cannot be judged"
-                )
-            store[start : start + of.batch] = array[: count - start]
-        if time.monotonic() - told > 0.5:
-            told = time.monotonic()
-            answer(progress=[min(start + of.batch, count), count])
-    for store in kept:
-        store.flush()
-
-
-def _rows(array: np.ndarray, batch: int) -> np.ndarray:
-    """Output of one inference -> [samples in it, ...]."""
-    if array.shape[:1] == (batch,):
-        return array
-    if batch == 1:
-        return array[None]
-    raise UnsupportedError(
-        f"an output has shape {list(array.shape)}: its first axis is not the batch of {batch}, "
-        "so its samples cannot be told apart; use --batch 1"
-    )
+        rows.add(start, State.session.run(data.feed(of, rows.indices(start))))
+        _tell(min(start + of.batch, count), count)
+    rows.flush()
 
 
 def run(path: str, folder: str) -> None:

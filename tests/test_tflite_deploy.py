@@ -19,7 +19,7 @@ from onmetal import cache, targets
 from onmetal.calibration.exposed import interpreter
 from onmetal.converters.tflite import supported
 from onmetal.converters.tflite.net import Net, read, write
-from onmetal.profilers import memory, profile_litert, run_litert
+from onmetal.profilers import memory, tflite_ops, run_litert
 from tests.conftest import DIGITS, ROOT, deploy
 
 MODEL, DATA = DIGITS / "digits_cnn.onnx", DIGITS / "digits.npz"
@@ -425,7 +425,7 @@ class TestBeside:
             {"index": 2, "op_name": "SIN", "inputs": [3], "outputs": [4]},
             {"index": 3, "op_name": "DELEGATE", "inputs": [0, 1], "outputs": [3]},
         ]
-        assert profile_litert.delegated(ops) == {0, 1}
+        assert tflite_ops.delegated(ops) == {0, 1}
 
     @pytest.mark.parametrize("name", targets.names())
     def test_targets_of_litert_have_its_recipes(self, name: str) -> None:

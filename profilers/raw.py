@@ -1,0 +1,141 @@
+"""Arrays as a device takes and gives them: raw tensors one after another, and back.
+
+What run.py does around a TFLite artifact (channels last, whole numbers that stand for reals) is
+done here for the native runner, which moves bytes only.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+
+from onmetal.errors import DeviceError, UnsupportedError
+from onmetal.records import Model
+
+NHWC, NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
+
+
+class Port(Struct, frozen=True):
+    """An input or output as the runner on the device reports it. `scale` 0: not quantized."""
+
+    name: str
+    dtype: str
+    bytes: int
+    scale: float
+    zero: int
+    shape: tuple[int, ...]
+
+
+class Ports(Struct, frozen=True):
+    """All of a model, in the runner's order."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+    @property
+    def input_bytes(self) -> int:
+        return sum(port.bytes for port in self.inputs)
+
+    @property
+    def output_bytes(self) -> int:
+        return sum(port.bytes for port in self.outputs)
+
+
+def order(ports: Sequence[Port], names: Sequence[str]) -> list[str]:
+    """The manifest's name of every port: its own, or by its place where files have other names."""
+    if len(ports) != len(names):
+        raise DeviceError(f"the device sees {len(ports)} tensors where the model has {len(names)}")
+    if {port.name for port in ports} == set(names):
+        return [port.name for port in ports]
+    return list(names)
+
+
+def pack(
+    feed: dict[str, np.ndarray], ports: Sequence[Port], names: Sequence[str], nhwc: Sequence[str]
+) -> bytes:
+    """One inference's inputs, by the manifest's names -> the bytes that the runner reads.
+
+    `names`: as `order` gives them. Quantizes as TFLite does: round(x / scale) + zero, clipped.
+    """
+    pieces = []
+    for port, name in zip(ports, names, strict=True):
+        array = feed[name].transpose(NHWC) if name in nhwc else feed[name]
+        wanted = np.dtype(port.dtype)
+        if array.dtype != wanted and port.scale:
+            limits = np.iinfo(wanted)
+            whole = np.rint(array / np.float32(port.scale)) + port.zero
+            array = np.clip(whole, limits.min, limits.max).astype(wanted)
+        if array.dtype != wanted or array.nbytes != port.bytes:
+            raise DeviceError(
+                f"input {name!r} is {array.dtype} {list(array.shape)}, but the model on the device "
+                f"takes {port.dtype} {list(port.shape)}"
+            )
+        pieces.append(array.tobytes())
+    return b"".join(pieces)
+
+
+def unpack(
+    content: bytes | memoryview,
+    ports: Sequence[Port],
+    names: Sequence[str],
+    nhwc: Sequence[str],
+    wanted: Sequence[str],
+) -> list[np.ndarray]:
+    """One inference's outputs, as the runner wrote them -> arrays in the order of `wanted`."""
+    found: dict[str, np.ndarray] = {}
+    place = 0
+    for port, name in zip(ports, names, strict=True):
+        flat = np.frombuffer(content[place : place + port.bytes], np.dtype(port.dtype))
+        place += port.bytes
+        array = flat.reshape(port.shape)
+        if port.scale and port.dtype in ("int8", "uint8", "int16"):
+            array = (array.astype(np.float32) - np.float32(port.zero)) * np.float32(port.scale)
+        found[name] = np.ascontiguousarray(array.transpose(NCHW)) if name in nhwc else array
+    return [found[name] for name in wanted]
+
+
+class Rows:
+    """Every output's rows of many samples, on disk: `<number of the output>.npy`."""
+
+    def __init__(self, folder: Path, model: Model, count: int) -> None:
+        self.folder, self.model, self.count = folder, model, count
+        self._kept: list[np.memmap[Any, Any]] = []
+
+    def indices(self, start: int) -> list[int]:
+        """The samples of the batch that begins at `start`; the last batch is filled up with its
+        last sample, and what that gives is dropped."""
+        return [min(start + place, self.count - 1) for place in range(self.model.batch)]
+
+    def add(self, start: int, outputs: Sequence[np.ndarray]) -> None:
+        """What the batch that begins at `start` gave."""
+        rows = [_rows(array, self.model.batch) for array in outputs]
+        if not self._kept:
+            for number, array in enumerate(rows):
+                path = self.folder / f"{number}.npy"
+                shape = (self.count, *array.shape[1:])
+                self._kept.append(np.lib.format.open_memmap(path, "w+", array.dtype, shape))
+        for store, array, tensor in zip(self._kept, rows, self.model.outputs, strict=True):
+            if array.shape[1:] != store.shape[1:]:
+                raise UnsupportedError(
+                    f"output {tensor.name!r} changes its shape from sample to sample "
+                    f"({list(store.shape[1:])}, then {list(array.shape[1:])}); it cannot be judged"
+                )
+            store[start : start + self.model.batch] = array[: self.count - start]
+
+    def flush(self) -> None:
+        for store in self._kept:
+            store.flush()
+
+
+def _rows(array: np.ndarray, batch: int) -> np.ndarray:
+    """Output of one inference -> [samples in it, ...]."""
+    if array.shape[:1] == (batch,):
+        return array
+    if batch == 1:
+        return array[None]
+    raise UnsupportedError(
+        f"an output has shape {list(array.shape)}: its first axis is not the batch of {batch}, "
+        "so its samples cannot be told apart; use --batch 1"
+    )
