@@ -31,6 +31,20 @@ def options(compute: str, threads: int) -> dict[str, Any]:
     return {"num_threads": threads}
 
 
+def precisions(path: str) -> dict[str, str]:
+    """What each kind of operator of a .tflite file computes in: that of most of its operators."""
+    from collections import Counter
+
+    from onmetal.converters.tflite.net import read
+    from onmetal.profilers.tflite_ops import precision
+
+    found: dict[str, Counter[str]] = {}
+    for op in read(Path(path)).ops:
+        types = [tensor.dtype.name for tensor in (*op.outputs, *op.taken)]
+        found.setdefault(op.kind, Counter())[precision(op.kind, types)] += 1
+    return {kind: counts.most_common(1)[0][0] for kind, counts in found.items()}
+
+
 def describe(path: str) -> dict[str, list[dict[str, Any]]]:
     """Inputs and outputs of a .tflite file, as records.Tensor."""
     from onmetal.converters.tflite.net import read, signature_names

@@ -5,34 +5,59 @@ from typing import Any
 
 from onmetal.cache import Cache
 from onmetal.errors import DeviceError, UsageError
+from onmetal.profilers import adb, ssh
 from onmetal.profilers.local import Local
+from onmetal.profilers.remote import Remote
 from onmetal.targets import Target, packages
 
-TRANSPORTS = ("local",)
+TRANSPORTS = ("local", "adb[:SERIAL]", "ssh://[user@]host[:port]")
+
+Device = Local | Remote
+"""What is measured on: this machine, or one beyond a line. Both give workers of one kind."""
 
 
-def connect(target: Target, address: str, cache: Cache) -> Local:
-    """The device at the address, checked to be of the target's kind.
+def connect(target: Target, address: str, cache: Cache) -> Device:
+    """The device at the address, checked to be of the target's kind; `close` it.
 
     Raises UsageError for an unknown transport, DeviceError where the device does not fit.
     """
-    transport = address.partition(":")[0]
-    if transport not in TRANSPORTS or address != transport:
-        raise UsageError(
-            f"--device {address}: unknown; this version knows: {', '.join(TRANSPORTS)}"
-        )
-    device = Local(cache)
+    device = reach(address, cache)
+    try:
+        _check(target, device)
+    except BaseException:
+        device.close()
+        raise
+    return device
+
+
+def reach(address: str, cache: Cache) -> Device:
+    """The device at the address, whatever it is; `close` it."""
+    kind = address.partition(":")[0]
+    if address == "local":
+        return Local(cache)
+    if kind == "adb":
+        return Remote(adb.choose(address.removeprefix("adb").removeprefix(":")), cache)
+    if kind == "ssh":
+        return Remote(ssh.choose(address), cache)
+    raise UsageError(f"--device {address}: unknown; this version knows: {', '.join(TRANSPORTS)}")
+
+
+def _check(target: Target, device: Device) -> None:
     facts = device.facts()
+    where = "this machine" if isinstance(device, Local) else device.address
     if facts.arch != target.arch:
+        abis = ", ".join(facts.more.get("abis", []))
         raise DeviceError(
-            f"this machine is {facts.arch}; the target {target.name} needs {target.arch}"
+            f"{where} is {facts.arch}{f' ({abis})' if abis else ''}; the target {target.name} "
+            f"needs {target.arch}"
         )
     if missing := [r.name for r in target.runtimes if r.name not in facts.runtimes]:
         package = packages(missing[0])[0]
         raise DeviceError(
-            f"the runtime {missing[0]} is not installed here; `pip install {package}`"
+            f"the runtime {missing[0]} is not installed on {where}; `pip install {package}` there"
+            if isinstance(device, Remote)
+            else f"the runtime {missing[0]} is not installed here; `pip install {package}`"
         )
-    return device
 
 
 def runtime_module(kind: str, runtime: str) -> Any:

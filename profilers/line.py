@@ -24,8 +24,8 @@ Told = Callable[[int, int], None]
 class Line:
     """What the process prints to standard error goes to a log of its own, quoted where it dies."""
 
-    def __init__(self, argv: Sequence[str], environment: dict[str, str], who: str) -> None:
-        """`who`: what the process is called in errors."""
+    def __init__(self, argv: Sequence[str], environment: dict[str, str] | None, who: str) -> None:
+        """`environment`: None is this process's own. `who`: its name in errors."""
         self.who = who
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the line
         # A session of its own: ^C at the terminal is for the parent, which ends its children.
@@ -54,6 +54,10 @@ class Line:
     @property
     def closed(self) -> bool:
         return self._log.closed
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
 
     def ask(
         self, request: bytes, what: str, *, timeout_s: float, progress: Told | None = None

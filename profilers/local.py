@@ -44,6 +44,13 @@ class Local:
     def worker(self) -> "Worker":
         return Worker(quiet_environment(self.home))
 
+    def state(self) -> dict[str, Any]:
+        """What may have changed since `facts`."""
+        return state()
+
+    def close(self, *, keep: bool = False) -> None:
+        """Nothing is open; a remote device's folder is removed so."""
+
     def facts(self) -> DeviceFacts:
         lines = _cpuinfo()
         return DeviceFacts(

@@ -12,7 +12,9 @@ import numpy as np
 from msgspec import Struct
 
 from onmetal.errors import OnmetalError
-from onmetal.profilers.local import Local, Worker
+from onmetal.profilers import Device
+from onmetal.profilers.local import Worker
+from onmetal.profilers.remote import RemoteWorker
 from onmetal.records import Candidate, Figure, Rounds
 
 
@@ -36,6 +38,12 @@ MODES = {
     "thorough": Schedule(5, 10, 1.0, 1.0, 0.1, 3),
 }
 """`--thorough`: five windows of ten seconds each, as MLPerf and pyperf advise for publication."""
+
+
+EMULATED = Schedule(1, 3, 0.05, 0.1, 0.01, 1)
+"""An emulator's timings mean nothing: enough of them to see that it runs."""
+
+AnyWorker = Worker | RemoteWorker
 
 
 class Progress(Protocol):
@@ -66,7 +74,7 @@ def timeout_s(schedule: Schedule) -> float:
 
 
 def measure(
-    device: Local,
+    device: Device,
     candidates: Sequence[Candidate],
     feeds: Callable[[Candidate], Path],
     schedule: Schedule,
@@ -90,11 +98,12 @@ def measure(
         if cut_short or not alive:
             break
         with contextlib.ExitStack() as stack:
-            workers: dict[str, Worker] = {}
+            workers: dict[str, AnyWorker] = {}
             for candidate in shuffled.sample(alive, len(alive)):
                 progress(block * schedule.rounds, total, f"starting {candidate.name}")
                 try:
-                    worker = stack.enter_context(device.worker())
+                    worker: AnyWorker = device.worker()
+                    stack.callback(worker.close)
                     load_ms = _start(worker, candidate, feeds(candidate), schedule)
                     loads[candidate.name].append(load_ms)
                     workers[candidate.name] = worker
@@ -129,7 +138,7 @@ def _complete(
     return sorted(set.intersection(*finished)) if finished else []
 
 
-def _start(worker: Worker, candidate: Candidate, feeds: Path, schedule: Schedule) -> float:
+def _start(worker: AnyWorker, candidate: Candidate, feeds: Path, schedule: Schedule) -> float:
     limit = timeout_s(schedule)
     opened = worker.call("open", timeout_s=limit, runtime=candidate.runtime, **arguments(candidate))
     worker.call("feeds", timeout_s=limit, path=str(feeds))
@@ -137,7 +146,7 @@ def _start(worker: Worker, candidate: Candidate, feeds: Path, schedule: Schedule
     return float(opened["load_ms"])
 
 
-def _round(worker: Worker, schedule: Schedule, number: int) -> np.ndarray:
+def _round(worker: AnyWorker, schedule: Schedule, number: int) -> np.ndarray:
     text = worker.call(
         "round",
         timeout_s=timeout_s(schedule),
@@ -161,7 +170,7 @@ def load_figure(rounds: Rounds) -> Figure:
     )
 
 
-def peak_memory(device: Local, candidate: Candidate, feeds: Path, runs: int) -> Figure:
+def peak_memory(device: Device, candidate: Candidate, feeds: Path, runs: int) -> Figure:
     """In processes of its own, since watching memory would disturb the clock.
 
     Raises DeviceError, with the reason, where it cannot be measured.
@@ -178,13 +187,13 @@ def peak_memory(device: Local, candidate: Candidate, feeds: Path, runs: int) -> 
         value=float(np.median(found)),
         ci95=None,
         samples=len(found),
-        basis="measured",
+        basis="emulated" if device.facts().emulated else "measured",
         how="peak resident set of a fresh process while it opens and runs the model, above the "
         "same process with the runtime loaded and a trivial model run",
     )
 
 
-def profile(device: Local, candidate: Candidate, feeds: Path) -> dict[str, Any]:
+def profile(device: Device, candidate: Candidate, feeds: Path) -> dict[str, Any]:
     """What really ran, from the runtime's own profile, in a process of its own."""
     with device.worker() as worker:
         worker.call("feeds", timeout_s=600, path=str(feeds))
@@ -194,7 +203,7 @@ def profile(device: Local, candidate: Candidate, feeds: Path) -> dict[str, Any]:
     return found
 
 
-def layers(device: Local, candidate: Candidate, feeds: Path) -> list[dict[str, Any]]:
+def layers(device: Device, candidate: Candidate, feeds: Path) -> list[dict[str, Any]]:
     """The time of every kernel, from the runtime's own profile, in a process of its own."""
     with device.worker() as worker:
         worker.call("feeds", timeout_s=600, path=str(feeds))

@@ -1,0 +1,168 @@
+"""Android devices, through the adb client that the user has: $ADB, the one on PATH, or the one that
+PyPI's `adbutils` brings. adb itself respects ANDROID_SERIAL and ANDROID_ADB_SERVER_PORT."""
+
+import os
+import shutil
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+
+from msgspec import Struct
+
+from onmetal.errors import DeviceError
+
+ADVICE = {
+    "unauthorized": "unlock it and allow this computer's key in the dialog; if there is none, "
+    "revoke USB debugging authorizations in the developer options and plug it in again",
+    "authorizing": "unlock it and allow this computer's key in the dialog",
+    "offline": "plug it in again, or `adb reconnect offline`",
+    "no permissions": "this user may not open its USB port: the package "
+    "android-sdk-platform-tools-common brings the udev rules; then plug it in again",
+    "bootloader": "it is in its bootloader: start Android",
+    "recovery": "it is in recovery: start Android",
+    "sideload": "it is in recovery: start Android",
+}
+INSTALL = "`apt install adb`, or `pip install 'onmetal[devices]'`, which brings one"
+
+
+class Attached(Struct, frozen=True):
+    """A line of `adb devices`. State "device" is the ready one."""
+
+    serial: str
+    state: str
+    model: str | None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it cannot be used and what to do; None: it can."""
+        if self.state == "device":
+            return None
+        kind = "no permissions" if self.state.startswith("no permissions") else self.state
+        advice = ADVICE.get(kind)
+        return kind + (f": {advice}" if advice else "")
+
+
+def client() -> str | None:
+    """The adb program; None where there is none. Raises DeviceError where $ADB is no program."""
+    if asked := os.environ.get("ADB"):
+        if found := shutil.which(asked):
+            return found
+        raise DeviceError(f"$ADB is {asked}, which is no program that can be run")
+    if found := shutil.which("adb"):
+        return found
+    spec = find_spec("adbutils")
+    if spec and spec.origin:
+        own = Path(spec.origin).parent / "binaries" / "adb"
+        if own.is_file():
+            return str(own)
+    return None
+
+
+def attached(adb: str) -> list[Attached]:
+    """What `adb devices` lists. Raises DeviceError where adb itself fails."""
+    done = _adb([adb, "devices", "-l"], 30)
+    if done.returncode:
+        raise DeviceError(f"`adb devices` failed: {_said(done)}")
+    found = []
+    for line in done.stdout.splitlines()[1:]:
+        serial, _, rest = line.strip().partition(" ")
+        serial, _, tail = serial.partition("\t")
+        rest = (tail + rest).strip()
+        if not rest or serial == "*":
+            continue
+        words = rest.split()
+        model = next((w.removeprefix("model:") for w in words if w.startswith("model:")), None)
+        state = "no permissions" if rest.startswith("no permissions") else words[0]
+        found.append(Attached(serial, state, model))
+    return found
+
+
+def choose(serial: str | None) -> "Adb":
+    """The device that is meant. Raises DeviceError, with what to do, where it is not ready."""
+    adb = client()
+    if adb is None:
+        raise DeviceError(f"there is no adb program: {INSTALL}")
+    serial = serial or os.environ.get("ANDROID_SERIAL") or None
+    there = attached(adb)
+    if serial:
+        mine = [device for device in there if device.serial == serial]
+        if not mine:
+            others = ", ".join(device.serial for device in there) or "none"
+            raise DeviceError(f"adb sees no device {serial}; attached: {others}")
+    else:
+        ready = [device for device in there if device.trouble is None]
+        mine = ready or there
+        if not mine:
+            raise DeviceError(
+                "adb sees no device: plug one in and switch USB debugging on in its developer "
+                "options, or `adb connect HOST:PORT`"
+            )
+        if len(mine) > 1:
+            names = ", ".join(device.serial for device in mine)
+            raise DeviceError(f"adb sees {len(mine)} devices: say --device adb:SERIAL ({names})")
+    if trouble := mine[0].trouble:
+        raise DeviceError(f"{mine[0].serial} is not ready: {trouble}")
+    return Adb(adb, mine[0].serial)
+
+
+class Adb:
+    """One device. See profilers/folder.py for what a transport offers."""
+
+    place = "/data/local/tmp/onmetal"
+    """Where the shell user may write and run programs."""
+    lock = "/data/local/tmp/onmetal.lock"
+
+    def __init__(self, adb: str, serial: str) -> None:
+        self.adb, self.serial = adb, serial
+        self.address = f"adb:{serial}"
+        self._streams: bool | None = None
+
+    def argv(self, script: str, *, stream: bool, main: bool = False) -> list[str]:
+        """A process here, whose standard input and output are those of the script there."""
+        if not stream:
+            return [self.adb, "-s", self.serial, "shell", script]
+        if self._streams is None:
+            features = _adb([self.adb, "-s", self.serial, "features"], 30)
+            self._streams = "shell_v2" in features.stdout
+        if not self._streams:
+            raise DeviceError(
+                f"{self.address} speaks the old shell protocol of Android 6 and before, through "
+                "which no program can be fed; Android 7 or newer is needed"
+            )
+        return [self.adb, "-s", self.serial, "shell", "-T", script]
+
+    def push(self, source: Path, target: str, timeout_s: float) -> None:
+        self._copy(["push", str(source), target], timeout_s)
+
+    def pull(self, source: str, target: Path, timeout_s: float) -> None:
+        self._copy(["pull", source, str(target)], timeout_s)
+
+    def _copy(self, words: list[str], timeout_s: float) -> None:
+        done = _adb([self.adb, "-s", self.serial, *words], timeout_s)
+        if done.returncode:
+            raise DeviceError(f"{self.address}: `adb {words[0]}` failed: {_said(done)}")
+
+    def close(self) -> None:
+        """adb's server goes on; it is the user's."""
+
+
+def _adb(argv: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+        )
+    except subprocess.TimeoutExpired:
+        raise DeviceError(f"`adb {argv[-2]}` did not end within {timeout_s:.0f} s") from None
+    except OSError as error:
+        raise DeviceError(f"{argv[0]} cannot be run ({error.strerror}): {INSTALL}") from None
+
+
+def _said(done: subprocess.CompletedProcess[str]) -> str:
+    lines = (done.stderr + "\n" + done.stdout).strip().splitlines()
+    wanted = [line.strip() for line in lines if line.strip() and not line.startswith("* daemon")]
+    return " / ".join(wanted[-2:]) or f"code {done.returncode}"

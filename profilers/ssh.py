@@ -1,0 +1,92 @@
+"""Linux boards and machines, through the user's own ssh: its configuration, agent and known_hosts
+hold. Nothing but a shell is needed there: files go through `cat`."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from onmetal.errors import DeviceError, UsageError
+
+OPTIONS = (
+    "BatchMode=yes",  # a question would hang where nobody sees it
+    "StrictHostKeyChecking=yes",  # an unknown machine is refused, as is one that changed
+    "ConnectTimeout=15",
+    "ServerAliveInterval=10",
+    "ServerAliveCountMax=3",
+)
+
+
+def choose(address: str) -> "Ssh":
+    """`ssh://[user@]host[:port]`. Raises UsageError where it is none."""
+    refused = UsageError(f"--device {address}: must be ssh://[user@]host[:port]")
+    try:
+        parts = urlsplit(address)
+        port = parts.port
+    except ValueError:
+        raise refused from None
+    odd = parts.path.strip("/") or parts.query or parts.fragment or parts.password
+    if parts.scheme != "ssh" or not parts.hostname or odd:
+        raise refused
+    place = address.removeprefix("ssh://").rstrip("/").rpartition("@")
+    host = parts.hostname if ":" in parts.hostname else place[2].partition(":")[0]
+    for word in (place[0], host):
+        if not re.fullmatch(r"[A-Za-z0-9_.:%\\-]*", word) or word.startswith("-"):
+            raise refused
+    return Ssh(address, place[0], host, port)
+
+
+class Ssh:
+    """One machine. See profilers/folder.py for what a transport offers."""
+
+    place = "${XDG_CACHE_HOME:-$HOME/.cache}/onmetal-device"
+    lock = "/tmp/onmetal-device.lock"
+    """One for all users of the machine."""
+
+    def __init__(self, address: str, user: str, host: str, port: int | None) -> None:
+        self.address = address
+        program = shlex.split(os.environ.get("ONMETAL_SSH", "ssh"))
+        if not program or not shutil.which(program[0]):
+            raise DeviceError("there is no ssh program: `apt install openssh-client`")
+        # The path of a Unix socket is at most 104 characters long, so not in the cache.
+        self._folder = tempfile.TemporaryDirectory(prefix="onmetal-")
+        self._socket = str(Path(self._folder.name) / "s")
+        self._argv = [*program, *(word for option in OPTIONS for word in ("-o", option))]
+        self._target = [*(["-p", str(port)] if port else []), f"{user}@{host}" if user else host]
+
+    def argv(self, script: str, *, stream: bool, main: bool = False) -> list[str]:
+        """A process here, whose standard input and output are those of the script there. The
+        connection of the `main` one carries the others too."""
+        shared = ["-o", f"ControlMaster={'yes' if main else 'no'}", "-o", "ControlPersist=no"]
+        command = f"exec sh -c {shlex.quote(script)}"  # whatever shell the user has there
+        return [*self._argv, *shared, "-S", self._socket, "-T", *self._target, "--", command]
+
+    def push(self, source: Path, target: str, timeout_s: float) -> None:
+        with source.open("rb") as file:
+            self._copy(f"cat > {shlex.quote(target)}", file.fileno(), subprocess.PIPE, timeout_s)
+
+    def pull(self, source: str, target: Path, timeout_s: float) -> None:
+        with target.open("wb") as file:
+            self._copy(f"cat {shlex.quote(source)}", subprocess.DEVNULL, file.fileno(), timeout_s)
+
+    def _copy(self, script: str, given: int, taken: int, timeout_s: float) -> None:
+        try:
+            done = subprocess.run(
+                self.argv(script, stream=True),
+                stdin=given,
+                stdout=taken,
+                stderr=subprocess.PIPE,
+                timeout=timeout_s,
+            )
+        except subprocess.TimeoutExpired:
+            raise DeviceError(f"{self.address}: a copy did not end in {timeout_s:.0f} s") from None
+        if done.returncode:
+            said = " / ".join(done.stderr.decode(errors="replace").strip().splitlines()[-2:])
+            raise DeviceError(f"{self.address}: a copy failed: {said or done.returncode}")
+
+    def close(self) -> None:
+        self._folder.cleanup()
