@@ -27,9 +27,11 @@ def resolve(task: Task, reference: str, trials: list[Trial]) -> Budget:
 
 
 def objective(task: Task) -> Objective:
-    """What decides: without a device nothing is timed, and the smallest wins."""
+    """What decides: without a device, or on an emulated one, whose timings mean nothing, the
+    smallest wins."""
     timed = task.request.minimize in ("latency", "throughput", "memory", "energy")
-    return "size" if task.device is None and timed else task.request.minimize
+    untimed = task.device is None or task.emulated
+    return "size" if untimed and timed else task.request.minimize
 
 
 def choose(
@@ -117,7 +119,7 @@ def _confirm(
 ) -> Trial:
     """Measure the pick again, in fresh blocks against the baseline: of several noisy figures the
     best looks better than it is, so the first one is not reported."""
-    if task.device is None or pick.rounds is None or pick.candidate is None:
+    if task.device is None or task.emulated or pick.rounds is None or pick.candidate is None:
         return pick
     again = [pick.candidate]
     if base and base.candidate and base.name != pick.name:
@@ -139,7 +141,7 @@ def _confirm(
     if outcome.cut_short or pick.name not in outcome.rounds:
         task.warnings.append(f"{pick.name} was not measured again: --time-limit had ended")
         return pick
-    fresh = replace(timed(pick, outcome), rounds=pick.rounds, again=outcome.rounds)
+    fresh = replace(timed(task, pick, outcome), rounds=pick.rounds, again=outcome.rounds)
     if base is None or base.name not in outcome.rounds:  # the speed-up is that of the first blocks
         if base:
             task.warnings.append(f"{base.name} failed when measured again, beside {pick.name}")

@@ -1,24 +1,28 @@
 """How good candidates are: accuracy and fidelity over the samples, by what will ship."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
 from onmetal import cache as caches
+from onmetal.agree import agreement
+from onmetal.bundle import TOLERANCE
 from onmetal.cache import Cache
 from onmetal.calibration import accuracy, collapse, fidelity
 from onmetal.calibration.metrics import Scorer
 from onmetal.converters import convert
 from onmetal.errors import DeviceError, OnmetalError, UnsupportedError
 from onmetal.look import HOPELESS_DB
-from onmetal.profilers import measure
+from onmetal.profilers import Device, measure
+from onmetal.profilers.remote import Remote
 from onmetal.progress import Progress
 from onmetal.records import Accuracy, Model, Trial, plain
 from onmetal.targets import EXACT, Recipe
 from onmetal.task import Clock, Task
-from onmetal.trials import out_of_time, usable
+from onmetal.trials import Feeds, out_of_time, usable
 
 
 class Judged(Struct, frozen=True):
@@ -29,7 +33,12 @@ class Judged(Struct, frozen=True):
 
 
 def judge_all(
-    task: Task, trials: list[Trial], cache: Cache, clock: Clock, progress: Progress
+    task: Task,
+    trials: list[Trial],
+    feeds: Feeds,
+    cache: Cache,
+    clock: Clock,
+    progress: Progress,
 ) -> tuple[list[Trial], str]:
     """Accuracy and fidelity of every candidate, by the artifact and runtime that ship.
 
@@ -42,7 +51,9 @@ def judge_all(
             continue
         progress(number, len(trials), trial.name)
         try:
-            found[trial.name] = _judge(task, trial, cache, clock, progress, bool(found))
+            trial = trials[number] = _agreed(task, trial, feeds)
+            where = task.remote if _on_device(trial) else None
+            found[trial.name] = _judge(task, trial, cache, clock, progress, bool(found), where)
         except DeviceError as error:
             if clock.left_s(0.6) <= 0:
                 trials[number] = out_of_time(trial, "judged")
@@ -65,10 +76,37 @@ def judge_all(
     ], reference
 
 
+def _agreed(task: Task, trial: Trial, feeds: Feeds) -> Trial:
+    """The trial with how a remote device's outputs differ from this machine's."""
+    candidate = trial.candidate
+    if task.remote is None or candidate is None:
+        return trial
+    floats = task.target.recipe(trial.recipe).compute not in ("i8", "i16")
+    found = agreement(task.host, task.remote, candidate, feeds(candidate), floats)
+    warnings = list(trial.warnings)
+    if found.largest_difference > TOLERANCE[candidate.details["compute"]] * found.peak:
+        warnings.append(
+            f"on the device it computes otherwise than here: off by "
+            f"{found.largest_difference:.3g} where outputs reach {found.peak:.3g}"
+        )
+    return replace(trial, agreement=plain(found), warnings=tuple(warnings))
+
+
+def _on_device(trial: Trial) -> bool:
+    return trial.agreement is not None and trial.agreement["judged_on"] == "device"
+
+
 def _judge(
-    task: Task, trial: Trial, cache: Cache, clock: Clock, progress: Progress, late: bool
+    task: Task,
+    trial: Trial,
+    cache: Cache,
+    clock: Clock,
+    progress: Progress,
+    late: bool,
+    remote: Remote | None = None,
 ) -> Judged:
-    """Run the samples through the candidate, or find that in the cache."""
+    """Run the samples through the candidate, or find that in the cache; on this machine, or on the
+    remote device."""
     candidate = trial.candidate
     assert candidate
     limit_s = clock.left_s(0.6)
@@ -77,7 +115,7 @@ def _judge(
     data = task.data[str(candidate.model.path)]
 
     def build(folder: Path) -> None:
-        with task.host.worker() as worker:
+        with (remote or task.host).worker() as worker:
             worker.call(
                 "open", timeout_s=3600, runtime=candidate.runtime, **measure.arguments(candidate)
             )
@@ -101,8 +139,8 @@ def _judge(
         inputs=plain(candidate.model.inputs),
         samples=data.digest,
         count=data.count,
-        cpu=[task.facts.cpu, task.facts.flags],
-        code=1,
+        where=_where(remote or task.host, candidate.runtime),
+        code=2,
     )
     folder = cache.get("outputs", digest, build)
     outputs = {
@@ -114,6 +152,16 @@ def _judge(
     name = task.output if task.output in outputs else candidate.model.outputs[0].name
     assert name
     return Judged(outputs, Scorer(task.metric, outputs, name, data.label_array()))
+
+
+def _where(device: Device, runtime: str) -> list[Any]:
+    """What of a device may change outputs."""
+    facts = device.facts()
+    more = []
+    if isinstance(device, Remote):
+        runner = device.runner(runtime)
+        more = [facts.os, facts.more["model"], facts.more["soc"], runner.kind, runner.version]
+    return [facts.cpu, facts.flags, *more]
 
 
 def _original(

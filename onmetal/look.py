@@ -127,8 +127,9 @@ def paired_ratio(mine: list[float], other: list[float]) -> float:
 def short_times(
     task: Task, trials: list[Trial], feeds: Feeds, clock: Clock, progress: Progress
 ) -> dict[str, list[float]]:
-    """The medians in ms of the rounds of a short interleaved timing; empty without a device."""
-    if task.device is None:
+    """The medians in ms of the rounds of a short interleaved timing; empty without a device, or on
+    an emulated one."""
+    if task.device is None or task.emulated:
         return {}
     outcome = measure.measure(
         task.device,

@@ -16,7 +16,6 @@ from onmetal.fast import add_fast
 from onmetal.judge import judge_all
 from onmetal.look import look
 from onmetal.plan import NO_DATA, Planned
-from onmetal.profilers.local import state
 from onmetal.progress import Progress
 from onmetal.records import Trial, plain
 from onmetal.task import Clock, Request, Task, prepare
@@ -37,34 +36,48 @@ def deploy(request: Request, progress: Progress) -> dict[str, Any]:
     with Cache() as cache, cache.scratch() as scratch:
         progress.step("reading the model and the data")
         task = prepare(request, cache, progress)
-        if request.dry_run:
-            return _dry_run(task)
-        _check_plan(task.planned)
-        feeds = write_feeds(task, scratch)
-        progress.step("calibrating and converting")
-        trials = convert_all(task, cache, clock, progress)
-        check_calibration(task, cache, clock, progress)
-        trials, seen = look(task, trials, feeds, scratch, clock, progress)
-        trials = add_fast(task, trials, seen, feeds, cache, clock, progress)
-        progress.step("judging")
-        trials, reference = judge_all(task, trials, cache, clock, progress)
-        if task.device:
-            progress.step("asking the runtimes what really ran")
-            trials = examine_all(task, task.device, trials, feeds, clock, progress)
-            progress.step("measuring")
-            trials = measure_all(task, task.device, trials, feeds, clock, progress)
-        progress.step("deciding")
-        budget = resolve(task, reference, trials)
-        trials, base, chosen = choose(task, budget, trials, reference, feeds, clock, progress)
-        document = _document(task, budget, trials, base, chosen)
-        measurements = keep_raw(trials, cache)
-        if chosen is None:
-            _refuse(task, document, trials, out)
-        progress.step("writing the bundle")
-        assert chosen
-        document["bundle"] = str(out)
-        _bundle(task, document, chosen, measurements, out, scratch)
+        ended_well = False
+        try:
+            document = _deploy(task, out, cache, scratch, clock, progress)
+            ended_well = True
+        finally:
+            if task.device:
+                task.device.close(keep=ended_well)
         return document
+
+
+def _deploy(
+    task: Task, out: Path, cache: Cache, scratch: Path, clock: Clock, progress: Progress
+) -> dict[str, Any]:
+    """What `deploy` does once all is read and checked."""
+    if task.request.dry_run:
+        return _dry_run(task)
+    _check_plan(task.planned)
+    feeds = write_feeds(task, scratch)
+    progress.step("calibrating and converting")
+    trials = convert_all(task, cache, clock, progress)
+    check_calibration(task, cache, clock, progress)
+    trials, seen = look(task, trials, feeds, scratch, clock, progress)
+    trials = add_fast(task, trials, seen, feeds, cache, clock, progress)
+    progress.step("judging")
+    trials, reference = judge_all(task, trials, feeds, cache, clock, progress)
+    if task.device:
+        progress.step("asking the runtimes what really ran")
+        trials = examine_all(task, task.device, trials, feeds, clock, progress)
+        progress.step("measuring")
+        trials = measure_all(task, task.device, trials, feeds, clock, progress)
+    progress.step("deciding")
+    budget = resolve(task, reference, trials)
+    trials, base, chosen = choose(task, budget, trials, reference, feeds, clock, progress)
+    document = _document(task, budget, trials, base, chosen)
+    measurements = keep_raw(trials, cache)
+    if chosen is None:
+        _refuse(task, document, trials, out)
+    progress.step("writing the bundle")
+    assert chosen
+    document["bundle"] = str(out)
+    _bundle(task, document, chosen, measurements, out, scratch)
+    return document
 
 
 def _check_plan(planned: list[Planned]) -> None:
@@ -174,13 +187,15 @@ def _bundle(
             "onmetal": __version__,
             "python": platform.python_version(),
             "numpy": np.__version__,
-            **task.facts.runtimes,
+            **task.host.facts().runtimes,
         },
-        "device_after": state() if task.device else None,
-        "measured": task.device is not None,
+        "device_after": task.device.state() if task.device else None,
+        "measured": task.device is not None and not task.emulated,
     }
     if task.device is None:
         manifest["unmeasured"] = "nothing was timed: no device was given"
+    elif task.emulated:
+        manifest["unmeasured"] = "the device is emulated: its timings are not the hardware's"
     files = [*candidate.files, *([measurements] if measurements else [])]
     readme = report.readme(document, chosen, tolerance)
     bundle.write(out, candidate.runtime, tuple(files), golden, manifest, readme, task.request.force)

@@ -190,6 +190,8 @@ class Trial(Struct, frozen=True):
     energy_mj: Figure | None = None
     versus_baseline: Versus | None = None
     ran_on: dict[str, Any] | None = None
+    agreement: dict[str, Any] | None = None
+    """How a remote device's outputs differ from this machine's, as agree.Agreement."""
     missing: dict[str, str] = {}
     warnings: tuple[str, ...] = ()
     collapsed: tuple[str, ...] = ()
@@ -213,3 +215,5 @@ class DeviceFacts(Struct, frozen=True):
     """Runtime -> installed version."""
     state: dict[str, Any] = field(default_factory=dict)
     """What may change while a run lasts: clock governor, load, temperatures."""
+    more: dict[str, Any] = field(default_factory=dict)
+    """What a device beyond a line says besides: its model and SoC, clusters of cores, meters."""

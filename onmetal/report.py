@@ -31,6 +31,7 @@ def candidate_document(trial: Trial) -> dict[str, Any]:
         "energy_mj": plain(trial.energy_mj),
         "versus_baseline": plain(trial.versus_baseline),
         "ran_on": trial.ran_on,
+        "device_outputs": trial.agreement,
         "missing": trial.missing,
     }
 
@@ -56,7 +57,7 @@ def device_document(facts: DeviceFacts | None) -> dict[str, Any]:
         unknown = dict.fromkeys(("cpu", "arch", "os", "cores", "memory_bytes"))
         return {"address": "none", **unknown, "emulated": False}
     found: dict[str, Any] = plain(facts)
-    return found
+    return {**found, **found.pop("more")}
 
 
 def run_document(candidate: Candidate) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from onmetal.converters import check_options
 from onmetal.decide import Objective
 from onmetal.errors import DeviceError, UsageError
 from onmetal.plan import Planned, calibrates, plan, without_samples
+from onmetal.profilers import Device
 from onmetal.profilers.local import Local
+from onmetal.profilers.remote import Remote
 from onmetal.records import DeviceFacts, Model
 from onmetal.targets import Target
 
@@ -70,10 +72,11 @@ class Task(Struct, frozen=True):
 
     request: Request
     target: Target
-    device: Local | None
+    device: Device | None
     """None: nothing is timed; accuracy is judged on the host all the same."""
     host: Local
     facts: DeviceFacts
+    """Of the device; without one, of the host."""
     models: list[Model]
     threads: int
     planned: list[Planned]
@@ -87,6 +90,16 @@ class Task(Struct, frozen=True):
     warnings: list[str]
 
     @property
+    def remote(self) -> Remote | None:
+        """The device, where it is another machine than this one."""
+        return self.device if isinstance(self.device, Remote) else None
+
+    @property
+    def emulated(self) -> bool:
+        """Whether there is a device whose timings mean nothing."""
+        return self.device is not None and self.facts.emulated
+
+    @property
     def calibration_samples(self) -> int:
         return next((found.count for found in self.calibration.values()), 0)
 
@@ -94,13 +107,25 @@ class Task(Struct, frozen=True):
 def prepare(
     request: Request, cache: Cache, progress: Told = lambda done, total, what: None
 ) -> Task:
-    """Read and check everything that the user gave."""
+    """Read and check everything that the user gave; close the task's device afterwards."""
     target = targets.load(request.target)
     check_options(target)
-    host = Local(cache)
-    facts = host.facts()
     device = _connect(request, target, cache)
-    _check_budget(request, device)
+    try:
+        return _prepared(request, target, device, cache, progress)
+    except BaseException:
+        if device:
+            device.close()
+        raise
+
+
+def _prepared(
+    request: Request, target: Target, device: Device | None, cache: Cache, progress: Told
+) -> Task:
+    host = Local(cache)
+    facts = device.facts() if device else host.facts()
+    _check_budget(request, device, facts)
+    warnings = _check_fit(device)
     shapes = model.parse_shapes(list(request.input_shapes))
     models = [model.read(path, shapes, request.batch, cache, host) for path in request.models]
     _check_same_task(models)
@@ -110,6 +135,9 @@ def prepare(
             "(a shape inside it is not static); leave the option out"
         )
     threads = choose_threads(request.threads, target, facts)
+    if isinstance(device, Remote):
+        device.pin(threads)
+        facts = device.facts()
     planned = plan(
         target,
         models,
@@ -118,7 +146,8 @@ def prepare(
         samples=bool(request.data or request.calibration_data),
         timed=device is not None,
     )
-    data, calibration, warnings = _load_data(request, models, calibrates(planned), cache, progress)
+    data, calibration, said = _load_data(request, models, calibrates(planned), cache, progress)
+    warnings += said
     labelled = request.data is not None
     if not calibration:
         planned = without_samples(
@@ -155,17 +184,21 @@ def prepare(
 
 def choose_threads(asked: int | None, target: Target, facts: DeviceFacts) -> int:
     """As asked for, else the target's, else the physical cores; more than fit are refused."""
+    here = facts.address == "local"
     threads = asked or target.threads or facts.cores
-    most = 4 * max(facts.cores, os.cpu_count() or 1)
+    if not here and not asked:
+        threads = min(threads, facts.cores)
+    most = 4 * max(facts.cores, os.cpu_count() or 1 if here else 1)
     if threads > most:
         raise UsageError(
-            f"{threads} threads are too many for this machine of {facts.cores} cores; "
+            f"{threads} threads are too many for {'this' if here else 'a'} machine of "
+            f"{facts.cores} cores; "
             f"--threads may be up to {most}"
         )
     return threads
 
 
-def _connect(request: Request, target: Target, cache: Cache) -> Local | None:
+def _connect(request: Request, target: Target, cache: Cache) -> Device | None:
     if request.device == "none":
         return None
     if request.device is None and target.device.required:
@@ -173,12 +206,30 @@ def _connect(request: Request, target: Target, cache: Cache) -> Local | None:
             f"the target {target.name} needs a device: name it with --device, or use --no-device "
             "to choose by size alone, unmeasured"
         )
-    return profilers.connect(target, request.device or target.device.transport, cache)
+    address = request.device or target.device.transport
+    if address == "ssh":
+        raise DeviceError(f"the target {target.name} needs a device: --device ssh://user@host")
+    return profilers.connect(target, address, cache)
 
 
-def _check_budget(request: Request, device: Local | None) -> None:
+def _check_fit(device: Device | None) -> list[str]:
+    """What speaks against timing on the device now. Raises DeviceError where it must not be."""
+    if not isinstance(device, Remote):
+        return []
+    refused, flagged = device.unfit()
+    if refused:
+        raise DeviceError(f"{device.address} is not fit to be measured on: {'; '.join(refused)}")
+    return [f"{device.address}: {said}" for said in flagged]
+
+
+def _check_budget(request: Request, device: Device | None, facts: DeviceFacts) -> None:
     """Refuse what cannot be measured, before hours are spent."""
     budget = request.budget
+    if device and facts.emulated and (budget.max_latency_ms or budget.max_memory_bytes):
+        raise DeviceError(
+            "--max-latency and --max-memory cannot be judged on an emulated device, whose timings "
+            "and memory are not the hardware's: leave them out, or measure on a real one"
+        )
     if budget.max_energy_mj is not None or request.minimize == "energy":
         raise DeviceError(
             "energy cannot be measured here: onmetal has no power meter for this device; "

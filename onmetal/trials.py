@@ -9,11 +9,10 @@ from onmetal.cache import Cache
 from onmetal.converters import convert
 from onmetal.errors import OnmetalError, UnsupportedError
 from onmetal.plan import Planned, calibrates
-from onmetal.profilers import measure, statistics
-from onmetal.profilers.local import Local
-from onmetal.profilers.measure import MODES
+from onmetal.profilers import Device, measure, statistics
+from onmetal.profilers.measure import EMULATED, MODES
 from onmetal.progress import Progress
-from onmetal.records import Candidate, Model, Source, Trial
+from onmetal.records import Basis, Candidate, Model, Source, Trial
 from onmetal.sources import Hub
 from onmetal.targets import EXACT
 from onmetal.task import Clock, Task
@@ -103,6 +102,8 @@ def convert_one(
         )
     except UnsupportedError as error:
         return replace(trial, status="failed", reason=str(error), failure="conversion")
+    if task.remote:  # it ships with the version that it was measured with
+        candidate = replace(candidate, runtime_version=task.facts.runtimes[entry.runtime])
     return replace(trial, candidate=candidate)
 
 
@@ -116,14 +117,14 @@ def usable(trial: Trial) -> bool:
 
 def examine_all(
     task: Task,
-    device: Local,
+    device: Device,
     trials: list[Trial],
     feeds: Feeds,
     clock: Clock,
     progress: Progress,
 ) -> list[Trial]:
     """What really ran by the runtime's own profile, and the peak memory."""
-    runs = MODES[task.request.mode].memory_runs
+    runs = (EMULATED if task.emulated else MODES[task.request.mode]).memory_runs
     done = []
     for number, trial in enumerate(trials):
         if not usable(trial):
@@ -146,7 +147,7 @@ def _unexamined(trial: Trial) -> Trial:
     return replace(trial, missing={**trial.missing, **missing, "energy_mj": NO_METER})
 
 
-def _examine(task: Task, device: Local, trial: Trial, feeds: Feeds, runs: int) -> Trial:
+def _examine(task: Task, device: Device, trial: Trial, feeds: Feeds, runs: int) -> Trial:
     candidate = trial.candidate
     assert candidate
     missing = dict(trial.missing)
@@ -186,21 +187,21 @@ def _examine(task: Task, device: Local, trial: Trial, feeds: Feeds, runs: int) -
 
 def measure_all(
     task: Task,
-    device: Local,
+    device: Device,
     trials: list[Trial],
     feeds: Feeds,
     clock: Clock,
     progress: Progress,
 ) -> list[Trial]:
     running = [trial.candidate for trial in trials if usable(trial) and trial.candidate]
-    schedule = MODES[task.request.mode]
+    schedule = EMULATED if task.emulated else MODES[task.request.mode]
     outcome = measure.measure(device, running, feeds, schedule, progress, clock.deadline(0.85))
     if outcome.cut_short:
         task.warnings.append("--time-limit cut the measuring short: its intervals are wider for it")
-    return [timed(trial, outcome) if usable(trial) else trial for trial in trials]
+    return [timed(task, trial, outcome) if usable(trial) else trial for trial in trials]
 
 
-def timed(trial: Trial, outcome: measure.Outcome) -> Trial:
+def timed(task: Task, trial: Trial, outcome: measure.Outcome) -> Trial:
     if why := outcome.failures.get(trial.name):
         return replace(trial, status="failed", reason=why, failure="device")
     rounds = outcome.rounds.get(trial.name)
@@ -208,10 +209,13 @@ def timed(trial: Trial, outcome: measure.Outcome) -> Trial:
     if rounds is None or not rounds.samples_ns:
         why = "--time-limit ended before it was measured"
         return replace(trial, missing={**trial.missing, "latency_ms": why})
+    basis: Basis = "emulated" if task.emulated else "measured"
     return replace(
         trial,
         rounds=rounds,
-        latency_ms=statistics.latency(rounds),
-        throughput_per_s=statistics.throughput(rounds, trial.candidate.model.batch),
-        load_ms=measure.load_figure(rounds),
+        latency_ms=replace(statistics.latency(rounds), basis=basis),
+        throughput_per_s=replace(
+            statistics.throughput(rounds, trial.candidate.model.batch), basis=basis
+        ),
+        load_ms=replace(measure.load_figure(rounds), basis=basis),
     )

@@ -65,7 +65,7 @@ def write_golden(task: Task, candidate: Candidate, path: Path, scratch: Path) ->
     folder = scratch / "golden-outputs"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    with task.host.worker() as worker:
+    with (task.remote or task.host).worker() as worker:
         worker.call(
             "open", timeout_s=3600, runtime=candidate.runtime, **measure.arguments(candidate)
         )
