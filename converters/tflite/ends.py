@@ -1,0 +1,26 @@
+"""Inputs and outputs of a .tflite file itself, as plain values that a worker can hand on."""
+
+from pathlib import Path
+from typing import Any
+
+from onmetal.converters.tflite.net import Tensor, read, signature_names
+
+
+def ends(path: str) -> dict[str, list[dict[str, Any]]]:
+    """`inputs` and `outputs` in the file's own order, under the names of its signature: each
+    tensor's dtype and quantization (scale 0 where it has none)."""
+    net = read(Path(path))
+    inputs, outputs = signature_names(net)
+    return {"inputs": _all(inputs, net.inputs), "outputs": _all(outputs, net.outputs)}
+
+
+def _all(names: list[str], tensors: list[Tensor]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "dtype": tensor.dtype.name,
+            "scale": float(tensor.scale[0]) if tensor.scale is not None else 0.0,
+            "zero_point": int(tensor.zero_point[0]) if tensor.zero_point is not None else 0,
+        }
+        for name, tensor in zip(names, tensors, strict=True)
+    ]
