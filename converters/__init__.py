@@ -84,6 +84,8 @@ def convert(
     # What is not computed in 8 bits stays f32; a half precision beside them is not mixed in.
     compute = "f32" if recipe.compute in ("i8", "i16") else recipe.compute
     options = {**converter.options(compute, threads), **own, **source.options}
+    if model.stateful:
+        options["stateful"] = True
     how: dict[str, Any] = {"function": f"onmetal.converters.{runtime}:convert", "compute": compute}
     if recipe.method == "nncf":
         assert samples

@@ -8,9 +8,10 @@ from typing import Any
 from onmetal.errors import UnsupportedError
 
 VERSION = 1
-OPTIONS = frozenset({"num_threads", "nhwc"})
-"""`nhwc`: the inputs and outputs that the file has with channels last, which run.py transposes."""
-RESERVED = frozenset({"num_threads", "nhwc"})
+OPTIONS = frozenset({"num_threads", "nhwc", "stateful"})
+"""`nhwc`: the inputs and outputs that the file has with channels last, which run.py transposes;
+`stateful`: whether it has variable tensors, which are reset before every inference."""
+RESERVED = OPTIONS
 
 
 def convert(prepared: str, compute: str, folder: str) -> list[str]:

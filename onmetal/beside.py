@@ -1,5 +1,6 @@
 """The commands beside the main job: each a function -> (the document of `--json`, its text)."""
 
+import contextlib
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +15,9 @@ from onmetal.cache import Cache
 from onmetal.calibration import samples
 from onmetal.converters import check_options, convert
 from onmetal.errors import DeviceError, OnmetalError, UnsupportedError, UsageError
-from onmetal.profilers import measure, statistics
+from onmetal.profilers import Device, benchmark_model, measure, native, statistics
 from onmetal.profilers.local import Local
+from onmetal.profilers.remote import Remote
 from onmetal.progress import Progress
 from onmetal.records import Candidate, Model, Tensor, Trial, plain
 from onmetal.sources import Hub
@@ -59,43 +61,36 @@ def _target_text(target: Target) -> str:
     return "\n".join(lines)
 
 
-def show_devices() -> Shown:
-    """This machine: transports to others are not part of this version."""
+def build_runner() -> Shown:
+    """The native runner for ARM devices, built here where it is missing."""
     with Cache() as cache:
-        facts = Local(cache).facts()
-    lacks = [
-        f"the runtime {name}: pip install {targets.packages(name)[0]}"
-        for name in targets.RUNTIMES
-        if name not in facts.runtimes
-    ]
-    lacks.append("a power meter: energy is not measured by this version")
-    if facts.state.get("virtual_machine"):
-        lacks.append("a machine of its own: it is virtual, its neighbours disturb timings")
-    if facts.state.get("governor") not in (None, "performance"):
-        lacks.append(
-            f"a steady clock: the governor is {facts.state['governor']}; "
-            "`cpupower frequency-set -g performance` makes timings steadier"
-        )
-    fits = [t.name for t in map(targets.load, targets.names()) if t.arch == facts.arch]
-    ready = bool(facts.runtimes) and bool(fits)
-    document = {
-        "schema": 1,
-        "devices": [{**plain(facts), "ready": ready, "targets": fits, "lacks": lacks}],
-    }
-    memory = report.size(facts.memory_bytes)
-    lines = [f"local  {'ready' if ready else 'not ready'}"]
-    lines.append(f"  {facts.cpu}, {facts.cores} cores, {memory}, {facts.os}, {facts.arch}")
-    lines.append("  runtimes: " + ", ".join(f"{n} {v}" for n, v in facts.runtimes.items()))
-    lines.append(f"  targets: {', '.join(fits) or 'none'}")
-    lines += [f"  lacks {lack}" for lack in lacks]
-    return document, "\n".join(lines)
+        there = native.find(cache) is not None
+        folder = native.build(cache)
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        document = {
+            "schema": 1,
+            "folder": str(folder),
+            "arch": "aarch64",
+            "runtimes": native.versions(),
+            "size_bytes": size,
+            "files": {file.name: caches.sha256(file) for file in sorted(folder.iterdir())},
+        }
+    known = ", ".join(f"{name} {number}" for name, number in native.versions().items())
+    state = "was built already" if there else "built"
+    return document, f"{folder}: {state}, {report.size(size)}, with {known}"
 
 
 def verify(folder: Path, address: str, *, run: bool) -> Shown:
-    if address != "local":
-        raise UsageError(f"--device {address}: unknown; this version verifies on: local")
     with Cache() as cache:
-        document = bundle.verify(folder, Local(cache), run=run)
+        profilers.check_address(address)
+        bundle.check_folder(folder)
+        device = profilers.reach(address, cache)
+        try:
+            if run and isinstance(device, Remote):
+                raise UsageError("--run executes run.py on this machine: leave --device out")
+            document = bundle.verify(folder, Local(cache), device, run=run)
+        finally:
+            device.close(keep=True)
     said = ", ".join(document["checks"])
     return document, f"{folder}: as it says it is ({said})"
 
@@ -112,20 +107,28 @@ def bench(
     shapes: list[str],
     mode: Literal["quick", "default", "thorough"],
     seed: int,
+    second_opinion: Path | None,
     progress: Progress,
 ) -> Shown:
-    """Time artifacts against each other; the first is the baseline."""
+    """Time artifacts against each other; the first is the baseline.
+
+    `second_opinion`: a copy of Google's benchmark_model, run on .tflite artifacts besides.
+    """
     target = targets.load(target_name)
     check_options(target)
-    with Cache() as cache, cache.scratch() as scratch:
+    with Cache() as cache, cache.scratch() as scratch, contextlib.ExitStack() as stack:
         device = profilers.connect(target, address, cache)
+        stack.callback(lambda: device.close(keep=True))
         facts = device.facts()
         threads = choose_threads(threads, target, facts)
+        if isinstance(device, Remote):
+            device.pin(threads)
+        host = Local(cache)
         progress.step("reading and converting")
         candidates: list[Candidate] = []
         failed: list[Trial] = []
         for path in paths:
-            made, refused = _candidates(path, target, threads, batch, shapes, device, cache)
+            made, refused = _candidates(path, target, threads, batch, shapes, host, cache)
             candidates += made
             failed += refused
         candidates = _unique(candidates)
@@ -136,6 +139,7 @@ def bench(
         )
         trials = [_trial(candidate, outcome, candidates[0].name) for candidate in candidates]
         trials += failed
+        opinions = _opinions(device, candidates, second_opinion, threads)
         raw = keep_raw(trials, cache)
     if not outcome.rounds:
         said = "; ".join(f"{name}: {why}" for name, why in outcome.failures.items())
@@ -148,9 +152,38 @@ def bench(
         "threads": threads,
         "baseline": candidates[0].name,
         "raw_samples": str(raw) if raw else None,
-        "candidates": [report.candidate_document(trial) for trial in trials],
+        "candidates": [
+            {**report.candidate_document(t), "benchmark_model": opinions.get(t.name)}
+            for t in trials
+        ],
     }
-    return document, report.table(trials, None)
+    return document, "\n".join([report.table(trials, None), *_told(opinions)])
+
+
+def _opinions(
+    device: Device, candidates: list[Candidate], program: Path | None, threads: int
+) -> dict[str, dict[str, Any]]:
+    """What benchmark_model says of each .tflite artifact; an error of it is its word."""
+    if program is None:
+        return {}
+    found: dict[str, dict[str, Any]] = {}
+    for candidate in candidates:
+        if candidate.runtime == "litert":
+            try:
+                found[candidate.name] = benchmark_model.run(
+                    device, program, candidate.files[0], threads
+                )
+            except DeviceError as error:
+                found[candidate.name] = {"error": str(error)}
+    return found
+
+
+def _told(opinions: dict[str, dict[str, Any]]) -> list[str]:
+    lines = []
+    for name, said in opinions.items():
+        average = f"{report.milliseconds(said['avg_ms'])} on average" if "avg_ms" in said else ""
+        lines.append(f"benchmark_model of {name}: {average or said.get('error')}")
+    return lines
 
 
 def _candidates(

@@ -1,8 +1,9 @@
 """Writes a deployment bundle, whole or not at all, and verifies one.
 
-A bundle is a folder: manifest.json, the artifact, golden.npz, run.py, README.md, and SHA256SUMS
-over every other file. The sums tell damage, not malice (they are not signed), so `verify` trusts
-nothing in the folder: it runs onmetal's own copy of run.py, in a worker, with known options only.
+A bundle is a folder: manifest.json, the artifact, golden.npz, run.py, README.md, for phones and
+boards more of their own, and SHA256SUMS over every other file. The sums tell damage, not malice
+(they are not signed), so `verify` trusts nothing in the folder: it runs onmetal's own copy of
+run.py, in a worker, with known options only.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +26,7 @@ from msgspec import Meta, Struct
 from onmetal import cache as caches
 from onmetal.converters import for_runtime
 from onmetal.errors import DeviceError, OnmetalError, UsageError, VerificationError
+from onmetal.profilers import Device
 from onmetal.profilers.local import Local, quiet_environment
 from onmetal.targets import RUNTIMES, packages
 
@@ -109,8 +111,9 @@ def replacing(out: Path, force: bool) -> Iterator[Path]:
         new.mkdir()
         yield new
         for path in new.rglob("*"):
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
         _check_there(out, force)  # another run may have been faster
         if out.exists() and _holds(out) == "more":
             out.rename(_aside(out))
@@ -142,28 +145,44 @@ def write_report(out: Path, document: dict[str, Any], force: bool) -> None:
 def write(
     out: Path,
     runtime: str,
-    files: tuple[Path, ...],
+    files: Sequence[Path],
+    extra: dict[str, bytes],
     golden: Path,
     manifest: dict[str, Any],
     readme: str,
     force: bool,
 ) -> None:
-    """`golden`: the .npz of vectors; `manifest` goes in as it is."""
+    """`extra`: more files, by their path in the bundle; `golden`: the .npz of vectors; `manifest`
+    goes in as it is."""
     with replacing(out, force) as folder:
         for file in files:
             shutil.copyfile(file, folder / file.name)
+        for name, content in extra.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
         shutil.copyfile(golden, folder / "golden.npz")
         (folder / "run.py").write_bytes(template(runtime))
         (folder / "README.md").write_text(readme, "utf-8")
         (folder / "manifest.json").write_bytes(encode(manifest))
-        for path in folder.iterdir():
-            path.chmod(0o644)
+        for path in folder.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
         (folder / SUMS).write_text(_sums(folder), "utf-8")
 
 
 def _sums(folder: Path) -> str:
-    names = [path.name for path in folder.iterdir() if path.name != SUMS]
-    return _rendered({name: _sha256(folder / name) for name in names})
+    return _rendered({name: _sha256(path) for name, path in _inside(folder).items()})
+
+
+def _inside(folder: Path) -> dict[str, Path]:
+    """What lies in the bundle, by its path there: files and what is neither file nor folder. A link
+    to a folder is not followed; an empty folder counts, since no sum would tell of it."""
+    found = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        plain_folder = path.is_dir() and not path.is_symlink()
+        if name != SUMS and not (plain_folder and any(path.iterdir())):
+            found[name] = path
+    return found
 
 
 def _rendered(digests: dict[str, str]) -> str:
@@ -179,16 +198,22 @@ def _sha256(path: Path) -> str:
 # --- verifying
 
 
-def verify(folder: Path, device: Local, *, run: bool) -> dict[str, Any]:
-    """Check a bundle; what is checked only where all before it held.
-
-    -> the document of `--json`. Raises UsageError where the folder is no bundle, VerificationError
-    (with the document) where it is not what it says.
-    """
+def check_folder(folder: Path) -> None:
+    """Raises UsageError where the folder is no bundle."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder")
     if not any((folder / name).exists() for name in (SUMS, "manifest.json", "run.py")):
         raise UsageError(f"{folder}: this is no bundle: it has neither manifest.json nor {SUMS}")
+
+
+def verify(folder: Path, host: Local, device: Device, *, run: bool) -> dict[str, Any]:
+    """Check a bundle; what is checked only where all before it held. Golden vectors run on the
+    device.
+
+    -> the document of `--json`. Raises UsageError where the folder is no bundle, VerificationError
+    (with the document) where it is not what it says.
+    """
+    check_folder(folder)
     checks: dict[str, str] = {}
     problems: list[str] = []
     manifest: dict[str, Any] = {}
@@ -203,17 +228,18 @@ def verify(folder: Path, device: Local, *, run: bool) -> dict[str, Any]:
         if check("manifest", found):
             runtime = manifest["run"]["runtime"]
             if runtime not in device.facts().runtimes:
+                where = "here" if device.address == "local" else f"on {device.address}"
                 raise DeviceError(
-                    f"the runtime {runtime} is not installed here; "
+                    f"the runtime {runtime} is not installed {where}; "
                     f"`pip install {packages(runtime)[0]}`"
                 )
             same = check("runner", _check_runner(folder, runtime, manifest))
             if runtime == "litert":
                 artifact = folder / manifest["run"]["files"][0]
-                check("specification", _check_specification(artifact, device))
-            check("golden", _check_golden(folder, runtime, device))
+                check("specification", _check_specification(artifact, host))
+            check("golden", _check_golden(folder, manifest, host, device))
             if run and same:
-                check("run.py", _execute(folder, device))
+                check("run.py", _execute(folder, host))
     document = {
         "schema": 1,
         "bundle": str(folder),
@@ -239,11 +265,11 @@ def _check_files(folder: Path) -> list[str]:
     listed: dict[str, str] = {}
     for line in text.split("\n"):
         digest, _, name = line.partition("  ")
-        if name and Path(name).name == name:
+        if name and ".." not in Path(name).parts and not Path(name).is_absolute():
             listed[name] = digest
     if text != _rendered(listed):  # one form only, so that no byte of it can be changed unseen
         return [f"{SUMS} is damaged"]
-    there = {path.name: path for path in folder.iterdir() if path.name != SUMS}
+    there = _inside(folder)
     found = [f"{name} was removed or renamed" for name in sorted(listed.keys() - there.keys())]
     found += [f"{name} was added" for name in sorted(there.keys() - listed.keys())]
     for name in sorted(listed.keys() & there.keys()):
@@ -343,15 +369,48 @@ def _check_specification(artifact: Path, device: Local) -> list[str]:
     return [f"{artifact.name} is against TFLite's specification: {what}" for what in found[:5]]
 
 
-def _check_golden(folder: Path, runtime: str, device: Local) -> list[str]:
+def _check_golden(folder: Path, manifest: dict[str, Any], host: Local, device: Device) -> list[str]:
+    runtime = manifest["run"]["runtime"]
     try:
-        with device.worker() as worker:
-            found: list[str] = worker.call(
-                "golden", timeout_s=600, folder=str(folder.absolute()), runtime=runtime
-            )
+        if isinstance(device, Local):
+            with device.worker() as worker:
+                found: list[str] = worker.call(
+                    "golden", timeout_s=600, folder=str(folder.absolute()), runtime=runtime
+                )
+            return found
+        return _golden_there(folder, manifest["run"], host, device)
     except OnmetalError as error:
         return [f"the golden vectors could not be run: {error}"]
-    return found
+
+
+def _golden_there(folder: Path, run: dict[str, Any], host: Local, device: Device) -> list[str]:
+    """The golden vectors through a remote device; what it gave is compared here."""
+    with tempfile.TemporaryDirectory(prefix="onmetal-") as name:
+        inputs = Path(name) / "inputs.npz"
+        with host.worker() as local:
+            local.call(
+                "golden_inputs", timeout_s=600, folder=str(folder.absolute()), path=str(inputs)
+            )
+        with device.worker() as worker:
+            worker.call(
+                "open",
+                timeout_s=600,
+                runtime=run["runtime"],
+                files=[str((folder / file).absolute()) for file in run["files"]],
+                options=run["options"],
+                inputs=[tensor["name"] for tensor in run["inputs"]],
+                outputs=[tensor["name"] for tensor in run["outputs"]],
+            )
+            worker.call("run", timeout_s=600, path=str(inputs), folder=name)
+        with host.worker() as local:
+            found: list[str] = local.call(
+                "golden_found",
+                timeout_s=600,
+                folder=str(folder.absolute()),
+                runtime=run["runtime"],
+                found=name,
+            )
+        return found
 
 
 def _execute(folder: Path, device: Local) -> list[str]:

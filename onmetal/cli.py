@@ -30,6 +30,8 @@ Beside it:
   deploy inspect MODEL      inputs, operators, parameters, multiply-accumulates; where 8 bits hurt
   deploy bench ARTIFACT …   measure artifacts against each other, interleaved
   deploy verify BUNDLE      is a bundle whole, and does it still give what it gave?
+  deploy runner build       the program that measures on phones and boards which have nothing
+  deploy doctor             this installation: what works, and what mends the rest
 """
 
 EPILOG = """\
@@ -78,7 +80,7 @@ def _main_parser() -> Parser:
         "--metric", help="top1, top5, accuracy, precision, recall, f1, auc, rmse or MODULE:FUNCTION"
     )
     add("--output", help="the output that is judged; default: the first")
-    add("--device", help="where to measure: local; none: nowhere")
+    add("--device", help="where to measure: local, adb[:SERIAL], ssh://user@host[:port]; none")
     add("--no-device", action="store_true", help="the same as --device none")
     add("--max-accuracy-drop", metavar="1%|none", help="default: 1%%")
     add("--min-accuracy", metavar="70%")
@@ -220,11 +222,17 @@ def _run_targets(words: Sequence[str]) -> int:
 
 def _run_devices(words: Sequence[str]) -> int:
     parser = Parser("deploy devices", description="What is attached and ready; what each lacks.")
+    parser.add_argument(
+        "addresses",
+        nargs="*",
+        metavar="ADDRESS",
+        help="others to ask, such as ssh://user@host: boards are in no list",
+    )
     parser.add_argument("--json", action="store_true")
     asked = parser.read(words)
-    from onmetal import beside
+    from onmetal import attached
 
-    document, text = beside.show_devices()
+    document, text = attached.show(asked.addresses)
     _print(document, asked.json, text)
     return 0
 
@@ -275,6 +283,11 @@ def _run_bench(words: Sequence[str]) -> int:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--input-shape", action="append", default=[], metavar="NAME=1,3,224,224")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the rounds")
+    parser.add_argument(
+        "--benchmark-model",
+        metavar="PATH",
+        help="a copy of Google's benchmark_model for the device: its word on .tflite files too",
+    )
     speed = parser.add_mutually_exclusive_group()
     speed.add_argument("--quick", action="store_true")
     speed.add_argument("--thorough", action="store_true")
@@ -293,6 +306,7 @@ def _run_bench(words: Sequence[str]) -> int:
         asked.input_shape,
         "quick" if asked.quick else "thorough" if asked.thorough else "default",
         asked.seed,
+        Path(asked.benchmark_model) if asked.benchmark_model else None,
         progress,
     )
     progress.clear()
@@ -316,12 +330,39 @@ def _run_verify(words: Sequence[str]) -> int:
     return 0
 
 
+def _run_runner(words: Sequence[str]) -> int:
+    parser = Parser(
+        "deploy runner", description="The program that measures on devices which have nothing."
+    )
+    parser.add_argument("what", choices=("build",), help="build it, for 64-bit ARM")
+    parser.add_argument("--json", action="store_true")
+    asked = parser.read(words)
+    from onmetal import beside
+
+    document, text = beside.build_runner()
+    _print(document, asked.json, text)
+    return 0
+
+
+def _run_doctor(words: Sequence[str]) -> int:
+    parser = Parser("deploy doctor", description="What of this installation works.")
+    parser.add_argument("--json", action="store_true")
+    asked = parser.read(words)
+    from onmetal import doctor
+
+    document, text = doctor.show()
+    _print(document, asked.json, text)
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "targets": _run_targets,
     "devices": _run_devices,
     "inspect": _run_inspect,
     "bench": _run_bench,
     "verify": _run_verify,
+    "runner": _run_runner,
+    "doctor": _run_doctor,
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from msgspec.structs import replace
 
-from onmetal import __version__, bundle, decide, report
+from onmetal import __version__, builds, bundle, decide, report
 from onmetal.budget import Budget
 from onmetal.cache import Cache
 from onmetal.choice import choose, objective, resolve
@@ -196,6 +196,7 @@ def _bundle(
         manifest["unmeasured"] = "nothing was timed: no device was given"
     elif task.emulated:
         manifest["unmeasured"] = "the device is emulated: its timings are not the hardware's"
+    extra, manifest["builds"] = builds.beside(task, chosen, golden, tolerance)
     files = [*candidate.files, *([measurements] if measurements else [])]
-    readme = report.readme(document, chosen, tolerance)
-    bundle.write(out, candidate.runtime, tuple(files), golden, manifest, readme, task.request.force)
+    readme = report.readme(document, chosen, tolerance, manifest["builds"])
+    bundle.write(out, candidate.runtime, files, extra, golden, manifest, readme, task.request.force)

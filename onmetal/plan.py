@@ -114,6 +114,8 @@ def _needless(recipe: Recipe, runtime: str, model: Model, samples: bool, timed: 
     """Why the recipe has no point for this model and data."""
     if recipe.method == "float":
         return None
+    if model.stateful:
+        return "the model keeps state from one inference to the next: it is run as it is"
     if model.quantized:
         what = "QuantizeLinear" if model.format == "onnx" else "quantized operators"
         return f"the model is quantized already ({model.quantized} {what})"

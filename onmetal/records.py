@@ -69,6 +69,9 @@ class Model(Struct, frozen=True):
     """Of its weights, how many are those of MatMul and Gemm."""
     quantized: int = 0
     """Of its operators, how many are quantized already."""
+    stateful: bool = False
+    """Whether it keeps state from one inference to the next, in variable tensors; every sample is
+    run from the state that it begins with."""
 
     @property
     def stem(self) -> str:

@@ -147,7 +147,9 @@ def planned(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def readme(document: dict[str, Any], chosen: Trial, tolerance: float) -> str:
+def readme(
+    document: dict[str, Any], chosen: Trial, tolerance: float, builds: dict[str, Any] | None
+) -> str:
     """README.md of a bundle: what this is, how to run it, what was measured."""
     candidate = chosen.candidate
     assert candidate
@@ -166,14 +168,16 @@ def readme(document: dict[str, Any], chosen: Trial, tolerance: float) -> str:
         f"| `{tensor.name}` | {tensor.dtype} | {list(tensor.shape)} |"
         for tensor in candidate.model.inputs
     ]
-    lines += ["", "## What was measured", ""]
+    lines += [*_builds(builds), "", "## What was measured", ""]
     if device["cpu"]:
         lines += [f"On {device['cpu']}, {document['threads']} threads, batch {document['batch']}."]
     if accuracy:
         lines += [f"{accuracy.metric} {accuracy.value:.4f} on {accuracy.samples} samples."]
     else:
         lines += ["No task metric was measured: there was no labelled data."]
-    if latency:
+    if latency and latency.basis == "emulated":
+        lines += ["Latency is *unmeasured*: the device is emulated, and its timings mean nothing."]
+    elif latency:
         low, high = latency.p50_ci95
         lines += [
             f"Latency p50 {milliseconds(latency.p50)} (95 % interval {low:.4g} to {high:.4g} ms), "
@@ -188,3 +192,21 @@ def readme(document: dict[str, Any], chosen: Trial, tolerance: float) -> str:
     lines += ["are any, are in `measurements.npz`. `deploy verify` checks this folder; its golden"]
     lines += [f"outputs must agree within {tolerance:g} of their largest magnitude.", ""]
     return "\n".join(lines)
+
+
+def _builds(builds: dict[str, Any] | None) -> list[str]:
+    """What else lies in a bundle for a phone or a board."""
+    if builds is None:
+        return []
+    shipped, measured = builds["shipped"], builds["measured"]
+    lines = [""]
+    if shipped["kind"] == "Android module" and shipped["path"]:
+        lines += ["`android/` is a Gradle module with the model, a typed wrapper in Kotlin and an"]
+        lines += [f"instrumented test; it uses `{shipped['artifact']}`. See its README."]
+    elif shipped["kind"] != "Android module":
+        lines += [f"`requirements.txt` pins `{shipped['artifact']}`; `example.c`, where there is"]
+        lines += ["one, runs the model without Python: how to compile it stands at its top."]
+    if measured:
+        lines += [f"Figures are of {measured['runtime']} {measured['runtime_version']}, from"]
+        lines += [f"{measured['from']}."]
+    return [*lines, f"{shipped['note'][:1].upper()}{shipped['note'][1:]}."]

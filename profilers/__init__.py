@@ -1,5 +1,6 @@
 """Where a candidate runs and what it costs: devices, runners, measuring, statistics."""
 
+import re
 from importlib import import_module
 from typing import Any
 
@@ -30,16 +31,21 @@ def connect(target: Target, address: str, cache: Cache) -> Device:
     return device
 
 
+def check_address(address: str) -> None:
+    """Raises UsageError where no transport has such addresses."""
+    if address != "local" and not re.match(r"adb(:.|$)|ssh://.", address):
+        known = ", ".join(TRANSPORTS)
+        raise UsageError(f"--device {address}: unknown; this version knows: {known}")
+
+
 def reach(address: str, cache: Cache) -> Device:
-    """The device at the address, whatever it is; `close` it."""
-    kind = address.partition(":")[0]
+    """The device at the address, whatever it is; `close` it. Raises as `connect`."""
+    check_address(address)
     if address == "local":
         return Local(cache)
-    if kind == "adb":
-        return Remote(adb.choose(address.removeprefix("adb").removeprefix(":")), cache)
-    if kind == "ssh":
-        return Remote(ssh.choose(address), cache)
-    raise UsageError(f"--device {address}: unknown; this version knows: {', '.join(TRANSPORTS)}")
+    if address.startswith("adb"):
+        return Remote(adb.choose(address[len("adb:") :]), cache)
+    return Remote(ssh.choose(address), cache)
 
 
 def _check(target: Target, device: Device) -> None:

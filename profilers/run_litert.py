@@ -57,11 +57,17 @@ class Session:
                 outputs, _ordered(self.interpreter, given, outputs, 1), strict=True
             )
         ]
+        self.stateful = bool(options.get("stateful"))
         self.set, self.get = self.interpreter.set_tensor, self.interpreter.get_tensor
         self.invoke = self.interpreter.invoke
 
-    def run(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """Arrays by input name, as in the manifest -> arrays in the order of its outputs."""
+    def run(self, feed: dict[str, np.ndarray], keep_state: bool = False) -> list[np.ndarray]:
+        """Arrays by input name, as in the manifest -> arrays in the order of its outputs.
+
+        A model that keeps state begins anew each time; `keep_state`: it goes on where it was.
+        """
+        if self.stateful and not keep_state:
+            self.interpreter.reset_all_variables()
         for name, index, turned, dtype, (scale, zero) in self.taken:
             array = feed[name]
             if turned:

@@ -174,6 +174,41 @@ def golden(folder: str, runtime: str) -> list[str]:
     return found
 
 
+def golden_inputs(folder: str, path: str) -> None:
+    """A bundle's golden inputs, as `feeds` reads them, for a device to run."""
+    vectors = np.load(Path(folder) / "golden.npz", allow_pickle=False)
+    given = {
+        f"{name.rpartition('/')[2]}/{name.removeprefix('input/').rpartition('/')[0]}": vectors[name]
+        for name in vectors.files
+        if name.startswith("input/")
+    }
+    np.savez(path, **given)
+
+
+class _Given:
+    """What a device gave for the golden inputs, in a session's clothes."""
+
+    def __init__(self, folder: Path, found: Path) -> None:
+        run = json.loads((folder / "manifest.json").read_text("utf-8"))["run"]
+        self.inputs = [tensor["name"] for tensor in run["inputs"]]
+        self.outputs = [tensor["name"] for tensor in run["outputs"]]
+        self.found, self.number = found, 0
+
+    def run(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        self.number += 1
+        return [
+            np.load(self.found / f"{self.number - 1}-{place}.npy", allow_pickle=False)
+            for place in range(len(self.outputs))
+        ]
+
+
+def golden_found(folder: str, runtime: str, found: str) -> list[str]:
+    """Compare what a device gave for a bundle's golden inputs, as its run.py would."""
+    module = runtime_module("run", runtime)
+    wrong: list[str] = module.golden(Path(folder), _Given(Path(folder), Path(found)))
+    return wrong
+
+
 def profile(runtime: str, **arguments: Any) -> dict[str, Any]:
     """What really ran, from the runtime's own profile."""
     found: dict[str, Any] = runtime_module("profile", runtime).profile(
@@ -204,6 +239,8 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "outputs": outputs,
     "run": run,
     "golden": golden,
+    "golden_inputs": golden_inputs,
+    "golden_found": golden_found,
     "profile": profile,
     "layers": layers,
     "peak_memory": peak_memory,

@@ -46,15 +46,19 @@ ON_GRAPHS = (
     *("statistics", "weights"),
 )
 """Of calibration, what looks at a model: run in workers alone."""
+NATIVE = ROOT / "profilers" / "native"
+BOARD = "onmetal/profilers/board_worker.py"
+"""Runs on a board, with whichever runtime that has; nothing here imports it."""
 ENDS = (".py", "/__init__.py")
 LEAVES = (
-    *("onmetal/converters/", "onmetal/profilers/run_", "onmetal/profilers/profile_"),
+    *("onmetal/converters/", "onmetal/profilers/run_", "onmetal/profilers/profile_", BOARD),
     *(f"onmetal/calibration/{name}.py" for name in ON_GRAPHS),
 )
 EXTRAS = {"onmetal/converters/nncf_int8.py": "nncf"}
 """The only modules that need one of the extras, and the package in it."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 SPELLED = {
+    **{"tree_sitter": "tree-sitter", "tree_sitter_kotlin": "tree-sitter-kotlin"},
     **{"PIL": "pillow", "onnx_ir": "onnx-ir", "google": "protobuf", "sklearn": "scikit-learn"},
     **{"ai_edge_litert": "ai-edge-litert", "tflite_runtime": "tflite-runtime"},
 }
@@ -123,7 +127,14 @@ def test_the_wheel_has_one_top_level_name(contents: set[str]) -> None:
 def test_the_wheel_holds_every_module_and_every_target(contents: set[str]) -> None:
     packaged = {name for name in contents if name.startswith("onmetal/")}
     targets = {f"onmetal/targets/{path.name}" for path in (ROOT / "targets").glob("*.toml")}
-    assert packaged == {*MODULES, *targets, "onmetal/py.typed"}
+    native = {f"onmetal/profilers/native/{path.name}" for path in sorted(NATIVE.glob("*.[ch]"))}
+    templates = {
+        f"onmetal/{path.relative_to(ROOT / 'onmetal')}"
+        for path in (ROOT / "onmetal" / "templates").rglob("*")
+        if path.is_file()
+    }
+    assert len(native) > 2 and len(templates) > 5
+    assert packaged == {*MODULES, *targets, *native, *templates, "onmetal/py.typed"}
     assert "onmetal/profilers/run_onnxruntime.py" in packaged
     assert "onmetal/profilers/run_openvino.py" in packaged
 
@@ -237,7 +248,10 @@ def listed(*extras: str) -> set[str]:
 @pytest.mark.parametrize("name", MODULES)
 def test_every_import_is_a_dependency(name: str) -> None:
     also = {EXTRAS.get(name, "")}
-    if name == "onmetal/profilers/run_litert.py":  # runs by it where there is nothing newer
+    if name in (
+        "onmetal/profilers/run_litert.py",
+        BOARD,
+    ):  # runs by it where there is nothing newer
         also.add("tflite-runtime")
     assert outside(MODULES[name]) - also <= listed()
 

@@ -19,7 +19,7 @@ from onmetal import cache, targets
 from onmetal.calibration.exposed import interpreter
 from onmetal.converters.tflite import supported
 from onmetal.converters.tflite.net import Net, read, write
-from onmetal.profilers import memory, tflite_ops, run_litert
+from onmetal.profilers import memory, run_litert, tflite_ops
 from tests.conftest import DIGITS, ROOT, deploy
 
 MODEL, DATA = DIGITS / "digits_cnn.onnx", DIGITS / "digits.npz"
@@ -279,14 +279,6 @@ class TestTfliteModels:
         path.write_bytes(write(net))
         ran = deploy(path, "--target", "tflite-x86", "--data", DATA, "--out", tmp_path / "out")
         assert ran.code == 3 and "bias" in ran.err and "CONV_2D" in ran.err
-
-    def test_one_that_keeps_state_is_refused(self, model: Path, tmp_path: Path) -> None:
-        net = read(model)
-        next(t for op in net.ops for t in op.outputs if t not in net.outputs).variable = True
-        path = tmp_path / "state.tflite"
-        path.write_bytes(write(net))
-        ran = deploy("inspect", path)
-        assert ran.code == 3 and "keeps state" in ran.err
 
     def test_a_quantized_one_ships_as_it_is(self, tmp_path: Path) -> None:
         path = tmp_path / "int8.tflite"

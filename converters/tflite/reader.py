@@ -24,12 +24,6 @@ def examine(
     net = read(content)
     if not net.inputs or not net.outputs:
         raise UsageError(f"{source}: the model has no {'input' if net.outputs else 'output'}")
-    state = next((tensor for tensor in net.tensors() if tensor.variable), None)
-    if state is not None:
-        raise UnsupportedError(
-            f"{source}: it keeps state from one inference to the next ({state.name!r}), so that "
-            "samples cannot be judged apart; recurrent .tflite files are not supported"
-        )
     if found := check.problems(net):
         raise UnsupportedError(
             f"{source}: it is against TFLite's specification, so that runtimes may compute "
@@ -63,6 +57,7 @@ def examine(
         "notes": [],
         "matmul_share": share,
         "quantized": _quantized(net),
+        "stateful": any(tensor.variable for tensor in net.tensors()),
     }
 
 

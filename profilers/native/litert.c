@@ -26,7 +26,7 @@ typedef struct {
   int64_t zero_point;
 } PerTensor;
 
-enum { CPU = 1, READ = 0, WRITE = 1, PER_TENSOR = 1 };
+enum { CPU = 1, READ = 0, WRITE = 1, PER_TENSOR = 1, UNSUPPORTED = 5 };
 
 #define FUNCTIONS(F)                                                                           \
   F(Status, CreateEnvironment, (int, const void *, Handle *))                                  \
@@ -181,7 +181,11 @@ static const char *open_file(const char *path, int count, char **options, Model 
   threads = asked ? atoi(asked) : 1;
   summary_path = option(count, options, "profile");
   if (summary_path) summary_path = strdup(summary_path);
-  CHECK(CreateModelFromFile(environment, path, &file));
+  Status status = CreateModelFromFile(environment, path, &file);
+  if (status == UNSUPPORTED)
+    return "LiteRT's C library does not load this file: it takes no variable tensors, in which "
+           "recurrent models keep their state; a device whose Python has LiteRT runs it";
+  if (status) return say("LiteRT: the file cannot be loaded (status %d)", status);
   const char *wrong = compile();
   if (wrong) return wrong;
   CHECK(GetNumModelSignatures(file, &signatures));
@@ -213,7 +217,7 @@ static const char *run(Model *model) {
   return NULL;
 }
 
-/* The C library cannot reset variable tensors: the model is compiled anew. */
+/* The C library cannot reset a model's state: the model is compiled anew. */
 static const char *reset(Model *model) {
   (void)model;
   DestroyCompiledModel(compiled);

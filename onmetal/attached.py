@@ -1,0 +1,142 @@
+"""`deploy devices`: what is attached and ready, and what each lacks."""
+
+from typing import Any
+
+from onmetal import profilers, report, targets
+from onmetal.cache import Cache
+from onmetal.errors import DeviceError
+from onmetal.profilers import adb, native
+from onmetal.profilers.local import Local
+from onmetal.profilers.remote import Remote
+from onmetal.records import DeviceFacts
+
+Shown = tuple[dict[str, Any], str]
+
+
+def show(addresses: list[str]) -> Shown:
+    """This machine, what adb sees, and the addresses given (boards over ssh are in no list)."""
+    for address in addresses:
+        profilers.check_address(address)
+    with Cache() as cache:
+        found = [_local(cache), *_by_adb(cache)]
+        seen = {entry["address"] for entry in found}
+        found += [_reached(address, cache) for address in addresses if address not in seen]
+    text = "\n".join(line for entry in found for line in _lines(entry))
+    return {"schema": 1, "devices": found}, text
+
+
+def _local(cache: Cache) -> dict[str, Any]:
+    facts = Local(cache).facts()
+    lacks = [
+        f"the runtime {name}: pip install {targets.packages(name)[0]}"
+        for name in targets.RUNTIMES
+        if name not in facts.runtimes
+    ]
+    lacks.append("a power meter: energy is not measured by this version")
+    if facts.state.get("virtual_machine"):
+        lacks.append("a machine of its own: it is virtual, its neighbours disturb timings")
+    if facts.state.get("governor") not in (None, "performance"):
+        lacks.append(
+            f"a steady clock: the governor is {facts.state['governor']}; "
+            "`cpupower frequency-set -g performance` makes timings steadier"
+        )
+    return _entry(facts, bool(facts.runtimes), None, lacks)
+
+
+def _by_adb(cache: Cache) -> list[dict[str, Any]]:
+    """What adb lists; an entry that says why, where adb itself is not there or fails."""
+    try:
+        program = adb.client()
+        if program is None:
+            return [_absent("adb", f"there is no adb program: {adb.INSTALL}")]
+        there = adb.attached(program)
+    except DeviceError as error:
+        return [_absent("adb", str(error))]
+    if not there:
+        return [
+            _absent(
+                "adb",
+                "no phone is attached: plug one in and switch USB debugging on in its developer "
+                "options, or `adb connect HOST:PORT`",
+            )
+        ]
+    return [
+        {**_absent(f"adb:{one.serial}", one.trouble), "model": one.model}
+        if one.trouble
+        else _reached(f"adb:{one.serial}", cache)
+        for one in there
+    ]
+
+
+def _reached(address: str, cache: Cache) -> dict[str, Any]:
+    try:
+        device = profilers.reach(address, cache)
+    except DeviceError as error:
+        return _absent(address, str(error))
+    try:
+        facts = device.facts()
+        refused, flagged = device.unfit() if isinstance(device, Remote) else ([], [])
+        lacks = list(flagged)
+        if facts.arch == "aarch64" and native.find(cache) is None and native.compiler() is None:
+            lacks.append(
+                "onmetal's own runner, and a compiler to build it with: "
+                "`apt install gcc-aarch64-linux-gnu` or `pip install ziglang`"
+            )
+        if not facts.more.get("meters"):
+            lacks.append("a power meter that could be read")
+        return _entry(facts, not refused and bool(facts.runtimes), "; ".join(refused), lacks)
+    finally:
+        device.close()
+
+
+def _entry(facts: DeviceFacts, ready: bool, why: str | None, lacks: list[str]) -> dict[str, Any]:
+    fits = [t.name for t in map(targets.load, targets.names()) if t.arch == facts.arch]
+    if not fits:
+        why = why or f"no target is for {facts.arch}"
+    return {
+        **report.device_document(facts),
+        "ready": ready and bool(fits),
+        "why": why or None,
+        "targets": fits,
+        "lacks": lacks,
+    }
+
+
+def _absent(address: str, why: str | None) -> dict[str, Any]:
+    return {"address": address, "ready": False, "why": why, "targets": [], "lacks": []}
+
+
+def _lines(entry: dict[str, Any]) -> list[str]:
+    state = "ready" if entry["ready"] else "not ready"
+    lines = [f"{entry['address']}  {state}" + (f": {entry['why']}" if entry["why"] else "")]
+    if "arch" not in entry:
+        return lines
+    named = " ".join(word for word in (entry.get("model"), entry.get("soc")) if word)
+    if named:
+        lines.append(f"  {named}")
+    memory = report.size(entry["memory_bytes"])
+    lines.append(
+        f"  {entry['cpu']}, {entry['cores']} cores, {memory}, {entry['os']}, {entry['arch']}"
+    )
+    for cluster in entry.get("clusters", []):
+        clock = f" at up to {cluster['max_khz'] / 1000:.0f} MHz" if cluster["max_khz"] else ""
+        lines.append(f"  cores {', '.join(map(str, cluster['cpus']))}{clock}")
+    state = _state(entry["state"])
+    lines += [f"  {state}"] if state else []
+    lines.append("  runtimes: " + (", ".join(f"{n} {v}" for n, v in entry["runtimes"].items())))
+    if entry.get("meters"):
+        lines.append(f"  meters seen (not read by this version): {', '.join(entry['meters'])}")
+    lines.append(f"  targets: {', '.join(entry['targets']) or 'none'}")
+    return lines + [f"  lacks {lack}" for lack in entry["lacks"]]
+
+
+def _state(state: dict[str, Any]) -> str:
+    said = []
+    if "battery_percent" in state:
+        charging = ", charging" if state.get("charging") else ""
+        said.append(f"battery {state['battery_percent']:.0f} %{charging}")
+    if "temperature_c" in state:
+        said.append(f"{state['temperature_c']:.0f} °C")
+    if "thermal_status" in state:
+        said.append(f"thermal status {state['thermal_status']}")
+    return ", ".join(said)

@@ -1,0 +1,76 @@
+"""What a bundle for a phone or a board holds besides, and whose measurement it is: the runtime's
+build that was measured is not always the one that an application will have."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onmetal import android, c_example
+from onmetal.errors import UnsupportedError
+from onmetal.records import Candidate, Trial
+from onmetal.targets import packages
+from onmetal.task import Task
+
+
+def beside(
+    task: Task, chosen: Trial, golden: Path, tolerance: float
+) -> tuple[dict[str, bytes], dict[str, Any] | None]:
+    """Files by their path in the bundle, and the manifest's `builds`; nothing for this machine."""
+    candidate, transport = chosen.candidate, task.target.device.transport
+    assert candidate
+    if transport == "local":
+        return {}, None
+    with np.load(golden, allow_pickle=False) as stored:
+        vectors = {name: stored[name] for name in stored.files}
+    make = android.files if transport == "adb" else c_example.files
+    what = "an Android module" if transport == "adb" else "an example in C"
+    try:
+        files = make(candidate, vectors, tolerance)
+        left_out = None
+    except UnsupportedError as error:
+        files, left_out = {}, f"{what} was not written: {error}"
+        task.warnings.append(left_out)
+        if transport != "adb":
+            files = {"requirements.txt": c_example.requirements(candidate).encode()}
+    return files, {
+        "measured": _measured(task, candidate),
+        "shipped": _shipped(transport, candidate, left_out),
+    }
+
+
+def _measured(task: Task, candidate: Candidate) -> dict[str, Any] | None:
+    """The runtime's build that gave the figures; None: nothing was run on a device."""
+    if task.remote is None:
+        return None
+    runner = task.remote.runner(candidate.runtime)
+    package = packages(candidate.runtime)[0]
+    origin = "the device's own Python"
+    if runner.kind == "native":
+        origin = f"PyPI's {package} for AArch64, under onmetal's native runner with its own libc"
+    return {
+        "runner": runner.kind,
+        "runtime": candidate.runtime,
+        "runtime_version": runner.version,
+        "from": origin,
+    }
+
+
+def _shipped(transport: str, candidate: Candidate, left_out: str | None) -> dict[str, Any]:
+    """What an application made from the bundle runs."""
+    if transport == "adb":
+        return {
+            "kind": "Android module",
+            "path": None if left_out else "android",
+            "artifact": android.dependency(candidate)[0],
+            "measured": False,
+            "note": left_out
+            or "the application's build of the runtime is unmeasured: figures are of the other",
+        }
+    return {
+        "kind": "run.py, and an example in C",
+        "path": "run.py",
+        "artifact": f"{packages(candidate.runtime)[0]}=={candidate.runtime_version}",
+        "measured": True,
+        "note": left_out or "the same version of the runtime as was measured",
+    }
