@@ -57,7 +57,8 @@ def device_document(facts: DeviceFacts | None) -> dict[str, Any]:
         unknown = dict.fromkeys(("cpu", "arch", "os", "cores", "memory_bytes"))
         return {"address": "none", **unknown, "emulated": False}
     found: dict[str, Any] = plain(facts)
-    return {**found, **found.pop("more")}
+    more = found.pop("more")
+    return {**found, **more}
 
 
 def run_document(candidate: Candidate) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class Line:
         while True:
             line = self._line(deadline, what)
             with contextlib.suppress(ValueError):
-                found = json.loads(line)
+                found = json.loads(line.decode(errors="replace"))
                 if isinstance(found, dict):
                     return found
             self.overheard(line)

@@ -172,6 +172,7 @@ class Remote:
         script = (
             f"cd {shlex.quote(place)} || exit 71\n"
             f"export HOME={shlex.quote(self.folder.path)} ORT_DISABLE_TELEMETRY=1\n"
+            'export TMPDIR="$HOME" XDG_CACHE_HOME="$HOME" XDG_DATA_HOME="$HOME"\n'
             f'pin=; [ -n "{pin}" ] && command -v taskset >/dev/null && pin="taskset {pin}"\n'
             f"exec sh -c 'echo $$ > {shlex.quote(number)}; exec '\"$pin\"' {runner.command}'"
         )
@@ -198,11 +199,13 @@ class Remote:
         if len(files) == 1:
             return there[0]
         place = f"{self.folder.path}/lib/{Path(there[0]).name}"
+        # The other files go by the names that are in the first one; OpenVINO's by its own stem.
+        first = files[0].name if files[0].suffix == ".xml" else f"model{files[0].suffix}"
         if place not in self._programs:
-            named = {file.name: path for file, path in zip(files, there, strict=True)}
-            self.folder.link(named, place)
+            names = [first, *(file.name for file in files[1:])]
+            self.folder.link(dict(zip(names, there, strict=True)), place)
             self._programs[place] = place
-        return f"{place}/{files[0].name}"
+        return f"{place}/{first}"
 
     def content(self, data: bytes) -> str:
         """The path there of a file with this content, kept as others are."""

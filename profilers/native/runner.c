@@ -19,6 +19,7 @@
 #include "runner.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdarg.h>
@@ -57,15 +58,31 @@ const char *option(int count, char **options, const char *name) {
 
 /* --- answers */
 
+/* Bytes of the UTF-8 character that begins here; 0 where none does (a name cut off, no UTF-8). */
+static int character(const unsigned char *c) {
+  int length = *c < 0x80 ? 1 : *c >= 0xc2 && *c < 0xe0 ? 2 : *c >= 0xe0 && *c < 0xf0 ? 3 : 4;
+  if (*c >= 0x80 && (*c < 0xc2 || *c > 0xf4)) return 0;
+  for (int i = 1; i < length; i++)
+    if (c[i] >> 6 != 2) return 0;
+  unsigned first = c[0] << 8 | c[1]; /* overlong forms, surrogates, beyond the last character */
+  if (length == 3 && (first < 0xe0a0 || (first >= 0xeda0 && first < 0xee00))) return 0;
+  if (length == 4 && (first < 0xf090 || first >= 0xf490)) return 0;
+  return length;
+}
+
 static void quoted(const char *text) {
   fputc('"', answers);
-  for (const unsigned char *c = (const unsigned char *)text; *c; c++) {
-    if (*c == '"' || *c == '\\')
+  for (const unsigned char *c = (const unsigned char *)text; *c;) {
+    int length = character(c);
+    if (!length)
+      fputs("\\ufffd", answers);
+    else if (*c == '"' || *c == '\\')
       fprintf(answers, "\\%c", *c);
     else if (*c < 0x20 || *c == 0x7f)
       fprintf(answers, "\\u%04x", *c);
     else
-      fputc(*c, answers);
+      fwrite(c, 1, (size_t)length, answers);
+    c += length ? length : 1;
   }
   fputc('"', answers);
 }
@@ -205,16 +222,22 @@ static const char *open_model(int count, char **words) {
 static const char *read_feeds(int count, char **words) {
   if (count < 3) return "feeds needs FILE COUNT";
   if (no_model()) return no_model();
-  size_t all = input_bytes() * (size_t)atoi(words[2]);
+  size_t number = strtoul(words[2], NULL, 10), all;
+  if (!number || number > INT_MAX || __builtin_mul_overflow(input_bytes(), number, &all))
+    return say("%s is no number of feeds", words[2]);
   FILE *file = fopen(words[1], "rb");
   if (!file) return say("%s: %s", words[1], strerror(errno));
-  free(feeds);
-  feeds = malloc(all ? all : 1);
-  size_t got = feeds ? fread(feeds, 1, all, file) : 0;
+  char *read = malloc(all ? all : 1);
+  size_t got = read ? fread(read, 1, all, file) : 0;
   fclose(file);
-  if (!feeds) return "out of memory";
-  if (got != all) return say("%s holds %zu bytes where %zu are needed", words[1], got, all);
-  feed_count = atoi(words[2]);
+  if (!read || got != all) {
+    free(read);
+    if (!read) return "out of memory";
+    return say("%s holds %zu bytes where %zu are needed", words[1], got, all);
+  }
+  free(feeds);
+  feeds = read;
+  feed_count = (int)number;
   fputs("{\"result\": null}\n", answers);
   return NULL;
 }
@@ -373,6 +396,10 @@ static void serve(char *line) {
   int count = 0;
   line[strcspn(line, "\r\n")] = 0;
   while (count < WORDS && (word = strsep(&rest, "\t"))) words[count++] = word;
+  if (rest) {
+    fail("DeviceError", say("more than %d words", WORDS));
+    return;
+  }
   for (size_t i = 0; i < sizeof operations / sizeof *operations; i++) {
     if (strcmp(words[0], operations[i].name)) continue;
     const char *wrong = operations[i].answer(count, words);
