@@ -76,7 +76,11 @@ def _deploy(
     progress.step("writing the bundle")
     assert chosen
     document["bundle"] = str(out)
-    _bundle(task, document, chosen, measurements, out, scratch)
+    try:
+        _bundle(task, document, chosen, measurements, out, scratch)
+    except DeviceError as error:  # the golden vectors run on the device: its figures are told
+        document.update(chosen=None, bundle=None)
+        raise DeviceError(f"the bundle could not be written: {error}", document) from None
     return document
 
 

@@ -38,7 +38,7 @@ onmetal_facts() {
 s() { echo; echo "@@$1"; }
 has() { command -v "$1" >/dev/null; }
 T=; timeout 10 true && T="timeout 10"
-D=${1:-.}
+D=${1:-.}; while [ ! -d "$D" ] && [ "${D%/*}" != "$D" ]; do D=${D%/*}; D=${D:-/}; done
 C=/sys/devices/system/cpu
 P=/sys/class/power_supply
 """

@@ -85,7 +85,10 @@ def lost(address: str, said: str) -> str:
     return f"the line to {address} was cut" + (f": {' / '.join(lines[-2:])}" if lines else "")
 
 
+# Signals are ignored, by what it starts too: where a line is cut, adbd sends SIGHUP just when the
+# end of standard input, which is what ends the guard, has begun the tidying up.
 GUARD = """\
+trap '' HUP INT TERM PIPE
 run=$base/run-%(name)s
 umask 022
 mkdir -p "$base/kept" || exit 1
@@ -101,7 +104,6 @@ if ! take; then
   take || { echo "{\\"busy\\": \\"another run\\"}"; exit 0; }
 fi
 clean() {
-  trap '' HUP INT TERM PIPE
   for file in "$run"/*.pid; do
     [ -f "$file" ] && kill -9 "$(cat "$file")" 2>/dev/null
   done
@@ -110,12 +112,12 @@ clean() {
   rm -f "$lock"
 }
 trap clean EXIT
-trap 'exit 1' HUP INT TERM PIPE
 rm -rf "$base"/run-*
 mkdir -p "$run/new" "$run/lib" || exit 1
 echo "{\\"kept\\": \\"$(ls "$base/kept" | tr '\\n' ' ')\\"}"
 while read -r word; do
   if [ "$word" = keep ]; then
+    rm -f "$run"/new/*.part
     mv -f "$run"/new/* "$base/kept/" 2>/dev/null
     while [ "$(du -sk "$base/kept" | cut -f1)" -gt %(limit)d ]; do
       rm -f "$base/kept/$(ls -tr "$base/kept" | head -n 1)" || break
@@ -144,6 +146,7 @@ class RemoteLine(Line):
             self.status = int(found[1])
 
     def death(self) -> DeviceError:
+        self.drain(5)
         if self.status is None:
             self.hang_up(10)
             return DeviceError(lost(self._address, self.said()))
@@ -195,6 +198,8 @@ class Folder:
                 "you know that it is left over"
             )
         self._kept = set(first["kept"].split())
+        self._trusted: set[str] = set()
+        """Of what was kept, what was looked at in this run."""
         self._new: set[str] = set()
         self._digests: dict[tuple[str, int, int], str] = {}
         self._count = 0
@@ -203,6 +208,7 @@ class Folder:
         """The files' paths there; pushed by digest, where they are not there yet."""
         digests = [self._digest(file) for file in files]
         wanted = dict(zip(digests, files, strict=True))
+        self._look_at(set(digests) & self._kept - self._trusted)
         absent = [name for name in wanted if name not in self._new | self._kept]
         for name in absent:
             self.transport.push(wanted[name], f"{self.path}/new/{name}.part", COPY_S)
@@ -214,6 +220,26 @@ class Folder:
             for name in digests
         ]
 
+    def _look_at(self, names: set[str]) -> None:
+        """Kept files that are to be used: those that were damaged since are dropped; those that
+        are well are marked as used, since the ones unused for longest are the first to go."""
+        if not names:
+            return
+        said = shell(
+            self.transport,
+            f"cd {shlex.quote(self.base)}/kept || exit 1\n"
+            f"for name in {' '.join(sorted(names))}; do\n"
+            "  if command -v sha256sum >/dev/null &&\n"
+            '    [ "$(sha256sum "$name" | cut -c1-64)" != "$name" ]; then\n'
+            '    rm -f "$name"; echo "bad $name"\n'
+            '  else touch "$name"; fi\n'
+            "done",
+            COPY_S,
+        )
+        bad = {line.split()[1] for line in said.splitlines() if line.startswith("bad ")}
+        self._kept -= bad
+        self._trusted |= names - bad
+
     def _check(self, names: list[str]) -> None:
         """What arrived must be what was sent, before anything runs it."""
         shell(
@@ -224,7 +250,7 @@ class Folder:
             '    [ "$(sha256sum "$name.part" | cut -c1-64)" = "$name" ] ||'
             ' { echo "a pushed file arrived damaged" >&2; exit 1; }\n'
             "  fi\n"
-            '  chmod 755 "$name.part" && mv "$name.part" "$name" || exit 1\n'
+            '  chmod 755 "$name.part" && touch "$name.part" && mv "$name.part" "$name" || exit 1\n'
             "done",
             COPY_S,
         )

@@ -21,6 +21,10 @@ from onmetal.errors import BY_NAME, DeviceError
 Told = Callable[[int, int], None]
 
 
+class _Ended(Exception):
+    """The process closed its output."""
+
+
 class Line:
     """What the process prints to standard error goes to a log of its own, quoted where it dies."""
 
@@ -85,7 +89,10 @@ class Line:
         """The next line of JSON; other lines, which a shell or a linker may print, are passed."""
         deadline = time.monotonic() + timeout_s
         while True:
-            line = self._line(deadline, what)
+            try:
+                line = self._line(deadline, what)
+            except _Ended:
+                raise self.death() from None
             with contextlib.suppress(ValueError):
                 found = json.loads(line.decode(errors="replace"))
                 if isinstance(found, dict):
@@ -122,10 +129,25 @@ class Line:
                 self._wait(selector, deadline, what)
                 piece = os.read(descriptor, 1 << 20)
                 if not piece:
-                    raise self.death()
+                    raise _Ended
                 self._buffer += piece
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
+
+    def drain(self, timeout_s: float) -> None:
+        """Read what is left of a process that ended, to `overheard`."""
+        assert self._process.stdout
+        descriptor, end = self._process.stdout.fileno(), time.monotonic() + timeout_s
+        with selectors.DefaultSelector() as selector:
+            selector.register(descriptor, selectors.EVENT_READ)
+            while selector.select(max(0.0, end - time.monotonic())):
+                piece = os.read(descriptor, 1 << 20)
+                if not piece:
+                    break
+                self._buffer += piece
+        *lines, self._buffer = self._buffer.split(b"\n")
+        for line in lines:
+            self.overheard(line)
 
     def death(self) -> DeviceError:
         """Why the process is gone."""

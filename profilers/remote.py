@@ -174,7 +174,10 @@ class Remote:
             f"export HOME={shlex.quote(self.folder.path)} ORT_DISABLE_TELEMETRY=1\n"
             'export TMPDIR="$HOME" XDG_CACHE_HOME="$HOME" XDG_DATA_HOME="$HOME"\n'
             f'pin=; [ -n "{pin}" ] && command -v taskset >/dev/null && pin="taskset {pin}"\n'
-            f"exec sh -c 'echo $$ > {shlex.quote(number)}; exec '\"$pin\"' {runner.command}'"
+            f"number={shlex.quote(number)}\n"
+            'sh -c \'echo $$ > "$1"; shift; exec "$@"\' sh "$number" '
+            f"$pin {runner.command}\n"
+            's=$?; rm -f "$number"; exit $s'
         )
         line = RemoteLine(self.transport, script, f"the {runner.kind} runner on {self.address}")
         try:
@@ -268,13 +271,22 @@ class RemoteWorker:
 
     def close(self) -> None:
         """End the process there, then the line to it."""
-        if self._line is None or self._line.closed:
+        line, self._line = self._line, None
+        if line is None:
             return
-        self._line.hang_up(5)
-        if self._line.running:
+        hung = line.closed  # it was given up: the process there may go on
+        if not hung:
+            line.hang_up(5)
+            hung = line.running
+        if hung:
+            number = shlex.quote(self._number)
             with contextlib.suppress(DeviceError):
-                shell(self.device.transport, f"kill -9 $(cat {shlex.quote(self._number)})", 10)
-        self._line.close()
+                shell(
+                    self.device.transport,
+                    f"[ ! -f {number} ] || {{ kill -9 $(cat {number}); rm -f {number}; }}",
+                    10,
+                )
+        line.close()
 
     def kill(self) -> None:
         if self._line:

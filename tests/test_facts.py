@@ -736,8 +736,9 @@ def test_the_script_asks_the_python_that_it_is_told_to(tmp_path: Any) -> None:
     assert parse(run(["sh"], SCRIPT, ".", "/no/such/python")).python is None
 
 
-def test_a_folder_that_is_not_there_has_no_free_space(tmp_path: Any) -> None:
-    assert parse(run(["sh"], SCRIPT, str(tmp_path / "absent"))).free_bytes is None
+def test_a_folder_that_is_not_there_has_the_space_of_the_one_above(tmp_path: Any) -> None:
+    assert parse(run(["sh"], SCRIPT, str(tmp_path / "absent" / "too"))).free_bytes
+    assert parse(run(["sh"], SCRIPT, "absent")).free_bytes is None
 
 
 def test_the_script_asks_for_every_package_of_every_runtime() -> None:
