@@ -22,7 +22,8 @@ from onmetal.progress import Progress
 from onmetal.records import Candidate, Model, Tensor, Trial, plain
 from onmetal.sources import Hub
 from onmetal.targets import EXACT, Target
-from onmetal.task import choose_threads
+from onmetal.task import check_fit, choose_threads
+from onmetal.trials import with_figures
 from onmetal.vectors import keep_raw
 
 Shown = tuple[dict[str, Any], str]
@@ -121,8 +122,11 @@ def bench(
         stack.callback(lambda: device.close(keep=True))
         facts = device.facts()
         threads = choose_threads(threads, target, facts)
+        flagged = check_fit(device)
         if isinstance(device, Remote):
             device.pin(threads)
+        for said in flagged:
+            progress.say(f"warning: {said}")
         host = Local(cache)
         progress.step("reading and converting")
         candidates: list[Candidate] = []
@@ -137,7 +141,7 @@ def bench(
         outcome = measure.measure(
             device, candidates, feeds.__getitem__, measure.MODES[mode], progress, seed=seed
         )
-        trials = [_trial(candidate, outcome, candidates[0].name) for candidate in candidates]
+        trials = [_trial(c, outcome, candidates[0].name, facts.emulated) for c in candidates]
         trials += failed
         opinions = _opinions(device, candidates, second_opinion, threads)
         raw = keep_raw(trials, cache)
@@ -149,6 +153,7 @@ def bench(
         "mode": mode,
         "seed": seed,
         "device": report.device_document(facts),
+        "warnings": flagged,
         "threads": threads,
         "baseline": candidates[0].name,
         "raw_samples": str(raw) if raw else None,
@@ -329,7 +334,7 @@ def _random_feeds(candidates: list[Candidate], scratch: Path, cache: Cache) -> _
     return found
 
 
-def _trial(candidate: Candidate, outcome: measure.Outcome, baseline: str) -> Trial:
+def _trial(candidate: Candidate, outcome: measure.Outcome, baseline: str, emulated: bool) -> Trial:
     trial = Trial(
         candidate.name,
         candidate.recipe,
@@ -344,11 +349,5 @@ def _trial(candidate: Candidate, outcome: measure.Outcome, baseline: str) -> Tri
     versus = None
     if baseline in outcome.rounds:
         versus = statistics.compare(outcome.rounds[baseline], rounds)
-    return replace(
-        trial,
-        rounds=rounds,
-        latency_ms=statistics.latency(rounds),
-        throughput_per_s=statistics.throughput(rounds, candidate.model.batch),
-        load_ms=measure.load_figure(rounds),
-        versus_baseline=versus,
-    )
+    trial = with_figures(trial, rounds, candidate.model.batch, emulated=emulated)
+    return replace(trial, versus_baseline=versus)

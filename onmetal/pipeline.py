@@ -69,6 +69,7 @@ def _deploy(
     progress.step("deciding")
     budget = resolve(task, reference, trials)
     trials, base, chosen = choose(task, budget, trials, reference, feeds, clock, progress)
+    after = _state_after(task)
     document = _document(task, budget, trials, base, chosen)
     measurements = keep_raw(trials, cache)
     if chosen is None:
@@ -77,7 +78,7 @@ def _deploy(
     assert chosen
     document["bundle"] = str(out)
     try:
-        _bundle(task, document, chosen, measurements, out, scratch)
+        _bundle(task, document, chosen, after, measurements, out, scratch)
     except DeviceError as error:  # the golden vectors run on the device: its figures are told
         document.update(chosen=None, bundle=None)
         raise DeviceError(f"the bundle could not be written: {error}", document) from None
@@ -126,6 +127,21 @@ def _document(
     }
 
 
+def _state_after(task: Task) -> dict[str, Any] | None:
+    """The device's state once all is measured; what got worse with it becomes a warning."""
+    if task.device is None:
+        return None
+    try:
+        after = task.device.state()
+    except DeviceError as error:
+        task.warnings.append(f"the device's state after measuring is not known: {error}")
+        return None
+    if task.remote:
+        worse = task.remote.changed(after)
+        task.warnings.extend(f"{task.remote.address}, after measuring: {said}" for said in worse)
+    return after
+
+
 def _dry_run(task: Task) -> dict[str, Any]:
     document = _document(task, resolve(task, task.models[0].stem, []), [], None, None)
     for entry in task.planned:
@@ -167,6 +183,7 @@ def _bundle(
     task: Task,
     document: dict[str, Any],
     chosen: Trial,
+    after: dict[str, Any] | None,
     measurements: Path | None,
     out: Path,
     scratch: Path,
@@ -193,7 +210,7 @@ def _bundle(
             "numpy": np.__version__,
             **task.host.facts().runtimes,
         },
-        "device_after": task.device.state() if task.device else None,
+        "device_after": after,
         "measured": task.device is not None and not task.emulated,
     }
     if task.device is None:

@@ -125,7 +125,7 @@ def _prepared(
     host = Local(cache)
     facts = device.facts() if device else host.facts()
     _check_budget(request, device, facts)
-    warnings = _check_fit(device)
+    warnings = check_fit(device)
     shapes = model.parse_shapes(list(request.input_shapes))
     models = [model.read(path, shapes, request.batch, cache, host) for path in request.models]
     _check_same_task(models)
@@ -212,7 +212,7 @@ def _connect(request: Request, target: Target, cache: Cache) -> Device | None:
     return profilers.connect(target, address, cache)
 
 
-def _check_fit(device: Device | None) -> list[str]:
+def check_fit(device: Device | None) -> list[str]:
     """What speaks against timing on the device now. Raises DeviceError where it must not be."""
     if not isinstance(device, Remote):
         return []

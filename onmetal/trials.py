@@ -12,7 +12,7 @@ from onmetal.plan import Planned, calibrates
 from onmetal.profilers import Device, measure, statistics
 from onmetal.profilers.measure import EMULATED, MODES
 from onmetal.progress import Progress
-from onmetal.records import Basis, Candidate, Model, Source, Trial
+from onmetal.records import Basis, Candidate, Model, Rounds, Source, Trial
 from onmetal.sources import Hub
 from onmetal.targets import EXACT
 from onmetal.task import Clock, Task
@@ -209,13 +209,16 @@ def timed(task: Task, trial: Trial, outcome: measure.Outcome) -> Trial:
     if rounds is None or not rounds.samples_ns:
         why = "--time-limit ended before it was measured"
         return replace(trial, missing={**trial.missing, "latency_ms": why})
-    basis: Basis = "emulated" if task.emulated else "measured"
+    return with_figures(trial, rounds, trial.candidate.model.batch, emulated=task.emulated)
+
+
+def with_figures(trial: Trial, rounds: Rounds, batch: int, *, emulated: bool) -> Trial:
+    """The trial with its rounds and what they come to."""
+    basis: Basis = "emulated" if emulated else "measured"
     return replace(
         trial,
         rounds=rounds,
         latency_ms=replace(statistics.latency(rounds), basis=basis),
-        throughput_per_s=replace(
-            statistics.throughput(rounds, trial.candidate.model.batch), basis=basis
-        ),
+        throughput_per_s=replace(statistics.throughput(rounds, batch), basis=basis),
         load_ms=replace(measure.load_figure(rounds), basis=basis),
     )

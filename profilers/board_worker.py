@@ -354,7 +354,8 @@ def watch() -> None:
 
 def main() -> None:
     threading.Thread(target=watch, daemon=True).start()
-    answer(runner="python", pid=os.getpid(), python=sys.version.split()[0])
+    cores = sorted(os.sched_getaffinity(0))
+    answer(runner="python", pid=os.getpid(), cores=cores, python=sys.version.split()[0])
     while select.select([0], [], [], IDLE_S)[0]:
         line = sys.stdin.readline()
         if not line:

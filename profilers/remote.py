@@ -9,6 +9,7 @@ will use is what is measured.
 
 import base64
 import contextlib
+import re
 import shlex
 import tempfile
 import zlib
@@ -19,6 +20,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from onmetal.cache import Cache
 from onmetal.calibration.samples import Samples
@@ -108,6 +110,14 @@ class Remote:
         """-> why it must not be measured on, and what speaks against it."""
         return device_facts.unfit(self.found, NEEDED_BYTES)
 
+    def changed(self, state: dict[str, Any]) -> list[str]:
+        """What speaks against it in a later state that did not in the first: it got hot. The load
+        is left out, which is our own by then."""
+        later = {name: value for name, value in state.items() if name != "load_1min"}
+        before = {_kind(said) for part in self.unfit() for said in part}
+        after = device_facts.unfit(replace(self.found, state=later), NEEDED_BYTES)
+        return [said for part in after for said in part if _kind(said) not in before]
+
     def state(self) -> dict[str, Any]:
         """What may have changed since: clocks, load, temperatures, battery."""
         place = f'set -- "{self.transport.place.rpartition("/")[0]}"\n'
@@ -163,8 +173,9 @@ class Remote:
             )
         return found
 
-    def launch(self, runtime: str) -> tuple[RemoteLine, str]:
-        """A fresh process of the runtime's runner. -> its line, and the file of its number."""
+    def launch(self, runtime: str) -> tuple[RemoteLine, str, dict[str, Any]]:
+        """A fresh process of the runtime's runner. -> its line, the file of its number, and what
+        it said first."""
         runner = self.runner(runtime)
         place = self._program(runtime, runner)
         number = self.folder.name("pid")
@@ -181,11 +192,11 @@ class Remote:
         )
         line = RemoteLine(self.transport, script, f"the {runner.kind} runner on {self.address}")
         try:
-            line.answer(START_S, "its start")
+            first = line.answer(START_S, "its start")
         except BaseException:
             line.close()
             raise
-        return line, number
+        return line, number, first
 
     def _program(self, runtime: str, runner: Runner) -> str:
         """The folder there that holds the runner's files under their names."""
@@ -236,6 +247,8 @@ class RemoteWorker:
         self.device = device
         self._line: RemoteLine | None = None
         self._number = ""
+        self._cores: list[int] = []
+        """That the process may run on, as it says itself."""
         self._feeds: Path | None = None
         self._ports = Ports((), ())
         self._nhwc: list[str] = []
@@ -303,7 +316,8 @@ class RemoteWorker:
 
     def _start(self, runtime: str) -> None:
         if self._line is None:
-            self._line, self._number = self.device.launch(runtime)
+            self._line, self._number, first = self.device.launch(runtime)
+            self._cores = first.get("cores", [])
 
     def _open(
         self,
@@ -441,7 +455,8 @@ class RemoteWorker:
         runner = self.device.runner(runtime)
         kinds = {} if runtime != "litert" else self.device.kinds(Path(arguments["files"][0]))
         found = native_profile.read(runtime, here.read_text(errors="replace"), runs, kinds)
-        return {**found, "runner": runner.kind, "runtime_version": runner.version}
+        how = {"runner": runner.kind, "runtime_version": runner.version, "cores": self._cores}
+        return {**found, **how}
 
     def _memory(
         self,
@@ -464,6 +479,11 @@ class RemoteWorker:
             ["memory", runtime, library, first, there, *_words(options)], timeout_s
         )
         return found
+
+
+def _kind(said: str) -> str:
+    """A sentence without its figures."""
+    return re.sub(r"[\d.]+", "", said)
 
 
 def _words(options: dict[str, Any]) -> list[str]:

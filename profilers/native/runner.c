@@ -22,6 +22,7 @@
 #include <limits.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -418,13 +419,24 @@ static void *watch(void *unused) {
   _exit(0);
 }
 
+/* The first line: who this is, and the cores that it may run on. */
+static void greet(void) {
+  cpu_set_t set;
+  int more = 0;
+  fprintf(answers, "{\"runner\": \"native\", \"pid\": %ld, \"cores\": [", (long)getpid());
+  if (!sched_getaffinity(0, sizeof set, &set))
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
+      if (CPU_ISSET(cpu, &set)) fprintf(answers, more++ ? ", %d" : "%d", cpu);
+  fputs("]}\n", answers);
+  fflush(answers);
+}
+
 int main(void) {
   pthread_t watcher;
   /* What a library prints goes to standard error: only answers may go to standard output. */
   answers = fdopen(dup(1), "w");
   if (!answers || dup2(2, 1) < 0 || pthread_create(&watcher, NULL, watch, NULL)) return 70;
-  fprintf(answers, "{\"runner\": \"native\", \"pid\": %ld}\n", (long)getpid());
-  fflush(answers);
+  greet();
   char *line = NULL;
   size_t room = 0;
   for (;;) {
