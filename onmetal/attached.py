@@ -1,5 +1,6 @@
 """`deploy devices`: what is attached and ready, and what each lacks."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from onmetal import profilers, report, targets
@@ -76,7 +77,7 @@ def _reached(address: str, cache: Cache) -> dict[str, Any]:
     try:
         facts = device.facts()
         refused, flagged = device.unfit() if isinstance(device, Remote) else ([], [])
-        lacks = list(flagged)
+        lacks = []
         if facts.arch == "aarch64" and native.find(cache) is None and native.compiler() is None:
             lacks.append(
                 "onmetal's own runner, and a compiler to build it with: "
@@ -84,12 +85,15 @@ def _reached(address: str, cache: Cache) -> dict[str, Any]:
             )
         if not facts.more.get("meters"):
             lacks.append("a power meter that could be read")
-        return _entry(facts, not refused and bool(facts.runtimes), "; ".join(refused), lacks)
+        ready = not refused and bool(facts.runtimes)
+        return _entry(facts, ready, "; ".join(refused), lacks, flagged)
     finally:
         device.close()
 
 
-def _entry(facts: DeviceFacts, ready: bool, why: str | None, lacks: list[str]) -> dict[str, Any]:
+def _entry(
+    facts: DeviceFacts, ready: bool, why: str | None, lacks: list[str], warnings: Sequence[str] = ()
+) -> dict[str, Any]:
     fits = [t.name for t in map(targets.load, targets.names()) if t.arch == facts.arch]
     if not fits:
         why = why or f"no target is for {facts.arch}"
@@ -99,11 +103,19 @@ def _entry(facts: DeviceFacts, ready: bool, why: str | None, lacks: list[str]) -
         "why": why or None,
         "targets": fits,
         "lacks": lacks,
+        "warnings": list(warnings),
     }
 
 
 def _absent(address: str, why: str | None) -> dict[str, Any]:
-    return {"address": address, "ready": False, "why": why, "targets": [], "lacks": []}
+    return {
+        "address": address,
+        "ready": False,
+        "why": why,
+        "targets": [],
+        "lacks": [],
+        "warnings": [],
+    }
 
 
 def _lines(entry: dict[str, Any]) -> list[str]:
@@ -127,7 +139,8 @@ def _lines(entry: dict[str, Any]) -> list[str]:
     if entry.get("meters"):
         lines.append(f"  meters seen (not read by this version): {', '.join(entry['meters'])}")
     lines.append(f"  targets: {', '.join(entry['targets']) or 'none'}")
-    return lines + [f"  lacks {lack}" for lack in entry["lacks"]]
+    lines += [f"  lacks {lack}" for lack in entry["lacks"]]
+    return lines + [f"  note: {warning}" for warning in entry["warnings"]]
 
 
 def _state(state: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from onmetal.profilers.local import Local
 from onmetal.profilers.remote import Remote
 from onmetal.targets import Target, packages
 
-TRANSPORTS = ("local", "adb[:SERIAL]", "ssh://[user@]host[:port]")
+TRANSPORTS = ("local", "adb[:SERIAL]", "ssh://[user@]host[:port][?python=PATH]")
 
 Device = Local | Remote
 """What is measured on: this machine, or one beyond a line. Both give workers of one kind."""

@@ -111,6 +111,7 @@ class Adb:
     place = "/data/local/tmp/onmetal"
     """Where the shell user may write and run programs."""
     lock = "/data/local/tmp/onmetal.lock"
+    python = "python3"
 
     def __init__(self, adb: str, serial: str) -> None:
         self.adb, self.serial = adb, serial

@@ -143,7 +143,8 @@ class OpenVINO:
     def __init__(self, path: str, options: dict[str, str]) -> None:
         import openvino
 
-        properties = {name: value for name, value in options.items() if name != "stateful"}
+        ours = ("stateful", "profile")
+        properties = {name: value for name, value in options.items() if name not in ours}
         model = openvino.Core().compile_model(path, "CPU", properties)
         self.request = model.create_infer_request()
         self.inputs = [self._port(entry) for entry in model.inputs]
@@ -162,7 +163,7 @@ class OpenVINO:
         self.request.reset_state()
 
     def profile(self, path: str) -> None:
-        raise RuntimeError("OpenVINO's profile is read on this machine only, not over a line")
+        raise RuntimeError("OpenVINO's profile can only be read where onmetal runs itself")
 
 
 RUNTIMES: dict[str, Any] = {"litert": LiteRT, "onnxruntime": OnnxRuntime, "openvino": OpenVINO}

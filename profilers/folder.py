@@ -34,6 +34,8 @@ class Transport(Protocol):
     place: str
     """The folder there for all of onmetal, as its shell understands it."""
     lock: str
+    python: str
+    """The Python there that may have runtimes."""
 
     def argv(self, script: str, *, stream: bool, main: bool = False) -> list[str]: ...
     def push(self, source: Path, target: str, timeout_s: float) -> None: ...
@@ -98,7 +100,7 @@ if ! take; then
   held=$(readlink "$lock")
   pid=${held%%%%:*}; rest=${held#*:}
   if [ "${rest%%%%:*}" = "$boot" ] && { kill -0 "$pid" 2>/dev/null || [ -d "/proc/$pid" ]; }; then
-    echo "{\\"busy\\": \\"${rest#*:}\\"}"; exit 0
+    echo "{\\"busy\\": \\"$(printf %%s "${rest#*:}" | tr -cd 'A-Za-z0-9_.@-')\\"}"; exit 0
   fi
   rm -f "$lock"
   take || { echo "{\\"busy\\": \\"another run\\"}"; exit 0; }

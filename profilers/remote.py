@@ -66,8 +66,10 @@ class Remote:
         self._folder: Folder | None = None
         self._programs: dict[str, str] = {}
         self._runners: dict[str, Runner] = {}
-        place = f'set -- "{transport.place.rpartition("/")[0]}"\n'
-        self.found = device_facts.parse(shell(transport, place + device_facts.SCRIPT))
+        self._arguments = (
+            f'set -- "{transport.place.rpartition("/")[0]}" {shlex.quote(transport.python)}\n'
+        )
+        self.found = device_facts.parse(shell(transport, self._arguments + device_facts.SCRIPT))
 
     @property
     def folder(self) -> Folder:
@@ -120,8 +122,8 @@ class Remote:
 
     def state(self) -> dict[str, Any]:
         """What may have changed since: clocks, load, temperatures, battery."""
-        place = f'set -- "{self.transport.place.rpartition("/")[0]}"\n'
-        return device_facts.parse_state(shell(self.transport, place + device_facts.STATE_SCRIPT))
+        script = self._arguments + device_facts.STATE_SCRIPT
+        return device_facts.parse_state(shell(self.transport, script))
 
     def _runnable(self) -> list[str]:
         ours = set(native.LIBRARIES) if self.found.arch == "aarch64" else set()
@@ -143,7 +145,8 @@ class Remote:
     def _choose(self, runtime: str) -> Runner:
         if number := self._in_python().get(runtime):
             program = Path(__file__).parent / "board_worker.py"
-            return Runner("python", number, {program.name: program}, f"python3 {program.name}", "-")
+            command = f"{shlex.quote(self.transport.python)} {program.name}"
+            return Runner("python", number, {program.name: program}, command, "-")
         if self.found.arch != "aarch64" or runtime not in native.LIBRARIES:
             raise DeviceError(
                 f"{self.address} has no {runtime} in its Python, and onmetal's own runner, which "

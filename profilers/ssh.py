@@ -22,22 +22,27 @@ OPTIONS = (
 
 
 def choose(address: str) -> "Ssh":
-    """`ssh://[user@]host[:port]`. Raises UsageError where it is none."""
-    refused = UsageError(f"--device {address}: must be ssh://[user@]host[:port]")
+    """`ssh://[user@]host[:port][?python=PATH]`. Raises UsageError where it is none."""
+    refused = UsageError(
+        f"--device {address}: must be ssh://[user@]host[:port][?python=PATH], the Python of an "
+        "environment there"
+    )
     try:
         parts = urlsplit(address)
         port = parts.port
     except ValueError:
         raise refused from None
-    odd = parts.path.strip("/") or parts.query or parts.fragment or parts.password
+    name, _, python = parts.query.partition("=")
+    odd = any((parts.path.strip("/"), parts.fragment, parts.password))
+    odd = odd or bool(parts.query and (name != "python" or not python))
     if parts.scheme != "ssh" or not parts.hostname or odd:
         raise refused
-    place = address.removeprefix("ssh://").rstrip("/").rpartition("@")
+    place = address.removeprefix("ssh://").partition("?")[0].rstrip("/").rpartition("@")
     host = parts.hostname if ":" in parts.hostname else place[2].partition(":")[0]
     for word in (place[0], host):
         if not re.fullmatch(r"[A-Za-z0-9_.:%\\-]*", word) or word.startswith("-"):
             raise refused
-    return Ssh(address, place[0], host, port)
+    return Ssh(address, place[0], host, port, python or "python3")
 
 
 class Ssh:
@@ -47,8 +52,10 @@ class Ssh:
     lock = "/tmp/onmetal-device.lock"
     """One for all users of the machine."""
 
-    def __init__(self, address: str, user: str, host: str, port: int | None) -> None:
-        self.address = address
+    def __init__(
+        self, address: str, user: str, host: str, port: int | None, python: str = "python3"
+    ) -> None:
+        self.address, self.python = address, python
         program = shlex.split(os.environ.get("ONMETAL_SSH", "ssh"))
         if not program or not shutil.which(program[0]):
             raise DeviceError("there is no ssh program: `apt install openssh-client`")
