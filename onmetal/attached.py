@@ -10,6 +10,7 @@ from onmetal.profilers import adb, native
 from onmetal.profilers.local import Local
 from onmetal.profilers.remote import Remote
 from onmetal.records import DeviceFacts
+from onmetal.targets import Target
 
 Shown = tuple[dict[str, Any], str]
 
@@ -20,8 +21,10 @@ def show(addresses: list[str]) -> Shown:
         profilers.check_address(address)
     with Cache() as cache:
         found = [_local(cache), *_by_adb(cache)]
-        seen = {entry["address"] for entry in found}
-        found += [_reached(address, cache) for address in addresses if address not in seen]
+        for address in dict.fromkeys(addresses):
+            listed = {entry["address"] for entry in found}
+            if address not in listed | {"adb"}:  # of which all were asked
+                found.append(_reached(address, cache))
     text = "\n".join(line for entry in found for line in _lines(entry))
     return {"schema": 1, "devices": found}, text
 
@@ -94,7 +97,7 @@ def _reached(address: str, cache: Cache) -> dict[str, Any]:
 def _entry(
     facts: DeviceFacts, ready: bool, why: str | None, lacks: list[str], warnings: Sequence[str] = ()
 ) -> dict[str, Any]:
-    fits = [t.name for t in map(targets.load, targets.names()) if t.arch == facts.arch]
+    fits = [t.name for t in map(targets.load, targets.names()) if _fits(t, facts)]
     if not fits:
         why = why or f"no target is for {facts.arch}"
     return {
@@ -105,6 +108,13 @@ def _entry(
         "lacks": lacks,
         "warnings": list(warnings),
     }
+
+
+def _fits(target: Target, facts: DeviceFacts) -> bool:
+    """Whether the target is for such a device: a machine over ssh may be any that runs Linux."""
+    transport = facts.address.partition(":")[0]
+    reached = {"ssh": ("ssh", "local")}.get(transport, (transport,))
+    return target.arch == facts.arch and target.device.transport in reached
 
 
 def _absent(address: str, why: str | None) -> dict[str, Any]:

@@ -162,7 +162,8 @@ def bench(
             for t in trials
         ],
     }
-    return document, "\n".join([report.table(trials, None), *_told(opinions)])
+    lines = [report.table(trials, None), *_told(opinions)]
+    return document, "\n".join(lines)
 
 
 def _opinions(
@@ -347,7 +348,7 @@ def _trial(candidate: Candidate, outcome: measure.Outcome, baseline: str, emulat
         why = outcome.failures.get(candidate.name, "not measured")
         return replace(trial, status="failed", failure="device", reason=why)
     versus = None
-    if baseline in outcome.rounds:
+    if baseline in outcome.rounds and not emulated:
         versus = statistics.compare(outcome.rounds[baseline], rounds)
     trial = with_figures(trial, rounds, candidate.model.batch, emulated=emulated)
     return replace(trial, versus_baseline=versus)

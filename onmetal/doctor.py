@@ -111,6 +111,9 @@ def _ssh() -> Check:
 
 def _runner() -> list[Check]:
     enables = "phones and ARM boards without Python and runtimes"
+    if lacking := [name for name in native.LIBRARIES if name not in native.versions()]:
+        package = targets.packages(lacking[0])[0]
+        return [Check("runner for ARM", f"{package} is missing", enables, f"pip install {package}")]
     with Cache() as cache:
         built = native.find(cache)
     if built:

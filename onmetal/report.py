@@ -129,6 +129,8 @@ def table(trials: list[Trial], metric: str | None) -> str:
         lines.append("  ".join([*left, *right, row[-1]]).rstrip())
     lines.insert(1, "-" * max(map(len, lines)))
     said = [t for t in trials if t.reason and t.status != "chosen" and t.reason != LEFT_OUT]
+    if any(t.latency_ms and t.latency_ms.basis == "emulated" for t in tried):
+        lines += ["", "The device is emulated: its timings mean nothing, and none decided."]
     why = [f"  {t.name}: {t.reason}" for t in said]  # what the user left out, he knows
     if why:
         lines += ["", "Not chosen:", *why]

@@ -6,7 +6,7 @@ from typing import Any
 
 from onmetal.cache import Cache
 from onmetal.errors import DeviceError, UsageError
-from onmetal.profilers import adb, ssh
+from onmetal.profilers import adb, native, ssh
 from onmetal.profilers.local import Local
 from onmetal.profilers.remote import Remote
 from onmetal.targets import Target, packages
@@ -59,11 +59,13 @@ def _check(target: Target, device: Device) -> None:
         )
     if missing := [r.name for r in target.runtimes if r.name not in facts.runtimes]:
         package = packages(missing[0])[0]
-        raise DeviceError(
-            f"the runtime {missing[0]} is not installed on {where}; `pip install {package}` there"
-            if isinstance(device, Remote)
-            else f"the runtime {missing[0]} is not installed here; `pip install {package}`"
-        )
+        if isinstance(device, Remote) and facts.arch != native.ARCH:
+            why = f"is not in the Python of {where}; `pip install {package}` there"
+        elif isinstance(device, Remote):
+            why = f"is not installed here, so no runner has it; `pip install {package}`"
+        else:
+            why = f"is not installed here; `pip install {package}`"
+        raise DeviceError(f"the runtime {missing[0]} {why}")
 
 
 def runtime_module(kind: str, runtime: str) -> Any:

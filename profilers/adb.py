@@ -2,6 +2,7 @@
 PyPI's `adbutils` brings. adb itself respects ANDROID_SERIAL and ANDROID_ADB_SERVER_PORT."""
 
 import os
+import re
 import shutil
 import subprocess
 from importlib.util import find_spec
@@ -37,9 +38,8 @@ class Attached(Struct, frozen=True):
         """Why it cannot be used and what to do; None: it can."""
         if self.state == "device":
             return None
-        kind = "no permissions" if self.state.startswith("no permissions") else self.state
-        advice = ADVICE.get(kind)
-        return kind + (f": {advice}" if advice else "")
+        advice = ADVICE.get(self.state)
+        return self.state + (f": {advice}" if advice else "")
 
 
 def client() -> str | None:
@@ -64,17 +64,19 @@ def attached(adb: str) -> list[Attached]:
     if done.returncode:
         raise DeviceError(f"`adb devices` failed: {_said(done)}")
     found = []
-    for line in done.stdout.splitlines()[1:]:
-        serial, _, rest = line.strip().partition(" ")
-        serial, _, tail = serial.partition("\t")
-        rest = (tail + rest).strip()
-        if not rest or serial == "*":
-            continue
-        words = rest.split()
-        model = next((w.removeprefix("model:") for w in words if w.startswith("model:")), None)
-        state = "no permissions" if rest.startswith("no permissions") else words[0]
-        found.append(Attached(serial, state, model))
+    for line in done.stdout.partition(_HEADER)[2].splitlines():
+        if entry := _ENTRY.match(line):
+            model = re.search(r"\bmodel:(\S+)", entry["rest"])
+            found.append(Attached(entry["serial"], entry["state"], model[1] if model else None))
     return found
+
+
+_HEADER = "List of devices attached"
+_ENTRY = re.compile(
+    r"^(?P<serial>\S.*?)\s+(?P<state>no permissions|device|offline|unauthorized|authorizing"
+    r"|connecting|detached|bootloader|recovery|rescue|sideload|host|unknown)\b(?P<rest>.*)$"
+)
+"""A serial may hold blanks: `adb-… (2)._adb-tls-connect._tcp`, `(no serial number)`."""
 
 
 def choose(serial: str | None) -> "Adb":

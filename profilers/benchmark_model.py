@@ -15,10 +15,13 @@ from onmetal.profilers.local import Local
 
 LIMIT_S = 300.0
 RUNS, SECONDS = 50, 2.0
+_NUMBER = r"(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)"
 _COUNT = re.compile(r"count=(\d+)\b(.*)")
-_VALUE = re.compile(r"(\w+)=([\d.eE+-]+)")
-_TIMINGS = re.compile(r"Init:\s*([\d.]+).*?First inference:\s*([\d.]+)")
-_MEMORY = re.compile(r"Memory footprint delta.*?overall=([\d.]+)")
+_VALUE = re.compile(rf"(\w+)={_NUMBER}(?![\w.])")
+_TIMINGS = re.compile(rf"Init:\s*{_NUMBER}.*?First inference:\s*{_NUMBER}")
+_MEMORY = re.compile(
+    rf"(?:Memory footprint delta|Peak memory footprint).*?overall={_NUMBER}", re.DOTALL
+)
 
 
 def run(device: Device, program: Path, artifact: Path, threads: int) -> dict[str, Any]:
@@ -61,11 +64,13 @@ def parse(text: str) -> dict[str, Any]:
 
     Raises DeviceError where there are none.
     """
-    counts = _COUNT.findall(text)
+    counts = [found for found in _COUNT.findall(text) if int(found[0])]
     if not counts:
         said = " / ".join(text.strip().splitlines()[-2:])
         raise DeviceError(f"benchmark_model gave no timings: {said}")
     values = {name: float(value) for name, value in _VALUE.findall(counts[-1][1])}
+    if "avg" not in values and "curr" in values:  # one run, or all of one length
+        values |= dict.fromkeys(("avg", "min", "max"), values["curr"])
     found: dict[str, Any] = {"runs": int(counts[-1][0])}
     for name in ("avg", "min", "max", "std", "median", "p5", "p95"):
         if name in values:
@@ -74,5 +79,5 @@ def parse(text: str) -> dict[str, Any]:
         found["init_ms"] = float(timings[1]) / 1e3
         found["first_ms"] = float(timings[2]) / 1e3
     if memory := _MEMORY.search(text):
-        found["memory_bytes"] = float(memory[1]) * 1e6
+        found["memory_bytes"] = float(memory[1]) * 2**20  # its MB are KiB / 1024
     return found

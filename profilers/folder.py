@@ -106,10 +106,15 @@ if ! take; then
   take || { echo "{\\"busy\\": \\"another run\\"}"; exit 0; }
 fi
 clean() {
-  for file in "$run"/*.pid; do
-    [ -f "$file" ] && kill -9 "$(cat "$file")" 2>/dev/null
+  tries=0
+  while [ -e "$run" ] && [ $tries -lt 10 ]; do  # what is just starting may still write there
+    for file in "$run"/*.pid; do
+      [ -f "$file" ] && kill -9 "$(cat "$file")" 2>/dev/null
+    done
+    rm -rf "$run" 2>/dev/null
+    [ -e "$run" ] && sleep 1
+    tries=$((tries + 1))
   done
-  rm -rf "$run"
   rmdir "$base/kept" "$base" 2>/dev/null
   rm -f "$lock"
 }

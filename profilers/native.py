@@ -5,6 +5,7 @@ own C libraries out of their AArch64 wheels, in the very versions that this mach
 that runs under Android's /data/local/tmp and on any 64-bit ARM Linux alike.
 """
 
+import contextlib
 import io
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from onmetal.targets import packages
 SOURCES = Path(__file__).parent / "native"
 CODE = 1
 """Raised whenever the same sources would be built otherwise."""
+ARCH = "aarch64"
 LOADER = "ld-linux-aarch64.so.1"
 LIBC = (
     LOADER,
@@ -49,8 +51,12 @@ FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra")
 
 
 def versions() -> dict[str, str]:
-    """Of the runtimes that the runner is built with: those of this machine."""
-    return {runtime: version(packages(runtime)[0]) for runtime in LIBRARIES}
+    """Of the runtimes that the runner is built with: those that this machine has."""
+    found = {}
+    for runtime in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[runtime] = version(packages(runtime)[0])
+    return found
 
 
 def sources() -> list[Path]:

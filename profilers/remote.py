@@ -126,7 +126,7 @@ class Remote:
         return device_facts.parse_state(shell(self.transport, script))
 
     def _runnable(self) -> list[str]:
-        ours = set(native.LIBRARIES) if self.found.arch == "aarch64" else set()
+        ours = set(native.versions()) if self.found.arch == native.ARCH else set()
         return sorted(ours | set(self._in_python()))
 
     def _in_python(self) -> dict[str, str]:
@@ -147,10 +147,10 @@ class Remote:
             program = Path(__file__).parent / "board_worker.py"
             command = f"{shlex.quote(self.transport.python)} {program.name}"
             return Runner("python", number, {program.name: program}, command, "-")
-        if self.found.arch != "aarch64" or runtime not in native.LIBRARIES:
+        if runtime not in self._runnable():
             raise DeviceError(
                 f"{self.address} has no {runtime} in its Python, and onmetal's own runner, which "
-                "needs none, is for 64-bit ARM"
+                "needs none, is for 64-bit ARM and has the runtimes that are installed here"
             )
         built = native.build(self.cache)
         names = ["runner", *native.LIBC, native.LIBRARIES[runtime]]
@@ -189,7 +189,7 @@ class Remote:
             'export TMPDIR="$HOME" XDG_CACHE_HOME="$HOME" XDG_DATA_HOME="$HOME"\n'
             f'pin=; [ -n "{pin}" ] && command -v taskset >/dev/null && pin="taskset {pin}"\n'
             f"number={shlex.quote(number)}\n"
-            'sh -c \'echo $$ > "$1"; shift; exec "$@"\' sh "$number" '
+            'sh -c \'echo $$ > "$1" || exit 71; shift; exec "$@"\' sh "$number" '
             f"$pin {runner.command}\n"
             's=$?; rm -f "$number"; exit $s'
         )

@@ -392,7 +392,7 @@ def board_root() -> Path:
         # Shows that it works, and leaves the bytecode that would else be made for each machine.
         with Machine(root, environment=BOARD_ENVIRONMENT) as board:
             board.output("python3 -c 'import ai_edge_litert.interpreter, onnxruntime, json, re'")
-            board.output("rm -rf /root/.cache /root/.local /tmp/*")
+            board.output("rm -rf /root/.cache /root/.local /tmp/* /tmp/.[!.]*")
     return final
 
 

@@ -66,7 +66,7 @@ def test_a_runner_and_a_profile_offer_what_the_worker_asks_for(name: str) -> Non
     session = profilers.runtime_module("run", name).Session
     wanted = ["files", "options", "inputs", "outputs"]
     assert list(inspect.signature(session).parameters) == wanted
-    assert list(inspect.signature(session.run).parameters) == ["self", "feed"]
+    assert list(inspect.signature(session.run).parameters)[:2] == ["self", "feed"]
     profile = profilers.runtime_module("profile", name).profile
     assert list(inspect.signature(profile).parameters) == ["feed", *wanted]
 
