@@ -158,8 +158,9 @@ def _state(state: dict[str, Any]) -> str:
     if "battery_percent" in state:
         charging = ", charging" if state.get("charging") else ""
         said.append(f"battery {state['battery_percent']:.0f} %{charging}")
-    if "temperature_c" in state:
-        said.append(f"{state['temperature_c']:.0f} °C")
+    for name, what in (("temperature_c", ""), ("battery_temperature_c", "battery ")):
+        if name in state:
+            said.append(f"{what}{state[name]:.0f} °C")
     if "thermal_status" in state:
         said.append(f"thermal status {state['thermal_status']}")
     return ", ".join(said)

@@ -117,6 +117,8 @@ def bench(
     """
     target = targets.load(target_name)
     check_options(target)
+    if second_opinion:
+        benchmark_model.check(second_opinion)
     with Cache() as cache, cache.scratch() as scratch, contextlib.ExitStack() as stack:
         device = profilers.connect(target, address, cache)
         stack.callback(lambda: device.close(keep=True))
@@ -124,6 +126,7 @@ def bench(
         threads = choose_threads(threads, target, facts)
         flagged = check_fit(device)
         if isinstance(device, Remote):
+            device.take()
             device.pin(threads)
         for said in flagged:
             progress.say(f"warning: {said}")

@@ -35,7 +35,7 @@ def beside(
             files = {"requirements.txt": c_example.requirements(candidate).encode()}
     return files, {
         "measured": _measured(task, candidate),
-        "shipped": _shipped(transport, candidate, left_out),
+        "shipped": _shipped(transport, candidate, left_out, run=task.remote is not None),
     }
 
 
@@ -56,8 +56,11 @@ def _measured(task: Task, candidate: Candidate) -> dict[str, Any] | None:
     }
 
 
-def _shipped(transport: str, candidate: Candidate, left_out: str | None) -> dict[str, Any]:
-    """What an application made from the bundle runs."""
+def _shipped(
+    transport: str, candidate: Candidate, left_out: str | None, *, run: bool
+) -> dict[str, Any]:
+    """What an application made from the bundle runs. `run`: whether anything ran on a device."""
+    none = "nothing was measured: there was no device"
     if transport == "adb":
         return {
             "kind": "Android module",
@@ -65,12 +68,12 @@ def _shipped(transport: str, candidate: Candidate, left_out: str | None) -> dict
             "artifact": android.dependency(candidate)[0],
             "measured": False,
             "note": left_out
-            or "the application's build of the runtime is unmeasured: figures are of the other",
+            or (none if not run else "the application's build of the runtime is unmeasured"),
         }
     return {
-        "kind": "run.py, and an example in C",
+        "kind": "run.py" if left_out else "run.py, and an example in C",
         "path": "run.py",
         "artifact": f"{packages(candidate.runtime)[0]}=={candidate.runtime_version}",
-        "measured": True,
-        "note": left_out or "the same version of the runtime as was measured",
+        "measured": run,
+        "note": left_out or ("the version of the runtime that was measured" if run else none),
     }

@@ -96,7 +96,9 @@ def _adb() -> Check:
             return Check("adb", "not found", enables, adb.INSTALL.replace("`", ""))
         there = adb.attached(program)
     except DeviceError as error:
-        return Check("adb", str(error), enables, "adb kill-server; adb start-server")
+        asked = os.environ.get("ADB")
+        fix = "unset ADB" if asked and not shutil.which(asked) else "adb kill-server; adb devices"
+        return Check("adb", str(error), enables, fix)
     troubled = [f"{one.serial} is {one.trouble}" for one in there if one.trouble]
     if troubled:
         return Check("adb", program, enables, "; ".join(troubled))
@@ -123,7 +125,7 @@ def _runner() -> list[Check]:
         fix = "apt install gcc-aarch64-linux-gnu, or without root: pip install ziglang"
         return [Check("compiler for ARM", "not found", "building the runner for ARM", fix)]
     return [
-        Check("compiler for ARM", compiler[0], "building the runner for ARM"),
+        Check("compiler for ARM", " ".join(compiler[:3]), "building the runner for ARM"),
         Check("runner for ARM", "not built yet", enables, "deploy runner build"),
     ]
 

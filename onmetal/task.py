@@ -126,6 +126,8 @@ def _prepared(
     facts = device.facts() if device else host.facts()
     _check_budget(request, device, facts)
     warnings = check_fit(device)
+    if isinstance(device, Remote) and not request.dry_run:
+        device.take()
     shapes = model.parse_shapes(list(request.input_shapes))
     models = [model.read(path, shapes, request.batch, cache, host) for path in request.models]
     _check_same_task(models)

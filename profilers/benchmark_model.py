@@ -24,13 +24,18 @@ _MEMORY = re.compile(
 )
 
 
+def check(program: Path) -> None:
+    """Raises UsageError where there is no such program."""
+    if not program.is_file():
+        raise UsageError(f"--benchmark-model {program}: there is no such file")
+
+
 def run(device: Device, program: Path, artifact: Path, threads: int) -> dict[str, Any]:
     """What it says of a .tflite file on the device.
 
     Raises UsageError where there is no such program, DeviceError where it fails.
     """
-    if not program.is_file():
-        raise UsageError(f"--benchmark-model {program}: there is no such file")
+    check(program)
     words = [
         f"--num_threads={threads}",
         f"--num_runs={RUNS}",

@@ -121,7 +121,7 @@ clean() {
 trap clean EXIT
 rm -rf "$base"/run-*
 mkdir -p "$run/new" "$run/lib" || exit 1
-echo "{\\"kept\\": \\"$(ls "$base/kept" | tr '\\n' ' ')\\"}"
+echo "{\\"kept\\": \\"$(ls "$base/kept" | tr '\\n' ' ' | tr -cd '0-9a-f ')\\"}"
 while read -r word; do
   if [ "$word" = keep ]; then
     rm -f "$run"/new/*.part

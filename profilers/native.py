@@ -201,7 +201,7 @@ def _library(runtime: str, number: str, folder: Path, scratch: Path) -> None:
             str(home),
             f"{package}=={number}",
         ],
-        f"given {package} {number} for AArch64 from PyPI",
+        f"given {package} {number} for AArch64 from PyPI (is it, or a mirror, reachable here?)",
     )
     with zipfile.ZipFile(next(home.glob("*.whl"))) as wheel:
         for name in wheel.namelist():

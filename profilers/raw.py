@@ -96,6 +96,16 @@ def unpack(
     return [found[name] for name in wanted]
 
 
+def read_feeds(path: Path) -> list[dict[str, np.ndarray]]:
+    """An .npz with `<number>/<input name>`, as vectors.numbered names them."""
+    found: dict[int, dict[str, np.ndarray]] = {}
+    with np.load(path, allow_pickle=False) as stored:
+        for name in stored.files:
+            number, _, tensor = name.partition("/")
+            found.setdefault(int(number), {})[tensor] = np.ascontiguousarray(stored[name])
+    return [found[number] for number in sorted(found)]
+
+
 class Rows:
     """Every output's rows of many samples, on disk: `<number of the output>.npy`."""
 

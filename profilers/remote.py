@@ -9,6 +9,7 @@ will use is what is measured.
 
 import base64
 import contextlib
+import hashlib
 import re
 import shlex
 import tempfile
@@ -30,7 +31,7 @@ from onmetal.profilers import memory, native, native_profile
 from onmetal.profilers.folder import Folder, RemoteLine, Transport, shell
 from onmetal.profilers.line import Told
 from onmetal.profilers.local import Local
-from onmetal.profilers.raw import Ports, Rows, order, pack, unpack
+from onmetal.profilers.raw import Ports, Rows, order, pack, read_feeds, unpack
 from onmetal.records import DeviceFacts, Model, plain, restore
 
 START_S = 120.0
@@ -70,6 +71,10 @@ class Remote:
             f'set -- "{transport.place.rpartition("/")[0]}" {shlex.quote(transport.python)}\n'
         )
         self.found = device_facts.parse(shell(transport, self._arguments + device_facts.SCRIPT))
+
+    def take(self) -> None:
+        """Make this run's folder there now. Raises DeviceError where another run has the device."""
+        assert self.folder
 
     @property
     def folder(self) -> Folder:
@@ -198,8 +203,16 @@ class Remote:
             first = line.answer(START_S, "its start")
         except BaseException:
             line.close()
+            self.end(number)
             raise
         return line, number, first
+
+    def end(self, number: str) -> None:
+        """Kill the process there whose number is in the file, if it still runs."""
+        file = shlex.quote(number)
+        script = f"[ ! -f {file} ] || {{ kill -9 $(cat {file}); rm -f {file}; }}"
+        with contextlib.suppress(DeviceError):  # a line that is gone: the guard does it
+            shell(self.transport, script, 10)
 
     def _program(self, runtime: str, runner: Runner) -> str:
         """The folder there that holds the runner's files under their names."""
@@ -229,8 +242,8 @@ class Remote:
         return self.folder.put([self.written(data)])[0]
 
     def written(self, data: bytes) -> Path:
-        """A file here with this content, until the next one."""
-        file = self.scratch / "content"
+        """A file here with this content, by its digest."""
+        file = self.scratch / hashlib.sha256(data).hexdigest()
         file.write_bytes(data)
         return file
 
@@ -295,13 +308,7 @@ class RemoteWorker:
             line.hang_up(5)
             hung = line.running
         if hung:
-            number = shlex.quote(self._number)
-            with contextlib.suppress(DeviceError):
-                shell(
-                    self.device.transport,
-                    f"[ ! -f {number} ] || {{ kill -9 $(cat {number}); rm -f {number}; }}",
-                    10,
-                )
+            self.device.end(self._number)
         line.close()
 
     def kill(self) -> None:
@@ -403,7 +410,9 @@ class RemoteWorker:
                 if progress:
                     progress(min(done + now * of.batch, count), count)
 
-            given = self.device.folder.push(self.device.written(packed), "in")
+            here = self.device.written(packed)
+            given = self.device.folder.push(here, "in")
+            here.unlink()
             found = self._through(given, len(chunk), timeout_s, told)
             self.device.folder.remove(given)
             for at, outputs in zip(chunk, found, strict=True):
@@ -496,13 +505,3 @@ def _words(options: dict[str, Any]) -> list[str]:
         for name, value in options.items()
         if name != "nhwc"
     ]
-
-
-def read_feeds(path: Path) -> list[dict[str, np.ndarray]]:
-    """An .npz with `<number>/<input name>`, as vectors.numbered names them."""
-    found: dict[int, dict[str, np.ndarray]] = {}
-    with np.load(path, allow_pickle=False) as stored:
-        for name in stored.files:
-            number, _, tensor = name.partition("/")
-            found.setdefault(int(number), {})[tensor] = np.ascontiguousarray(stored[name])
-    return [found[number] for number in sorted(found)]

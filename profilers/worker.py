@@ -22,7 +22,7 @@ import numpy as np
 
 from onmetal.errors import DeviceError, OnmetalError, UnsupportedError, reason
 from onmetal.profilers import memory, runtime_module
-from onmetal.profilers.raw import Rows
+from onmetal.profilers.raw import Rows, read_feeds
 
 _answers = sys.stdout
 
@@ -72,13 +72,8 @@ def open_(
 
 
 def feeds(path: str) -> None:
-    """The inputs to be timed with: an .npz with `<number>/<input name>`."""
-    found: dict[int, dict[str, np.ndarray]] = {}
-    with np.load(path, allow_pickle=False) as stored:
-        for name in stored.files:
-            number, _, tensor = name.partition("/")
-            found.setdefault(int(number), {})[tensor] = np.ascontiguousarray(stored[name])
-    State.feeds = [found[number] for number in sorted(found)]
+    """The inputs to be timed with."""
+    State.feeds = read_feeds(Path(path))
 
 
 def warm(seconds: float, least: int) -> int:
