@@ -7,6 +7,7 @@ that runs under Android's /data/local/tmp and on any 64-bit ARM Linux alike.
 
 import contextlib
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -81,7 +82,7 @@ def build(cache: Cache) -> Path:
 
     def make(folder: Path) -> None:
         with tempfile.TemporaryDirectory() as scratch:
-            _compile(folder / "runner")
+            _compile(folder / "runner", Path(scratch))
             _libc(folder, Path(scratch))
             for runtime, number in versions().items():
                 _library(runtime, number, folder, Path(scratch))
@@ -98,7 +99,7 @@ def compiler() -> list[str] | None:
     return None
 
 
-def _compile(target: Path) -> None:
+def _compile(target: Path, scratch: Path) -> None:
     found = compiler()
     if found is None:
         raise DeviceError(
@@ -106,13 +107,21 @@ def _compile(target: Path) -> None:
             "`apt install gcc-aarch64-linux-gnu`, or without root `pip install ziglang`"
         )
     code = [str(path) for path in sources() if path.suffix == ".c"]
-    _run([*found, *FLAGS, *code, "-o", str(target), "-ldl", "-lpthread"], "compiled")
+    _run([*found, *FLAGS, *code, "-o", str(target), "-ldl", "-lpthread"], "compiled", scratch)
 
 
-def _run(argv: list[str], what: str, folder: Path | None = None) -> None:
+def _run(argv: list[str], what: str, scratch: Path) -> None:
+    """Run a tool in the scratch folder, in which it keeps its own caches too."""
+    own = {f"ZIG_{kind}_CACHE_DIR": str(scratch / "zig") for kind in ("GLOBAL", "LOCAL")}
     try:
         done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=folder, timeout=900
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            cwd=scratch,
+            env={**os.environ, **own, "PIP_NO_CACHE_DIR": "1"},
+            timeout=900,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise DeviceError(f"the runner for the device could not be {what}: {error}") from None
@@ -161,7 +170,7 @@ def _debs(root: Path, scratch: Path) -> None:
         "APT::Sandbox::User": "",
     }
     apt = ["apt-get", "-qq", *(w for k, v in settings.items() for w in ("-o", f"{k}={v}"))]
-    _run([*apt, "update"], "given a C library")
+    _run([*apt, "update"], "given a C library", scratch)
     _run([*apt, "download", *DEBS], "given a C library", scratch)
     for deb in scratch.glob("*.deb"):
         _unpack(deb, root)
@@ -202,6 +211,7 @@ def _library(runtime: str, number: str, folder: Path, scratch: Path) -> None:
             f"{package}=={number}",
         ],
         f"given {package} {number} for AArch64 from PyPI (is it, or a mirror, reachable here?)",
+        scratch,
     )
     with zipfile.ZipFile(next(home.glob("*.whl"))) as wheel:
         for name in wheel.namelist():

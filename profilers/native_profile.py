@@ -23,8 +23,10 @@ def read(runtime: str, text: str, runs: int, kinds: dict[str, str]) -> dict[str,
             types = {int(index): kind for index, kind in found["types"].items()}
             return tflite_ops.shares(found["ops"], types)
         return litert_summary(text, kinds)
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise UnsupportedError(f"the profile of {runtime} could not be read: {error}") from None
+    except RecursionError:
+        raise UnsupportedError(f"the profile of {runtime} could not be read: too deep") from None
 
 
 _ROW = re.compile(
