@@ -96,7 +96,7 @@ s low_power; has settings && $T settings get global low_power
 _TAIL = """\
 s end
 }
-onmetal_facts "$@" </dev/null 2>/dev/null
+onmetal_facts "$@" 2>/dev/null </dev/null
 """
 
 _PACKAGES = ("numpy", *(package for runtime in RUNTIMES for package in packages_of(runtime)))
@@ -308,7 +308,7 @@ def parse(text: str) -> Facts:
     uname = (said["uname"] + [""] * 4)[:4]
     abis = _abis(properties)
     arch = _ABIS.get(abis[0]) if abis else _userland(uname[3], said["exe"])
-    why = _emulated(properties, processors, device_tree, said["kernel_arch"], arch or uname[3])
+    why = _emulated(properties, processors, said["kernel_arch"], arch or uname[3])
     python, versions = _python(said["python"])
     runtimes, packages = _runtimes(versions)
     online = _online(said, processors)
@@ -798,7 +798,6 @@ def _rounded(speed: Mapping[int, int]) -> dict[int, int]:
 def _emulated(
     properties: Mapping[str, str],
     processors: Iterable[Mapping[str, str]],
-    tree: Collection[str],
     kernel: Iterable[str],
     arch: str,
 ) -> str | None:
@@ -812,12 +811,12 @@ def _emulated(
     if _family(host) and _family(arch) and _family(host) != _family(arch):
         return f"programs for {arch} on a kernel for {host}: qemu-user or the like"
     for fields in processors:
-        if why := _translated(fields, tree, arch):
+        if why := _translated(fields, arch):
             return why
     return None
 
 
-def _translated(fields: Mapping[str, str], tree: Collection[str], arch: str) -> str | None:
+def _translated(fields: Mapping[str, str], arch: str) -> str | None:
     """The same, by one processor of /proc/cpuinfo: user-mode emulators show the host's."""
     if fields.get("vendor_id") == "VirtualApple":
         return "Apple's Rosetta translates x86-64"
@@ -829,7 +828,7 @@ def _translated(fields: Mapping[str, str], tree: Collection[str], arch: str) -> 
         return f"qemu without hardware behind it: {fields['model name']}"
     if _identity(fields) == _QEMU_MAX:
         return "qemu without hardware behind it: its CPU is qemu's own, max"
-    if "linux,dummy-virt" in tree and fields.get("BogoMIPS") == _QEMU_BOGOMIPS:
+    if _family(arch) == "arm" and fields.get("BogoMIPS") == _QEMU_BOGOMIPS:
         return "qemu without hardware behind it: its counter runs at qemu's 62.5 MHz"
     return None
 
