@@ -37,8 +37,10 @@ from onmetal.records import DeviceFacts, Model, plain, restore
 START_S = 120.0
 CHUNK_BYTES = 16_000_000
 """Of samples that lie on the device at a time."""
-NEEDED_BYTES = 200_000_000
-"""Of free space: the runner with its libraries, artifacts, and a chunk of samples."""
+DATA_BYTES = 100_000_000
+"""Evaluation data up to this size stay on the device while the run lasts, as other files do."""
+NEEDED_BYTES = 300_000_000
+"""Of free space: the runner with its libraries, artifacts, and samples."""
 PROFILED_S = 0.5
 
 
@@ -410,15 +412,25 @@ class RemoteWorker:
                 if progress:
                     progress(min(done + now * of.batch, count), count)
 
-            here = self.device.written(packed)
-            given = self.device.folder.push(here, "in")
-            here.unlink()
-            found = self._through(given, len(chunk), timeout_s, told)
-            self.device.folder.remove(given)
+            found = self._through_chunk(packed, len(chunk), len(starts), timeout_s, told)
             for at, outputs in zip(chunk, found, strict=True):
                 rows.add(at, outputs)
             told(len(chunk), 0)
         rows.flush()
+
+    def _through_chunk(
+        self, packed: bytes, count: int, of: int, timeout_s: float, told: Told
+    ) -> list[list[np.ndarray]]:
+        """Inputs of `count` inferences of `of` in all: few enough of them stay on the device, for
+        the next candidate and the next run."""
+        if of * self._ports.input_bytes <= DATA_BYTES:
+            return self._through(self.device.content(packed), count, timeout_s, told)
+        here = self.device.written(packed)
+        given = self.device.folder.push(here, "in")
+        here.unlink()
+        found = self._through(given, count, timeout_s, told)
+        self.device.folder.remove(given)
+        return found
 
     def _through(
         self, given: str, count: int, timeout_s: float, told: Told | None
