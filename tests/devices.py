@@ -54,7 +54,7 @@ def free_port() -> int:
     return number
 
 
-def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 10) -> None:
+def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 30) -> None:
     """Raises: TimeoutError, saying what did not happen."""
     end = time.monotonic() + timeout_s
     while not condition():
@@ -103,7 +103,7 @@ class Device:
         """What runs on the device: command lines, by the host's process ids."""
         return self.machine.processes()
 
-    def wait_until_idle(self, timeout_s: float = 10) -> None:
+    def wait_until_idle(self, timeout_s: float = 30) -> None:
         """Raises: TimeoutError, naming what still runs on the device."""
         try:
             wait_for(lambda: not self.processes(), "idle", timeout_s)
