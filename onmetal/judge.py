@@ -174,10 +174,10 @@ def _original(
     progress: Progress,
 ) -> Judged | None:
     """What the original model gives: by ONNX Runtime in f32, as ONNX is defined by (a .tflite file
-    by LiteRT); where that fails, by the first exact candidate that runs."""
+    by LiteRT) on this machine; where that fails, by the first exact candidate that runs."""
     runtime = "litert" if entry.format == "tflite" else "onnxruntime"
     exact = [t for t in trials if t.model == entry.stem and t.recipe == EXACT and t.name in found]
-    if ours := next((t for t in exact if t.runtime == runtime), None):
+    if ours := next((t for t in exact if t.runtime == runtime and not _on_device(t)), None):
         return found[ours.name]
     name = f"{entry.stem} by {runtime}"
     recipe = Recipe(EXACT, (runtime,), "f32")
