@@ -303,7 +303,7 @@ def test_a_phone_that_is_not_fit(device: Phone, few: Path, tmp_path: Path) -> No
         path.unlink()
         path.write_text(f"#!/system/bin/sh\n{script}")
         path.chmod(0o755)
-    assert "1.0 MB of storage are free where 200.0 MB are needed" in failed(deploy(*asked))
+    assert "1.0 MB of storage are free where 300.0 MB are needed" in failed(deploy(*asked))
     left_clean(device)
 
 
