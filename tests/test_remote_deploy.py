@@ -458,7 +458,7 @@ def test_one_candidate_hangs(
     device: Phone, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module, name in ((agree, "LIMIT_S"), (remote, "START_S")):
-        monkeypatch.setattr(module, name, 5.0)
+        monkeypatch.setattr(module, name, 15.0)  # a busy machine needs some
     stopped: list[psutil.Process] = []
 
     def stop() -> None:
