@@ -91,7 +91,9 @@ def runners(device: Phone | Board, runtime: str = "") -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error, OSError):
             # Each starts in the folder of its runtime.
             place = Path(f"/proc/{pid}/cwd").readlink().name
-            if line.endswith(("./runner", "board_worker.py")) and runtime in ("", place):
+            runs = line.endswith(("./runner", "board_worker.py"))
+            # Not the shell that is about to become one, and has not told its number yet.
+            if runs and "exec" not in line and runtime in ("", place):
                 found.append(psutil.Process(pid))
     return found
 
