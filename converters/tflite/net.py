@@ -310,6 +310,21 @@ _IRREGULAR = {
     "BATCH_TO_SPACE_ND": "BatchToSpaceNDOptions",
     "TOPK_V2": "TopKV2Options",
     "CONV_3D": "Conv3DOptions",
+    "CONV_3D_TRANSPOSE": "Conv3DOptions",
+    "PADV2": "PadV2Options",
+    "ATAN2": "ATan2Options",
+    "SVDF": "SVDFOptions",
+    "RNN": "RNNOptions",
+    "LSTM": "LSTMOptions",
+    "LSH_PROJECTION": "LSHProjectionOptions",
+    "UNIDIRECTIONAL_SEQUENCE_RNN": "SequenceRNNOptions",
+    "BIDIRECTIONAL_SEQUENCE_RNN": "BidirectionalSequenceRNNOptions",
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTMOptions",
+    "BIDIRECTIONAL_SEQUENCE_LSTM": "BidirectionalSequenceLSTMOptions",
+    **dict.fromkeys(
+        ("RANDOM_STANDARD_NORMAL", "RANDOM_UNIFORM", "MULTINOMIAL"),
+        "RandomOptions",
+    ),
     **dict.fromkeys(
         ("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD", "REDUCE_ANY", "REDUCE_ALL"),
         "ReducerOptions",
@@ -418,6 +433,8 @@ class _Writer:
                 setattr(options, option, value)
             entry.builtinOptionsType = getattr(schema.BuiltinOptions, name)
             entry.builtinOptions = options
+        elif op.options:
+            raise UnsupportedError(f"operator {op.kind} has options, which could not be written")
         elif op.custom is not None:
             entry.customOptions = np.frombuffer(op.custom_options, np.uint8)
         return entry
