@@ -4,7 +4,9 @@ Each offers `convert` and `options` as the Protocol says. `convert` runs in a ch
 a runtime that crashes on a model costs one candidate and not the run.
 """
 
+from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as metadata_version
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -14,7 +16,7 @@ import msgspec
 from onmetal import cache as caches
 from onmetal.cache import Cache
 from onmetal.calibration.samples import Samples
-from onmetal.errors import OnmetalError, UnsupportedError, UsageError
+from onmetal.errors import NeedlessError, OnmetalError, UnsupportedError, UsageError
 from onmetal.profilers.local import Local
 from onmetal.records import Candidate, Model, Source, plain
 from onmetal.targets import Recipe, Target
@@ -94,6 +96,9 @@ def convert(
             "samples": plain(samples),
             "model": plain(model),
         }
+    hardware = _hardware(recipe, runtime, target)
+    if hardware:
+        how["hardware"] = hardware
     names: dict[str, Any] = {
         "inputs": [tensor.name for tensor in model.inputs],
         "outputs": [tensor.name for tensor in model.outputs],
@@ -113,6 +118,8 @@ def convert(
                 worker.call(
                     "open", timeout_s=3600, runtime=runtime, files=paths, options=options, **names
                 )
+            except NeedlessError:
+                raise
             except OnmetalError as error:
                 raise UnsupportedError(f"{runtime} {version}: {error}") from None
         (folder / "files.json").write_bytes(msgspec.json.encode(files))
@@ -121,7 +128,7 @@ def convert(
         prepared=source.sha256,
         compute=compute,
         runtime=runtime,
-        tool=_tool(recipe, samples),
+        tool=_tool(recipe, samples) + ([hardware] if hardware else []),
         version=version,
         options=options,
         code=converter.VERSION,
@@ -136,9 +143,10 @@ def convert(
         model=model,
         files=tuple(files),
         sha256=caches.sha256(*files),
-        size_bytes=sum(file.stat().st_size for file in files),
+        size_bytes=sum(file.stat().st_size for file in shipped(runtime, files)),
         options=options,
         details={
+            **_made(folder),
             "threads": threads,
             "compute": recipe.compute,
             "options": options,
@@ -148,7 +156,41 @@ def convert(
     )
 
 
-def _tool(recipe: Recipe, samples: Samples | None) -> list[str]:
+def shipped(runtime: str, files: Sequence[Path]) -> Sequence[Path]:
+    """Of an artifact's files those that the device holds: what an NPU runs stands last, after what
+    is run on this machine in its place."""
+    return files[-1:] if runtime == "tflm" else files
+
+
+def _hardware(recipe: Recipe, runtime: str, target: Target) -> dict[str, Any]:
+    """What a converter must know of the chip."""
+    if runtime != "tflm":
+        return {}
+    return {
+        "core": target.chip.core if target.chip else None,
+        "npu": plain(target.npu),
+        "split": recipe.split,
+        **({"vela": _installed("ethos-u-vela")} if target.npu else {}),
+    }
+
+
+def _installed(package: str) -> str:
+    try:
+        return metadata_version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _made(folder: Path) -> dict[str, Any]:
+    """What a converter tells of how it made the artifact."""
+    try:
+        found: dict[str, Any] = msgspec.json.decode((folder / "made.json").read_bytes())
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+def _tool(recipe: Recipe, samples: Samples | None) -> list[Any]:
     """What besides the source and the runtime decides the artifact."""
     if recipe.method != "nncf" or samples is None:
         return []

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from onmetal import cache as caches
 from onmetal.converters import onnx_checks
-from onmetal.errors import UnsupportedError, UsageError
+from onmetal.errors import ShapeError, UnsupportedError, UsageError
 
 ONE_FILE_BYTES = 1_900_000_000
 """Protobuf ends at 2 GiB; a larger model keeps its weights in a file beside it."""
@@ -126,7 +126,7 @@ def _give_axes(value: onnx.ValueInfoProto, asked: list[int] | None) -> None:
         raise UnsupportedError(f"input {value.name!r} is no tensor; it cannot be fed")
     if not value.type.tensor_type.HasField("shape"):
         if not asked:
-            raise UsageError(
+            raise ShapeError(
                 f"input {value.name!r} has no shape in the file; "
                 f"give it by --input-shape {value.name}=…"
             )
@@ -190,7 +190,7 @@ def _fix_input(
         axis.dim_value = size
     if free:
         words = [str(axis.dim_value) if axis.dim_value > 0 else "…" for axis in axes]
-        raise UsageError(
+        raise ShapeError(
             f"input {value.name!r} has free axes ({', '.join(free)}); "
             f"give its shape: --input-shape {value.name}={','.join(words)}"
         )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from onmetal.profilers import Device, measure
 from onmetal.records import Candidate
@@ -51,6 +52,14 @@ def agreement(
     """Run the feeds on both. `floats`: it computes with floats, which other CPUs round otherwise
     on other inputs even where these agree, so that all of the data runs on the device."""
     here, there = outputs(host, candidate, feeds), outputs(device, candidate, feeds)
+    found = compared(here, there, "device")
+    return found if floats or not found.identical else replace(found, judged_on="host")
+
+
+def compared(
+    here: list[list[np.ndarray]], there: list[list[np.ndarray]], judged_on: str
+) -> Agreement:
+    """Of every feed, the outputs of two that should compute the same."""
     pairs = [pair for mine, theirs in zip(here, there, strict=True) for pair in zip(mine, theirs)]  # noqa: B905
     identical = all(a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in pairs)
     gaps = [_gap(a, b) for a, b in pairs]
@@ -60,7 +69,7 @@ def agreement(
         peak=max((_peak(a) for a, _ in pairs), default=0.0),
         same_argmax=all(_argmax(a, b) for a, b in pairs),
         vectors=len(here),
-        judged_on="host" if identical and not floats else "device",
+        judged_on=judged_on,
     )
 
 

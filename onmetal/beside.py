@@ -16,12 +16,13 @@ from onmetal.calibration import samples
 from onmetal.converters import check_options, convert
 from onmetal.errors import DeviceError, OnmetalError, UnsupportedError, UsageError
 from onmetal.profilers import Device, benchmark_model, measure, native, statistics
+from onmetal.profilers.board import Board
 from onmetal.profilers.local import Local
 from onmetal.profilers.remote import Remote
 from onmetal.progress import Progress
-from onmetal.records import Candidate, Model, Tensor, Trial, plain
+from onmetal.records import Candidate, DeviceFacts, Model, Tensor, Trial, plain
 from onmetal.sources import Hub
-from onmetal.targets import EXACT, Target
+from onmetal.targets import EXACT, TFLITE, Recipe, Target
 from onmetal.task import check_fit, choose_threads
 from onmetal.trials import with_figures
 from onmetal.vectors import keep_raw
@@ -141,8 +142,11 @@ def bench(
         candidates = _unique(candidates)
         progress.step("measuring")
         feeds = _random_feeds(candidates, scratch, cache)
+        if isinstance(device, Board) and facts.emulated:
+            return _counted(device, candidates, feeds, facts)
+        modes = measure.BOARD if isinstance(device, Board) else measure.MODES
         outcome = measure.measure(
-            device, candidates, feeds.__getitem__, measure.MODES[mode], progress, seed=seed
+            device, candidates, feeds.__getitem__, modes[mode], progress, seed=seed
         )
         trials = [_trial(c, outcome, candidates[0].name, facts.emulated) for c in candidates]
         trials += failed
@@ -166,6 +170,23 @@ def bench(
         ],
     }
     lines = [report.table(trials, None), *_told(opinions)]
+    return document, "\n".join(lines)
+
+
+def _counted(
+    device: Board, candidates: list[Candidate], feeds: "_Feeds", facts: DeviceFacts
+) -> Shown:
+    """On an emulator instructions are counted: no time is told, and nothing is faster."""
+    profiles = {c.name: measure.profile(device, c, feeds[c]) for c in candidates}
+    document = {
+        "schema": 1,
+        "device": report.device_document(facts),
+        "candidates": [{"name": name, "ran_on": found} for name, found in profiles.items()],
+    }
+    lines = [
+        f"{name}: {found['instructions_per_inference']:,} instructions an inference"
+        for name, found in profiles.items()
+    ]
     return document, "\n".join(lines)
 
 
@@ -210,20 +231,22 @@ def _candidates(
     if path.suffix == ".xml":
         return [_from_ir(path, target, threads, device)], []
     found = model.read(path, model.parse_shapes(shapes), batch, cache, device)
-    recipe = target.recipe(EXACT)
+    recipe = _as_it_is(path, found, target)
     made, failed = [], []
     hub = Hub(found, target, None, device, cache)
     for runtime in recipe.runtimes:
-        if found.format == "tflite" and runtime != "litert":
+        if found.format == "tflite" and runtime not in TFLITE:
             continue
-        name = f"{path.name} {EXACT}@{runtime}"
+        name = f"{path.name} {recipe.name}@{runtime}"
         try:
             source = hub.source(recipe, runtime, lambda *_: None)
             made.append(
                 convert(name, found, recipe, runtime, target, threads, device, cache, source)
             )
         except UnsupportedError as error:
-            trial = Trial(name, EXACT, runtime, found.stem, status="failed", reason=str(error))
+            trial = Trial(
+                name, recipe.name, runtime, found.stem, status="failed", reason=str(error)
+            )
             failed.append(replace(trial, failure="conversion"))
     if not made:
         if found.format == "tflite" and not failed:
@@ -234,6 +257,20 @@ def _candidates(
         reasons = "; ".join(trial.reason or "" for trial in failed)
         raise UnsupportedError(f"{path}: no runtime of {target.name} runs it: {reasons}")
     return made, failed
+
+
+def _as_it_is(path: Path, found: Model, target: Target) -> Recipe:
+    """The recipe under which a file is run as it is: in float, or where a target has no such recipe
+    the one whose format the model has."""
+    for recipe in target.recipes:
+        if recipe.name == EXACT:
+            return recipe
+        if found.quantized and not recipe.split and (recipe.compute == "i16") == found.wide:
+            return recipe
+    raise UnsupportedError(
+        f"{path}: {target.name} runs no floats; `deploy {path} --target {target.name} --data …` "
+        "quantizes it"
+    )
 
 
 def _from_bundle(folder: Path) -> Candidate:

@@ -6,11 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from onmetal import android, c_example
+from onmetal import android, c_example, firmware
+from onmetal.converters import shipped
 from onmetal.errors import UnsupportedError
 from onmetal.records import Candidate, Trial
 from onmetal.targets import packages
 from onmetal.task import Task
+
+WHAT = {"adb": "an Android module", "ssh": "an example in C", "serial": "the firmware"}
+NPU_TAIL_BYTES = 16 * 1024
+"""Of the arena, beside what Vela plans: what the interpreter keeps of the few operators left."""
 
 
 def beside(
@@ -23,20 +28,49 @@ def beside(
         return {}, None
     with np.load(golden, allow_pickle=False) as stored:
         vectors = {name: stored[name] for name in stored.files}
-    make = android.files if transport == "adb" else c_example.files
-    what = "an Android module" if transport == "adb" else "an example in C"
+    what = WHAT[transport]
     try:
-        files = make(candidate, vectors, tolerance)
+        if transport == "serial":
+            files = {**_memory(chosen), **_firmware(chosen, vectors)}
+        elif transport == "adb":
+            files = android.files(candidate, vectors, tolerance)
+        else:
+            files = c_example.files(candidate, vectors, tolerance)
         left_out = None
     except UnsupportedError as error:
         files, left_out = {}, f"{what} was not written: {error}"
         task.warnings.append(left_out)
-        if transport != "adb":
+        if transport == "ssh":
             files = {"requirements.txt": c_example.requirements(candidate).encode()}
     return files, {
         "measured": _measured(task, candidate),
-        "shipped": _shipped(transport, candidate, left_out, run=task.remote is not None),
+        "shipped": _shipped(transport, candidate, left_out, run=task.elsewhere is not None),
     }
+
+
+def _memory(chosen: Trial) -> dict[str, bytes]:
+    """Who lives in the arena, and when: in text, and drawn. Vela plans an NPU's itself."""
+    assert chosen.embedded
+    if chosen.embedded["npu"]:
+        return {}
+    plan = chosen.embedded["plan"]
+    return {"memory.txt": plan["timeline"].encode(), "memory.svg": plan["svg"].encode()}
+
+
+def _firmware(chosen: Trial, golden: dict[str, np.ndarray]) -> dict[str, bytes]:
+    """The sources of a firmware around the file that the chip holds."""
+    candidate, found, memory = chosen.candidate, chosen.embedded, chosen.peak_memory_bytes
+    assert candidate and found and memory
+    held = shipped(candidate.runtime, candidate.files)[0]
+    reserve = int(memory.value) + (NPU_TAIL_BYTES if found["npu"] else 0)
+    return firmware.files(
+        candidate,
+        golden,
+        shipped=held,
+        arena_bytes=-(-reserve // 1024) * 1024,
+        operators=found["flash"]["operators"],
+        name=candidate.model.stem,
+    )
 
 
 def _measured(task: Task, candidate: Candidate) -> dict[str, Any] | None:
@@ -61,6 +95,14 @@ def _shipped(
 ) -> dict[str, Any]:
     """What an application made from the bundle runs. `run`: whether anything ran on a device."""
     none = "nothing was measured: there was no device"
+    if transport == "serial":
+        return {
+            "kind": "firmware",
+            "path": None if left_out else "firmware",
+            "artifact": "TFLite Micro, which you build",
+            "measured": run,
+            "note": left_out or (none if not run else "the firmware that was on the board"),
+        }
     if transport == "adb":
         return {
             "kind": "Android module",

@@ -28,7 +28,7 @@ from onmetal.converters import for_runtime
 from onmetal.errors import DeviceError, OnmetalError, UsageError, VerificationError
 from onmetal.profilers import Device
 from onmetal.profilers.local import Local, quiet_environment
-from onmetal.targets import RUNTIMES, packages
+from onmetal.targets import RUNTIMES, TFLITE, packages
 
 SUMS = "SHA256SUMS"
 REPORT = "report.json"
@@ -234,7 +234,7 @@ def verify(folder: Path, host: Local, device: Device, *, run: bool) -> dict[str,
                     f"`pip install {packages(runtime)[0]}`"
                 )
             same = check("runner", _check_runner(folder, runtime, manifest))
-            if runtime == "litert":
+            if runtime in TFLITE:
                 artifact = folder / manifest["run"]["files"][0]
                 check("specification", _check_specification(artifact, host))
             check("golden", _check_golden(folder, manifest, host, device))

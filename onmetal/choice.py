@@ -14,10 +14,9 @@ from onmetal.task import Clock, Task
 from onmetal.trials import Feeds, timed, usable
 
 
-def resolve(task: Task, reference: str, trials: list[Trial]) -> Budget:
+def resolve(task: Task, reference: str, value: float | None) -> Budget:
+    """The budget in base units; `value`: of the metric, that the reference model has."""
     original = next(entry for entry in task.models if entry.stem == reference)
-    exact = [t for t in trials if t.model == reference and t.recipe == EXACT and t.accuracy]
-    value = exact[0].accuracy.value if exact and exact[0].accuracy else None
     return task.request.budget.resolve(
         original_size_bytes=original.size_bytes,
         original_macs=original.macs,
@@ -29,9 +28,11 @@ def resolve(task: Task, reference: str, trials: list[Trial]) -> Budget:
 def objective(task: Task) -> Objective:
     """What decides: without a device, or on an emulated one, whose timings mean nothing, the
     smallest wins."""
-    timed = task.request.minimize in ("latency", "throughput", "memory", "energy")
-    untimed = task.device is None or task.emulated
-    return "size" if untimed and timed else task.request.minimize
+    wanted = task.request.minimize
+    if wanted == "memory" and task.target.micro:
+        return wanted  # the arena is known without a device
+    timed = wanted in ("latency", "throughput", "memory", "energy")
+    return "size" if timed and not task.timed else wanted
 
 
 def choose(
@@ -45,11 +46,13 @@ def choose(
 ) -> tuple[list[Trial], Trial | None, Trial | None]:
     """-> (every trial with its verdict and status, the baseline, the chosen one or None)."""
     base = decide.baseline(trials, reference)
-    if not task.emulated:  # of an emulator's timings no ratio says anything
+    if task.timed:  # of an emulator's timings no ratio says anything
         trials = decide.against(trials, base)
     base = next((t for t in trials if base and t.name == base.name), None)
     if task.device is None:
-        trials = [_unmeasured(trial) for trial in trials]
+        trials = [_unmeasured(trial, "unmeasured: no device was given") for trial in trials]
+    elif task.counted:
+        trials = [_unmeasured(trial, INSTRUCTIONS) for trial in trials]
     higher = task.metric.higher_is_better if task.metric else True
     left_out = {entry.name for entry in task.planned if entry.reference_only}
     trials = [_weigh(task, trial, budget, higher, left_out) for trial in trials]
@@ -82,9 +85,13 @@ def choose(
     return [by_name[trial.name] for trial in trials], base, chosen
 
 
-def _unmeasured(trial: Trial) -> Trial:
+INSTRUCTIONS = "unmeasured: the device is emulated, where instructions are counted and not time"
+
+
+def _unmeasured(trial: Trial, why: str) -> Trial:
     keys = ("latency_ms", "throughput_per_s", "load_ms", "peak_memory_bytes", "energy_mj")
-    return replace(trial, missing=dict.fromkeys(keys, "unmeasured: no device was given"))
+    missing = {key: why for key in keys if getattr(trial, key) is None}
+    return replace(trial, missing={**missing, **trial.missing})
 
 
 def _weigh(task: Task, trial: Trial, budget: Budget, higher: bool, left_out: set[str]) -> Trial:
@@ -94,7 +101,8 @@ def _weigh(task: Task, trial: Trial, budget: Budget, higher: bool, left_out: set
         return replace(
             trial, status="skipped", reason="run as the reference; left out by --recipes"
         )
-    if why := trial.missing.get("latency_ms", "") if task.device else "":
+    timed = task.device is not None and not task.counted
+    if why := trial.missing.get("latency_ms", "") if timed else "":
         return replace(trial, status="skipped", reason=why)
     if found := decide.objections(trial, budget, task.target, higher):
         return replace(trial, status="over-budget", reason="; ".join(found))
@@ -120,7 +128,13 @@ def _confirm(
 ) -> Trial:
     """Measure the pick again, in fresh blocks against the baseline: of several noisy figures the
     best looks better than it is, so the first one is not reported."""
-    if task.device is None or task.emulated or pick.rounds is None or pick.candidate is None:
+    if (
+        task.device is None
+        or not task.timed
+        or task.board
+        or pick.rounds is None
+        or pick.candidate is None
+    ):
         return pick
     again = [pick.candidate]
     if base and base.candidate and base.name != pick.name:

@@ -80,7 +80,11 @@ def _main_parser() -> Parser:
         "--metric", help="top1, top5, accuracy, precision, recall, f1, auc, rmse or MODULE:FUNCTION"
     )
     add("--output", help="the output that is judged; default: the first")
-    add("--device", help="where to measure: local, adb[:SERIAL], ssh://user@host[:port]; none")
+    add(
+        "--device",
+        help="where to measure: local, adb[:SERIAL], ssh://user@host[:port], serial:///dev/tty…, "
+        "socket://host:port, qemu:IMAGE; none",
+    )
     add("--no-device", action="store_true", help="the same as --device none")
     add("--max-accuracy-drop", metavar="1%|none", help="default: 1%%")
     add("--min-accuracy", metavar="70%")
@@ -248,6 +252,9 @@ def _run_inspect(words: Sequence[str]) -> int:
         help="the float model that ARTIFACT (.onnx, .xml or a bundle) was made from: "
         "name the first tensor that went wrong",
     )
+    parser.add_argument(
+        "--plot", metavar="FILE.svg", help="draw the arena over time (microcontrollers)"
+    )
     parser.add_argument("--batch", type=int)
     parser.add_argument("--input-shape", action="append", default=[], metavar="NAME=1,3,224,224")
     parser.add_argument("--json", action="store_true")
@@ -265,7 +272,13 @@ def _run_inspect(words: Sequence[str]) -> int:
         )
     else:
         document, text = inspecting.inspect(
-            Path(asked.model), asked.target, batch, asked.input_shape, asked.data, progress
+            Path(asked.model),
+            asked.target,
+            batch,
+            asked.input_shape,
+            asked.data,
+            Path(asked.plot) if asked.plot else None,
+            progress,
         )
     progress.clear()
     _print(document, asked.json, text)

@@ -10,7 +10,7 @@ from onmetal import report
 from onmetal.budget import Budget
 from onmetal.profilers import statistics
 from onmetal.records import Trial
-from onmetal.targets import EXACT, Target
+from onmetal.targets import EXACT, Chip, Target
 
 Objective = Literal["latency", "throughput", "size", "memory", "energy", "accuracy-drop"]
 TIMED: tuple[Objective, ...] = ("latency", "throughput", "energy")
@@ -106,9 +106,40 @@ def objections(trial: Trial, budget: Budget, target: Target, higher_is_better: b
     if limits.memory_kib and memory is None and trial.latency_ms:
         why = trial.missing.get("peak_memory_bytes", "no reason given")
         found.append(f"peak memory, which the target limits, was not measured ({why})")
+    if target.chip:
+        found += chip_objections(trial, target.chip)
     if limits.memory_kib and memory and memory.value > limits.memory_kib * 1024:
         found.append(f"peak memory {memory.value:.0f} bytes is over {limits.memory_kib} KiB")
     return found
+
+
+def chip_objections(trial: Trial, chip: Chip) -> list[str]:
+    """By how much a candidate is too large for the chip, and what to try."""
+    found = []
+    memory, flash = trial.peak_memory_bytes, (trial.embedded or {}).get("flash")
+    room = (chip.ram_kib - chip.application_ram_kib) * 1024
+    if memory and memory.value > room:
+        over = int(memory.value) - room
+        found.append(
+            f"its arena of {memory.value:.0f} bytes is {over} bytes more than the {room} of RAM "
+            f"that are there for it; try {_smaller(trial)}a smaller --input-shape, or a model with "
+            "fewer channels in its first layers"
+        )
+    room = (chip.flash_kib - chip.application_flash_kib) * 1024
+    if flash and flash["total_bytes"] > room:
+        over = flash["total_bytes"] - room
+        found.append(
+            f"it needs {flash['total_bytes']} bytes of flash (weights {flash['weights_bytes']}, "
+            f"graph {flash['graph_bytes']}, code about {flash['code_bytes']}), {over} bytes more "
+            f"than the {room} that are there for it; try a smaller model"
+        )
+    return found
+
+
+def _smaller(trial: Trial) -> str:
+    if trial.recipe.startswith("int16"):
+        return "int8, which halves it, "
+    return "" if "split" in trial.recipe else "int8-split, "
 
 
 def pareto(trials: list[Trial]) -> list[str]:

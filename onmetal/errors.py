@@ -31,8 +31,16 @@ class UsageError(OnmetalError):
     exit_code = 2
 
 
+class ShapeError(UsageError):
+    """An input has free axes. Where a target wants static shapes, that is UnsupportedError."""
+
+
 class UnsupportedError(OnmetalError):
     exit_code = 3
+
+
+class NeedlessError(UnsupportedError):
+    """A candidate that could be made but would gain nothing: it is skipped."""
 
 
 class DeviceError(OnmetalError):
@@ -53,7 +61,15 @@ class Interrupted(OnmetalError):
 
 BY_NAME: dict[str, type[OnmetalError]] = {
     kind.__name__: kind
-    for kind in (UsageError, UnsupportedError, DeviceError, BudgetError, VerificationError)
+    for kind in (
+        UsageError,
+        ShapeError,
+        UnsupportedError,
+        NeedlessError,
+        DeviceError,
+        BudgetError,
+        VerificationError,
+    )
 }
 """How an error that a child process reports by name becomes an exception again."""
 

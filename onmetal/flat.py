@@ -19,7 +19,7 @@ from onmetal.targets import EXACT, Format, Io, Recipe
 if TYPE_CHECKING:
     from onmetal.sources import Hub
 
-VERSION = 1
+VERSION = 2
 RECIPES = "converters.tflite.recipes"
 NO_SAMPLES = "no samples to calibrate it with"
 
@@ -32,6 +32,8 @@ class Flat:
 
     def source(self, recipe: Recipe, told: Told) -> Source:
         """What a recipe's artifact is made of. Raises UnsupportedError where it cannot be."""
+        if recipe.method == "static" and self.hub.model.quantized:
+            return self._as_it_is()
         if recipe.method == "static":
             assert recipe.format
             return self._static(recipe.format, told)
@@ -59,6 +61,15 @@ class Flat:
         return self.hub.collected(
             path, lambda: self.hub.call(f"{RECIPES}:observed", path=str(path)), _schema(), told
         )
+
+    def _as_it_is(self) -> Source:
+        """A model that is quantized already; of an ONNX one the inputs and outputs become whole
+        numbers where the target wants that."""
+        model = self.hub.model
+        if model.format == "tflite":
+            return Source(model.prepared, model.prepared_sha256)
+        path = self.path()
+        return self._made("given", {"path": str(path)}, {"graph": caches.sha256(path)})
 
     def _static(self, form: Format, told: Told) -> Source:
         samples = self.hub.samples

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from onmetal import bundle, model, report, targets
+from onmetal import bundle, embedded, model, report, targets
 from onmetal.cache import Cache
 from onmetal.calibration import samples
 from onmetal.calibration.fidelity import BAD_DB
@@ -17,7 +17,7 @@ from onmetal.profilers.local import Local
 from onmetal.progress import Progress
 from onmetal.records import Model, plain
 from onmetal.sources import Hub
-from onmetal.targets import Recipe, Target
+from onmetal.targets import TFLITE, Recipe, Target
 
 Shown = tuple[dict[str, Any], str]
 
@@ -35,6 +35,7 @@ def inspect(
     batch: int | None,
     shapes: list[str],
     data: str | None,
+    plot: Path | None,
     progress: Progress,
 ) -> Shown:
     target = targets.load(target_name) if target_name else None
@@ -43,7 +44,12 @@ def inspect(
     with Cache() as cache:
         device = Local(cache)
         found = model.read(path, model.parse_shapes(shapes), batch, cache, device)
-        support = _support(target, found, device, cache, bool(data)) if target else []
+        support: list[dict[str, Any]] = []
+        memory: dict[str, Any] | None = None
+        if target and target.micro:
+            support, memory = _on_micro(target, found, device, cache, plot)
+        elif target:
+            support = _support(target, found, device, cache, bool(data))
         sensitivity = None
         if data:
             rules = target or targets.load(DEFAULT_TARGET)
@@ -54,6 +60,7 @@ def inspect(
         "operators": found.operators,
         "target": target.name if target else None,
         "support": support,
+        "memory": memory,
         "sensitivity": sensitivity,
     }
     lines = [
@@ -67,6 +74,8 @@ def inspect(
     lines += [f"note: {note}" for note in found.notes]
     for entry in support:
         lines.append(f"{entry['candidate']}: {entry['says']}")
+    if memory:
+        lines += _memory_lines(memory, target)
     if sensitivity:
         lines += _sensitivity_lines(sensitivity)
     return document, "\n".join(lines)
@@ -104,6 +113,45 @@ def _support(
     return support
 
 
+def _on_micro(
+    target: Target, found: Model, device: Local, cache: Cache, plot: Path | None
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """What of the plan TFLite Micro runs, and the memory of the least exact of it."""
+    support: list[dict[str, Any]] = []
+    last = None
+    for entry in plan(target, [found], device.facts(), None, samples=True):
+        says, runs = entry.skipped or "runs, all of it, given data", not entry.skipped
+        if runs:
+            try:
+                lacking = embedded.lacking(entry, target, device, cache)
+            except UnsupportedError as error:
+                lacking = str(error)
+            says, runs = lacking or says, not lacking
+        if runs and not entry.recipe.split:
+            last = entry
+        support.append({"candidate": entry.name, "runs": runs, "says": says})
+    memory = embedded.preview(last, target, device, cache) if last else None
+    if memory:
+        drawing = memory["plan"].pop("svg")
+        if plot:
+            plot.write_text(drawing, "utf-8")
+    return support, memory
+
+
+def _memory_lines(memory: dict[str, Any], target: Target | None) -> list[str]:
+    arena, flash, plan = memory["arena"], memory["flash"], memory["plan"]
+    chip = target.chip if target else None
+    lines = ["", f"memory of {memory['candidate']}, in the order that needs the least:"]
+    said = f"arena {arena['total']:,} bytes, counted by TFLite Micro here"
+    if plan["modelled"]:
+        said += f"; {plan['modelled']['total_bytes']:,} modelled with CMSIS-NN's kernels"
+    lines.append(said + (f"; the chip has {chip.ram_kib * 1024:,}" if chip else ""))
+    said = f"flash {flash['total_bytes']:,} bytes: weights {flash['weights_bytes']:,}, graph "
+    said += f"{flash['graph_bytes']:,}, code about {flash['code_bytes']:,}"
+    lines.append(said + (f"; the chip has {chip.flash_kib * 1024:,}" if chip else ""))
+    return [*lines, *plan["timeline"].splitlines()]
+
+
 def _sensitivity(
     target: Target, found: Model, data: str, device: Local, cache: Cache, progress: Progress
 ) -> dict[str, Any]:
@@ -123,7 +171,7 @@ def _sensitivity(
 
 def _static(target: Target) -> Recipe:
     for recipe in target.recipes:
-        if recipe.method == "static" and "litert" not in recipe.runtimes:
+        if recipe.method == "static" and not set(TFLITE) & set(recipe.runtimes):
             return recipe
     raise UsageError(
         f"the target {target.name} has no calibrated 8-bit recipe for ONNX graphs, of which "

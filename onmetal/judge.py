@@ -17,6 +17,7 @@ from onmetal.converters import convert
 from onmetal.errors import DeviceError, OnmetalError, UnsupportedError
 from onmetal.look import HOPELESS_DB
 from onmetal.profilers import Device, measure
+from onmetal.profilers.board import Board
 from onmetal.profilers.remote import Remote
 from onmetal.progress import Progress
 from onmetal.records import Accuracy, Model, Trial, plain
@@ -39,11 +40,12 @@ def judge_all(
     cache: Cache,
     clock: Clock,
     progress: Progress,
-) -> tuple[list[Trial], str]:
+) -> tuple[list[Trial], str, float | None]:
     """Accuracy and fidelity of every candidate, by the artifact and runtime that ship.
 
-    -> the trials, and the stem of the reference: the most accurate float model (without labels,
-    the first). Each candidate's fidelity is to its own original, its drop to the reference.
+    -> the trials, the stem of the reference: the most accurate float model (without labels, the
+    first), and its value of the metric. Each candidate's fidelity is to its own original, its drop
+    to the reference.
     """
     found: dict[str, Judged] = {}
     for number, trial in enumerate(trials):
@@ -52,7 +54,7 @@ def judge_all(
         progress(number, len(trials), trial.name)
         try:
             trial = trials[number] = _agreed(task, trial, feeds)
-            where = task.remote if _on_device(trial) else None
+            where = task.elsewhere if _on_device(trial) else None
             found[trial.name] = _judge(task, trial, cache, clock, progress, bool(found), where)
         except DeviceError as error:
             if clock.left_s(0.6) <= 0:
@@ -71,18 +73,20 @@ def judge_all(
     }
     reference = _reference(task, originals)
     base = originals[reference]
-    return [
+    value = base.scorer(None) if base and base.scorer else None
+    judged = [
         _judged(trial, found.get(trial.name), originals[trial.model], base) for trial in trials
-    ], reference
+    ]
+    return judged, reference, value
 
 
 def _agreed(task: Task, trial: Trial, feeds: Feeds) -> Trial:
     """The trial with how a remote device's outputs differ from this machine's."""
     candidate = trial.candidate
-    if task.remote is None or candidate is None:
+    if task.elsewhere is None or candidate is None or not task.holds(candidate):
         return trial
     floats = task.target.recipe(trial.recipe).compute not in ("i8", "i16")
-    found = agreement(task.host, task.remote, candidate, feeds(candidate), floats)
+    found = agreement(task.host, task.elsewhere, candidate, feeds(candidate), floats)
     warnings = list(trial.warnings)
     if found.largest_difference > TOLERANCE[candidate.details["compute"]] * found.peak:
         warnings.append(
@@ -103,7 +107,7 @@ def _judge(
     clock: Clock,
     progress: Progress,
     late: bool,
-    remote: Remote | None = None,
+    remote: Remote | Board | None = None,
 ) -> Judged:
     """Run the samples through the candidate, or find that in the cache; on this machine, or on the
     remote device."""
@@ -161,6 +165,8 @@ def _where(device: Device, runtime: str) -> list[Any]:
     if isinstance(device, Remote):
         runner = device.runner(runtime)
         more = [facts.os, facts.more["model"], facts.more["soc"], runner.kind, runner.version]
+    elif isinstance(device, Board):
+        more = [facts.more["model_digest"], facts.more["profile"], facts.emulated]
     return [facts.cpu, facts.flags, *more]
 
 

@@ -129,7 +129,7 @@ def short_times(
 ) -> dict[str, list[float]]:
     """The medians in ms of the rounds of a short interleaved timing; empty without a device, or on
     an emulated one."""
-    if task.device is None or task.emulated:
+    if task.device is None or not task.timed or task.board:
         return {}
     outcome = measure.measure(
         task.device,

@@ -96,6 +96,7 @@ def read(
         notes=tuple(facts["notes"]),
         matmul_share=facts["matmul_share"],
         quantized=facts["quantized"],
+        wide=facts.get("wide", False),
         stateful=facts.get("stateful", False),
     )
 

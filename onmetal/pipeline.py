@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from msgspec.structs import replace
 
-from onmetal import __version__, builds, bundle, decide, report
+from onmetal import __version__, builds, bundle, decide, embedded, report, targets
 from onmetal.budget import Budget
 from onmetal.cache import Cache
 from onmetal.choice import choose, objective, resolve
@@ -32,6 +32,8 @@ def deploy(request: Request, progress: Progress) -> dict[str, Any]:
     out = request.out or Path(f"{request.models[0].stem}-{Path(request.target).stem}")
     if not request.dry_run:
         bundle.check_out(out, request.force)
+    if targets.load(request.target).micro:
+        progress.steps = 6 if request.device in (None, "none") else 7
     clock = Clock(request.time_limit_s)
     with Cache() as cache, cache.scratch() as scratch:
         progress.step("reading the model and the data")
@@ -54,20 +56,30 @@ def _deploy(
         return _dry_run(task)
     _check_plan(task.planned)
     feeds = write_feeds(task, scratch)
+    if task.target.micro:
+        embedded.check_operators(task, cache)
     progress.step("calibrating and converting")
     trials = convert_all(task, cache, clock, progress)
     check_calibration(task, cache, clock, progress)
     trials, seen = look(task, trials, feeds, scratch, clock, progress)
     trials = add_fast(task, trials, seen, feeds, cache, clock, progress)
     progress.step("judging")
-    trials, reference = judge_all(task, trials, feeds, cache, clock, progress)
-    if task.device:
+    if task.board:
+        embedded.on_board(task, task.board, trials)
+    trials, reference, value = judge_all(task, trials, feeds, cache, clock, progress)
+    if task.target.micro:
+        progress.step("counting memory")
+        trials = embedded.examine_all(task, trials, feeds, progress)
+    if task.board:
+        progress.step("measuring")
+        trials = embedded.measure_board(task, task.board, trials, feeds, clock, progress)
+    elif task.device:
         progress.step("asking the runtimes what really ran")
         trials = examine_all(task, task.device, trials, feeds, clock, progress)
         progress.step("measuring")
         trials = measure_all(task, task.device, trials, feeds, clock, progress)
     progress.step("deciding")
-    budget = resolve(task, reference, trials)
+    budget = resolve(task, reference, value)
     trials, base, chosen = choose(task, budget, trials, reference, feeds, clock, progress)
     after = _state_after(task)
     document = _document(task, budget, trials, base, chosen)
@@ -143,7 +155,7 @@ def _state_after(task: Task) -> dict[str, Any] | None:
 
 
 def _dry_run(task: Task) -> dict[str, Any]:
-    document = _document(task, resolve(task, task.models[0].stem, []), [], None, None)
+    document = _document(task, resolve(task, task.models[0].stem, None), [], None, None)
     for entry in task.planned:
         trial = Trial(entry.name, entry.recipe.name, entry.runtime, entry.model.stem)
         reason = "as the reference only" if entry.reference_only else entry.skipped
@@ -179,6 +191,13 @@ def _refuse(task: Task, document: dict[str, Any], trials: list[Trial], out: Path
     raise error
 
 
+def _tolerance(task: Task, chosen: Trial) -> float:
+    """Whole numbers by TFLite Micro are the same everywhere."""
+    if chosen.embedded and chosen.embedded["flash"]["whole_numbers"]:
+        return 0.0
+    return bundle.TOLERANCE[task.target.recipe(chosen.recipe).compute]
+
+
 def _bundle(
     task: Task,
     document: dict[str, Any],
@@ -190,7 +209,7 @@ def _bundle(
 ) -> None:
     candidate = chosen.candidate
     assert candidate
-    tolerance = bundle.TOLERANCE[task.target.recipe(chosen.recipe).compute]
+    tolerance = _tolerance(task, chosen)
     golden = scratch / "golden.npz"
     vectors = write_golden(task, candidate, golden, scratch)
     data = task.data[str(candidate.model.path)]
@@ -211,7 +230,7 @@ def _bundle(
             **task.host.facts().runtimes,
         },
         "device_after": after,
-        "measured": task.device is not None and not task.emulated,
+        "measured": task.timed,
     }
     if task.device is None:
         manifest["unmeasured"] = "nothing was timed: no device was given"

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from onmetal.errors import UsageError
 from onmetal.records import DeviceFacts, Model
-from onmetal.targets import EXACT, Recipe, Target
+from onmetal.targets import EXACT, TFLITE, Recipe, Target
 
 
 class Planned(Struct, frozen=True):
@@ -24,6 +24,7 @@ class Planned(Struct, frozen=True):
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 IN_TFLITE = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 LEFT_OUT = "left out by --recipes"
+ANOTHER = "the model is quantized already, in another format"
 NO_DATA = "no data to calibrate and judge it with: give --data or --calibration-data"
 MATMUL_HEAVY = 0.5
 """From this share of its weights on, a model is worth trying with 8-bit MatMuls alone."""
@@ -49,6 +50,7 @@ def plan(
             known = ", ".join(recipe.name for recipe in target.recipes)
             raise UsageError(f"--recipes {family}: the target {target.name} has: {known}")
     found = []
+    has_float = any(recipe.method == "float" for recipe in target.recipes)
     for recipe in target.recipes:
         left_out = asked is not None and not any(_belongs(recipe.name, f) for f in asked)
         for model in models:
@@ -57,7 +59,7 @@ def plan(
                     _unfit(recipe, runtime.name, facts)
                     or _foreign(model, runtime.name)
                     or (LEFT_OUT if left_out and recipe.name != EXACT else None)
-                    or _needless(recipe, runtime.name, model, samples, timed)
+                    or _needless(recipe, runtime.name, model, samples, timed, has_float)
                 )
                 name = f"{recipe.name}@{runtime.name}"
                 found.append(
@@ -75,13 +77,17 @@ def plan(
 
 def calibrates(planned: list[Planned]) -> bool:
     """Whether any candidate needs samples to be made."""
-    return any(entry.recipe.calibrated and not entry.skipped for entry in planned)
+    return any(_calibrated(entry) and not entry.skipped for entry in planned)
+
+
+def _calibrated(entry: Planned) -> bool:
+    return entry.recipe.calibrated and not entry.model.quantized
 
 
 def without_samples(planned: list[Planned], why: str) -> list[Planned]:
     """The plan without what needs calibrating."""
     return [
-        replace(entry, skipped=why) if entry.recipe.calibrated and not entry.skipped else entry
+        replace(entry, skipped=why) if _calibrated(entry) and not entry.skipped else entry
         for entry in planned
     ]
 
@@ -105,15 +111,20 @@ def _unfit(recipe: Recipe, runtime: str, facts: DeviceFacts) -> str | None:
 
 def _foreign(model: Model, runtime: str) -> str | None:
     """Why this runtime cannot be given the model at all."""
-    if model.format == "tflite" and runtime != "litert":
+    if model.format == "tflite" and runtime not in TFLITE:
         return f"the model is a .tflite file, which {runtime} does not read"
     return None
 
 
-def _needless(recipe: Recipe, runtime: str, model: Model, samples: bool, timed: bool) -> str | None:
-    """Why the recipe has no point for this model and data."""
+def _needless(
+    recipe: Recipe, runtime: str, model: Model, samples: bool, timed: bool, has_float: bool
+) -> str | None:
+    """Why the recipe has no point for this model and data. Where a target has no recipe in float,
+    what is quantized already is taken as it is, under the name of its format."""
     if recipe.method == "float":
         return None
+    if model.quantized and not has_float:
+        return None if (recipe.compute == "i16") == model.wide else ANOTHER
     if model.stateful:
         return "the model keeps state from one inference to the next: it is run as it is"
     if model.quantized:
@@ -124,7 +135,7 @@ def _needless(recipe: Recipe, runtime: str, model: Model, samples: bool, timed: 
     kinds = WEIGHTED if model.format == "onnx" else IN_TFLITE
     if not any(model.operators.get(kind) for kind in kinds):
         return f"the model has nothing to quantize: no {', '.join(kinds)}"
-    by_matrices = recipe.method in ("weights", "dynamic") and runtime != "litert"
+    by_matrices = recipe.method in ("weights", "dynamic") and runtime not in TFLITE
     if by_matrices and model.matmul_share < MATMUL_HEAVY:
         return f"for models of MatMuls; {model.matmul_share:.0%} of this one's weights are theirs"
     if not samples:

@@ -20,7 +20,7 @@ from onmetal.records import Candidate, Shape, Tensor
 
 Ends = dict[str, list[dict[str, Any]]]
 TEMPLATES = Path(__file__).parent / "templates"
-RUNTIMES = ("litert", "onnxruntime")
+RUNTIMES = ("litert", "onnxruntime", "tflm")
 DEQUANTIZED = ("int8", "uint8", "int16")
 DTYPES = ("float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool")
 """What generated programs hand over; what else there is (half floats, text) has no type in them."""
@@ -61,7 +61,7 @@ def ports(candidate: Candidate) -> Ports:
         raise UnsupportedError(
             f"no program is generated for {candidate.runtime}; only for {', '.join(RUNTIMES)}"
         )
-    found = _of_tflite(candidate) if candidate.runtime == "litert" else _of_onnx(candidate)
+    found = _of_onnx(candidate) if candidate.runtime == "onnxruntime" else _of_tflite(candidate)
     for port in (*found.inputs, *found.outputs):
         _check(port)
     return found

@@ -69,6 +69,8 @@ class Model(Struct, frozen=True):
     """Of its weights, how many are those of MatMul and Gemm."""
     quantized: int = 0
     """Of its operators, how many are quantized already."""
+    wide: bool = False
+    """Whether what is quantized has 16-bit activations."""
     stateful: bool = False
     """Whether it keeps state from one inference to the next, in variable tensors; every sample is
     run from the state that it begins with."""
@@ -144,8 +146,9 @@ class Figure(Struct, frozen=True):
 class Latency(Struct, frozen=True):
     p50: float
     p90: float
-    p50_ci95: tuple[float, float]
-    p90_ci95: tuple[float, float]
+    p50_ci95: tuple[float, float] | None
+    """None: it was not measured but modelled."""
+    p90_ci95: tuple[float, float] | None
     samples: int
     rounds: int
     basis: Basis = "measured"
@@ -195,6 +198,8 @@ class Trial(Struct, frozen=True):
     ran_on: dict[str, Any] | None = None
     agreement: dict[str, Any] | None = None
     """How a remote device's outputs differ from this machine's, as agree.Agreement."""
+    embedded: dict[str, Any] | None = None
+    """Of a microcontroller's: where its RAM and flash go, and what an NPU is modelled to do."""
     missing: dict[str, str] = {}
     warnings: tuple[str, ...] = ()
     collapsed: tuple[str, ...] = ()

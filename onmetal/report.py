@@ -3,7 +3,16 @@
 from typing import Any
 
 from onmetal.plan import LEFT_OUT
-from onmetal.records import Candidate, DeviceFacts, Figure, Model, Trial, plain, shown
+from onmetal.records import (
+    Candidate,
+    DeviceFacts,
+    Figure,
+    Latency,
+    Model,
+    Trial,
+    plain,
+    shown,
+)
 from onmetal.targets import packages
 
 
@@ -32,8 +41,17 @@ def candidate_document(trial: Trial) -> dict[str, Any]:
         "versus_baseline": plain(trial.versus_baseline),
         "ran_on": trial.ran_on,
         "device_outputs": trial.agreement,
+        "embedded": _without_drawing(trial.embedded),
         "missing": trial.missing,
     }
+
+
+def _without_drawing(embedded: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The drawing is a file of the bundle."""
+    if embedded is None:
+        return None
+    plan = {name: value for name, value in embedded["plan"].items() if name != "svg"}
+    return {**embedded, "plan": plan}
 
 
 def model_document(model: Model) -> dict[str, Any]:
@@ -92,6 +110,13 @@ def _figure(figure: Figure | None) -> str:
     return size(figure.value) if figure else "-"
 
 
+def _time(latency: Latency | None, which: str) -> str:
+    if latency is None:
+        return "-"
+    modelled = "~" if latency.basis == "modelled" else ""
+    return modelled + milliseconds(getattr(latency, which))
+
+
 def _cells(trial: Trial, metric: bool, memory: bool) -> list[str]:
     latency, versus, accuracy = trial.latency_ms, trial.versus_baseline, trial.accuracy
     worst = min(trial.sqnr_db.values(), default=None)
@@ -103,8 +128,8 @@ def _cells(trial: Trial, metric: bool, memory: bool) -> list[str]:
         cells.append("-" if not accuracy or accuracy.drop is None else f"{accuracy.drop:+.4f}")
     cells += [
         size(trial.candidate.size_bytes) if trial.candidate else "-",
-        milliseconds(latency.p50) if latency else "-",
-        milliseconds(latency.p90) if latency else "-",
+        _time(latency, "p50"),
+        _time(latency, "p90"),
         f"{versus.speedup:.2f}x [{versus.ci95[0]:.2f}, {versus.ci95[1]:.2f}]" if versus else "-",
     ]
     if memory:
@@ -131,10 +156,40 @@ def table(trials: list[Trial], metric: str | None) -> str:
     said = [t for t in trials if t.reason and t.status != "chosen" and t.reason != LEFT_OUT]
     if any(t.latency_ms and t.latency_ms.basis == "emulated" for t in tried):
         lines += ["", "The device is emulated: its timings mean nothing, and none decided."]
+    if any(t.latency_ms and t.latency_ms.basis == "modelled" for t in tried):
+        lines += [
+            "",
+            "~: modelled by Vela, of the NPU alone; not measured, and it decided nothing.",
+        ]
+    for trial in tried[:1]:
+        lines += embedded_lines(trial)
     why = [f"  {t.name}: {t.reason}" for t in said]  # what the user left out, he knows
     if why:
         lines += ["", "Not chosen:", *why]
     return "\n".join(lines)
+
+
+def embedded_lines(trial: Trial) -> list[str]:
+    """What of a microcontroller the first candidate takes."""
+    found, memory = trial.embedded, trial.peak_memory_bytes
+    if found is None or memory is None:
+        return []
+    chip, flash, npu = found["chip"], found["flash"], found["npu"]
+    room = f" of {chip['ram_kib'] * 1024:,}" if chip else ""
+    lines = ["", f"{trial.name}: RAM {memory.value:,.0f}{room} bytes: {memory.how}."]
+    room = f" of {chip['flash_kib'] * 1024:,}" if chip else ""
+    lines += [
+        f"Flash {flash['total_bytes']:,}{room} bytes: weights {flash['weights_bytes']:,}, graph "
+        f"{flash['graph_bytes']:,}, code about {flash['code_bytes']:,}."
+    ]
+    if npu:
+        lines += [
+            f"{npu['accelerator']} at {npu['clock_mhz']:.0f} MHz, modelled: "
+            f"{npu['cycles']['total']:,} cycles; {npu['cpu_operators']} operator(s) are left to "
+            "the core."
+        ]
+        lines += [f"  {row['operator']} {row['output']}: {row['reason']}" for row in npu["on_cpu"]]
+    return lines
 
 
 def planned(document: dict[str, Any]) -> str:
@@ -180,7 +235,12 @@ def readme(
         lines += ["No task metric was measured: there was no labelled data."]
     if latency and latency.basis == "emulated":
         lines += ["Latency is *unmeasured*: the device is emulated, and its timings mean nothing."]
-    elif latency:
+    elif latency and latency.p50_ci95 is None:
+        lines += [
+            f"Latency {milliseconds(latency.p50)} is *modelled* by Vela, of the NPU alone, and was "
+            "not measured."
+        ]
+    elif latency and latency.p50_ci95:
         low, high = latency.p50_ci95
         lines += [
             f"Latency p50 {milliseconds(latency.p50)} (95 % interval {low:.4g} to {high:.4g} ms), "
@@ -188,6 +248,7 @@ def readme(
         ]
     else:
         lines += ["Latency is *unmeasured*: there was no device."]
+    lines += embedded_lines(chosen)
     lines += [
         "",
         "Every candidate and every figure is in `manifest.json`; raw samples, where there",
@@ -203,10 +264,13 @@ def _builds(builds: dict[str, Any] | None) -> list[str]:
         return []
     shipped, measured = builds["shipped"], builds["measured"]
     lines = [""]
-    if shipped["kind"] == "Android module" and shipped["path"]:
+    if shipped["kind"] == "firmware" and shipped["path"]:
+        lines += ["`firmware/` has the sources for the chip: see its README. `memory.txt` and"]
+        lines += ["`memory.svg`, where they are, show what its RAM holds, and when."]
+    elif shipped["kind"] == "Android module" and shipped["path"]:
         lines += ["`android/` is a Gradle module with the model, a typed wrapper in Kotlin and an"]
         lines += [f"instrumented test; it uses `{shipped['artifact']}`. See its README."]
-    elif shipped["kind"] != "Android module":
+    elif shipped["kind"] not in ("Android module", "firmware"):
         lines += [f"`requirements.txt` pins `{shipped['artifact']}`; `example.c`, where there is"]
         lines += ["one, runs the model without Python: how to compile it stands at its top."]
     if measured:

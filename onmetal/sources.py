@@ -21,7 +21,7 @@ from onmetal.errors import OnmetalError, UnsupportedError
 from onmetal.flat import Flat
 from onmetal.profilers.local import Local, Worker
 from onmetal.records import Model, Source, plain
-from onmetal.targets import Format, Recipe, Target
+from onmetal.targets import TFLITE, Format, Recipe, Target
 
 VERSION = 2
 MOST_WORKERS = 4
@@ -38,7 +38,7 @@ class Hub:
         self.recipes = {
             r.name: r.format
             for r in target.recipes
-            if r.format and r.calibrated and "litert" not in r.runtimes
+            if r.format and r.calibrated and not set(TFLITE) & set(r.runtimes)
         }
         self.flat = Flat(self, target.io)
 
@@ -47,7 +47,7 @@ class Hub:
 
         Raises UnsupportedError, with the reason, where the recipe cannot be made of this model.
         """
-        if runtime == "litert":
+        if runtime in TFLITE:
             return self.flat.source(recipe, told)
         if recipe.method in ("float", "nncf"):
             return Source(self.model.prepared, self.model.prepared_sha256)

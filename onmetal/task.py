@@ -2,26 +2,29 @@
 
 import os
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from msgspec import Struct
 
+from onmetal import cache as caches
 from onmetal import model, profilers, targets
 from onmetal.budget import Asked, Share
 from onmetal.cache import Cache
 from onmetal.calibration import metrics, samples
 from onmetal.calibration.metrics import Metric
 from onmetal.calibration.samples import Samples, Told
-from onmetal.converters import check_options
+from onmetal.converters import check_options, shipped
 from onmetal.decide import Objective
-from onmetal.errors import DeviceError, UsageError
+from onmetal.errors import DeviceError, ShapeError, UnsupportedError, UsageError
 from onmetal.plan import Planned, calibrates, plan, without_samples
 from onmetal.profilers import Device
+from onmetal.profilers.board import Board
 from onmetal.profilers.local import Local
 from onmetal.profilers.remote import Remote
-from onmetal.records import DeviceFacts, Model
+from onmetal.records import Candidate, DeviceFacts, Model
 from onmetal.targets import Target
 
 RANDOM_SAMPLES = 8
@@ -95,6 +98,30 @@ class Task(Struct, frozen=True):
         return self.device if isinstance(self.device, Remote) else None
 
     @property
+    def board(self) -> Board | None:
+        """The device, where it is a microcontroller, which holds one model in its firmware."""
+        return self.device if isinstance(self.device, Board) else None
+
+    def holds(self, candidate: Candidate) -> bool:
+        """Whether the device can run the candidate: a board only what was flashed, if it says."""
+        return self.board is None or self.board.holds in (None, digest(candidate))
+
+    @property
+    def elsewhere(self) -> Remote | Board | None:
+        """The device, where its kernels are not this machine's."""
+        return self.remote or self.board
+
+    @property
+    def counted(self) -> bool:
+        """Whether the device counts instructions, and has no time."""
+        return self.board is not None and self.facts.emulated
+
+    @property
+    def timed(self) -> bool:
+        """Whether there is a device whose timings decide."""
+        return self.device is not None and not self.facts.emulated
+
+    @property
     def emulated(self) -> bool:
         """Whether there is a device whose timings mean nothing."""
         return self.device is not None and self.facts.emulated
@@ -102,6 +129,11 @@ class Task(Struct, frozen=True):
     @property
     def calibration_samples(self) -> int:
         return next((found.count for found in self.calibration.values()), 0)
+
+
+def digest(candidate: Candidate) -> str:
+    """SHA-256 of the file that a board is flashed with."""
+    return caches.sha256(*shipped(candidate.runtime, candidate.files))
 
 
 def prepare(
@@ -124,12 +156,13 @@ def _prepared(
 ) -> Task:
     host = Local(cache)
     facts = device.facts() if device else host.facts()
-    _check_budget(request, device, facts)
+    _check_runtimes(target, host)
+    _check_budget(request, target, device, facts)
     warnings = check_fit(device)
     if isinstance(device, Remote) and not request.dry_run:
         device.take()
     shapes = model.parse_shapes(list(request.input_shapes))
-    models = [model.read(path, shapes, request.batch, cache, host) for path in request.models]
+    models = _read(request, target, shapes, cache, host)
     _check_same_task(models)
     if request.budget.max_macs is not None and models[0].macs is None:
         raise UsageError(
@@ -184,8 +217,27 @@ def _prepared(
     )
 
 
+def _read(
+    request: Request, target: Target, shapes: dict[str, tuple[int, ...]], cache: Cache, host: Local
+) -> list[Model]:
+    try:
+        return [model.read(path, shapes, request.batch, cache, host) for path in request.models]
+    except ShapeError as error:
+        if not target.micro:
+            raise
+        raise UnsupportedError(
+            f"{error}; TFLite Micro plans its memory once, for static shapes"
+        ) from None
+
+
 def choose_threads(asked: int | None, target: Target, facts: DeviceFacts) -> int:
     """As asked for, else the target's, else the physical cores; more than fit are refused."""
+    if target.micro:
+        if asked and asked > 1:
+            raise UsageError(
+                f"--threads {asked}: TFLite Micro computes in one thread; leave --threads out"
+            )
+        return 1
     here = facts.address == "local"
     threads = asked or target.threads or facts.cores
     if not here and not asked:
@@ -209,9 +261,22 @@ def _connect(request: Request, target: Target, cache: Cache) -> Device | None:
             "to choose by size alone, unmeasured"
         )
     address = request.device or target.device.transport
+    if address == "serial" and request.device is None:
+        return None  # what need not be timed is not, where no board is named
     if address == "ssh":
         raise DeviceError(f"the target {target.name} needs a device: --device ssh://user@host")
     return profilers.connect(target, address, cache)
+
+
+def _check_runtimes(target: Target, host: Local) -> None:
+    """What runs on this machine whatever the device must be here."""
+    if target.micro and "tflm" not in host.facts().runtimes:
+        raise DeviceError(
+            "TFLite Micro is not installed here, which counts memory and gives the golden outputs; "
+            "`pip install 'onmetal[embedded]'`"
+        )
+    if target.npu and not find_spec("ethosu"):
+        raise DeviceError("Vela is not installed; `pip install 'onmetal[embedded]'`")
 
 
 def check_fit(device: Device | None) -> list[str]:
@@ -224,20 +289,24 @@ def check_fit(device: Device | None) -> list[str]:
     return [f"{device.address}: {said}" for said in flagged]
 
 
-def _check_budget(request: Request, device: Device | None, facts: DeviceFacts) -> None:
+def _check_budget(
+    request: Request, target: Target, device: Device | None, facts: DeviceFacts
+) -> None:
     """Refuse what cannot be measured, before hours are spent."""
     budget = request.budget
-    if device and facts.emulated and (budget.max_latency_ms or budget.max_memory_bytes):
+    memory = budget.max_memory_bytes and not target.micro  # whose arena is known on any machine
+    if device and facts.emulated and (budget.max_latency_ms or memory):
         raise DeviceError(
             "--max-latency and --max-memory cannot be judged on an emulated device, whose timings "
             "and memory are not the hardware's: leave them out, or measure on a real one"
         )
-    if budget.max_energy_mj is not None or request.minimize == "energy":
+    metered = isinstance(device, Board) and device.meter is not None
+    if (budget.max_energy_mj is not None or request.minimize == "energy") and not metered:
         raise DeviceError(
-            "energy cannot be measured here: onmetal has no power meter for this device; "
-            "leave --max-energy or --minimize energy out"
+            "energy cannot be measured here: onmetal has no power meter for this device; leave "
+            "--max-energy or --minimize energy out, or name a board's meter in its address"
         )
-    if device is None and (budget.max_latency_ms or budget.max_memory_bytes):
+    if device is None and (budget.max_latency_ms or memory):
         raise DeviceError(
             "--max-latency and --max-memory need a device to be measured on: leave --no-device out"
         )

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from onmetal.cache import Cache
 from onmetal.converters import convert
-from onmetal.errors import OnmetalError, UnsupportedError
+from onmetal.errors import NeedlessError, OnmetalError, UnsupportedError
 from onmetal.plan import Planned, calibrates
 from onmetal.profilers import Device, measure, statistics
 from onmetal.profilers.measure import EMULATED, MODES
@@ -100,6 +100,8 @@ def convert_one(
             source or hub(task, entry.model, cache).source(entry.recipe, entry.runtime, told),
             task.calibration.get(str(entry.model.path)),
         )
+    except NeedlessError as error:
+        return replace(trial, status="skipped", reason=str(error))
     except UnsupportedError as error:
         return replace(trial, status="failed", reason=str(error), failure="conversion")
     if task.remote:  # it ships with the version that it was measured with
@@ -152,13 +154,14 @@ def _examine(task: Task, device: Device, trial: Trial, feeds: Feeds, runs: int) 
     assert candidate
     missing = dict(trial.missing)
     missing["energy_mj"] = NO_METER
-    ran_on, memory = None, None
+    ran_on, memory = None, trial.peak_memory_bytes
     try:
         ran_on = measure.profile(device, candidate, feeds(candidate))
     except OnmetalError as error:
         missing["ran_on"] = str(error)
     try:
-        memory = measure.peak_memory(device, candidate, feeds(candidate), runs)
+        # TFLite Micro's arena is known by now, and is what it takes.
+        memory = memory or measure.peak_memory(device, candidate, feeds(candidate), runs)
     except OnmetalError as error:
         missing["peak_memory_bytes"] = str(error)
     trial = replace(trial, ran_on=ran_on, peak_memory_bytes=memory, missing=missing)

@@ -6,15 +6,23 @@ from typing import Any
 
 from onmetal.cache import Cache
 from onmetal.errors import DeviceError, UsageError
-from onmetal.profilers import adb, native, ssh
+from onmetal.profilers import adb, boards, native, ssh
+from onmetal.profilers.board import Board
 from onmetal.profilers.local import Local
 from onmetal.profilers.remote import Remote
 from onmetal.targets import Target, packages
 
-TRANSPORTS = ("local", "adb[:SERIAL]", "ssh://[user@]host[:port][?python=PATH]")
+TRANSPORTS = (
+    "local",
+    "adb[:SERIAL]",
+    "ssh://[user@]host[:port][?python=PATH]",
+    boards.SERIAL,
+    boards.SOCKET,
+    boards.QEMU,
+)
 
-Device = Local | Remote
-"""What is measured on: this machine, or one beyond a line. Both give workers of one kind."""
+Device = Local | Remote | Board
+"""What is measured on: this machine, or one beyond a line. All give workers of one kind."""
 
 
 def connect(target: Target, address: str, cache: Cache) -> Device:
@@ -33,6 +41,8 @@ def connect(target: Target, address: str, cache: Cache) -> Device:
 
 def check_address(address: str) -> None:
     """Raises UsageError where no transport has such addresses."""
+    if boards.place(address) is not None:
+        return
     if address != "local" and not re.match(r"adb(:.|$)|ssh://.", address):
         known = ", ".join(TRANSPORTS)
         raise UsageError(f"--device {address}: unknown; this version knows: {known}")
@@ -45,13 +55,15 @@ def reach(address: str, cache: Cache) -> Device:
         return Local(cache)
     if address.startswith("adb"):
         return Remote(adb.choose(address[len("adb:") :]), cache)
+    if (place := boards.place(address)) is not None:
+        return boards.reach(place, cache)
     return Remote(ssh.choose(address), cache)
 
 
 def _check(target: Target, device: Device) -> None:
     facts = device.facts()
     where = "this machine" if isinstance(device, Local) else device.address
-    if facts.arch != target.arch:
+    if target.arch not in (facts.arch, "any"):
         abis = ", ".join(facts.more.get("abis", []))
         raise DeviceError(
             f"{where} is {facts.arch}{f' ({abis})' if abis else ''}; the target {target.name} "
@@ -59,7 +71,9 @@ def _check(target: Target, device: Device) -> None:
         )
     if missing := [r.name for r in target.runtimes if r.name not in facts.runtimes]:
         package = packages(missing[0])[0]
-        if isinstance(device, Remote) and facts.arch != native.ARCH:
+        if isinstance(device, Board):
+            why = f"does not run on {where}, a board that only TFLite Micro runs on"
+        elif isinstance(device, Remote) and facts.arch != native.ARCH:
             why = f"is not in the Python of {where}; `pip install {package}` there"
         elif isinstance(device, Remote):
             why = f"is not installed here, so no runner has it; `pip install {package}`"

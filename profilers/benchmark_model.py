@@ -11,6 +11,7 @@ from typing import Any
 from onmetal.errors import DeviceError, UsageError
 from onmetal.profilers import Device
 from onmetal.profilers.folder import shell
+from onmetal.profilers.board import Board
 from onmetal.profilers.local import Local
 
 LIMIT_S = 300.0
@@ -46,6 +47,8 @@ def run(device: Device, program: Path, artifact: Path, threads: int) -> dict[str
     ]
     if isinstance(device, Local):
         text = _here([str(program.absolute()), f"--graph={artifact}", *words])
+    elif isinstance(device, Board):
+        raise DeviceError("benchmark_model is not for microcontrollers")
     else:
         there = device.folder.put([program, artifact])
         argv = [there[0], f"--graph={there[1]}", *words]

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from onmetal.errors import OnmetalError
 from onmetal.profilers import Device
+from onmetal.profilers.board import BoardWorker
 from onmetal.profilers.local import Worker
 from onmetal.profilers.remote import RemoteWorker
 from onmetal.records import Candidate, Figure, Rounds
@@ -43,7 +44,14 @@ MODES = {
 EMULATED = Schedule(1, 3, 0.05, 0.1, 0.01, 1)
 """An emulator's timings mean nothing: enough of them to see that it runs."""
 
-AnyWorker = Worker | RemoteWorker
+BOARD = {
+    "quick": Schedule(1, 2, 10.0, 0.0, 0.0, 1),
+    "default": Schedule(5, 1, 10.0, 0.0, 0.0, 1),
+    "thorough": Schedule(5, 2, 10.0, 0.0, 0.0, 1),
+}
+"""Of a microcontroller: windows of ten seconds, as MLPerf Tiny has them, each one sample."""
+
+AnyWorker = Worker | RemoteWorker | BoardWorker
 
 
 class Progress(Protocol):

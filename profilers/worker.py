@@ -212,6 +212,14 @@ def profile(runtime: str, **arguments: Any) -> dict[str, Any]:
     return found
 
 
+def arena(runtime: str, **arguments: Any) -> dict[str, Any]:
+    """What an inference takes of TFLite Micro's arena, in bytes."""
+    found: dict[str, Any] = runtime_module("profile", runtime).arena(
+        feed=State.feeds[0], **arguments
+    )
+    return found
+
+
 def layers(runtime: str, **arguments: Any) -> list[dict[str, Any]]:
     """The time of every kernel, from the runtime's own profile."""
     found: list[dict[str, Any]] = runtime_module("profile", runtime).layers(
@@ -238,6 +246,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "golden_found": golden_found,
     "profile": profile,
     "layers": layers,
+    "arena": arena,
     "peak_memory": peak_memory,
 }
 

@@ -24,10 +24,14 @@ RUNTIMES = tuple(
 )
 """A runtime is a module: what profilers/run_*.py there is."""
 
-PACKAGES = {"litert": ("ai-edge-litert", "tflite-runtime")}
+PACKAGES = {"litert": ("ai-edge-litert", "tflite-runtime"), "tflm": ("tflite-micro",)}
 """Runtime -> the packages on PyPI that have it, the one to install first; else it has its name."""
 
+TFLITE = ("litert", "tflm")
+"""Runtimes of .tflite files: LiteRT, and TFLite Micro."""
+
 Positive = Annotated[int, Meta(gt=0)]
+Natural = Annotated[int, Meta(ge=0)]
 
 
 class Runtime(Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,6 +103,9 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
     requires_any_flag: tuple[str, ...] = ()
     """CPU flags (as /proc/cpuinfo spells them) of which one must be present to run this at all."""
     format: Format | None = None
+    split: bool = False
+    """For tflm: compute the largest early operators in bands of rows, which needs less memory at
+    once and gives the same outputs."""
 
     @property
     def calibrated(self) -> bool:
@@ -119,7 +126,7 @@ class Io(Struct, frozen=True, forbid_unknown_fields=True):
 class Device(Struct, frozen=True, forbid_unknown_fields=True):
     """How to reach a device of this kind; which one is the user's to say (--device)."""
 
-    transport: Literal["local", "adb", "ssh"]
+    transport: Literal["local", "adb", "ssh", "serial"]
     required: bool = False
     """Whether deploying without a device needs the user's word (--no-device)."""
 
@@ -131,10 +138,59 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     memory_kib: Positive | None = None
 
 
+Core = Literal[
+    "cortex-m0",
+    "cortex-m0plus",
+    "cortex-m3",
+    "cortex-m4",
+    "cortex-m7",
+    "cortex-m33",
+    "cortex-m55",
+    "cortex-m85",
+]
+
+
+class Chip(Struct, frozen=True, forbid_unknown_fields=True):
+    """A microcontroller: what must hold the model is said exactly."""
+
+    core: Core
+    """Decides which of CMSIS-NN's kernels run, and so the scratch memory that they ask for."""
+    clock_mhz: Positive
+    flash_kib: Positive
+    ram_kib: Positive
+    application_flash_kib: Natural = 0
+    """Of the flash, what is not the model's and its runtime's to use."""
+    application_ram_kib: Natural = 0
+    """Of the RAM, what is not the arena's to use: stack, buffers, the rest of the program."""
+
+
+class Npu(Struct, frozen=True, forbid_unknown_fields=True):
+    """An Ethos-U beside the core, as Vela's options have it."""
+
+    accelerator: Literal[
+        "ethos-u55-32",
+        "ethos-u55-64",
+        "ethos-u55-128",
+        "ethos-u55-256",
+        "ethos-u65-256",
+        "ethos-u65-512",
+        "ethos-u85-128",
+        "ethos-u85-256",
+        "ethos-u85-512",
+        "ethos-u85-1024",
+        "ethos-u85-2048",
+    ]
+    system_config: Annotated[str, Meta(pattern=r"^\w+$")]
+    """A section of Vela's Arm/vela.ini: clock and bandwidths."""
+    memory_mode: Annotated[str, Meta(pattern=r"^\w+$")]
+    """A section of the same file: which memory holds weights and feature maps."""
+
+
 class Target(Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     description: str
-    arch: Literal["x86_64", "aarch64"]
+    arch: Literal["x86_64", "aarch64", "cortex-m", "any"]
+    """any: no device is of a wrong kind."""
     device: Device
     runtimes: tuple[Runtime, ...]
     recipes: tuple[Recipe, ...]
@@ -142,6 +198,13 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True):
     """None: as many as the device has physical cores."""
     io: Io = Io()
     limits: Limits = Limits()
+    chip: Chip | None = None
+    npu: Npu | None = None
+
+    @property
+    def micro(self) -> bool:
+        """Whether TFLite Micro runs it: on this machine too, where memory is then counted."""
+        return all(runtime.name == "tflm" for runtime in self.runtimes)
 
     def recipe(self, name: str) -> Recipe:
         return next(recipe for recipe in self.recipes if recipe.name == name)
@@ -152,7 +215,8 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 EXACT = "fp32"
-"""The recipe that computes what the original does; always run, as the reference."""
+"""The recipe that computes what the original does; always run, as the reference, where a target has
+it: one of TFLite Micro need not."""
 
 
 def names() -> list[str]:
@@ -212,9 +276,11 @@ def _check(target: Target, source: str) -> None:
     for kind, found in (("runtime", runtimes), ("recipe", recipes)):
         if double := sorted({name for name in found if found.count(name) > 1}):
             refuse(f"the {kind} {double[0]!r} stands there twice")
-    if EXACT not in recipes:
+    if EXACT not in recipes and not target.micro:
         refuse(f"it has no {EXACT!r} recipe, which is run as the reference")
-    if recipes[0] != EXACT:
+    if not recipes:
+        refuse("it has no [[recipes]], so there is nothing to try")
+    if EXACT in recipes and recipes[0] != EXACT:
         refuse(f"{EXACT!r} must come first: the order is from the most exact to the least")
     for recipe in target.recipes:
         if unknown := sorted(set(recipe.runtimes) - set(runtimes)):
@@ -226,10 +292,32 @@ def _check(target: Target, source: str) -> None:
             refuse(f"recipe {recipe.name!r} has no runtime")
         if why := _misfit(recipe):
             refuse(f"recipe {recipe.name!r} {why}")
+    if why := _misfit_chip(target):
+        refuse(why)
     if any(recipe.method == "fast" for recipe in target.recipes) and not any(
         recipe.method == "static" for recipe in target.recipes
     ):
         refuse("a recipe of method 'fast' needs one of method 'static', from which it is made")
+
+
+def _misfit_chip(target: Target) -> str | None:
+    """What a target of TFLite Micro may say, and no other."""
+    runtimes = {runtime.name for runtime in target.runtimes}
+    if "tflm" in runtimes and len(runtimes) > 1:
+        return "the runtime 'tflm' stands beside others, which no device has together"
+    if not target.micro and (target.chip or target.npu):
+        return "[chip] and [npu] are of microcontrollers, which only the runtime 'tflm' runs on"
+    if target.npu and not target.chip:
+        return "[npu] needs a [chip]: the core beside it, its flash and RAM"
+    serial = target.device.transport == "serial"
+    if serial != target.micro:
+        return "transport 'serial' and the runtime 'tflm' go together"
+    chip = target.chip
+    if chip and chip.application_ram_kib >= chip.ram_kib:
+        return "application_ram_kib leaves nothing of ram_kib"
+    if chip and chip.application_flash_kib >= chip.flash_kib:
+        return "application_flash_kib leaves nothing of flash_kib"
+    return None
 
 
 _COMPUTES = {
@@ -268,18 +356,21 @@ def _misfit(recipe: Recipe) -> str | None:
     only = _ONLY_ON.get(recipe.method)
     if only and not set(recipe.runtimes) <= only:
         return f"of method {recipe.method!r} runs on {' and '.join(sorted(only))} alone"
-    if "litert" in recipe.runtimes and recipe.method == "float" and recipe.compute != "f32":
-        return f"names litert, which computes floats in f32, not in {recipe.compute}"
+    tflite = next((name for name in TFLITE if name in recipe.runtimes), None)
+    if tflite and recipe.method == "float" and recipe.compute != "f32":
+        return f"names {tflite}, which computes floats in f32, not in {recipe.compute}"
+    if recipe.split and (recipe.method != "static" or tflite != "tflm"):
+        return "is split into bands of rows, which is done for 8-bit models of tflm alone"
     if (recipe.format is None) == (recipe.method in ("static", "weights")):
         need = "needs a" if recipe.format is None else "takes no"
         return f"of method {recipe.method!r} {need} [recipes.format]"
     if recipe.format is None:
         return None
     form = recipe.format
-    if "litert" in recipe.runtimes:
-        return _misfit_tflite(recipe, form)
+    if tflite:
+        return _misfit_tflite(recipe, form, tflite)
     if form.activation == "s16" or recipe.compute == "i16":
-        return "has 16-bit activations, which litert alone computes with"
+        return "has 16-bit activations, which only litert and tflm compute with"
     if unknown := sorted({*form.operators, *form.same_scale} - OPERATORS):
         return f"lists the operator {unknown[0]!r}; there are: {', '.join(sorted(OPERATORS))}"
     if not form.operators:
@@ -289,15 +380,15 @@ def _misfit(recipe: Recipe) -> str | None:
     return None
 
 
-def _misfit_tflite(recipe: Recipe, form: Format) -> str | None:
+def _misfit_tflite(recipe: Recipe, form: Format, runtime: str) -> str | None:
     """TFLite's quantization is one specification, of which only the activations may be chosen."""
-    if set(recipe.runtimes) != {"litert"}:
-        return "names litert beside others, whose formats differ: give each a recipe of its own"
+    if set(recipe.runtimes) != {runtime}:
+        return f"names {runtime} beside others, whose formats differ: give each a recipe of its own"
     known = Format(activation=form.activation)
     if form != known or form.activation == "u8":
         return (
             'has a format other than TFLite\'s: only `activation`, "s8" or "s16", can be said for '
-            "litert"
+            f"{runtime}"
         )
     wide = form.activation == "s16"
     if wide != (recipe.compute == "i16"):

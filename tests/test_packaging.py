@@ -30,6 +30,7 @@ MODULES = {
 }
 HEAVY = {"numpy", "onnx", "onnxruntime", "openvino", "onnx_ir", "nncf", "PIL", "msgspec", "psutil"}
 RUNTIMES = {"onnx", "onnxruntime", "openvino", "onnx_ir", "nncf", "ai_edge_litert", "flatbuffers"}
+RUNTIMES |= {"tflite_micro"}
 ON_GRAPHS = (
     *(
         "compare",
@@ -54,13 +55,18 @@ LEAVES = (
     *("onmetal/converters/", "onmetal/profilers/run_", "onmetal/profilers/profile_", BOARD),
     *(f"onmetal/calibration/{name}.py" for name in ON_GRAPHS),
 )
-EXTRAS = {"onmetal/converters/nncf_int8.py": "nncf"}
-"""The only modules that need one of the extras, and the package in it."""
+EXTRAS = {
+    "onmetal/converters/nncf_int8.py": ("nncf", "nncf"),
+    "onmetal/profilers/run_tflm.py": ("tflite-micro", "embedded"),
+    "onmetal/profilers/link.py": ("pyserial", "devices"),
+}
+"""The only modules that need one of the extras: the package, and the extra that has it."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 SPELLED = {
     **{"tree_sitter": "tree-sitter", "tree_sitter_kotlin": "tree-sitter-kotlin"},
     **{"PIL": "pillow", "onnx_ir": "onnx-ir", "google": "protobuf", "sklearn": "scikit-learn"},
     **{"ai_edge_litert": "ai-edge-litert", "tflite_runtime": "tflite-runtime"},
+    **{"tflite_micro": "tflite-micro", "serial": "pyserial"},
 }
 """Packages that are called otherwise where they are imported."""
 
@@ -247,7 +253,7 @@ def listed(*extras: str) -> set[str]:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_every_import_is_a_dependency(name: str) -> None:
-    also = {EXTRAS.get(name, "")}
+    also = {EXTRAS.get(name, ("", ""))[0]}
     if name in (
         "onmetal/profilers/run_litert.py",
         BOARD,
@@ -258,10 +264,11 @@ def test_every_import_is_a_dependency(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXTRAS)
 def test_what_an_extra_brings_is_in_it_and_in_what_developers_install(name: str) -> None:
-    assert EXTRAS[name] in outside(MODULES[name])
-    assert EXTRAS[name] not in listed()
-    assert EXTRAS[name] in listed(EXTRAS[name])
-    assert EXTRAS[name] in listed("dev"), "tests need it"
+    package, extra = EXTRAS[name]
+    assert package in outside(MODULES[name])
+    assert package not in listed()
+    assert package in listed(extra)
+    assert package in listed("dev"), "tests need it"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("*.py")), ids=lambda path: path.stem)

@@ -11,13 +11,25 @@ from hypothesis import strategies as st
 from onmetal import targets
 from onmetal.converters import check_options
 from onmetal.errors import UsageError
-from onmetal.targets import OPERATORS, Device, Format, Io, Limits, Recipe, Runtime, Target
+from onmetal.targets import (
+    OPERATORS,
+    Chip,
+    Device,
+    Format,
+    Io,
+    Limits,
+    Npu,
+    Recipe,
+    Runtime,
+    Target,
+)
 from tests.conftest import ROOT, deploy
 
 SHIPPED = sorted((ROOT / "targets").glob("*.toml"))
 README = (ROOT / "README.md").read_text("utf-8")
 GUIDE = (ROOT / "docs" / "targets.md").read_text("utf-8")
 TFLITE = (ROOT / "docs" / "tflite.md").read_text("utf-8")
+EMBEDDED = (ROOT / "docs" / "embedded.md").read_text("utf-8")
 QUANTIZATION = (ROOT / "docs" / "quantization.md").read_text("utf-8")
 
 BOARD = """\
@@ -107,8 +119,9 @@ class TestShipped:
         assert lines[0].startswith("# ")
         assert any(re.search(r"https://\S+", line) for line in comments)
 
-    def test_float_comes_first(self, path: Path) -> None:
-        assert targets.load(path.stem).recipes[0].name == "fp32"
+    def test_float_comes_first_where_the_device_computes_it(self, path: Path) -> None:
+        found = targets.load(path.stem)
+        assert found.recipes[0].name == ("int16x8" if found.chip else "fp32")
 
     def test_the_readme_lists_it(self, path: Path) -> None:
         row = next(line for line in README.splitlines() if line.startswith(f"| `{path.stem}` |"))
@@ -130,8 +143,8 @@ class TestShipped:
             if recipe.method == "float":
                 continue
             own = f"| `{recipe.name}` |"
-            if recipe.runtimes == ("litert",) and recipe.name != "int8-dynamic":
-                assert own in TFLITE
+            if set(recipe.runtimes) <= {"litert", "tflm"} and recipe.name != "int8-dynamic":
+                assert own in (EMBEDDED if recipe.runtimes == ("tflm",) else TFLITE)
                 continue
             row = next(line for line in QUANTIZATION.splitlines() if line.startswith(own))
             runs_on = row.split("|")[-2]
@@ -150,9 +163,10 @@ def test_the_guide_shows_a_file_that_works() -> None:
 
 def test_the_guide_names_every_key() -> None:
     table = GUIDE[GUIDE.index("| key |") :]
-    for record in (Target, Device, Runtime, Recipe, Format, Io, Limits):
-        for key in set(record.__struct_fields__) - {"name", "device", "runtimes", "recipes", "io"}:
-            assert key == "limits" or re.search(rf"`[a-z_.\[\]]*\b{key}`", table), key
+    for record in (Target, Device, Runtime, Recipe, Format, Io, Limits, Chip, Npu):
+        nested = {"name", "device", "runtimes", "recipes", "io", "limits", "chip", "npu"}
+        for key in set(record.__struct_fields__) - nested:
+            assert re.search(rf"`[a-z_.\[\]]*\b{key}`", table), key
 
 
 def test_a_users_own_file_works_by_its_path(tmp_path: Path) -> None:
@@ -425,3 +439,85 @@ def test_the_command_takes_a_users_own_file(tmp_path: Path) -> None:
     assert bad.code == 2
     assert "board.toml" in bad.err
     assert "colour" in bad.document["error"]["message"]
+
+
+CHIP = """\
+description = "a chip"
+arch = "cortex-m"
+device = { transport = "serial", required = true }
+io = { layout = "nhwc", dtype = "int8" }
+runtimes = [{ name = "tflm" }]
+recipes = [
+  { name = "int8", runtimes = ["tflm"], compute = "i8", method = "static", \
+format = { activation = "s8" } },
+]
+chip = { core = "cortex-m4", clock_mhz = 120, flash_kib = 2048, ram_kib = 640 }
+"""
+
+
+class TestAMicrocontroller:
+    @pytest.mark.parametrize(
+        "path", sorted((ROOT / "examples" / "boards").glob("*.toml")), ids=lambda path: path.stem
+    )
+    def test_a_board_of_the_examples_is_fifteen_lines_at_most(self, path: Path) -> None:
+        found = targets.load(str(path))
+        lines = [line for line in path.read_text().splitlines() if line and line[0] != "#"]
+        assert len(lines) <= 15
+        assert found.micro and found.chip and found.device.required
+        assert path.name in EMBEDDED and f"{found.chip.clock_mhz} MHz" in EMBEDDED
+
+    def test_it_needs_no_float(self) -> None:
+        found = targets.parse(CHIP, "chip.toml")
+        assert [recipe.name for recipe in found.recipes] == ["int8"]
+        assert found.micro and not targets.load("tflite-x86").micro
+
+    @pytest.mark.parametrize(
+        ("old", "new", "said"),
+        [
+            ("serial", "local", "transport 'serial' and the runtime 'tflm' go together"),
+            ('"cortex-m4"', '"cortex-m99"', "cortex-m99"),
+            ("ram_kib = 640", "ram_kib = 0", "ram_kib"),
+            ("ram_kib = 640", "ram_kib = 640, application_ram_kib = 640", "nothing of ram_kib"),
+            (
+                "flash_kib = 2048",
+                "flash_kib = 2048, application_flash_kib = 4096",
+                "nothing of flash_kib",
+            ),
+            ('activation = "s8"', 'activation = "u8"', "other than TFLite's"),
+            ('method = "static",', 'method = "dynamic",', "onnxruntime"),
+            ('name = "int8",', 'name = "int8", split = "yes",', "bool"),
+        ],
+    )
+    def test_what_contradicts_itself_is_refused(self, old: str, new: str, said: str) -> None:
+        assert CHIP.count(old) == 1
+        with pytest.raises(UsageError, match=re.escape(said)):
+            targets.parse(CHIP.replace(old, new), "chip.toml")
+
+    def test_the_runtime_stands_alone(self) -> None:
+        head, _, tail = changed('"openvino"\n\n', '"tflm"\n\n').partition(
+            '[[recipes]]\nname = "bf16"'
+        )
+        text = head.replace('["onnxruntime", "openvino"]', '["onnxruntime", "tflm"]')
+        with pytest.raises(UsageError, match="'tflm' stands beside others"):
+            targets.parse(text + tail[tail.index("[limits]") :], "board.toml")
+
+    def test_an_npu_needs_a_chip_and_a_chip_needs_the_runtime(self) -> None:
+        npu = 'npu = { accelerator = "ethos-u55-128", system_config = "A", memory_mode = "B" }\n'
+        head = "\n".join(line for line in CHIP.splitlines() if not line.startswith("chip"))
+        with pytest.raises(UsageError, match=r"\[npu\] needs a \[chip\]"):
+            targets.parse(f"{head}\n{npu}", "chip.toml")
+        with pytest.raises(UsageError, match="of microcontrollers"):
+            targets.parse(BOARD + "[chip]\n" + _table(CHIP), "board.toml")
+        with pytest.raises(UsageError, match="system_config"):
+            targets.parse(CHIP + npu.replace('"A"', '"../a.ini"'), "chip.toml")
+
+    def test_only_a_static_recipe_of_tflm_is_split(self) -> None:
+        text = STATIC.replace('method = "static"', 'method = "static"\nsplit = true')
+        with pytest.raises(UsageError, match="split into bands"):
+            targets.parse(with_recipe(text), "board.toml")
+
+
+def _table(text: str) -> str:
+    line = next(line for line in text.splitlines() if line.startswith("chip"))
+    inside = line.partition("{")[2].rpartition("}")[0]
+    return "\n".join(part.strip() for part in inside.split(",")) + "\n"

@@ -1,5 +1,6 @@
 """ONNX to a float .tflite: lowered rule by rule, then tidied by passes. Runs in a child process."""
 
+import json
 import re
 from importlib import import_module
 from pathlib import Path
@@ -35,6 +36,10 @@ def lower(path: Path) -> Net:
 
     Raises UnsupportedError naming node, operator and attribute, before anything is written.
     """
+    return _lowered(path)[0]
+
+
+def _lowered(path: Path) -> tuple[Net, lowering.Lowering]:
     model = ir.load(path)
     missing = lowering.check(model.graph)
     if missing:
@@ -54,7 +59,7 @@ def lower(path: Path) -> Net:
         qdq.spread(net, ranges)
         net = quantize.quantize(net, ranges)
     _open(net, walk)
-    return net
+    return net, walk
 
 
 def _open(net: Net, walk: lowering.Lowering) -> None:
@@ -71,6 +76,10 @@ def _open(net: Net, walk: lowering.Lowering) -> None:
 
 
 def to_float(path: str, folder: str) -> None:
-    """Write `model.tflite` to the folder."""
-    content = write(lower(Path(path)))
-    (Path(folder) / "model.tflite").write_bytes(content)
+    """Write `model.tflite` to the folder, and to `makers.json` which node of the ONNX graph each
+    tensor of it was made for."""
+    net, walk = _lowered(Path(path))
+    made = {tensor.name: node for tensor, node in walk.makers.items() if node is not None}
+    makers = {name: f"{node.op_type} {node.name or ''!r}" for name, node in made.items()}
+    (Path(folder) / "makers.json").write_text(json.dumps(makers), "utf-8")
+    (Path(folder) / "model.tflite").write_bytes(write(net))

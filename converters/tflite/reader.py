@@ -5,6 +5,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from onmetal import cache as caches
 from onmetal.converters.tflite import check
 from onmetal.converters.tflite.net import Net, Op, Tensor, read, signature_names
@@ -57,6 +59,7 @@ def examine(
         "notes": [],
         "matmul_share": share,
         "quantized": _quantized(net),
+        "wide": any(t.scale is not None and t.dtype == np.int16 for t in net.tensors()),
         "stateful": any(tensor.variable for tensor in net.tensors()),
     }
 

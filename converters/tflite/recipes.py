@@ -91,6 +91,11 @@ def float_(path: str, target_io: dict[str, str], folder: str) -> dict[str, Any]:
     return _finished(read(Path(path)), {**target_io, "dtype": "float32"}, folder, {})
 
 
+def given(path: str, target_io: dict[str, str], folder: str) -> dict[str, Any]:
+    """Of a model that is quantized already."""
+    return _finished(read(Path(path)), target_io, folder, {})
+
+
 def half(path: str, target_io: dict[str, str], folder: str) -> dict[str, Any]:
     return _finished(weights.halved(read(Path(path))), target_io, folder, {})
 

@@ -1,0 +1,21 @@
+/* The model's file, as it lies in flash. */
+#ifndef ONMETAL_MODEL_DATA_H
+#define ONMETAL_MODEL_DATA_H
+
+#include <stddef.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define ONMETAL_MODEL_BYTES @@bytes@@u
+
+extern const unsigned char onmetal_model_data[ONMETAL_MODEL_BYTES]; /* aligned to 16 bytes */
+extern const size_t onmetal_model_bytes;
+extern const char onmetal_model_sha256[65]; /* of the file, in hexadecimal digits */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

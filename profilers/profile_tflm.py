@@ -1,0 +1,70 @@
+"""What TFLite Micro runs: which operators, and the types computed in; and where its memory goes."""
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onmetal.errors import DeviceError, UnsupportedError
+from onmetal.profilers.run_tflm import Session, said
+from onmetal.profilers.tflite_ops import precision
+
+_TOTAL = re.compile(r"Arena allocation (total|head|tail) (\d+) bytes")
+_CATEGORY = re.compile(r"'([^']+)' used (\d+) bytes with alignment overhead \(requested (\d+)")
+
+
+def profile(
+    feed: dict[str, np.ndarray],
+    files: list[str],
+    options: dict[str, Any],
+    inputs: list[str],
+    outputs: list[str],
+) -> dict[str, Any]:
+    """Shares of the operators: TFLite Micro has one kernel for each, and gives no clock for it."""
+    from onmetal.converters.tflite.net import read
+
+    Session(files, options, inputs, outputs).run(feed)
+    ops = read(Path(files[0])).ops
+    kinds = Counter(op.custom or op.kind for op in ops)
+    computed = Counter(
+        precision(op.kind, [tensor.dtype.name for tensor in (*op.outputs, *op.taken)]) for op in ops
+    )
+    total = max(1, len(ops))
+    return {
+        "provider": {"TFLite Micro, reference kernels": 1.0},
+        "precision": {kind: round(n / total, 4) for kind, n in computed.most_common()},
+        "operators": {name: round(n / total, 4) for name, n in kinds.most_common()},
+        "of": "operators",
+        "kernels": len(ops),
+    }
+
+
+def layers(**_: Any) -> list[dict[str, Any]]:
+    raise UnsupportedError("TFLite Micro's Python has no clock for each operator")
+
+
+def arena(
+    feed: dict[str, np.ndarray],
+    files: list[str],
+    options: dict[str, Any],
+    inputs: list[str],
+    outputs: list[str],
+) -> dict[str, Any]:
+    """What an inference takes of the arena, in bytes, by its recording allocator: `total` is `head`
+    (activations and scratch, planned to share memory) and `tail` (what stays); `categories` of the
+    tail, with what was asked for before alignment. Exact for a host of 64 bits."""
+    session = Session(files, options, inputs, outputs)
+    session.run(feed)
+    with said() as told:
+        session.interpreter.print_allocations()
+        text = told()
+    found: dict[str, Any] = {kind: int(count) for kind, count in _TOTAL.findall(text)}
+    if set(found) != {"total", "head", "tail"}:
+        raise DeviceError(f"TFLite Micro does not tell its allocations as expected: {text[:200]!r}")
+    found["categories"] = {
+        name: {"used": int(used), "requested": int(asked)}
+        for name, used, asked in _CATEGORY.findall(text)
+    }
+    return found

@@ -1,0 +1,198 @@
+"""Runs this model with TFLite Micro: needs `pip install tflite-micro numpy`, nothing else.
+
+What runs here is the interpreter of microcontrollers with its reference kernels, on this machine:
+a board's outputs are the same to the bit, its speed and the size of its arena are not. What the
+board itself holds is in the folder `firmware`; where an Ethos-U computes, that is another file than
+the one which is run here (the last of `run.files` in manifest.json).
+
+    python run.py                       runs the golden vectors and compares: exit 0 if they agree
+    python run.py INPUTS.npz OUT.npz    runs your inputs (one array per model input, under its name,
+                                        shaped as in manifest.json) and writes every output
+
+In your own program: `from run import load; outputs = load().run({"input": array})`, with
+`python -B`, so that no __pycache__ is added to the folder (`deploy verify` would find it).
+It reads manifest.json beside it; this file is the same in every bundle of this runtime.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from tflite_micro.python.tflite_micro import runtime
+
+NHWC, NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
+ARENA_BYTES = 1 << 30
+"""To be given to the interpreter, which takes of it what it needs; the rest costs no memory."""
+
+
+class Session:
+    """One model, opened once and run many times, one inference at a time.
+
+    Arrays are handed over and come back in the layout and type that the original model has; where
+    the artifact has channels last, or whole numbers, that is done here.
+    """
+
+    def __init__(
+        self, files: list[str], options: dict[str, Any], inputs: list[str], outputs: list[str]
+    ) -> None:
+        self.interpreter = opened(pathlib.Path(files[0]).read_bytes())
+        self.inputs, self.outputs = inputs, outputs
+        turned = options.get("nhwc", [])
+        self.taken = [
+            (name, place, name in turned, *_quantization(self.interpreter.get_input_details(place)))
+            for place, name in enumerate(inputs)
+        ]
+        self.given = [
+            (
+                place,
+                name in turned,
+                *_quantization(self.interpreter.get_output_details(place)),
+            )
+            for place, name in enumerate(outputs)
+        ]
+        self.stateful = bool(options.get("stateful"))
+        self.set, self.get = self.interpreter.set_input, self.interpreter.get_output
+        self.invoke = self.interpreter.invoke
+
+    def run(self, feed: dict[str, np.ndarray], keep_state: bool = False) -> list[np.ndarray]:
+        """Arrays by input name, as in the manifest -> arrays in the order of its outputs.
+
+        A model that keeps state begins anew each time; `keep_state`: it goes on where it was.
+        """
+        if self.stateful and not keep_state:
+            self.interpreter.reset()
+        for name, place, turned, dtype, scale, zero in self.taken:
+            array = feed[name]
+            if turned:
+                array = np.ascontiguousarray(array.transpose(NHWC))
+            if array.dtype != dtype and scale:
+                limits = np.iinfo(dtype)
+                array = np.clip(np.rint(array / scale) + zero, limits.min, limits.max).astype(dtype)
+            self.set(np.ascontiguousarray(array), place)
+        self.invoke()
+        found = []
+        for place, turned, dtype, scale, zero in self.given:
+            array = self.get(place)
+            if scale and dtype in (np.int8, np.uint8, np.int16):
+                array = (array.astype(np.float32) - np.float32(zero)) * np.float32(scale)
+            found.append(np.ascontiguousarray(array.transpose(NCHW)) if turned else array)
+        return found
+
+
+def opened(content: bytes) -> Any:
+    """The interpreter, its memory planned. Raises RuntimeError with what TFLite Micro says."""
+    with said() as told:
+        try:
+            return runtime.Interpreter.from_bytes(content, arena_size=ARENA_BYTES)
+        except RuntimeError as error:
+            reason = " ".join(told().split())
+            raise RuntimeError(f"TFLite Micro: {reason or error}") from None
+
+
+@contextlib.contextmanager
+def said() -> Iterator[Callable[[], str]]:
+    """What is printed to standard error meanwhile, by C++ too: TFLite Micro gives no other word."""
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as log:
+        os.dup2(log.fileno(), 2)
+
+        def told() -> str:
+            log.seek(0)
+            return log.read().decode(errors="replace")
+
+        try:
+            yield told
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _quantization(details: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """dtype, scale (float32; 0 where there is none) and zero point of an input or output."""
+    found = details["quantization_parameters"]
+    dtype, scales = details["dtype"], found["scales"]
+    if not len(scales):
+        return dtype, np.float32(0), 0
+    return dtype, np.float32(scales[0]), int(found["zero_points"][0])
+
+
+# What follows is the same for every runtime.
+
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+
+def load(folder: pathlib.Path = HERE) -> Session:
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    how = manifest["run"]
+    return Session(
+        [str(folder / name) for name in how["files"]],
+        how["options"],
+        [tensor["name"] for tensor in how["inputs"]],
+        [tensor["name"] for tensor in how["outputs"]],
+    )
+
+
+def differences(
+    expected: np.ndarray, found: np.ndarray, tolerance: float
+) -> tuple[float, float, bool]:
+    """The largest absolute difference, what is allowed, and whether it fits.
+
+    The tolerance is relative to the largest magnitude expected; integers must be equal.
+    """
+    if expected.shape != found.shape or expected.dtype != found.dtype:
+        return float("inf"), 0.0, False
+    if expected.dtype.kind != "f":
+        return (
+            float(np.count_nonzero(expected != found)),
+            0.0,
+            bool(np.array_equal(expected, found)),
+        )
+    gap = np.abs(expected.astype(np.float64) - found.astype(np.float64))
+    same = np.isnan(expected) & np.isnan(found) | (expected == found)
+    worst = float(np.max(np.where(same, 0.0, gap), initial=0.0))
+    peak = np.abs(expected[np.isfinite(expected)]).max(initial=0.0)
+    return worst, tolerance * float(peak), bool(worst <= tolerance * float(peak))
+
+
+def golden(folder: pathlib.Path, session: Session) -> list[str]:
+    """What is wrong with the outputs for the golden vectors, in words; empty if nothing is."""
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    vectors = np.load(folder / "golden.npz", allow_pickle=False)
+    wrong = []
+    for number in range(manifest["golden"]["vectors"]):
+        feed = {name: vectors[f"input/{name}/{number}"] for name in session.inputs}
+        for name, found in zip(session.outputs, session.run(feed), strict=True):
+            expected = vectors[f"output/{name}/{number}"]
+            worst, allowed, fits = differences(expected, found, manifest["golden"]["tolerance"])
+            if not fits:
+                wrong.append(
+                    f"golden vector {number}, output {name!r}: "
+                    f"off by {worst:.4g} where {allowed:.4g} is allowed"
+                )
+    return wrong
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) not in (0, 2):
+        print(__doc__, file=sys.stderr)
+        return 2
+    session = load()
+    if not argv:
+        wrong = golden(HERE, session)
+        print("\n".join(wrong) or "the golden vectors agree")
+        return 1 if wrong else 0
+    given = np.load(argv[0], allow_pickle=False)
+    found = session.run({name: given[name] for name in session.inputs})
+    np.savez(argv[1], **dict(zip(session.outputs, found, strict=True)))  # type: ignore[arg-type]
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

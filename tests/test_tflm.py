@@ -1,0 +1,236 @@
+"""TFLite Micro itself on this machine: outputs, memory, what it lacks; and Vela's word on an NPU."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tflite_micro.python.tflite_micro import runtime
+
+from onmetal.calibration.exposed import interpreter
+from onmetal.converters import vela
+from onmetal.converters.tflite import io, micro, quantize
+from onmetal.converters.tflite.convert import to_float
+from onmetal.converters.tflite.net import Net, Op, Tensor, constant, read, write
+from onmetal.errors import DeviceError, UnsupportedError
+from onmetal.profilers import profile_tflm, run_tflm
+from onmetal.profilers.run_tflm import Session
+from onmetal.records import plain
+from onmetal.targets import load
+from tests.onnx_models import build, node, save, value, weights
+from tests.tflite_graphs import floats
+
+NPU = plain(load("ethos-u55-128").npu)
+RANGE = (-3.0, 3.0)
+
+
+def small(folder: Path, *kinds: str) -> Path:
+    """A float .tflite file of one convolution and then operators of one input each."""
+    folder.mkdir(exist_ok=True)
+    shape, names = [1, 3, 8, 8], ["c", *(f"t{i}" for i in range(len(kinds)))]
+    chain = [node("Conv", "x w", "c", pads=[1] * 4)]
+    chain += [node(kind, names[i], names[i + 1]) for i, kind in enumerate(kinds)]
+    for number, entry in enumerate(chain):
+        entry.name = f"{entry.op_type.lower()}_{number}"
+    model = build(
+        chain,
+        [value("x", shape)],
+        [value(names[-1], [1, 8, 8, 8])],
+        [weights("w", 8, 3, 3, 3)],
+    )
+    to_float(str(save(model, folder / "model.onnx")), str(folder))
+    return folder / "model.tflite"
+
+
+def in_8_bits(path: Path) -> Path:
+    net = read(path)
+    made = quantize.quantize(net, dict.fromkeys(quantize.observed(net), RANGE), "s8")
+    io.integers(made)
+    out = path.with_name("int8.tflite")
+    out.write_bytes(write(made))
+    return out
+
+
+@pytest.fixture
+def int8(tmp_path: Path) -> Path:
+    return in_8_bits(small(tmp_path / "small", "Relu"))
+
+
+class TestASession:
+    def test_gives_floats_for_floats_as_litert_does(self, int8: Path) -> None:
+        feed = floats(1, 3, 8, 8)
+        found = Session([str(int8)], {}, ["x"], ["t0"]).run({"x": feed})[0]
+        other = interpreter(int8.read_bytes())
+        entry, given = other.get_input_details()[0], other.get_output_details()[0]
+        scale, zero = entry["quantization"]
+        other.set_tensor(
+            entry["index"], np.clip(np.rint(feed / scale) + zero, -128, 127).astype(np.int8)
+        )
+        other.invoke()
+        scale, zero = given["quantization"]
+        wanted = (other.get_tensor(given["index"]).astype(np.float32) - zero) * np.float32(scale)
+        assert found.shape == wanted.shape == (1, 8, 8, 8) and found.dtype == np.float32
+        assert np.abs(found - wanted).max() <= scale * 1.01
+        assert np.ptp(found) > 1
+
+    def test_turns_what_has_channels_last(self, tmp_path: Path) -> None:
+        path = in_8_bits(small(tmp_path / "small", "Relu"))
+        plain_one = Session([str(path)], {}, ["x"], ["t0"]).run({"x": floats(1, 3, 8, 8)})[0]
+        net = read(path)
+        turned = io.channels_last(net)
+        assert turned == ["x", "t0"]
+        path.write_bytes(write(net))
+        session = Session([str(path)], {"nhwc": turned}, ["x"], ["t0"])
+        assert np.array_equal(session.run({"x": floats(1, 3, 8, 8)})[0], plain_one)
+
+    def test_that_keeps_state_begins_anew_unless_it_is_told(self, tmp_path: Path) -> None:
+        """A running sum in a variable tensor."""
+        x, y = (Tensor(name, (1, 4), np.dtype(np.float32)) for name in ("x", "y"))
+        taken: list[Tensor | None] = [
+            x,
+            constant("feature", np.eye(4, dtype=np.float32)),
+            constant("time", np.ones((4, 2), np.float32)),
+            constant("bias", np.zeros(4, np.float32)),
+            Tensor("memory", (1, 8), np.dtype(np.float32), variable=True),
+        ]
+        net = Net([x], [y], [Op("SVDF", taken, [y], {"rank": 1})])
+        path = tmp_path / "svdf.tflite"
+        path.write_bytes(write(net))
+        session = Session([str(path)], {"stateful": True}, ["x"], ["y"])
+        one = np.ones((1, 4), np.float32)
+        first = session.run({"x": one})[0]
+        assert np.array_equal(session.run({"x": one})[0], first)
+        assert np.array_equal(session.run({"x": one}, keep_state=True)[0], 2 * first)
+
+    def test_says_why_a_file_cannot_be_opened(self, tmp_path: Path) -> None:
+        x, y = (Tensor(n, (1, 4), np.dtype(np.float32)) for n in ("x", "y"))
+        path = tmp_path / "sign.tflite"
+        path.write_bytes(write(Net([x], [y], [Op("SIGN", [x], [y])])))
+        with pytest.raises(RuntimeError, match=r"TFLite Micro: .*SIGN"):
+            Session([str(path)], {}, ["x"], ["y"])
+
+    def test_leaves_standard_error_as_it_was(self, tmp_path: Path) -> None:
+        code = (
+            "import sys\nfrom onmetal.profilers.run_tflm import said\n"
+            "import os\n"
+            "with said() as told:\n    os.write(2, b'within'); assert told() == 'within'\n"
+            "os.write(2, b'after')\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "after")
+
+
+class TestTheArena:
+    def test_is_told_by_category_and_adds_up(self, int8: Path) -> None:
+        found = profile_tflm.arena({"x": floats(1, 3, 8, 8)}, [str(int8)], {}, ["x"], ["t0"])
+        assert found["total"] == found["head"] + found["tail"]
+        assert found["head"] % 16 == 0 and found["head"] >= 8 * 8 * 8 + 8 * 8 * 3
+        kept = sum(entry["used"] for entry in found["categories"].values())
+        assert "NodeAndRegistration struct" in found["categories"]
+        assert 0 < kept <= found["tail"]
+        assert all(e["requested"] <= e["used"] for e in found["categories"].values())
+
+    def test_is_exactly_what_is_needed(self, int8: Path) -> None:
+        """The interpreter opens with as many bytes, and not with fewer."""
+        found = profile_tflm.arena({"x": floats(1, 3, 8, 8)}, [str(int8)], {}, ["x"], ["t0"])
+        content, total = int8.read_bytes(), found["total"]
+        runtime.Interpreter.from_bytes(content, arena_size=total + 16)
+        with run_tflm.said(), pytest.raises(RuntimeError):
+            runtime.Interpreter.from_bytes(content, arena_size=total - 64)
+
+    def test_is_refused_where_the_words_are_not_understood(
+        self, int8: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(
+            runtime.Interpreter, "print_allocations", lambda self: None, raising=True
+        )
+        with pytest.raises(DeviceError, match="does not tell its allocations"):
+            profile_tflm.arena({"x": floats(1, 3, 8, 8)}, [str(int8)], {}, ["x"], ["t0"])
+
+    def test_the_profile_tells_what_it_computes_in(self, int8: Path) -> None:
+        found = profile_tflm.profile({"x": floats(1, 3, 8, 8)}, [str(int8)], {}, ["x"], ["t0"])
+        assert found["precision"] == {"i8": 1.0}
+        assert "CONV_2D" in found["operators"]
+
+
+class TestWhatIsLacking:
+    def test_nothing_of_what_it_runs(self, tmp_path: Path) -> None:
+        path = small(tmp_path / "small", "Relu", "Sigmoid")
+        for activation in ("s8", "s16", None):
+            assert micro.lacking(str(path), activation) == []
+
+    def test_every_operator_is_named_with_its_node(self, tmp_path: Path) -> None:
+        path = small(tmp_path / "small", "Sign", "Relu", "Sign")
+        found = micro.lacking(str(path), "s8")
+        assert [row["operator"] for row in found] == ["SIGN", "SIGN"]
+        assert [row["node"] for row in found] == ["Sign 'sign_1'", "Sign 'sign_3'"]
+        assert all("SIGN" in row["reason"] and ".cc" not in row["reason"] for row in found)
+
+    def test_where_the_node_is_not_known_the_tensor_is(self, tmp_path: Path) -> None:
+        path = small(tmp_path / "small", "Sign")
+        (path.parent / "makers.json").unlink()
+        assert micro.lacking(str(path), None)[0]["node"] == "'t0'"
+
+    def test_what_ends_the_process_is_a_reason_too(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The child is killed by a signal: the parent lives to tell."""
+        path = small(tmp_path / "small", "Relu")
+        monkeypatch.setattr(micro, "_answer", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        found = micro.lacking(str(path), None)
+        assert found and all("SIGKILL" in row["reason"] for row in found)
+
+
+class TestVela:
+    def test_tells_cycles_by_memory_and_leaves_nothing_to_the_core(
+        self, int8: Path, tmp_path: Path
+    ) -> None:
+        net = read(int8)
+        io.channels_last(net)
+        int8.write_bytes(write(net))
+        found = vela.compile_(int8, NPU, tmp_path / "out.tflite")
+        assert found["on_cpu"] == [] and found["cpu_operators"] == 0
+        cycles = found["cycles"]
+        assert cycles["total"] >= max(cycles["npu"], cycles["sram_access"]) > 0
+        assert found["inference_ms"] == pytest.approx(cycles["total"] / 500e3)
+        assert found["inferences_per_s"] == pytest.approx(1e3 / found["inference_ms"])
+        assert found["memory_bytes"]["sram"] > 0 and found["memory_bytes"]["off_chip_flash"] > 0
+        assert found["macs"] == 8 * 8 * 8 * 27 and 0 < found["utilisation"] <= 1
+        assert found["layers"][0]["operator"] == "Conv2D" and found["layers"][0]["cycles"] > 0
+        assert [op.custom for op in read(tmp_path / "out.tflite").ops] == ["ethos-u"]
+
+    def test_names_what_is_left_to_the_core_and_why(self, tmp_path: Path) -> None:
+        path = small(tmp_path / "small", "Relu")
+        found = vela.compile_(path, NPU, tmp_path / "out.tflite")
+        assert found["cpu_operators"] == len(found["on_cpu"]) > 0
+        row = next(row for row in found["on_cpu"] if row["operator"] == "CONV_2D")
+        assert "Float32" in row["reason"] and row["output"]
+
+    def test_a_file_that_it_refuses_is_said_and_nothing_is_written(self, tmp_path: Path) -> None:
+        (tmp_path / "bad.tflite").write_bytes(b"\0\0\0\0TFL3" + bytes(40))
+        with pytest.raises(UnsupportedError, match="Vela does not compile it"):
+            vela.compile_(tmp_path / "bad.tflite", NPU, tmp_path / "out.tflite")
+        assert not (tmp_path / "out.tflite").exists()
+
+    @pytest.mark.parametrize("name", ["ethos-u55-128", "ethos-u55-256", "ethos-u85-256"])
+    def test_knows_every_configuration_that_ships(
+        self, name: str, int8: Path, tmp_path: Path
+    ) -> None:
+        found = vela.compile_(int8, plain(load(name).npu), tmp_path / "out.tflite")
+        assert found["accelerator"].lower().replace("_", "-") == name
+        assert found["cycles"]["total"] > 0
+
+    def test_makes_the_same_file_twice(self, int8: Path, tmp_path: Path) -> None:
+        for number in range(2):
+            vela.compile_(int8, NPU, tmp_path / f"{number}.tflite")
+        assert (tmp_path / "0.tflite").read_bytes() == (tmp_path / "1.tflite").read_bytes()
+
+
+def test_the_nodes_are_kept_beside_the_float_file(tmp_path: Path) -> None:
+    path = small(tmp_path / "small", "Sigmoid")
+    made = json.loads((path.parent / "makers.json").read_text())
+    assert "Sigmoid 'sigmoid_1'" in made.values() and "Conv 'conv_0'" in made.values()
