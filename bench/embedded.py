@@ -61,7 +61,7 @@ class Runner:
         return np.stack([self.session.run(self.feed(image))[0] for image in images])
 
     def top1(self, images: np.ndarray) -> np.ndarray:
-        return self.outputs(images).reshape(len(images), -1).argmax(axis=1)
+        return np.asarray(self.outputs(images).reshape(len(images), -1).argmax(axis=1))
 
     def arena(self, image: np.ndarray) -> dict[str, Any]:
         return profile_tflm.arena(self.feed(image), [str(self.path)], {}, *self.names)
@@ -107,7 +107,7 @@ def memory(source: Path, folder: Path, images: np.ndarray) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     wanted = None
     for label, bands in (("as written", None), ("in order", False), ("in bands", True)):
-        path, how = source, {}
+        path, how = source, dict[str, Any]()
         if bands is not None:
             path, how = arranged(source, folder / label.replace(" ", "-"), bands)
         runner = Runner(path)

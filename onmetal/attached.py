@@ -32,7 +32,7 @@ def show(addresses: list[str]) -> Shown:
 def _local(cache: Cache) -> dict[str, Any]:
     facts = Local(cache).facts()
     lacks = [
-        f"the runtime {name}: pip install {targets.packages(name)[0]}"
+        f"the runtime {name}: {targets.install(name)}"
         for name in targets.RUNTIMES
         if name not in facts.runtimes
     ]
@@ -147,7 +147,8 @@ def _lines(entry: dict[str, Any]) -> list[str]:
     lines += [f"  {state}"] if state else []
     lines.append("  runtimes: " + (", ".join(f"{n} {v}" for n, v in entry["runtimes"].items())))
     if entry.get("meters"):
-        lines.append(f"  meters seen (not read by this version): {', '.join(entry['meters'])}")
+        read = "" if profilers.is_board(entry["address"]) else " (not read by this version)"
+        lines.append(f"  meters seen{read}: {', '.join(entry['meters'])}")
     lines.append(f"  targets: {', '.join(entry['targets']) or 'none'}")
     lines += [f"  lacks {lack}" for lack in entry["lacks"]]
     return lines + [f"  note: {warning}" for warning in entry["warnings"]]

@@ -102,7 +102,7 @@ def verify(folder: Path, address: str, *, run: bool) -> Shown:
 
 def bench(
     paths: list[Path],
-    target_name: str,
+    target_name: str | None,
     address: str,
     threads: int | None,
     batch: int | None,
@@ -116,7 +116,8 @@ def bench(
 
     `second_opinion`: a copy of Google's benchmark_model, run on .tflite artifacts besides.
     """
-    target = targets.load(target_name)
+    default = "tflm" if profilers.is_board(address) else "x86-64"
+    target = targets.load(target_name or default)
     check_options(target)
     if second_opinion:
         benchmark_model.check(second_opinion)

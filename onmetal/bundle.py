@@ -28,7 +28,7 @@ from onmetal.converters import for_runtime
 from onmetal.errors import DeviceError, OnmetalError, UsageError, VerificationError
 from onmetal.profilers import Device
 from onmetal.profilers.local import Local, quiet_environment
-from onmetal.targets import RUNTIMES, TFLITE, packages
+from onmetal.targets import RUNTIMES, TFLITE, install
 
 SUMS = "SHA256SUMS"
 REPORT = "report.json"
@@ -230,8 +230,7 @@ def verify(folder: Path, host: Local, device: Device, *, run: bool) -> dict[str,
             if runtime not in device.facts().runtimes:
                 where = "here" if device.address == "local" else f"on {device.address}"
                 raise DeviceError(
-                    f"the runtime {runtime} is not installed {where}; "
-                    f"`pip install {packages(runtime)[0]}`"
+                    f"the runtime {runtime} is not installed {where}; `{install(runtime)}`"
                 )
             same = check("runner", _check_runner(folder, runtime, manifest))
             if runtime in TFLITE:

@@ -290,7 +290,7 @@ def _run_bench(words: Sequence[str]) -> int:
         "deploy bench", description="Measure artifacts against each other, interleaved."
     )
     parser.add_argument("artifacts", nargs="+", metavar="MODEL|ARTIFACT|BUNDLE")
-    parser.add_argument("--target", default="x86-64", help="for models; default: x86-64")
+    parser.add_argument("--target", help="default: x86-64; of a microcontroller's board, tflm")
     parser.add_argument("--device", default="local")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--batch", type=int)

@@ -33,7 +33,8 @@ EXTRAS = (
     ("nncf", "nncf", "the candidate int8-nncf for OpenVINO"),
     ("adbutils", "devices", "adb without an installation of Android's tools"),
     ("ziglang", "devices", "building the runner for ARM without root"),
-    ("ethos-u-vela", "embedded", "checks for the Ethos-U NPU"),
+    ("ethos-u-vela", "embedded", "candidates for the Ethos-U NPU"),
+    ("pyserial", "devices", "microcontrollers: --device serial:///dev/tty…"),
 )
 """Package, the extra of onmetal that has it, what it is for."""
 
@@ -74,7 +75,7 @@ def _core() -> list[Check]:
     for runtime in targets.RUNTIMES:
         names = targets.packages(runtime)
         found = next((f"{name} {_installed(name)}" for name in names if _installed(name)), None)
-        fix = None if found else f"pip install {names[0]}"
+        fix = None if found else targets.install(runtime)
         checks.append(Check(runtime, found or "not installed", f"candidates of {runtime}", fix))
     return checks
 

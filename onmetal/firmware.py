@@ -32,7 +32,12 @@ GOLDEN_BYTES = 64 * 1024
 DTYPES = ("float32", "int8", "uint8", "int16", "int32", "int64", "bool")
 """Of an input or output that TFLite Micro stores."""
 _LINE = 24
-"""Bytes written as numbers in a line of source."""
+"""Bytes in a line of source, at most four characters each."""
+_CHARACTERS = [
+    chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\?01234567' else f"\\{byte:o}"
+    for byte in range(256)
+]
+"""Each byte in a C string: digits too as escapes, so that they do not lengthen the one before."""
 
 _ADDERS = (
     "Abs Add AddN ArgMax ArgMin AssignVariable AveragePool2D BatchMatMul BatchToSpaceNd "
@@ -128,12 +133,18 @@ def _model(content: bytes) -> dict[str, str]:
     return {
         "bytes": str(len(content)),
         "sha256": hashlib.sha256(content).hexdigest(),
-        "model_data": _numbers(content),
+        "model_data": _text(content),
     }
 
 
+def _text(content: bytes) -> str:
+    """A string literal in C of these bytes, in many lines."""
+    lines = (content[start : start + _LINE] for start in range(0, len(content), _LINE))
+    return "\n".join(f'"{"".join(map(_CHARACTERS.__getitem__, line))}"' for line in lines)
+
+
 def _numbers(content: bytes) -> str:
-    """An array's elements, as few characters as C lets them be."""
+    """An array's elements."""
     lines = (content[start : start + _LINE] for start in range(0, len(content), _LINE))
     return ",\n".join(",".join(map(str, line)) for line in lines)
 
@@ -204,6 +215,7 @@ def _braced(shape: Iterable[int]) -> str:
 def _macros(prefix: str, port: Port) -> str:
     values = {
         "NAME": string(port.name),
+        "DTYPE": f"ONMETAL_{port.stored.upper()}",
         "BYTES": f"{_bytes(port)}u",
         "COUNT": f"{_count(port)}u",
         "SHAPE": _braced(_stored_shape(port)),

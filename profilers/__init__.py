@@ -39,9 +39,14 @@ def connect(target: Target, address: str, cache: Cache) -> Device:
     return device
 
 
+def is_board(address: str) -> bool:
+    """Whether it is a microcontroller's. Raises as `check_address` where it is malformed."""
+    return boards.place(address) is not None
+
+
 def check_address(address: str) -> None:
     """Raises UsageError where no transport has such addresses."""
-    if boards.place(address) is not None:
+    if is_board(address):
         return
     if address != "local" and not re.match(r"adb(:.|$)|ssh://.", address):
         known = ", ".join(TRANSPORTS)

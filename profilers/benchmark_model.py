@@ -10,8 +10,8 @@ from typing import Any
 
 from onmetal.errors import DeviceError, UsageError
 from onmetal.profilers import Device
-from onmetal.profilers.folder import shell
 from onmetal.profilers.board import Board
+from onmetal.profilers.folder import shell
 from onmetal.profilers.local import Local
 
 LIMIT_S = 300.0

@@ -12,7 +12,6 @@ import hashlib
 import importlib.metadata
 import math
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from onmetal.profilers.local import Local
 from onmetal.profilers.lpm01a import Meter
 from onmetal.profilers.qemu import Qemu
 from onmetal.profilers.raw import Port, Ports, Rows, order, pack, read_feeds, unpack
-from onmetal.profilers.tflite_ops import precision
 from onmetal.profilers.tiny import WRAP_US, Laps, Tiny
 from onmetal.records import DeviceFacts, Model, restore
 
@@ -40,6 +38,8 @@ TIMED_S = 0.1
 read to 1e-5 of it."""
 STILL_S = 2.0
 """It takes no longer here: a board's clock that stands still would never make it that long."""
+LONGER = 1.03
+"""A window is planned this much longer than it must be: it hardly ever comes out shorter."""
 LONGEST_S = 0.9 * WRAP_US / 1e6
 CLOCK_OFF = 0.2
 """The board's clock must agree with this machine's to this part..."""
@@ -51,50 +51,8 @@ ENERGY_WINDOWS = 3
 IDLE_S = 1.0
 MOST_INFERENCES = 200
 """To count instructions by."""
-COUNTED_S = 20.0
-"""Of this machine's time, to emulate inferences to be counted by."""
-
-
-def operators(path: str) -> dict[str, Any]:
-    """Shares of a .tflite file's operators, by kind and by the type computed in: TFLite Micro has
-    one kernel for each."""
-    from onmetal.converters.tflite.net import read
-
-    ops = read(Path(path)).ops
-    kinds = Counter(op.custom or op.kind for op in ops)
-    computed = Counter(
-        precision(op.kind, [tensor.dtype.name for tensor in (*op.outputs, *op.taken)]) for op in ops
-    )
-    total = max(1, len(ops))
-    return {
-        "precision": {kind: round(n / total, 4) for kind, n in computed.most_common()},
-        "operators": {name: round(n / total, 4) for name, n in kinds.most_common()},
-        "of": "operators",
-        "kernels": len(ops),
-    }
-
-
-def ports(path: str) -> dict[str, Any]:
-    """What a .tflite file takes and gives, as raw.Ports, in its own order."""
-    from onmetal.converters.litert import describe
-    from onmetal.converters.tflite.ends import ends
-
-    shapes, stored = describe(path), ends(path)
-    return {
-        side: [
-            {
-                "name": end["name"],
-                "dtype": end["dtype"],
-                "bytes": int(np.prod(tensor["shape"], dtype=np.int64))
-                * np.dtype(end["dtype"]).itemsize,
-                "scale": end["scale"],
-                "zero": end["zero_point"],
-                "shape": tensor["shape"],
-            }
-            for end, tensor in zip(stored[side], shapes[side], strict=True)
-        ]
-        for side in ("inputs", "outputs")
-    }
+MOST_INSTRUCTIONS = 1_000_000_000
+"""Of all of these: half a minute. No time of this machine's, of which the figure would depend."""
 
 
 class Board:
@@ -210,7 +168,10 @@ class Board:
     def _here(self, function: str, file: str) -> Any:
         with self._host.worker() as worker:
             return worker.call(
-                "call", timeout_s=600, function=f"onmetal.profilers.board:{function}", path=file
+                "call",
+                timeout_s=600,
+                function=f"onmetal.converters.tflite.board:{function}",
+                path=file,
             )
 
     def infer(self, count: int, warm: int, timeout_s: float) -> Laps:
@@ -269,7 +230,7 @@ class Board:
             more = min(1000 * count, int(fit))
         assert self.inference_s and self.host_s
         each_s = max(self.inference_s, self.host_s) if self.qemu else self.inference_s
-        return max(least, _times(seconds, each_s))
+        return max(least, _times(LONGER * seconds, each_s))
 
     def instructions(self, timeout_s: float) -> dict[str, Any]:
         """Of what was loaded: what an inference takes in instructions, as an emulator that lets one
@@ -286,8 +247,8 @@ class Board:
             )
         first = self.infer(1, 0, timeout_s)
         tick = _tick(first)
-        host_s = max(first.whole_s, 1e-3)
-        more = max(1, min(MOST_INFERENCES, int(5 * tick), int(COUNTED_S / host_s)))
+        fit = int(MOST_INSTRUCTIONS / max(1.0, _nanoseconds(first)))
+        more = max(1, min(MOST_INFERENCES, int(5 * tick), fit))
         both = self.infer(1 + more, 0, timeout_s)
         found = (_nanoseconds(both) - _nanoseconds(first)) / more
         off = 2 * tick / more
@@ -437,6 +398,9 @@ class BoardWorker:
         assert self.board.inference_s
         warm = _times(warm_seconds, self.board.inference_s)
         laps = self.board.infer(count, warm, timeout_s)
+        if laps.us < 1e6 * seconds:  # faster than when it was timed first
+            count = math.ceil(1.05 * count * 1e6 * seconds / max(1, laps.us))
+            laps = self.board.infer(count, warm, timeout_s)
         each = np.array([round(laps.us * 1000 / count)], np.int64)
         return base64.b64encode(each.tobytes()).decode()
 

@@ -231,9 +231,9 @@ class Tiny:
 
     def _stranger(self, heard: bytes) -> DeviceError:
         """Why there is no name, by what came instead of it."""
-        text = heard.decode("ascii", "replace")
+        text = heard.decode("ascii", "replace").replace("\0", "")
         odd = sum(not (c.isprintable() or c.isspace()) or c == "\ufffd" for c in text)
-        if not text.strip("\0\r\n "):
+        if not text.strip():
             why = (
                 "nothing answers: is the board powered, is this its port, are RX and TX crossed, "
                 "and does it run firmware with this protocol?"

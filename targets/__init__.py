@@ -50,6 +50,11 @@ def packages(runtime: str) -> tuple[str, ...]:
     return PACKAGES.get(runtime, (runtime,))
 
 
+def install(runtime: str) -> str:
+    """The command that installs a runtime: TFLite Micro comes with an extra, which pins it."""
+    return "pip install " + ("'onmetal[embedded]'" if runtime == "tflm" else packages(runtime)[0])
+
+
 OPERATORS = frozenset(
     {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "Concat", "Reshape"}
     | {"Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Pad", "Gather", "Resize"}

@@ -252,9 +252,36 @@ def test_too_few_samples_take_what_is_calibrated_out_of_the_plan() -> None:
 def test_every_target_plans_float_for_every_runtime(name: str) -> None:
     target = targets.load(name)
     found = plan(target, [model("net")], facts(), None, samples=False)
-    wanted = [f"fp32@{runtime.name}" for runtime in target.runtimes]
+    # A chip need not compute floats: then nothing can be made without samples.
+    wanted = [] if target.chip else [f"fp32@{runtime.name}" for runtime in target.runtimes]
     wanted += [f"{recipe.name}@litert" for recipe in target.recipes if recipe.method == "half"]
     assert tried(found) == wanted
+
+
+MICRO = targets.load("cortex-m4")
+
+
+def test_a_chip_takes_what_is_quantized_already_under_the_name_of_its_format() -> None:
+    for wide, wanted in ((False, ["int8@tflm", "int8-split@tflm"]), (True, ["int16x8@tflm"])):
+        given = replace(model("net"), format="tflite", quantized=5, wide=wide)
+        found = plan(MICRO, [given], facts(), None, samples=False, timed=False)
+        assert tried(found) == wanted
+        assert not calibrates(found)
+        assert any("another format" in (entry.skipped or "") for entry in found)
+
+
+def test_a_chip_quantizes_a_float_model_given_samples() -> None:
+    given = model("net", matmul_share=0.0)
+    found = plan(MICRO, [given], facts(), None)
+    assert tried(found) == ["int16x8@tflm", "int8@tflm", "int8-split@tflm"]
+    assert calibrates(found)
+    for entry in plan(MICRO, [given], facts(), None, samples=False):
+        assert "--calibration-data" in (entry.skipped or "")
+
+
+def test_where_there_is_a_float_recipe_a_quantized_model_runs_under_it() -> None:
+    given = replace(model("net"), format="tflite", quantized=5)
+    assert tried(plan(targets.load("tflm"), [given], facts(), None)) == ["fp32@tflm"]
 
 
 def in_tflite(target: Target = TFLITE, **more: Any) -> list[Planned]:

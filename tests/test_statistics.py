@@ -55,14 +55,14 @@ measured = st.dictionaries(
 ).map(of)
 
 
-@few
-@given(measured)
 def interval(found: Latency) -> tuple[float, float]:
     """Of the median; what was measured has one."""
     assert found.p50_ci95
     return found.p50_ci95
 
 
+@few
+@given(measured)
 def test_percentiles_are_of_all_raw_samples(rounds: Rounds) -> None:
     everything = np.concatenate(list(rounds.samples_ns.values()))
     found = statistics.latency(rounds)

@@ -10,7 +10,8 @@ extern "C" {
 
 #define ONMETAL_MODEL_BYTES @@bytes@@u
 
-extern const unsigned char onmetal_model_data[ONMETAL_MODEL_BYTES]; /* aligned to 16 bytes */
+/* Aligned to 16 bytes; after the last one comes a zero, which is not the file's. */
+extern const unsigned char onmetal_model_data[ONMETAL_MODEL_BYTES + 1];
 extern const size_t onmetal_model_bytes;
 extern const char onmetal_model_sha256[65]; /* of the file, in hexadecimal digits */
 

@@ -111,7 +111,8 @@ const char *onmetal_status_text(int status) {
         case ONMETAL_ERROR_SCHEMA: return "the model is of a version that TFLite Micro has not";
         case ONMETAL_ERROR_OPERATORS: return "an operator could not be registered";
         case ONMETAL_ERROR_ARENA:
-            return "the tensors could not be allocated: the arena may be too small";
+            return "the tensors could not be allocated: the arena is too small, or TFLite Micro "
+                   "lacks a kernel";
         case ONMETAL_ERROR_TENSORS: return "the model takes or gives other tensors than expected";
         case ONMETAL_ERROR_NOT_READY: return "the model is not ready";
         case ONMETAL_ERROR_INVOKE: return "an operator failed";

@@ -32,8 +32,6 @@ extern "C" {
 #define ONMETAL_ARENA_BYTES @@arena_bytes@@u
 #endif
 
-@@constants@@
-
 enum onmetal_dtype {
     ONMETAL_FLOAT32,
     ONMETAL_INT8,
@@ -44,11 +42,14 @@ enum onmetal_dtype {
     ONMETAL_BOOL
 };
 
+@@constants@@
+
 enum onmetal_status {
     ONMETAL_OK = 0,
     ONMETAL_ERROR_SCHEMA,    /* the model's file is of a version that this TFLite Micro has not */
     ONMETAL_ERROR_OPERATORS, /* an operator could not be registered */
-    ONMETAL_ERROR_ARENA,     /* the tensors could not be allocated: mostly, too small an arena */
+    ONMETAL_ERROR_ARENA,     /* the tensors could not be allocated: mostly, too small an arena; or
+                              * TFLite Micro was built without a kernel, such as Ethos-U's */
     ONMETAL_ERROR_TENSORS,   /* the model's inputs or outputs are not those that are told here */
     ONMETAL_ERROR_NOT_READY, /* onmetal_init was not called, or it failed */
     ONMETAL_ERROR_INVOKE     /* an operator failed */
