@@ -1,4 +1,4 @@
-"""TFLite Micro itself on this machine: outputs, memory, what it lacks; and Vela's word on an NPU."""
+"""TFLite Micro on this machine: outputs, memory, what it lacks; and Vela's word on an NPU."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from tflite_micro.python.tflite_micro import runtime
 
 from onmetal.calibration.exposed import interpreter
 from onmetal.converters import vela
-from onmetal.converters.tflite import io, micro, quantize
+from onmetal.converters.tflite import flash, io, micro, quantize
 from onmetal.converters.tflite.convert import to_float
 from onmetal.converters.tflite.net import Net, Op, Tensor, constant, read, write
 from onmetal.errors import DeviceError, UnsupportedError
@@ -234,3 +234,39 @@ def test_the_nodes_are_kept_beside_the_float_file(tmp_path: Path) -> None:
     path = small(tmp_path / "small", "Sigmoid")
     made = json.loads((path.parent / "makers.json").read_text())
     assert "Sigmoid 'sigmoid_1'" in made.values() and "Conv 'conv_0'" in made.values()
+
+
+class TestFlash:
+    def test_the_file_is_weights_and_graph_and_equal_weights_count_once(
+        self, int8: Path, tmp_path: Path
+    ) -> None:
+        found = flash.needs(str(int8), "cortex-m4")
+        size = int8.stat().st_size
+        assert found["weights_bytes"] + found["graph_bytes"] == size
+        assert found["total_bytes"] == size + found["code_bytes"]
+        net = read(int8)
+        first = next(op for op in net.ops if op.kind == "CONV_2D")
+        weights = sum(t.data.nbytes for t in first.taken if t.data is not None)
+        assert found["weights_bytes"] >= weights
+        twice = Tensor("again", first.outputs[0].shape, first.outputs[0].dtype, None)
+        twice.scale, twice.zero_point = first.outputs[0].scale, first.outputs[0].zero_point
+        net.ops.append(Op("CONV_2D", list(first.inputs), [twice], dict(first.options)))
+        net.outputs.append(twice)
+        net.names = None
+        (tmp_path / "twice.tflite").write_bytes(write(net))
+        other = flash.needs(str(tmp_path / "twice.tflite"), "cortex-m4")
+        assert other["weights_bytes"] == found["weights_bytes"]
+        assert other["code_bytes"] == found["code_bytes"]
+
+    def test_more_kinds_of_operators_need_more_code(self, int8: Path, tmp_path: Path) -> None:
+        more = in_8_bits(small(tmp_path / "more", "Relu", "Sigmoid"))
+        for core in ("cortex-m4", "cortex-m55", None):
+            few = flash.needs(str(int8), core)
+            many = flash.needs(str(more), core)
+            assert set(many["operators"]) > set(few["operators"])
+            assert many["code_bytes"] > few["code_bytes"] > 40_000
+
+    def test_floats_are_told(self, tmp_path: Path) -> None:
+        path = small(tmp_path / "small", "Relu")
+        assert not flash.needs(str(path), None)["whole_numbers"]
+        assert flash.needs(str(in_8_bits(path)), None)["whole_numbers"]
