@@ -57,6 +57,14 @@ def _target_text(target: Target) -> str:
             f"recipe {recipe.name}: computes in {recipe.compute} on {', '.join(recipe.runtimes)}"
             + (f", needs the CPU flag {needs}" if needs else "")
         )
+    if chip := target.chip:
+        lines.append(
+            f"chip: {chip.core} at {chip.clock_mhz} MHz, flash {chip.flash_kib} KiB, RAM "
+            f"{chip.ram_kib} KiB, of which the application has {chip.application_flash_kib} and "
+            f"{chip.application_ram_kib} KiB"
+        )
+    if npu := target.npu:
+        lines.append(f"npu: {npu.accelerator}, {npu.system_config}, {npu.memory_mode} (Vela)")
     for name, limit in plain(target.limits).items():
         if limit:
             lines.append(f"limit {name} {limit}")

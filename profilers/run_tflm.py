@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from tflite_micro.python.tflite_micro import runtime
+from tflite_micro.tensorflow.lite.micro.python import schema_py_generated as schema
 
 NHWC, NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 ARENA_BYTES = 1 << 30
@@ -41,20 +42,19 @@ class Session:
     def __init__(
         self, files: list[str], options: dict[str, Any], inputs: list[str], outputs: list[str]
     ) -> None:
-        self.interpreter = opened(pathlib.Path(files[0]).read_bytes())
+        content = pathlib.Path(files[0]).read_bytes()
+        self.interpreter = opened(content)
         self.inputs, self.outputs = inputs, outputs
         turned = options.get("nhwc", [])
+        known = _places(content)
+        taken, given = self.interpreter.get_input_details, self.interpreter.get_output_details
         self.taken = [
-            (name, place, name in turned, *_quantization(self.interpreter.get_input_details(place)))
-            for place, name in enumerate(inputs)
+            (name, place, name in turned, *_quantization(taken(place)))
+            for name, place in zip(inputs, _in_order(inputs, known[0]), strict=True)
         ]
         self.given = [
-            (
-                place,
-                name in turned,
-                *_quantization(self.interpreter.get_output_details(place)),
-            )
-            for place, name in enumerate(outputs)
+            (place, name in turned, *_quantization(given(place)))
+            for name, place in zip(outputs, _in_order(outputs, known[1]), strict=True)
         ]
         self.stateful = bool(options.get("stateful"))
         self.set, self.get = self.interpreter.set_input, self.interpreter.get_output
@@ -83,6 +83,28 @@ class Session:
                 array = (array.astype(np.float32) - np.float32(zero)) * np.float32(scale)
             found.append(np.ascontiguousarray(array.transpose(NCHW)) if turned else array)
         return found
+
+
+def _places(content: bytes) -> tuple[dict[str, int], dict[str, int]]:
+    """Name -> its number among the file's inputs, and outputs, by its signature if it has one:
+    TFLite Micro knows the numbers alone."""
+    model = schema.Model.GetRootAsModel(content, 0)
+    if model.SignatureDefsLength() != 1 or model.SubgraphsLength() != 1:
+        return {}, {}
+    signature, graph = model.SignatureDefs(0), model.Subgraphs(0)
+    inputs = {graph.Inputs(n): n for n in range(graph.InputsLength())}
+    outputs = {graph.Outputs(n): n for n in range(graph.OutputsLength())}
+    taken = [signature.Inputs(n) for n in range(signature.InputsLength())]
+    given = [signature.Outputs(n) for n in range(signature.OutputsLength())]
+    return (
+        {port.Name().decode(): inputs[port.TensorIndex()] for port in taken},
+        {port.Name().decode(): outputs[port.TensorIndex()] for port in given},
+    )
+
+
+def _in_order(names: list[str], known: dict[str, int]) -> list[int]:
+    """By name, or in order where the file does not know all of them."""
+    return [known[name] for name in names] if set(names) <= set(known) else list(range(len(names)))
 
 
 def opened(content: bytes) -> Any:

@@ -106,6 +106,20 @@ class TestASession:
         assert np.array_equal(session.run({"x": one})[0], first)
         assert np.array_equal(session.run({"x": one}, keep_state=True)[0], 2 * first)
 
+    def test_knows_inputs_and_outputs_by_their_names(self, tmp_path: Path) -> None:
+        """Whatever order they are asked for in."""
+        one, two, out, twice = (
+            Tensor(name, (1, 4), np.dtype(np.float32)) for name in ("one", "two", "out", "twice")
+        )
+        ops = [Op("SUB", [one, two], [out], {}), Op("ADD", [out, out], [twice], {})]
+        path = tmp_path / "two.tflite"
+        path.write_bytes(write(Net([one, two], [out, twice], ops)))
+        feed = {"one": floats(1, 4), "two": floats(1, 4, seed=1)}
+        session = Session([str(path)], {}, ["two", "one"], ["twice", "out"])
+        found = session.run(feed)
+        assert np.array_equal(found[1], feed["one"] - feed["two"])
+        assert np.array_equal(found[0], 2 * found[1])
+
     def test_says_why_a_file_cannot_be_opened(self, tmp_path: Path) -> None:
         x, y = (Tensor(n, (1, 4), np.dtype(np.float32)) for n in ("x", "y"))
         path = tmp_path / "sign.tflite"
