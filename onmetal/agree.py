@@ -7,6 +7,7 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
+from onmetal.errors import DeviceError
 from onmetal.profilers import Device, measure
 from onmetal.records import Candidate
 
@@ -70,6 +71,15 @@ def compared(
         same_argmax=all(_argmax(a, b) for a, b in pairs),
         vectors=len(here),
         judged_on=judged_on,
+    )
+
+
+def wrong_model(address: str, name: str, found: Agreement) -> DeviceError:
+    """Of a board that does not say what it holds, and computes something else."""
+    return DeviceError(
+        f"the firmware at {address} does not say which model it holds, and what it computes is not "
+        f"{name}: off by {found.largest_difference:.3g} where outputs reach {found.peak:.3g}; "
+        "flash the firmware of this candidate's bundle"
     )
 
 

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from onmetal import bundle, model, profilers, report, targets
+from onmetal import agree, bundle, model, profilers, report, targets
 from onmetal import cache as caches
 from onmetal.cache import Cache
 from onmetal.calibration import samples
@@ -47,7 +47,8 @@ def show_targets(name: str | None) -> Shown:
 def _target_text(target: Target) -> str:
     lines = [f"{target.name}: {target.description}", f"architecture {target.arch}"]
     lines.append(f"device: {target.device.transport}")
-    lines.append(f"threads: {target.threads or 'the physical cores'}")
+    threads = 1 if target.micro else target.threads or "the physical cores"
+    lines.append(f"threads: {threads}")
     for runtime in target.runtimes:
         own = f", options {runtime.options}" if runtime.options else ""
         lines.append(f"runtime {runtime.name}{own}")
@@ -96,7 +97,7 @@ def verify(folder: Path, address: str, *, run: bool) -> Shown:
         bundle.check_folder(folder)
         device = profilers.reach(address, cache)
         try:
-            if run and isinstance(device, Remote):
+            if run and not isinstance(device, Local):
                 raise UsageError("--run executes run.py on this machine: leave --device out")
             document = bundle.verify(folder, Local(cache), device, run=run)
         finally:
@@ -151,6 +152,8 @@ def bench(
         candidates = _unique(candidates)
         progress.step("measuring")
         feeds = _random_feeds(candidates, scratch, cache)
+        if isinstance(device, Board):
+            _check_held(device, host, candidates, feeds)
         if isinstance(device, Board) and facts.emulated:
             return _counted(device, candidates, feeds, facts)
         modes = measure.BOARD if isinstance(device, Board) else measure.MODES
@@ -180,6 +183,14 @@ def bench(
     }
     lines = [report.table(trials, None), *_told(opinions)]
     return document, "\n".join(lines)
+
+
+def _check_held(board: Board, host: Local, candidates: list[Candidate], feeds: "_Feeds") -> None:
+    """Firmware that does not say what it holds must compute what each candidate does."""
+    for candidate in candidates if board.holds is None else ():
+        found = agree.agreement(host, board, candidate, feeds[candidate], floats=False)
+        if found.largest_difference > bundle.TOLERANCE["i8"] * found.peak:
+            raise agree.wrong_model(board.address, candidate.name, found)
 
 
 def _counted(

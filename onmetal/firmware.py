@@ -311,5 +311,6 @@ def _told(port: Port) -> tuple[str, str, str, str]:
     """Name, type, shape, and what a stored number stands for."""
     shape = "x".join(map(str, _stored_shape(port))) or "one value"
     turned = " (channels last)" if port.turned else ""
-    real = f"{np.float32(port.scale)} * (stored - {port.zero_point})"
+    sign = "-" if port.zero_point >= 0 else "+"
+    real = f"{np.float32(port.scale)!s} * (stored {sign} {abs(port.zero_point)})"
     return plain(port.name), port.stored, f"{shape}{turned}", real if port.scale else "as stored"

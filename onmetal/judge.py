@@ -8,7 +8,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from onmetal import cache as caches
-from onmetal.agree import agreement
+from onmetal.agree import agreement, wrong_model
 from onmetal.bundle import TOLERANCE
 from onmetal.cache import Cache
 from onmetal.calibration import accuracy, collapse, fidelity
@@ -89,6 +89,8 @@ def _agreed(task: Task, trial: Trial, feeds: Feeds) -> Trial:
     found = agreement(task.host, task.elsewhere, candidate, feeds(candidate), floats)
     warnings = list(trial.warnings)
     if found.largest_difference > TOLERANCE[candidate.details["compute"]] * found.peak:
+        if task.board and task.board.holds is None:
+            raise wrong_model(task.board.address, trial.name, found)
         warnings.append(
             f"on the device it computes otherwise than here: off by "
             f"{found.largest_difference:.3g} where outputs reach {found.peak:.3g}"

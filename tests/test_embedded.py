@@ -19,6 +19,8 @@ from tests.conftest import DIGITS, ROOT, Ran, deploy
 MODEL, DATA = DIGITS / "digits_cnn.onnx", DIGITS / "digits.npz"
 CALIBRATION = DIGITS / "calibration.npz"
 JUDGED: tuple[str | Path, ...] = ("--data", DATA, "--calibration-data", CALIBRATION)
+INT8 = ("--recipes", "int8")
+"""And what is split of it."""
 Document = dict[str, Any]
 
 
@@ -133,7 +135,7 @@ class TestTheDecision:
     ) -> None:
         board = chip(tmp_path, application_ram_kib=255)
         ran = deploy(
-            *(MODEL, "--target", board, *JUDGED, "--no-device", "--out", tmp_path / "out"),
+            *(MODEL, "--target", board, *JUDGED, *INT8, "--no-device", "--out", tmp_path / "out"),
             env={"ONMETAL_HOME": str(shared_home)},
         )
         assert ran.code == 5 and "more than the 1024 of RAM" in ran.err
@@ -143,14 +145,15 @@ class TestTheDecision:
     ) -> None:
         ran = deploy(
             *(MODEL, "--target", chip(tmp_path, flash_kib=64), *JUDGED, "--no-device"),
-            *("--out", tmp_path / "out"),
+            *(*INT8, "--out", tmp_path / "out"),
             env={"ONMETAL_HOME": str(shared_home)},
         )
         assert ran.code == 5
         assert "bytes of flash (weights" in ran.err and "more than the 65536" in ran.err
 
     def test_a_memory_budget_needs_no_device(self, tmp_path: Path, shared_home: Path) -> None:
-        words = (MODEL, "--target", "cortex-m4", *JUDGED, "--no-device", "--out", tmp_path / "out")
+        words = (MODEL, "--target", "cortex-m4", *JUDGED, *INT8, "--no-device")
+        words = (*words, "--out", tmp_path / "out")
         env = {"ONMETAL_HOME": str(shared_home)}
         ran = deploy(*words, "--max-memory", "2kB", env=env)
         assert ran.code == 5 and "2000" in ran.err
@@ -285,7 +288,7 @@ class TestTheBundle:
     def test_the_same_model_gives_the_same_bytes(
         self, made: tuple[Path, Document], tmp_path: Path
     ) -> None:
-        made_for("cortex-m4", tmp_path / "out", tmp_path / "home", "--no-device")
+        made_for("cortex-m4", tmp_path / "out", tmp_path / "home", "--no-device", *INT8)
         for name in ("model.tflite", "firmware/model_data.c", "golden.npz", "memory.svg"):
             assert (tmp_path / "out" / name).read_bytes() == (made[0] / name).read_bytes()
 
@@ -300,7 +303,9 @@ class TestTflm:
         assert by_recipe(document)["int8"]["embedded"]["arena"]["modelled"] is None
 
     def test_this_machine_can_be_timed(self, tmp_path: Path, shared_home: Path) -> None:
-        document = made_for("tflm", tmp_path / "out", shared_home, "--device", "local", "--quick")
+        document = made_for(
+            "tflm", tmp_path / "out", shared_home, "--device", "local", "--quick", *INT8
+        )
         found = by_recipe(document)["int8"]
         assert found["latency_ms"]["basis"] == "measured"
         assert document["decided_by"] == "latency"

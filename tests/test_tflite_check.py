@@ -4,6 +4,7 @@ runtimes run to garbage without a word; and reading damaged files."""
 import time
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flatbuffers
@@ -779,3 +780,37 @@ def test_what_is_not_supported_is_named(label: str) -> None:
 def test_what_is_read_is_what_was_written() -> None:
     for activation in ("float", "s8", "s16"):
         assert write(read(content(activation))) == content(activation)
+
+
+class TestOptions:
+    """As a damaged file has them."""
+
+    def changed(self, folder: Path, change: Any) -> bytes:
+        from ai_edge_litert import schema_py_generated as schema
+        from flatbuffers import Builder
+
+        from tests.test_tflm import small
+
+        content = small(folder / "net", "Relu").read_bytes()
+        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content))
+        kinds = {entry.builtinCode: n for n, entry in enumerate(model.operatorCodes)}
+        code = kinds[schema.BuiltinOperator.CONV_2D]
+        change(next(op for op in model.subgraphs[0].operators if op.opcodeIndex == code), schema)
+        builder = Builder(1 << 16)
+        builder.Finish(model.Pack(builder), b"TFL3")
+        return bytes(builder.Output())
+
+    def test_that_are_missing_are_the_schemas_own_and_found(self, tmp_path: Path) -> None:
+        def leave_out(op: Any, schema: Any) -> None:
+            op.builtinOptions, op.builtinOptionsType = None, 0
+
+        found = problems(read(self.changed(tmp_path, leave_out)))
+        assert any("a stride of 0" in what for what in found)
+
+    def test_of_another_operator_are_damage(self, tmp_path: Path) -> None:
+        def swap(op: Any, schema: Any) -> None:
+            op.builtinOptions = schema.SoftmaxOptionsT()
+            op.builtinOptionsType = schema.BuiltinOptions.SoftmaxOptions
+
+        with pytest.raises(UsageError, match="options of another"):
+            read(self.changed(tmp_path, swap))

@@ -254,6 +254,9 @@ def _convolved(op: Op, kernel: tuple[int, ...]) -> Iterator[str]:
         return
     for axis, side in enumerate(("H", "W")):
         stride = op.options[f"stride{side}"]
+        if stride < 1:
+            yield f"it has a stride of {stride}"
+            continue
         reach = (kernel[axis] - 1) * op.options.get(f"dilation{side}Factor", 1) + 1
         size = taken[1 + axis]
         same = op.options["padding"] == SAME

@@ -283,8 +283,7 @@ class _Reader:
         inputs = [None if i == -1 else self._at(i) for i in map(int, entry.inputs)]
         op = Op(kind, inputs, [self._at(i) for i in entry.outputs])
         op.version = int(code.version)
-        if entry.builtinOptions is not None:
-            op.options = dict(vars(entry.builtinOptions))
+        op.options = _options(kind, entry.builtinOptions)
         if entry.intermediates is not None:
             op.intermediates = [self._at(i) for i in entry.intermediates]
         if kind == "CUSTOM":
@@ -292,6 +291,16 @@ class _Reader:
             if entry.customOptions is not None:
                 op.custom_options = np.asarray(entry.customOptions, np.uint8).tobytes()
         return op
+
+
+def _options(kind: str, found: Any) -> dict[str, Any]:
+    """An operator's options; where the file has none, what the schema has for them."""
+    expected = options_type(kind)
+    if found is None:
+        return {} if expected == "NONE" else dict(vars(getattr(schema, f"{expected}T")()))
+    if expected != "NONE" and type(found).__name__ != f"{expected}T":
+        raise ValueError(f"operator {kind} has the options of another one")
+    return dict(vars(found))
 
 
 # --- writing

@@ -7,7 +7,7 @@ along, as metadata that TFLite Micro follows and other runtimes pass over (memor
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -18,7 +18,7 @@ from onmetal.converters.tflite import cmsis_nn, memory, net
 from onmetal.converters.tflite.memory import Scratch, Wanted
 from onmetal.converters.tflite.net import IDENTIFIER, Net, Op, Tensor
 
-MOST_STATES = 100_000
+MOST_STATES = 50_000
 """Sets of operators that are looked at, in all."""
 MOST_PLACED = 100_000
 """Buffers that are placed in search of better places, in all."""
@@ -141,15 +141,15 @@ def write(found: Net, given: Given) -> bytes:
 # --- the order of the operators
 
 
-def reordered(found: Net, core: str | None = None) -> tuple[Net, Why]:
+def reordered(found: Net, core: str | None = None, states: int = MOST_STATES) -> tuple[Net, Why]:
     """The graph whose head is smallest, its buffers at their `places`; the same one, where no order
     that was looked at needs less. Sets of operators that can come first are looked through in full
-    where they are no more than MOST_STATES, else the most promising of them. Operators with state
+    where they are no more than `states`, else the most promising of them. Operators with state
     keep their order."""
     before = needs(found, core)
     best, given = found, places(found, core)
     after = needs(found, core, given)
-    order, least = _search(found, core)
+    order, least = _search(found, core, states)
     if order is not None and after != least:
         other = Net(found.inputs, found.outputs, order, found.names)
         there = places(other, core)
@@ -169,6 +169,8 @@ class _Step(Struct):
     """Bytes, afterwards."""
     op: int
     """The last of them."""
+    ready: int
+    """Operators that can come next."""
 
 
 class _Problem:
@@ -192,21 +194,25 @@ class _Problem:
             if op.kind in STATEFUL or any(tensor.variable for tensor in op.taken):
                 self.before[n] |= 0 if last is None else 1 << last
                 last = n
-        self.start = sum(sizes[t] for t in dict.fromkeys(found.inputs) if self.takers.get(t))
-        kept = set(found.outputs)
+        taken = [t for t in dict.fromkeys(found.inputs) if self.takers.get(t) or t in found.outputs]
+        self.live = sum(sizes.get(tensor, 0) for tensor in taken)
         self.made = [sum(sizes.get(t, 0) for t in op.outputs) for op in found.ops]
+        passing = {tensor: size for tensor, size in sizes.items() if tensor not in found.outputs}
         self.freed = [
-            [
-                (sizes[t], self.takers[t])
-                for t in dict.fromkeys(op.taken)
-                if t in sizes.keys() - kept
-            ]
+            [(passing[t], self.takers[t]) for t in dict.fromkeys(op.taken) if t in passing]
             for op in found.ops
         ]
         self.wasted = [
-            sum(sizes.get(t, 0) for t in op.outputs if not self.takers.get(t) and t not in kept)
-            for op in found.ops
+            sum(passing.get(t, 0) for t in op.outputs if not self.takers.get(t)) for op in found.ops
         ]
+        self.behind: list[list[int]] = [[] for _ in found.ops]
+        for n, before in enumerate(self.before):
+            for other in _bits(before):
+                self.behind[other].append(n)
+
+    def start(self) -> _Step:
+        ready = sum(1 << n for n, before in enumerate(self.before) if not before)
+        return _Step(self.live, 0, self.live, -1, ready)
 
     def after(self, done: int, step: _Step, n: int) -> _Step:
         """Once operator `n` has run too."""
@@ -214,22 +220,32 @@ class _Problem:
         now = done | 1 << n
         live = step.live + self.made[n] - self.wasted[n]
         live -= sum(size for size, takers in self.freed[n] if not takers & ~now)
-        return _Step(max(step.peak, during), step.total + during, live, n)
+        ready = step.ready & ~(1 << n)
+        for other in self.behind[n]:
+            if not self.before[other] & ~now:
+                ready |= 1 << other
+        return _Step(max(step.peak, during), step.total + during, live, n, ready)
 
 
-def _search(found: Net, core: str | None) -> tuple[list[Op] | None, int | None]:
-    """The order with the lowest peak, if it is lower than the given one's or uses less on the way;
-    and that peak, where all were looked at."""
+def _bits(some: int) -> Iterator[int]:
+    """The numbers in a set, the smallest first."""
+    while some:
+        lowest_bit = some & -some
+        yield lowest_bit.bit_length() - 1
+        some ^= lowest_bit
+
+
+def _search(found: Net, core: str | None, states: int) -> tuple[list[Op] | None, int | None]:
+    """The order with the lowest peak, and that peak where all were looked at. (Sets of operators by
+    their size, each from the smaller ones by one operator: dynamic programming.)"""
     problem = _Problem(found, core)
-    layers: list[dict[int, _Step]] = [{0: _Step(problem.start, 0, problem.start, -1)}]
+    layers: list[dict[int, _Step]] = [{0: problem.start()}]
     bound = _peak(problem)
     looked, whole = 1, True
     for _ in range(problem.count):
         following: dict[int, _Step] = {}
         for done, step in layers[-1].items():
-            for n in range(problem.count):
-                if done >> n & 1 or problem.before[n] & ~done:
-                    continue
+            for n in _bits(step.ready):
                 new = problem.after(done, step, n)
                 if new.peak > bound:
                     continue
@@ -237,8 +253,8 @@ def _search(found: Net, core: str | None) -> tuple[list[Op] | None, int | None]:
                 if known is None or (new.peak, new.total) < (known.peak, known.total):
                     following[done | 1 << n] = new
         looked += len(following)
-        width = max(1, MOST_STATES // (problem.count + 1))
-        if looked > MOST_STATES and len(following) > width:
+        width = max(1, states // (problem.count + 1))
+        if looked > states and len(following) > width:
             whole = False
             best = sorted(following.items(), key=lambda item: _promise(item[1]))
             following = dict(best[:width])
@@ -255,7 +271,7 @@ def _promise(step: _Step) -> tuple[int, int, int]:
 
 def _peak(problem: _Problem) -> int:
     """Of the given order."""
-    done, step = 0, _Step(problem.start, 0, problem.start, -1)
+    done, step = 0, problem.start()
     for n in range(problem.count):
         step = problem.after(done, step, n)
         done |= 1 << n

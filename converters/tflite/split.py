@@ -21,7 +21,7 @@ from msgspec import Struct
 from onmetal.converters.tflite import net, reorder
 from onmetal.converters.tflite.memory import held
 from onmetal.converters.tflite.net import SAME, VALID, Net, Op, Tensor, constant
-from onmetal.errors import UnsupportedError
+from onmetal.errors import NeedlessError
 
 BANDS = range(2, 11)
 """TFLite Micro's CONCATENATION takes ten tensors at most."""
@@ -31,10 +31,12 @@ PRICE = 0.2
 """Of the arena, for computing everything twice: 10 % more multiplications must save 2 %."""
 MOST_OPERATORS = 24
 """In a region: halos grow with each."""
-MOST_TRIED = 4000
+MOST_TRIED = 2000
 """Regions times numbers of bands."""
 MOST_PLACED = 4
-"""Selections whose buffers are really placed."""
+"""Selections that are ordered and placed; of the rest, only what lives at their peak is known."""
+STATES = 8000
+"""Sets of operators that are looked at to order each of them."""
 TAIL_BYTES = {
     "CONCATENATION": 176,
     "SLICE": 112,
@@ -61,19 +63,28 @@ EACH = frozenset(
 PADS = frozenset({"PAD", "PADV2"})
 
 
+class Cut(Struct, frozen=True):
+    """What was computed in bands."""
+
+    source: str
+    """The tensor that they are taken of."""
+    result: str
+    """The tensor that they become."""
+    bands: int
+
+
 class Why(Struct, frozen=True):
     """Bytes before and after, of the head (reorder.needs) and of what is added besides."""
 
     before_bytes: int
     after_bytes: int
-    regions: list[tuple[str, str, int]]
-    """What was split: the tensor that bands are taken of, the one they become, how many; empty: no
-    split pays."""
+    regions: tuple[Cut, ...]
+    """What was split; empty: no split pays."""
     recomputed: float
     """Multiplications more, as a part of the whole network's."""
     operators_added: int
     tail_bytes: int
-    """More in the tail of the arena, on a host of 64 bits (about half of it on 32)."""
+    """More in the tail of the arena, on a host of 64 bits; less on 32."""
     flash_bytes: int
     """By how much the file grows."""
 
@@ -206,13 +217,13 @@ def regions(found: Net) -> list[Region]:
 def _regions_from(
     found: Net, sources: Sequence[Tensor], first: int, last: dict[Tensor, int]
 ) -> Iterator[Region]:
-    """`last`: the last operator that takes a tensor."""
+    """`last`: the last operator that takes a tensor; what nothing takes is in no region."""
     for source in sources:
         inner: list[Tensor] = []
         for number, op in enumerate(found.ops[first : first + MOST_OPERATORS], first):
             if not _splits(op, {source, *inner}):
                 break
-            if all(last.get(tensor, number) <= number for tensor in inner):
+            if all(last.get(tensor, len(found.ops)) <= number for tensor in inner):
                 yield Region(first, number, source, op.outputs[0])
             inner.append(op.outputs[0])
 
@@ -353,12 +364,12 @@ def tail_bytes(ops: Sequence[Op]) -> int:
 
 
 def split(found: Net, core: str | None = None) -> tuple[Net, Why]:
-    """The graph whose arena is smallest, by all regions and numbers of bands that there are, its
-    buffers at reorder.places; the same one, where none saves LEAST_GAIN of the head and its price.
+    """The graph whose arena is smallest, by all regions and numbers of bands that there are, as
+    reorder.reordered has it; the same one, where none saves LEAST_GAIN of the head and its price.
 
     Only regions of operators that stand together are looked at, so reorder first.
     """
-    before = _placed(found, core)
+    before = reorder.needs(found, core, reorder.places(found, core))
     per_mac = PRICE * before / max(1, sum(map(macs, found.ops)))
     live, ways = reorder.lowest(found, core), _ways(found, core)
     choices = []
@@ -366,24 +377,20 @@ def split(found: Net, core: str | None = None) -> tuple[Net, Why]:
         some = _cheapest(live, ways, limit, per_mac)
         if some:
             choices.append((limit + sum(way.price(per_mac) for way in some), some))
-    best, chosen, least = found, list[Way](), (1 - LEAST_GAIN) * before
+    best, chosen, after, least = found, list[Way](), before, (1 - LEAST_GAIN) * before
     for _, some in sorted(choices, key=lambda choice: choice[0])[:MOST_PLACED]:
-        made = _applied(found, some)
-        cost = _placed(made, core) + sum(way.price(per_mac) for way in some)
+        made, placed = reorder.reordered(_applied(found, some), core, STATES)
+        cost = placed.after_bytes + sum(way.price(per_mac) for way in some)
         if cost < least:
-            best, chosen, least = made, some, cost
-    return best, _why(found, best, chosen, before, core)
+            best, chosen, after, least = made, some, placed.after_bytes, cost
+    return best, _why(found, best, chosen, before, after)
 
 
-def _placed(found: Net, core: str | None) -> int:
-    return reorder.needs(found, core, reorder.places(found, core))
-
-
-def _why(found: Net, best: Net, ways: Sequence[Way], before: int, core: str | None) -> Why:
+def _why(found: Net, best: Net, ways: Sequence[Way], before: int, after: int) -> Why:
     return Why(
         before,
-        _placed(best, core) if ways else before,
-        [(way.region.source.name, way.region.result.name, way.bands) for way in ways],
+        after,
+        tuple(Cut(way.region.source.name, way.region.result.name, way.bands) for way in ways),
         round(sum(way.macs for way in ways) / max(1, sum(map(macs, found.ops))), 4),
         len(best.ops) - len(found.ops),
         sum(way.tail for way in ways),
@@ -434,20 +441,19 @@ def _cheapest(
     never = float("inf")
     costs, steps = [0.0], list[Way | None]()
     for number, needed in enumerate(live):
-        cost, step = (costs[number] if needed <= limit else never), None
+        costs.append(costs[number] if needed <= limit else never)
+        steps.append(None)
         for way in ends.get(number, ()):
-            total = costs[way.region.first] + way.price(per_mac)
-            if total < cost:
-                cost, step = total, way
-        costs.append(cost)
-        steps.append(step)
+            cost = costs[way.region.first] + way.price(per_mac)
+            if cost < costs[-1]:
+                costs[-1], steps[-1] = cost, way
     if costs[-1] == never:
         return None
     found, number = list[Way](), len(live)
     while number:
-        way = steps[number - 1]
-        found += [] if way is None else [way]
-        number = number - 1 if way is None else way.region.first
+        step = steps[number - 1]
+        found += [] if step is None else [step]
+        number = number - 1 if step is None else step.region.first
     return found[::-1]
 
 
@@ -469,9 +475,10 @@ def lowered(path: str, folder: str, core: str | None, splitting: bool = True) ->
 
     -> `found`: whether it was written; `head_bytes`: [before, after], of the arena's head, as
     reorder.needs has it; `tail_bytes`: what the tail takes more, on a host of 64 bits; `how`:
-    {`reordered`: reorder.Why, `split`: Why or None where nothing was split}, as dictionaries.
+    {`reordered`: reorder.Why of the whole operators, `split`: Why, or None where nothing was}, as
+    dictionaries.
 
-    Raises UsageError and UnsupportedError as net.read does; UnsupportedError too, where it is to be
+    Raises UsageError and UnsupportedError as net.read does; NeedlessError, where it is to be
     split and that does not pay.
     """
     found = net.read(Path(path))
@@ -482,7 +489,7 @@ def lowered(path: str, folder: str, core: str | None, splitting: bool = True) ->
     if splitting:
         best, cut = split(best, core)
         if not cut.regions:
-            raise UnsupportedError(
+            raise NeedlessError(
                 "splitting does not pay: no part of it in bands of rows needs clearly less memory"
             )
         how["split"], tail = msgspec.to_builtins(cut), cut.tail_bytes
