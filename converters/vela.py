@@ -55,10 +55,10 @@ def compile_(path: Path, npu: dict[str, str], target: Path) -> dict[str, Any]:
 def _run(given: Path, npu: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
     words = ["--accelerator-config", npu["accelerator"], "--system-config", npu["system_config"]]
     words += ["--memory-mode", npu["memory_mode"], "--config", "Arm/vela.ini"]
+    words += ["--output-dir", str(folder), "--verbose-performance"]
     try:
         return subprocess.run(
-            [sys.executable, "-P", "-m", "ethosu.vela", str(given), *words]
-            + ["--output-dir", str(folder), "--verbose-performance"],
+            [sys.executable, "-P", "-m", "ethosu.vela", str(given), *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -89,8 +89,8 @@ def told(
 
     `cycles`: of the NPU itself, of its accesses by memory, and in all, as they overlap; `layers`:
     of each operator on the NPU its cycles and the share of its multipliers that work; `on_cpu`: of
-    each operator that is left to the core, its kind, output and the reason; `cpu_operators`: how many
-    Vela counts itself, where that is more.
+    each operator that is left to the core, its kind, output and the reason; `cpu_operators`: how
+    many Vela counts itself, where that is more.
     """
     cycles = {
         name.removeprefix("cycles_"): int(float(value))

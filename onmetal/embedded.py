@@ -80,6 +80,7 @@ def preview(entry: Planned, target: Target, host: Local, cache: Cache) -> dict[s
             activation=None if entry.model.quantized else ACTIVATIONS[entry.recipe.compute],
             target_io=plain(target.io),
             core=target.chip.core if target.chip else None,
+            npu=plain(target.npu),
         )
     return {"candidate": entry.name, **found}
 
@@ -104,7 +105,7 @@ def _examine(task: Task, trial: Trial, feeds: Feeds) -> Trial:
     try:
         arena, planned = _arena(task, candidate, feeds(candidate))
         flash = _flash(task, candidate)
-    except (UnsupportedError, DeviceError) as error:
+    except OnmetalError as error:
         why = f"its memory could not be counted: {error}"
         return replace(trial, status="failed", failure="device", reason=why)
     npu = candidate.details.get("npu")

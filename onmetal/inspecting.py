@@ -141,7 +141,7 @@ def _on_micro(
 def _memory_lines(memory: dict[str, Any], target: Target | None) -> list[str]:
     arena, flash, plan = memory["arena"], memory["flash"], memory["plan"]
     chip = target.chip if target else None
-    lines = ["", f"memory of {memory['candidate']}, in the order that needs the least:"]
+    lines = [f"memory of {memory['candidate']}, in the order that needs the least:"]
     said = f"arena {arena['total']:,} bytes, counted by TFLite Micro here"
     if plan["modelled"]:
         said += f"; {plan['modelled']['total_bytes']:,} modelled with CMSIS-NN's kernels"
@@ -149,6 +149,10 @@ def _memory_lines(memory: dict[str, Any], target: Target | None) -> list[str]:
     said = f"flash {flash['total_bytes']:,} bytes: weights {flash['weights_bytes']:,}, graph "
     said += f"{flash['graph_bytes']:,}, code about {flash['code_bytes']:,}"
     lines.append(said + (f"; the chip has {chip.flash_kib * 1024:,}" if chip else ""))
+    if memory["npu"]:  # Vela plans its memory by itself
+        used = memory["npu"]["memory_bytes"]
+        lines[1] = f"RAM {used['sram']:,} bytes of SRAM, {used['dram']:,} of DRAM, by Vela"
+        return [*lines, *report.npu_lines(memory["npu"])]
     return [*lines, *plan["timeline"].splitlines()]
 
 

@@ -95,6 +95,12 @@ def _agreed(task: Task, trial: Trial, feeds: Feeds) -> Trial:
             f"on the device it computes otherwise than here: off by "
             f"{found.largest_difference:.3g} where outputs reach {found.peak:.3g}"
         )
+    elif task.board and not found.identical:
+        warnings.append(
+            f"the board's outputs are not TFLite Micro's here to the bit: off by "
+            f"{found.largest_difference:.3g} where outputs reach {found.peak:.3g}; its accuracy is "
+            "the board's"
+        )
     return replace(trial, agreement=plain(found), warnings=tuple(warnings))
 
 

@@ -182,14 +182,20 @@ def embedded_lines(trial: Trial) -> list[str]:
         f"Flash {flash['total_bytes']:,}{room} bytes: weights {flash['weights_bytes']:,}, graph "
         f"{flash['graph_bytes']:,}, code about {flash['code_bytes']:,}."
     ]
-    if npu:
-        lines += [
-            f"{npu['accelerator']} at {npu['clock_mhz']:.0f} MHz, modelled: "
-            f"{npu['cycles']['total']:,} cycles; {npu['cpu_operators']} operator(s) are left to "
-            "the core."
-        ]
-        lines += [f"  {row['operator']} {row['output']}: {row['reason']}" for row in npu["on_cpu"]]
-    return lines
+    return lines + npu_lines(npu)
+
+
+def npu_lines(npu: dict[str, Any] | None) -> list[str]:
+    """What Vela models, and what it leaves to the core."""
+    if npu is None:
+        return []
+    lines = [
+        f"{npu['accelerator']} at {npu['clock_mhz']:.0f} MHz, modelled: "
+        f"{npu['cycles']['total']:,} cycles; left to the core: {npu['cpu_operators']} operator(s)."
+    ]
+    return lines + [
+        f"  {row['operator']} {row['output']}: {row['reason']}" for row in npu["on_cpu"]
+    ]
 
 
 def planned(document: dict[str, Any]) -> str:

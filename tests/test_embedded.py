@@ -354,6 +354,27 @@ class TestInspect:
         arena = by_recipe(made[1])["int8"]["embedded"]["arena"]["host"]
         assert ran.document["memory"]["arena"]["head"] == arena["head"]
 
+    def test_names_what_vela_leaves_to_the_core(self, tmp_path: Path) -> None:
+        nodes = [
+            onnx_models.node("Conv", "x w", "c", name="stem"),
+            onnx_models.node("Floor", "c", "f", name="the_floor"),
+            onnx_models.node("Conv", "f v", "y", name="head"),
+        ]
+        model = onnx_models.build(
+            nodes,
+            [onnx_models.value("x", [1, 3, 8, 8])],
+            [onnx_models.value("y", [1, 2, 4, 4])],
+            [onnx_models.weights("w", 4, 3, 3, 3), onnx_models.weights("v", 2, 4, 3, 3)],
+        )
+        path = onnx_models.save(model, tmp_path / "floor.onnx")
+        ran = deploy("inspect", path, "--target", "ethos-u55-128")
+        assert ran.code == 0, ran.err
+        assert "left to the core: 3 operator(s)" in ran.out
+        assert "FLOOR f: Unsupported opType" in ran.out
+        found = deploy("inspect", path, "--target", "ethos-u55-128", "--json").document
+        left = [row["operator"] for row in found["memory"]["npu"]["on_cpu"]]
+        assert left == ["DEQUANTIZE", "FLOOR", "QUANTIZE"]
+
     def test_shows_people_who_lives_when(self) -> None:
         ran = deploy("inspect", MODEL, "--target", "cortex-m4")
         assert ran.code == 0

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from onmetal.converters import vela
 from onmetal.converters.tflite import flash, io, memory, quantize, split
 from onmetal.converters.tflite.net import Net, Op, read, write
 from onmetal.profilers import profile_tflm
@@ -48,10 +49,14 @@ def lacking(path: str, activation: quantize.Activation | None) -> list[dict[str,
 
 
 def preview(
-    path: str, activation: quantize.Activation | None, target_io: dict[str, str], core: str | None
+    path: str,
+    activation: quantize.Activation | None,
+    target_io: dict[str, str],
+    core: str | None,
+    npu: dict[str, str] | None,
 ) -> dict[str, Any]:
     """What the graph will need as `activation` has it, told before it is calibrated: `arena` as
-    profile_tflm.arena, `plan` as memory.examine, `flash` as flash.needs."""
+    profile_tflm.arena, `plan` as memory.examine, `flash` as flash.needs; `npu` as vela.told."""
     net = _as_it_will_be(Path(path), activation)
     if target_io["layout"] == "nhwc":
         io.channels_last(net)
@@ -60,13 +65,16 @@ def preview(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "given.tflite"
         file.write_bytes(write(net))
-        if split.lowered(str(file), folder, core, splitting=False)["found"]:
+        compiled = Path(folder) / "model_vela.tflite"
+        told = vela.compile_(file, npu, compiled) if npu else None
+        if not npu and split.lowered(str(file), folder, core, splitting=False)["found"]:
             file = Path(folder) / "model.tflite"
         arena = profile_tflm.arena(feed, [str(file)], {}, *names)
         return {
             "arena": arena,
             "plan": memory.examine(str(file), core, arena["tail"]),
-            "flash": flash.needs(str(file), core),
+            "flash": flash.needs(str(compiled if npu else file), core),
+            "npu": told,
         }
 
 
