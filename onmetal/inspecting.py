@@ -18,6 +18,7 @@ from onmetal.progress import Progress
 from onmetal.records import Model, plain
 from onmetal.sources import Hub
 from onmetal.targets import TFLITE, Recipe, Target
+from onmetal.task import check_runtimes
 
 Shown = tuple[dict[str, Any], str]
 
@@ -43,6 +44,8 @@ def inspect(
         check_options(target)
     with Cache() as cache:
         device = Local(cache)
+        if target:
+            check_runtimes(target, device)
         found = model.read(path, model.parse_shapes(shapes), batch, cache, device)
         support: list[dict[str, Any]] = []
         memory: dict[str, Any] | None = None

@@ -182,6 +182,8 @@ def embedded_lines(trial: Trial) -> list[str]:
         f"Flash {flash['total_bytes']:,}{room} bytes: weights {flash['weights_bytes']:,}, graph "
         f"{flash['graph_bytes']:,}, code about {flash['code_bytes']:,}."
     ]
+    if count := (trial.ran_on or {}).get("instructions_per_inference"):
+        lines += [f"{count:,} instructions an inference, as the emulator counts them: no time."]
     return lines + npu_lines(npu)
 
 

@@ -156,7 +156,7 @@ def _prepared(
 ) -> Task:
     host = Local(cache)
     facts = device.facts() if device else host.facts()
-    _check_runtimes(target, host)
+    check_runtimes(target, host)
     _check_budget(request, target, device, facts)
     warnings = check_fit(device)
     if isinstance(device, Remote) and not request.dry_run:
@@ -268,7 +268,7 @@ def _connect(request: Request, target: Target, cache: Cache) -> Device | None:
     return profilers.connect(target, address, cache)
 
 
-def _check_runtimes(target: Target, host: Local) -> None:
+def check_runtimes(target: Target, host: Local) -> None:
     """What runs on this machine whatever the device must be here."""
     if target.micro and "tflm" not in host.facts().runtimes:
         raise DeviceError(

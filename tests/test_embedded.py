@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onmetal import cli
 from onmetal.converters.tflite import io, quantize
 from onmetal.converters.tflite.net import read, write
 from tests import onnx_models
@@ -396,3 +397,32 @@ class TestInspect:
         assert ran.code == 0
         assert ran.document["memory"] is None
         assert all("'the_sign'" in entry["says"] for entry in ran.document["support"])
+
+
+class TestWithoutTheExtra:
+    """TFLite Micro and Vela are no part of the core."""
+
+    def missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from onmetal.profilers import local
+
+        found = local._runtimes()
+        monkeypatch.setattr(
+            local, "_runtimes", lambda: {n: v for n, v in found.items() if n != "tflm"}
+        )
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            (str(MODEL), "--target", "cortex-m4", "--no-device", "--dry-run"),
+            ("inspect", str(MODEL), "--target", "tflm"),
+        ],
+    )
+    def test_what_installs_it_is_said(
+        self,
+        words: tuple[str, ...],
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        self.missing(monkeypatch)
+        assert cli.main(words) == 4
+        assert "pip install 'onmetal[embedded]'" in capsys.readouterr().err
