@@ -183,7 +183,7 @@ def choose(asked: str | None, output: Tensor, shape: Shape, labels: np.ndarray) 
     if asked is None:
         if not integer_labels:
             asked = "rmse"
-        elif np.dtype(output.dtype).kind in "iub":
+        elif np.dtype(output.dtype).kind in "iub" and not _stored_scores(output, shape, labels):
             asked = "accuracy"
         else:
             asked = "top1"
@@ -195,6 +195,12 @@ def choose(asked: str | None, output: Tensor, shape: Shape, labels: np.ndarray) 
         )
     _fits(asked, output, shape, labels, integer_labels)
     return _KNOWN[asked]
+
+
+def _stored_scores(output: Tensor, shape: Shape, labels: np.ndarray) -> bool:
+    """Whether whole numbers are scores as a quantized model stores them: several for one label."""
+    small = np.dtype(output.dtype).name in ("int8", "uint8", "int16")
+    return small and labels.ndim == 1 and math.prod(shape) > 1
 
 
 def _fits(
@@ -213,7 +219,7 @@ def _fits(
         return
     if not integer_labels:
         refuse("the labels must be integers (class numbers)")
-    scores = np.dtype(output.dtype).kind == "f"
+    scores = np.dtype(output.dtype).kind == "f" or _stored_scores(output, shape, labels)
     if name == "accuracy" and not scores:
         if math.prod(shape) != math.prod(labels.shape[1:]):
             refuse("a label must have as many numbers as the output")

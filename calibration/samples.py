@@ -93,12 +93,12 @@ class Samples(Struct, frozen=True):
         if self.preprocessing:
             only = model.inputs[0]
             rows = [images.read(self.images[i], self.preprocessing) for i in indices]
-            return {only.name: np.stack(rows).reshape(only.shape).astype(only.dtype)}
+            return {only.name: _quantized(np.stack(rows).reshape(only.shape), only)}
         fed = {}
         for tensor in model.inputs:
             rows_of = _opened(self.arrays[tensor.name])
             rows = [rows_of[i] for i in indices]
-            fed[tensor.name] = np.stack(rows).reshape(tensor.shape).astype(tensor.dtype)
+            fed[tensor.name] = _quantized(np.stack(rows).reshape(tensor.shape), tensor)
         return fed
 
     def spread(self, model: Model, most: int) -> Iterator[dict[str, np.ndarray]]:
@@ -296,7 +296,8 @@ def _match(
     want = np.dtype(tensor.dtype)
     narrowed = dtype == np.float64 and want == np.float32
     widened = dtype.kind in "iu" and np.can_cast(dtype, want, "safe")
-    if not (dtype == want or narrowed or widened):
+    real = tensor.scale > 0 and dtype.kind == "f"
+    if not (dtype == want or narrowed or widened or real):
         raise UsageError(
             f"{source}: {name!r} has dtype {dtype}, the model takes {want}; "
             "only float64 to float32 and lossless widening of integers are done for you"
@@ -516,6 +517,16 @@ def _scan(samples: Samples, model: Model, progress: Told) -> np.ndarray:
             _refuse_nan(row, samples.source, name, index)
             digest.update(row.tobytes())
         found[index] = int.from_bytes(digest.digest(), "little")
+    return found
+
+
+def _quantized(array: np.ndarray, tensor: Tensor) -> np.ndarray:
+    """In the tensor's dtype; real numbers for a quantized input by its scale, as run.py does it."""
+    if array.dtype.kind != "f" or not tensor.scale:
+        return array.astype(tensor.dtype)
+    limits = np.iinfo(tensor.dtype)
+    whole = np.rint(array / np.float32(tensor.scale)) + tensor.zero_point
+    found: np.ndarray = np.clip(whole, limits.min, limits.max).astype(tensor.dtype)
     return found
 
 

@@ -110,10 +110,14 @@ def _entry(
     }
 
 
+REACHED = {"ssh": ("ssh", "local"), "socket": ("serial",), "qemu": ("serial",)}
+"""Transport of an address -> those of the targets that may be reached so."""
+
+
 def _fits(target: Target, facts: DeviceFacts) -> bool:
     """Whether the target is for such a device: a machine over ssh may be any that runs Linux."""
     transport = facts.address.partition(":")[0]
-    reached = {"ssh": ("ssh", "local")}.get(transport, (transport,))
+    reached = REACHED.get(transport, (transport,))
     return target.arch == facts.arch and target.device.transport in reached
 
 
@@ -136,7 +140,7 @@ def _lines(entry: dict[str, Any]) -> list[str]:
     named = " ".join(word for word in (entry.get("model"), entry.get("soc")) if word)
     if named:
         lines.append(f"  {named}")
-    memory = report.size(entry["memory_bytes"])
+    memory = report.size(entry["memory_bytes"]) if entry["memory_bytes"] else "memory not known"
     lines.append(
         f"  {entry['cpu']}, {entry['cores']} cores, {memory}, {entry['os']}, {entry['arch']}"
     )

@@ -161,6 +161,9 @@ def bench(
             device, candidates, feeds.__getitem__, modes[mode], progress, seed=seed
         )
         trials = [_trial(c, outcome, candidates[0].name, facts.emulated) for c in candidates]
+        if isinstance(device, Board):
+            flashed = {"load_ms": "it lies in the firmware"}
+            trials = [replace(trial, load_ms=None, missing=flashed) for trial in trials]
         trials += failed
         opinions = _opinions(device, candidates, second_opinion, threads)
         raw = keep_raw(trials, cache)

@@ -27,6 +27,7 @@ from onmetal import cache as caches
 from onmetal.converters import for_runtime
 from onmetal.errors import DeviceError, OnmetalError, UsageError, VerificationError
 from onmetal.profilers import Device
+from onmetal.profilers.board import Board
 from onmetal.profilers.local import Local, quiet_environment
 from onmetal.targets import RUNTIMES, TFLITE, install
 
@@ -379,6 +380,8 @@ def _check_golden(folder: Path, manifest: dict[str, Any], host: Local, device: D
             return found
         return _golden_there(folder, manifest["run"], host, device)
     except OnmetalError as error:
+        if isinstance(device, Board):  # it fails, or holds another model: no word on the bundle
+            raise DeviceError(str(error)) from None
         return [f"the golden vectors could not be run: {error}"]
 
 

@@ -237,7 +237,8 @@ def measure_board(
             done.append(_measured(task, board, trial, feeds, clock, progress))
         else:
             why = f"not measured: the board holds another model, not {digest(candidate)[:12]}"
-            done.append(replace(trial, missing=dict.fromkeys(FIGURES, why)))
+            missing = dict.fromkeys(FIGURES, why)
+            done.append(replace(trial, status="skipped", reason=why, missing=missing))
     return done
 
 

@@ -176,7 +176,9 @@ def _refuse(task: Task, document: dict[str, Any], trials: list[Trial], out: Path
         raise DeviceError("--time-limit ended before anything was measured; give more", document)
     tried = [trial for trial in trials if trial.status != "skipped"]
     planned = {entry.name for entry in task.planned if not entry.skipped}
-    said = "\n".join(f"  {t.name}: {t.reason}" for t in trials if t.reason and t.name in planned)
+    told = [t for t in trials if t.reason and t.name in planned]
+    told.sort(key=lambda t: t.failure is None)  # what failed comes first
+    said = "\n".join(f"  {t.name}: {t.reason}" for t in told)
     if tried and all(trial.failure for trial in tried):
         if all(trial.failure == "conversion" for trial in tried):
             raise UnsupportedError(
@@ -192,8 +194,9 @@ def _refuse(task: Task, document: dict[str, Any], trials: list[Trial], out: Path
 
 
 def _tolerance(task: Task, chosen: Trial) -> float:
-    """Whole numbers by TFLite Micro are the same everywhere."""
-    if chosen.embedded and chosen.embedded["flash"]["whole_numbers"]:
+    """Whole numbers by TFLite Micro are the same everywhere, unless a board was seen to differ."""
+    differs = chosen.agreement is not None and not chosen.agreement["identical"]
+    if chosen.embedded and chosen.embedded["flash"]["whole_numbers"] and not differs:
         return 0.0
     return bundle.TOLERANCE[task.target.recipe(chosen.recipe).compute]
 

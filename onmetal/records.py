@@ -36,12 +36,16 @@ Verdict = Literal["faster", "slower", "inconclusive"]
 Basis = Literal["measured", "emulated", "modelled"]
 
 
-class Tensor(Struct, frozen=True):
+class Tensor(Struct, frozen=True, omit_defaults=True):
     """An input or output. `dtype` is numpy's name; `shape` is static, as it will run."""
 
     name: str
     dtype: str
     shape: Shape
+    scale: float = 0.0
+    """Of whole numbers that stand for real ones: real = scale * (number - zero_point); 0: they
+    stand for themselves."""
+    zero_point: int = 0
 
 
 class Model(Struct, frozen=True):

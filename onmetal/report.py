@@ -255,7 +255,8 @@ def readme(
             f"p90 {milliseconds(latency.p90)}."
         ]
     else:
-        lines += ["Latency is *unmeasured*: there was no device."]
+        why = chosen.missing.get("latency_ms", "there was no device").removeprefix("unmeasured: ")
+        lines += [f"Latency is *unmeasured*: {why}."]
     lines += embedded_lines(chosen)
     lines += [
         "",

@@ -308,7 +308,8 @@ def _check_budget(
         )
     if device is None and (budget.max_latency_ms or memory):
         raise DeviceError(
-            "--max-latency and --max-memory need a device to be measured on: leave --no-device out"
+            "--max-latency and --max-memory need a device to be measured on: name one with --device"
+            + (", and leave --no-device out" if request.device == "none" else "")
         )
     if request.data is not None:
         return

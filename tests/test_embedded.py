@@ -426,3 +426,21 @@ class TestWithoutTheExtra:
         self.missing(monkeypatch)
         assert cli.main(words) == 4
         assert "pip install 'onmetal[embedded]'" in capsys.readouterr().err
+
+
+class TestTheirInt8FileAndOurData:
+    """Real numbers for integers that stand for them, and scores that are stored as integers."""
+
+    def test_are_judged_as_the_float_model_is(self, tmp_path: Path) -> None:
+        path = in_8_bits(tmp_path)
+        ran = deploy(
+            *(path, "--target", "cortex-m4", "--no-device", "--data", DATA, "--json"),
+            *("--recipes", "int8", "--out", tmp_path / "out"),
+        )
+        assert ran.code == 0, ran.err
+        found = by_recipe(ran.document)["int8"]
+        assert found["accuracy"]["metric"] == "top1"
+        assert found["accuracy"]["value"] > 0.9 and found["accuracy"]["samples"] == 600
+        given = ran.document["models"][0]["inputs"][0]
+        assert given["dtype"] == "int8" and given["scale"] == pytest.approx(16 / 255)
+        assert deploy("verify", tmp_path / "out", "--run").code == 0

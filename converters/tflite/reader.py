@@ -81,7 +81,15 @@ def _tensor(name: str, tensor: Tensor) -> dict[str, Any]:
         raise UnsupportedError(f"{name!r} holds {tensor.dtype}, which cannot be fed")
     if any(size <= 0 for size in tensor.shape):
         raise UnsupportedError(f"the shape of {name!r} is not static: {list(tensor.shape)}")
-    return {"name": name, "dtype": tensor.dtype.name, "shape": list(tensor.shape)}
+    found = {"name": name, "dtype": tensor.dtype.name, "shape": list(tensor.shape)}
+    if tensor.scale is None or tensor.per_channel or tensor.dtype.itemsize > 2:
+        return found
+    assert tensor.zero_point is not None
+    return {
+        **found,
+        "scale": float(tensor.scale[0]),
+        "zero_point": int(tensor.zero_point[0]),
+    }
 
 
 def _check_shapes(source: Path, inputs: list[dict[str, Any]], shapes: dict[str, list[int]]) -> None:
