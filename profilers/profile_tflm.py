@@ -1,15 +1,12 @@
 """What TFLite Micro runs: which operators, and the types computed in; and where its memory goes."""
 
 import re
-from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from onmetal.errors import DeviceError, UnsupportedError
 from onmetal.profilers.run_tflm import Session, said
-from onmetal.profilers.tflite_ops import precision
 
 _TOTAL = re.compile(r"Arena allocation (total|head|tail) (\d+) bytes")
 _CATEGORY = re.compile(r"'([^']+)' used (\d+) bytes with alignment overhead \(requested (\d+)")
@@ -23,22 +20,10 @@ def profile(
     outputs: list[str],
 ) -> dict[str, Any]:
     """Shares of the operators: TFLite Micro has one kernel for each, and gives no clock for it."""
-    from onmetal.converters.tflite.net import read
+    from onmetal.converters.tflite.board import operators
 
     Session(files, options, inputs, outputs).run(feed)
-    ops = read(Path(files[0])).ops
-    kinds = Counter(op.custom or op.kind for op in ops)
-    computed = Counter(
-        precision(op.kind, [tensor.dtype.name for tensor in (*op.outputs, *op.taken)]) for op in ops
-    )
-    total = max(1, len(ops))
-    return {
-        "provider": {"TFLite Micro, reference kernels": 1.0},
-        "precision": {kind: round(n / total, 4) for kind, n in computed.most_common()},
-        "operators": {name: round(n / total, 4) for name, n in kinds.most_common()},
-        "of": "operators",
-        "kernels": len(ops),
-    }
+    return {"provider": {"TFLite Micro, reference kernels": 1.0}, **operators(files[0])}
 
 
 def layers(**_: Any) -> list[dict[str, Any]]:
