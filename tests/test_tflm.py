@@ -16,6 +16,7 @@ from onmetal.converters import vela
 from onmetal.converters.tflite import flash, io, micro, quantize
 from onmetal.converters.tflite.convert import to_float
 from onmetal.converters.tflite.net import Net, Op, Tensor, constant, read, write
+from onmetal.converters.tflite.reader import wide
 from onmetal.errors import DeviceError, UnsupportedError
 from onmetal.profilers import profile_tflm, run_tflm
 from onmetal.profilers.run_tflm import Session
@@ -248,6 +249,21 @@ def test_the_nodes_are_kept_beside_the_float_file(tmp_path: Path) -> None:
     path = small(tmp_path / "small", "Sigmoid")
     made = json.loads((path.parent / "makers.json").read_text())
     assert "Sigmoid 'sigmoid_1'" in made.values() and "Conv 'conv_0'" in made.values()
+
+
+def test_sixteen_bits_are_told_by_what_operators_give() -> None:
+    """An LSTM of 8 bits keeps a state of 16."""
+
+    def tensor(name: str, dtype: type, **more: bool) -> Tensor:
+        found = Tensor(name, (1, 4), np.dtype(dtype), **more)
+        found.scale, found.zero_point = np.ones(1, np.float32), np.zeros(1, np.int64)
+        return found
+
+    state = tensor("state", np.int16, variable=True)
+    for dtype in (np.int8, np.int16):
+        out = tensor("out", dtype)
+        net = Net([], [out], [Op("SVDF", [tensor("x", np.int8), state], [out])])
+        assert wide(net) is (dtype is np.int16)
 
 
 class TestFlash:

@@ -59,9 +59,16 @@ def examine(
         "notes": [],
         "matmul_share": share,
         "quantized": _quantized(net),
-        "wide": any(t.scale is not None and t.dtype == np.int16 for t in net.tensors()),
+        "wide": wide(net),
         "stateful": any(tensor.variable for tensor in net.tensors()),
     }
+
+
+def wide(net: Net) -> bool:
+    """Whether activations have 16 bits. (The cell state of an LSTM of 8 bits has too: it is no
+    operator's output.)"""
+    given = (tensor for op in net.ops for tensor in op.outputs)
+    return any(tensor.scale is not None and tensor.dtype == np.int16 for tensor in given)
 
 
 def _weight(tensor: Tensor) -> bool:
