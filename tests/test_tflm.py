@@ -254,12 +254,12 @@ def test_the_nodes_are_kept_beside_the_float_file(tmp_path: Path) -> None:
 def test_sixteen_bits_are_told_by_what_operators_give() -> None:
     """An LSTM of 8 bits keeps a state of 16."""
 
-    def tensor(name: str, dtype: type, **more: bool) -> Tensor:
-        found = Tensor(name, (1, 4), np.dtype(dtype), **more)
+    def tensor(name: str, dtype: type) -> Tensor:
+        found = Tensor(name, (1, 4), np.dtype(dtype), variable=name == "state")
         found.scale, found.zero_point = np.ones(1, np.float32), np.zeros(1, np.int64)
         return found
 
-    state = tensor("state", np.int16, variable=True)
+    state = tensor("state", np.int16)
     for dtype in (np.int8, np.int16):
         out = tensor("out", dtype)
         net = Net([], [out], [Op("SVDF", [tensor("x", np.int8), state], [out])])
