@@ -110,6 +110,7 @@ def _shipped(
     """What an application made from the bundle runs. `run`: whether anything ran on a device."""
     none = "nothing was measured: there was no device"
     if transport == "serial":
+        none = "nothing was measured: there was no board"
         return {
             "kind": "firmware",
             "path": None if left_out else "firmware",

@@ -305,7 +305,14 @@ class TestTflm:
 
     def test_this_machine_can_be_timed(self, tmp_path: Path, shared_home: Path) -> None:
         document = made_for(
-            "tflm", tmp_path / "out", shared_home, "--device", "local", "--quick", *INT8
+            "tflm",
+            tmp_path / "out",
+            shared_home,
+            "--device",
+            "local",
+            "--quick",
+            "--recipes",
+            "fp32,int8",
         )
         found = by_recipe(document)["int8"]
         assert found["latency_ms"]["basis"] == "measured"

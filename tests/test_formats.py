@@ -204,7 +204,7 @@ def shipped() -> list[Target]:
 def test_what_ships_has_formats_that_can_be_told_apart(target: Target) -> None:
     static = [recipe for recipe in target.recipes if recipe.method == "static"]
     assert static
-    assert len({recipe.format for recipe in static}) == len(static)
+    assert len({(recipe.format, recipe.split) for recipe in static}) == len(static)
     for recipe in static:
         assert recipe.format
         assert set(recipe.format.same_scale) <= set(recipe.format.operators)

@@ -668,8 +668,10 @@ def test_what_ran_in_8_bits_is_seen(measured: Made, document: Document) -> None:
     assert {entry["runtime"] for entry in found} == {"onnxruntime", "openvino"}
     assert len(found) >= 4
     for entry in measured.document["candidates"]:
-        if entry["status"] == "failed":  # OpenVINO computes with u8 weights in f32, or nearly all
-            assert entry["name"] in ("int8-u8u8@openvino", "int8-fast@openvino")
+        # OpenVINO computes with u8 weights in f32, or nearly all; and on some CPUs so much is faster
+        # in float that next to nothing of int8-fast is left in 8 bits.
+        if entry["status"] == "failed":
+            assert entry["name"] == "int8-u8u8@openvino" or entry["recipe"] == "int8-fast"
             assert "did not compute it in i8 but in f32" in entry["reason"]
     found += [e for e in usable(document) if e["recipe"].startswith("int8-")]
     for entry in found:
