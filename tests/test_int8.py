@@ -668,8 +668,8 @@ def test_what_ran_in_8_bits_is_seen(measured: Made, document: Document) -> None:
     assert {entry["runtime"] for entry in found} == {"onnxruntime", "openvino"}
     assert len(found) >= 4
     for entry in measured.document["candidates"]:
-        # OpenVINO computes with u8 weights in f32, or nearly all; and on some CPUs so much is faster
-        # in float that next to nothing of int8-fast is left in 8 bits.
+        # OpenVINO computes with u8 weights in f32, or nearly all; on some CPUs so much is faster in
+        # float that next to nothing of int8-fast is left in 8 bits.
         if entry["status"] == "failed":
             assert entry["name"] == "int8-u8u8@openvino" or entry["recipe"] == "int8-fast"
             assert "did not compute it in i8 but in f32" in entry["reason"]
