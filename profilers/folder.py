@@ -218,6 +218,7 @@ class Folder:
         self._look_at(set(digests) & self._kept - self._trusted)
         absent = [name for name in wanted if name not in self._new | self._kept]
         for name in absent:
+            self._guarded()
             self.transport.push(wanted[name], f"{self.path}/new/{name}.part", COPY_S)
         if absent:
             self._check(absent)
@@ -226,6 +227,15 @@ class Folder:
             f"{self.path}/new/{name}" if name in self._new else f"{self.base}/kept/{name}"
             for name in digests
         ]
+
+    def _guarded(self) -> None:
+        """Raises DeviceError where the guard is gone, and the folder with it: what was written now,
+        over a line that came back, nobody would remove."""
+        if not self._guard.running:
+            raise DeviceError(
+                f"the line to {self.transport.address} was cut, and this run's folder there is "
+                "gone with it; run it again"
+            )
 
     def _look_at(self, names: set[str]) -> None:
         """Kept files that are to be used: those that were damaged since are dropped; those that
@@ -276,6 +286,7 @@ class Folder:
 
     def link(self, places: dict[str, str], folder: str) -> None:
         """Give pushed files their names, in a folder of this run's: name -> path there."""
+        self._guarded()
         made = [f"mkdir -p {shlex.quote(folder)}"]
         for name, path in places.items():
             target = shlex.quote(f"{folder}/{name}")
@@ -287,6 +298,7 @@ class Folder:
     def push(self, source: Path, kind: str) -> str:
         """A file of this run's alone. -> its path there."""
         place = self.name(kind)
+        self._guarded()
         self.transport.push(source, place, COPY_S)
         return place
 
