@@ -20,7 +20,9 @@ def judge(found: Scorer, reference: Scorer | None) -> Accuracy:
     sign = 1.0 if metric.higher_is_better else -1.0
     drop = sign * (reference(None) - value)
     interval: tuple[float, float] | None
-    if metric.mean:
+    if found.large:
+        interval = None  # each resample would be a copy of all outputs
+    elif metric.mean:
         interval = paired_interval(reference.kept > found.kept, reference.kept < found.kept)
     else:
         interval = _bootstrap(metric, found, reference, samples, sign)

@@ -1,56 +1,86 @@
-"""What a quantized model has lost altogether, seen in its outputs beside the float model's."""
+"""What a model has lost altogether, seen in its outputs beside the original model's."""
 
 import math
 
 import numpy as np
 
+from onmetal.calibration.fidelity import Fidelity, compare
+from onmetal.calibration.outputs import Outputs, chunks
+
 ROWS = 512
-"""Samples, spread over all, that are looked at."""
+"""Samples, spread over all, that are looked at for saturation."""
+MOST_BYTES = 1 << 25
+"""Of one output's samples, held in memory for that."""
 SATURATED = 0.5
 """The share of an output's values that lie at its own least or greatest one."""
 NEARLY = 1 / 64
-"""Of the float output's span: no further off than 8 bits may be."""
+"""Of the original output's span: no further off than 8 bits may be."""
 ONE_CLASS = 0.9
 """The share of samples with one prediction that is no chance, where there are several classes."""
+FEWEST = 20
+"""Samples without which the commonest prediction says nothing."""
 
 
-def collapsed(name: str, reference: np.ndarray, found: np.ndarray) -> list[str]:
-    """In words, what is wrong with an output [samples, ...]; the float model's is the measure."""
-    if reference.shape != found.shape or len(found) < 2:
+def collapsed(
+    name: str, reference: Outputs, output: Outputs, fidelity: Fidelity | None = None
+) -> list[str]:
+    """In words, what is wrong with an output [samples, ...] beside the original model's.
+
+    `fidelity`: of the two, where it is known already.
+    """
+    if reference.shape != output.shape or len(output) < 2:
         return []
-    rows = np.unique(np.linspace(0, len(found) - 1, min(ROWS, len(found))).astype(np.int64))
-    before, after = np.asarray(reference[rows]), np.asarray(found[rows])
-    if after.dtype.kind == "f" and np.isfinite(before).all() and not np.isfinite(after).all():
-        return [f"the output {name!r} holds NaN or infinity, where the float model's does not"]
-    if (before != before[0]).any() and (after == after[0]).all():
+    fidelity = fidelity or compare(reference, output)
+    if fidelity.invalid:
+        return [f"the output {name!r} holds NaN or infinity, where the original model's does not"]
+    if fidelity.dead:
         return [f"the output {name!r} is dead: the same for every sample"]
-    said = []
-    was, now = one_class(before, 2), one_class(after, 2)
-    if was is not None and now is not None and was < ONE_CLASS and now >= 0.99:
-        said.append(
-            f"the output {name!r} predicts one class for {now:.0%} of the samples, "
-            f"where the float model does for {was:.0%}"
+    reasons = []
+    if fidelity.dead_slices:
+        first, count = fidelity.dead_slices[0], len(fidelity.dead_slices)
+        more = f", and {count - 1} more slices" if count > 1 else ""
+        reasons.append(f"the output {name!r} is dead in {first}{more}: one number for every sample")
+    before, after = one_class(reference, 2), one_class(output, 2)
+    if before is not None and after is not None and before < ONE_CLASS and after >= 0.99:
+        reasons.append(
+            f"the output {name!r} predicts one class for {after:.0%} of the samples, "
+            f"where the original model does for {before:.0%}"
         )
-    if after.size >= 64 and after.dtype.kind == "f":
-        # Where the float model is nearly there too (a softmax at 0 or 1), nothing is cut off.
-        with np.errstate(invalid="ignore"):  # of infinities in both
-            away = np.abs(after - before) > NEARLY * float(before.max() - before.min())
-        edges = [float(np.mean((a == a.min()) | (a == a.max()))) for a in (before, after)]
-        cut = float(np.mean(((after == after.min()) | (after == after.max())) & away))
-        if cut >= SATURATED > 2 * edges[0]:
-            said.append(
-                f"the output {name!r} is saturated: {cut:.0%} of its values lie at its "
-                f"extremes, where {edges[0]:.0%} of the float model's do"
-            )
-    return said
+    return reasons + _saturated(name, reference, output)
 
 
-def one_class(outputs: np.ndarray, least: int = 3) -> float | None:
+def _saturated(name: str, reference: Outputs, output: Outputs) -> list[str]:
+    """Whether values are cut off at an output's own least or greatest one."""
+    row_bytes = max(1, math.prod(output.shape[1:]) * output.dtype.itemsize)
+    count = min(ROWS, len(output), max(2, MOST_BYTES // row_bytes))
+    rows = np.unique(np.linspace(0, len(output) - 1, count).astype(np.int64))
+    if len(rows) * math.prod(output.shape[1:]) < 64 or output.dtype.kind != "f":
+        return []
+    before, after = np.asarray(reference[rows]), np.asarray(output[rows])
+    # Where the original is nearly there too (a softmax at 0 or 1), nothing is cut off.
+    with np.errstate(invalid="ignore"):  # of infinities in both
+        away = np.abs(after - before) > NEARLY * float(before.max() - before.min())
+    edge = float(np.mean((before == before.min()) | (before == before.max())))
+    cut = float(np.mean(((after == after.min()) | (after == after.max())) & away))
+    if not cut >= SATURATED > 2 * edge:
+        return []
+    return [
+        f"the output {name!r} is saturated: {cut:.0%} of its values lie at its extremes, where "
+        f"{edge:.0%} of the original model's do"
+    ]
+
+
+def one_class(outputs: Outputs, least: int = 3) -> float | None:
     """The share of the commonest prediction among [samples, ..., classes], 20 samples or more;
     None where these are no scores of `least` or more classes."""
-    if outputs.dtype.kind != "f" or outputs.ndim < 2 or len(outputs) < 20:
+    shape = outputs.shape
+    if outputs.dtype.kind != "f" or len(shape) < 2 or len(outputs) < FEWEST:
         return None
-    if outputs.shape[-1] < least or math.prod(outputs.shape[1:]) != outputs.shape[-1]:
+    if shape[-1] < least or math.prod(shape[1:]) != shape[-1]:
         return None
-    predicted = np.argmax(outputs.reshape(len(outputs), -1), axis=-1)
-    return float(np.bincount(predicted).max() / len(predicted))
+    counts = np.zeros(shape[-1], np.int64)
+    for part in chunks(outputs):
+        values = np.asarray(outputs[part])
+        predicted = np.argmax(values.reshape(len(values), -1), axis=-1)
+        counts += np.bincount(predicted, minlength=shape[-1])
+    return float(counts.max() / len(outputs))

@@ -7,17 +7,16 @@ than memory), then scores those. Scoring is cheap, so that a bootstrap can repea
 import contextlib
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from msgspec import Struct
 
+from onmetal.calibration.outputs import Outputs, StoredArray, chunks
 from onmetal.calibration.samples import import_callable
 from onmetal.errors import UsageError
 from onmetal.records import Shape, Tensor
-
-CHUNK_BYTES = 1 << 24
 
 Reduce = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(outputs [n, ...], labels [n, ...]) -> [n] or [n, k] float64"""
@@ -256,34 +255,83 @@ class Scorer:
     """The metric over any of the samples: `scorer(sample numbers)`, or `scorer(None)` for all."""
 
     def __init__(
-        self, metric: Metric, outputs: dict[str, np.ndarray], name: str, labels: np.ndarray
+        self, metric: Metric, outputs: Mapping[str, Outputs], name: str, labels: np.ndarray
     ) -> None:
         """`outputs`: every output by name, first axis = samples; `name`: the one judged."""
         self.metric, self.outputs, self.labels = metric, outputs, labels
         self.kept = np.zeros(0)
+        self.read: set[str] = set()
+        """The outputs that the metric reads; of a user's own, those that it has read so far."""
         if metric.function is None:
             judged = outputs[name]
+            self.read.add(name)
             self.kept = np.concatenate(
                 [metric.reduce(np.asarray(judged[part]), labels[part]) for part in chunks(judged)]
             )
+
+    @property
+    def large(self) -> bool:
+        """Whether copies of the outputs, which resamples for a user's own metric are, would take
+        more memory than a batch should."""
+        size_bytes = sum(output.nbytes for output in self.outputs.values())
+        return self.metric.function is not None and size_bytes > MOST_BYTES
 
     def __call__(self, picked: np.ndarray | None) -> float:
         chosen: slice | np.ndarray = slice(None) if picked is None else picked
         if self.metric.function is None:
             return self.metric.score(self.kept[chosen], self.labels[chosen])
-        seen = {name: np.asarray(output[chosen]) for name, output in self.outputs.items()}
+        arrays = _ReadOutputs(self.outputs, picked, self.read)
         try:
             with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
-                return float(self.metric.function(seen, self.labels[chosen]))
+                return float(self.metric.function(arrays, self.labels[chosen]))
         except Exception as error:
             raise UsageError(
                 f"--metric {self.metric.name}: it failed with {type(error).__name__}: {error}"
             ) from None
 
 
-def chunks(array: np.ndarray) -> Iterator[slice]:
-    """Slices along the first axis of at most 16 MiB each."""
-    row = max(1, array[:1].nbytes)
-    step = max(1, CHUNK_BYTES // row)
-    for start in range(0, len(array), step):
-        yield slice(start, start + step)
+MOST_BYTES = 1 << 28
+"""Of all outputs together: a user's metric is called on copies of resamples of no more."""
+
+
+class _ReadOutputs(dict[str, np.ndarray]):
+    """What a user's metric is given: a dict of arrays that notes which of them are read. Of all
+    samples they are memory-mapped, so that the metric alone decides what it holds in memory."""
+
+    def __init__(
+        self, outputs: Mapping[str, Outputs], picked: np.ndarray | None, read: set[str]
+    ) -> None:
+        super().__init__(
+            {name: _picked(output, picked, MOST_BYTES) for name, output in outputs.items()}
+        )
+        self._read = read
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        array = super().__getitem__(name)
+        self._read.add(name)
+        return array
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self._read.add(name)
+        return super().get(name, default)
+
+    def pop(self, name: str, *default: Any) -> Any:
+        self._read.add(name)
+        return super().pop(name, *default)
+
+    def items(self) -> Any:
+        self._read.update(self)
+        return super().items()
+
+    def values(self) -> Any:
+        self._read.update(self)
+        return super().values()
+
+
+def _picked(output: Outputs, picked: np.ndarray | None, most_bytes: int) -> np.ndarray:
+    if picked is not None:
+        return np.asarray(output[picked])
+    if isinstance(output, StoredArray) and output.nbytes > most_bytes:
+        mapped: np.ndarray = np.load(output.path, mmap_mode="r", allow_pickle=False)
+        return mapped
+    return np.asarray(output[:])

@@ -11,7 +11,7 @@ from onmetal.progress import Progress
 from onmetal.records import Trial
 from onmetal.targets import EXACT
 from onmetal.task import Clock, Task
-from onmetal.trials import Feeds, timed, usable
+from onmetal.trials import Feeds, timed, usable, with_figures
 
 
 def resolve(task: Task, reference: str, value: float | None) -> Budget:
@@ -61,13 +61,14 @@ def choose(
     fitting = [trial for trial in trials if trial.status == "ok"]
     by_name = {trial.name: trial for trial in trials}
     chosen = None
-    for pick in decide.ranking(fitting, goal, task.target.exactness):
+    rival = base if base and any(base.name == trial.name for trial in fitting) else None
+    for pick in decide.ranking(fitting, goal, task.target):
         confirmed = _confirm(task, pick, base, feeds, clock, progress)
         if confirmed.failure:
             by_name[pick.name] = confirmed
             continue
         found = decide.objections(confirmed, budget, task.target, higher)
-        if not found and (why := _no_longer_pays(confirmed, base, goal)):
+        if not found and rival and (why := _no_longer_pays(confirmed, rival, goal)):
             found = [why]
         if found:
             reason = "measured again: " + "; ".join(found)
@@ -79,9 +80,10 @@ def choose(
     if chosen:
         for trial in fitting:
             if by_name[trial.name].status == "ok":
-                why = decide.why_not(trial, chosen, goal)
+                why = decide.why_not(trial, chosen, goal, task.target)
                 by_name[trial.name] = replace(by_name[trial.name], reason=why)
-        task.warnings.extend(f"{chosen.name}: {said}" for said in chosen.warnings)
+        doubts = (*chosen.warnings, *chosen.unlike)
+        task.warnings.extend(f"{chosen.name}: {said}" for said in doubts)
     return [by_name[trial.name] for trial in trials], base, chosen
 
 
@@ -165,11 +167,11 @@ def _confirm(
     return replace(fresh, versus_baseline=versus)
 
 
-def _no_longer_pays(trial: Trial, base: Trial | None, goal: Objective) -> str | None:
-    """An inexact candidate that is not faster beyond noise has no point where speed is the aim."""
-    versus = trial.versus_baseline
-    if goal not in decide.TIMED or trial.recipe == EXACT or base is None or versus is None:
-        return None
-    if versus.verdict == "faster":
-        return None
-    return f"{versus.verdict} against {base.name}, and less exact"
+def _no_longer_pays(trial: Trial, base: Trial, goal: Objective) -> str | None:
+    """An inexact candidate that is not better beyond noise has no point where speed or energy is
+    the aim, and a float one fits. What was measured again decides."""
+    fresh = trial.again.get(base.name)
+    if fresh and base.candidate and trial.name in trial.again:
+        base = with_figures(base, fresh, base.candidate.model.batch, emulated=False)
+        trial = replace(trial, rounds=trial.again[trial.name])
+    return decide.does_not_pay(trial, base, goal)

@@ -1,7 +1,10 @@
-"""From trials and a budget to a choice: baseline, verdicts, ranking, Pareto set, reasons."""
+"""From trials and a budget to a choice: baseline, verdicts, ranking, Pareto set, reasons.
+
+Two trials are compared in one respect at a time, and differ in it only beyond its noise.
+"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from msgspec.structs import replace
@@ -15,8 +18,9 @@ from onmetal.targets import EXACT, Chip, Target
 Objective = Literal["latency", "throughput", "size", "memory", "energy", "accuracy-drop"]
 TIMED: tuple[Objective, ...] = ("latency", "throughput", "energy")
 """Objectives of speed: an inexact candidate that is not better beyond noise has no point."""
-MEMORY_NOISE = 0.02
-"""Peaks of one artifact differ by this much from process to process: pages, allocators."""
+NOISE = 0.02
+"""Sizes, peaks of memory and energies without an interval are equal where they differ by no more:
+headers and names of a file, pages and allocators of a process."""
 
 
 def baseline(trials: list[Trial], model: str) -> Trial | None:
@@ -55,21 +59,24 @@ def value(trial: Trial, objective: Objective) -> float | None:
     return -min(trial.sqnr_db.values()) if trial.sqnr_db else None
 
 
-def alike(trial: Trial, best: Trial, objective: Objective) -> bool:
-    """Whether the trial cannot be told from the best."""
-    if trial.name == best.name:
-        return True
-    if objective in ("latency", "throughput") and trial.rounds and best.rounds:
-        found = statistics.compare(best.rounds, trial.rounds, mean=objective == "throughput")
-        return found.verdict == "inconclusive"
-    mine, other = value(trial, objective), value(best, objective)
-    if mine is None or other is None:
+def better(mine: Trial, other: Trial, objective: Objective) -> bool:
+    """Whether a trial is better than another in one respect, beyond noise. What is not known is
+    better than nothing, and worse than all that is known."""
+    own, others = value(mine, objective), value(other, objective)
+    if own is None or others is None:
+        return own is not None
+    if own >= others:
         return False
-    if objective == "memory":
-        return mine <= other * (1 + MEMORY_NOISE)
+    if objective in ("latency", "throughput") and mine.rounds and other.rounds:
+        versus = statistics.compare(other.rounds, mine.rounds, mean=objective == "throughput")
+        return versus.verdict == "faster"
     if objective == "accuracy-drop":
-        return _within(other, trial) or _within(mine, best)
-    return mine == other
+        return not (_within(own, other) or _within(others, mine))
+    if objective == "energy" and mine.energy_mj and other.energy_mj:
+        one, two = mine.energy_mj.ci95, other.energy_mj.ci95
+        if one and two:
+            return one[1] < two[0]
+    return abs(others - own) > NOISE * abs(own)
 
 
 def _within(drop: float, trial: Trial) -> bool:
@@ -80,24 +87,131 @@ def _within(drop: float, trial: Trial) -> bool:
     return low <= drop <= high
 
 
-def ranking(
-    fitting: list[Trial], objective: Objective, exactness: Callable[[str], int]
-) -> list[Trial]:
-    """Best first; among those not to be told from the best the most exact, then plan order."""
+def alike(trial: Trial, best: Trial, objective: Objective) -> bool:
+    """Whether the trial cannot be distinguished from the best by what is minimized."""
+    if trial.name == best.name:
+        return True
+    return value(trial, objective) is not None and not better(best, trial, objective)
+
+
+# --- which is better in all
+
+
+def dominates(mine: Trial, other: Trial, target: Target) -> bool:
+    """Whether a trial is at least as good as another in everything (the budget, exactness,
+    accuracy, size, memory, energy, latency, throughput) and better in something, beyond noise.
+
+    A difference of latency or throughput counts only beyond noise.
+    """
+    if (mine.status == "over-budget") > (other.status == "over-budget"):
+        return False
+    if _dynamic(mine, target) and not _dynamic(other, target) and mine.latency_ms is None:
+        return False  # how fast it is, which is what integers are for, is not known
+    ranks = target.exactness(mine.recipe), target.exactness(other.recipe)
+    still: tuple[Objective, ...] = ("accuracy-drop", "size", "memory", "energy")
+    if ranks[0] > ranks[1] or any(_cost(mine, one) > _cost(other, one) for one in still):
+        return False
+    speeds: tuple[Objective, ...] = ("latency", "throughput")
+    if any(better(other, mine, speed) for speed in speeds):
+        return False
+    lossless = _cost(mine, "accuracy-drop") < _cost(other, "accuracy-drop")
+    costs = (*still[1:], *speeds)
+    return ranks[0] < ranks[1] or lossless or any(better(mine, other, cost) for cost in costs)
+
+
+def _cost(trial: Trial, objective: Objective) -> float:
+    """What is not known is no merit."""
+    known = value(trial, objective)
+    return math.inf if known is None else known
+
+
+def front(trials: Sequence[Trial], target: Target) -> list[Trial]:
+    """Those that none dominates. Noise makes circles possible, in which each dominates the next:
+    of those, all stay, unless one from outside dominates any of them."""
+    dominators = {
+        t.name: [o.name for o in trials if o.name != t.name and dominates(o, t, target)]
+        for t in trials
+    }
+    above = {name: _reached(name, dominators) for name in dominators}
+    return [t for t in trials if all(t.name in above[name] for name in above[t.name])]
+
+
+def _reached(name: str, dominators: dict[str, list[str]]) -> set[str]:
+    """All that dominate it, directly or through others."""
+    reached: set[str] = set()
+    waiting = list(dominators[name])
+    while waiting:
+        other = waiting.pop()
+        if other not in reached:
+            reached.add(other)
+            waiting += dominators[other]
+    return reached
+
+
+def pareto(trials: list[Trial], target: Target) -> list[str]:
+    """Names of the tried candidates that none dominates."""
+    tried = [
+        t for t in trials if t.candidate is not None and t.failure is None and t.status != "skipped"
+    ]
+    return [trial.name for trial in front(tried, target)]
+
+
+# --- which one is chosen
+
+
+def ranking(fitting: list[Trial], objective: Objective, target: Target) -> Iterator[Trial]:
+    """Best first. Among those that cannot be distinguished from the best by what is minimized, the
+    most exact, then plan order; none that another one dominates comes before it.
+
+    Of equal sizes the fastest; where nothing was timed, what needs the least of the chip, and
+    integers from end to end before dynamic ranges, which few chips compute fast.
+    """
     left = [trial for trial in fitting if value(trial, objective) is not None]
-    order = []
     while left:
         best = min(left, key=lambda t: value(t, objective) or 0.0)
         tied = [trial for trial in left if alike(trial, best, objective)]
-        order.append(min(tied, key=lambda t: exactness(t.recipe)))
-        left.remove(order[-1])
-    return order
+        if objective == "size":
+            tied = _of_equal_size(tied, target)
+        names = {trial.name for trial in front(left, target)}
+        undominated = [trial for trial in tied if trial.name in names]
+        if undominated:
+            pick = min(undominated, key=lambda t: target.exactness(t.recipe))
+        else:  # noise is no ranking: what dominates the best may be worse than it beyond noise
+            rest = [trial for trial in left if trial.name in names]
+            pick = min(rest, key=lambda t: value(t, objective) or 0.0)
+        yield pick
+        left = [trial for trial in left if trial.name != pick.name]
+
+
+def _of_equal_size(tied: list[Trial], target: Target) -> list[Trial]:
+    if any(trial.rounds for trial in tied):
+        return _least(tied, "latency")
+    for cost in ("latency", "memory") if target.npu else ("memory",):
+        tied = _least(tied, cost)  # of an NPU, latency is what Vela models of its cycles
+    return [trial for trial in tied if not _dynamic(trial, target)] or tied
+
+
+def _dynamic(trial: Trial, target: Target) -> bool:
+    """Whether its activations are floats between its operators."""
+    return target.recipe(trial.recipe).method in ("dynamic", "weights")
+
+
+def _least(tied: list[Trial], objective: Objective) -> list[Trial]:
+    """Those that cannot be distinguished from the best in one respect; all, where it is unknown."""
+    known = [trial for trial in tied if value(trial, objective) is not None]
+    if not known:
+        return tied
+    best = min(known, key=lambda t: value(t, objective) or 0.0)
+    return [trial for trial in known if alike(trial, best, objective)]
+
+
+# --- what speaks against one
 
 
 def objections(trial: Trial, budget: Budget, target: Target, higher_is_better: bool) -> list[str]:
     """Everything that speaks against a trial that ran: the budget, and what the hardware has."""
-    found = budget.objections(trial, exact=trial.recipe == EXACT, higher_is_better=higher_is_better)
-    found += trial.collapsed
+    found = budget.objections(trial, higher_is_better=higher_is_better)
+    found += _unlike(trial, budget)
     limits, candidate, memory = target.limits, trial.candidate, trial.peak_memory_bytes
     if limits.storage_kib and candidate and candidate.size_bytes > limits.storage_kib * 1024:
         found.append(
@@ -111,6 +225,33 @@ def objections(trial: Trial, budget: Budget, target: Target, higher_is_better: b
     if limits.memory_kib and memory and memory.value > limits.memory_kib * 1024:
         found.append(f"peak memory {memory.value:.0f} bytes is over {limits.memory_kib} KiB")
     return found
+
+
+def likeness_objections(trial: Trial, budget: Budget, higher_is_better: bool) -> list[str]:
+    """What speaks against its outputs alone."""
+    return [*budget.accuracy_objections(trial, higher_is_better), *_unlike(trial, budget)]
+
+
+def _unlike(trial: Trial, budget: Budget) -> list[str]:
+    found = []
+    if budget.max_accuracy_drop is not None and trial.recipe != EXACT:
+        if trial.accuracy is None and not trial.sqnr_db and not trial.equal:
+            found.append("neither accuracy nor fidelity is known")
+        found += trial.unlike
+    return [*found, *trial.collapsed]
+
+
+def does_not_pay(trial: Trial, base: Trial | None, objective: Objective) -> str | None:
+    """Why an inexact candidate has no point beside the baseline, where speed or energy is the aim;
+    judged by what is minimized."""
+    if objective not in TIMED or trial.recipe == EXACT or base is None:
+        return None
+    if trial.name == base.name or value(base, objective) is None:
+        return None
+    if better(trial, base, objective):
+        return None
+    how = "worse than" if better(base, trial, objective) else "no better, beyond noise, than"
+    return f"its {objective} is {how} that of {base.name}, which is exact"
 
 
 def chip_objections(trial: Trial, chip: Chip) -> list[str]:
@@ -142,46 +283,38 @@ def _smaller(trial: Trial) -> str:
     return "" if "split" in trial.recipe else "int8-split, "
 
 
-def pareto(trials: list[Trial]) -> list[str]:
-    """Names of those that no other beats in accuracy, median latency and size at once."""
-
-    def cost(trial: Trial) -> tuple[float, float, float]:
-        loss = value(trial, "accuracy-drop")
-        return (
-            math.inf if loss is None else loss,  # unknown is no merit
-            trial.latency_ms.p50 if trial.latency_ms else math.inf,
-            float(trial.candidate.size_bytes) if trial.candidate else math.inf,
-        )
-
-    ran = [
-        t for t in trials if t.candidate is not None and t.failure is None and t.status != "skipped"
-    ]
-    costs = {trial.name: cost(trial) for trial in ran}
-
-    def beaten(name: str) -> bool:
-        mine = costs[name]
-        return any(
-            other != mine and all(a <= b for a, b in zip(other, mine, strict=True))
-            for other in costs.values()
-        )
-
-    return [name for name in costs if not beaten(name)]
-
-
-def why_not(trial: Trial, chosen: Trial, objective: Objective) -> str:
+def why_not(trial: Trial, chosen: Trial, objective: Objective, target: Target) -> str:
     """Why a fitting trial was not chosen, in words."""
     if objective in ("latency", "throughput") and trial.rounds and chosen.rounds:
-        found = statistics.compare(chosen.rounds, trial.rounds, mean=objective == "throughput")
-        if found.verdict == "inconclusive":
-            return (
-                f"not to be told from {chosen.name} by {objective}, "
-                "which is preferred as more exact or first in the plan"
-            )
-        return f"{found.verdict} than {chosen.name}: {found.speedup:.2f}x its speed"
+        versus = statistics.compare(chosen.rounds, trial.rounds, mean=objective == "throughput")
+        if versus.verdict != "inconclusive":
+            return f"{versus.verdict} than {chosen.name}: {versus.speedup:.2f}x its speed"
+        low, high = versus.ci95
+        return (
+            f"its {objective} and that of {chosen.name} are equal within noise "
+            f"({versus.speedup:.2f}x its speed [{low:.2f}, {high:.2f}]), and {chosen.name} "
+            f"{_preferred(trial, chosen, target)}"
+        )
     mine, other = value(trial, objective), value(chosen, objective)
-    if mine is not None and other is not None and mine > other:
-        show = report.size if objective in ("size", "memory") else "{:.4g}".format
-        return f"more {objective} than {chosen.name}: {show(mine)} against {show(other)}"
-    if mine is None:
+    if mine is None or other is None:
         return f"its {objective} is not known"
-    return f"no better than {chosen.name} by {objective}"
+    show = report.size if objective in ("size", "memory") else "{:.4g}".format
+    if better(chosen, trial, objective):
+        return f"more {objective} than {chosen.name}: {show(mine)} against {show(other)}"
+    return (
+        f"its {objective} and that of {chosen.name} are equal ({show(mine)} against {show(other)})"
+        f", and {chosen.name} {_preferred(trial, chosen, target)}"
+    )
+
+
+def _preferred(trial: Trial, chosen: Trial, target: Target) -> str:
+    """What speaks for the chosen one of two that are equal in what is minimized."""
+    if target.exactness(chosen.recipe) < target.exactness(trial.recipe):
+        return "is more exact"
+    costs: tuple[Objective, ...] = ("latency", "memory", "size", "energy")
+    for cost in costs:
+        if value(trial, cost) is not None and better(chosen, trial, cost):
+            return f"has less {cost}" if cost != "latency" else "is faster"
+    if _dynamic(trial, target) and not _dynamic(chosen, target):
+        return "computes with integers from end to end"
+    return "comes first in the plan"

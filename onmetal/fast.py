@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from onmetal.cache import Cache
 from onmetal.converters import convert
 from onmetal.errors import OnmetalError, UnsupportedError
-from onmetal.look import Looked, method, paired_ratio, short_times
+from onmetal.look import Looked, method, short_times
 from onmetal.plan import Planned
 from onmetal.profilers import measure
 from onmetal.progress import Progress
@@ -83,13 +83,6 @@ def _fast(
     ]
     times = short_times(task, [*numbered, base], feeds, clock, progress)
     best = min(range(len(good)), key=lambda i: np.median(times.get(numbered[i].name, [np.inf])))
-    mine, plain = times.get(numbered[best].name), times.get(base.name)
-    if mine and plain and (ratio := paired_ratio(mine, plain)) > 1:
-        why = (
-            f"its profile promised more than it kept: {ratio:.2f} times as slow as {base.name} "
-            "in a short timing"
-        )
-        return replace(trial, status="skipped", reason=f"first look: {why}")
     return good[best]
 
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -11,25 +10,26 @@ from onmetal import cache as caches
 from onmetal.agree import agreement, wrong_model
 from onmetal.bundle import TOLERANCE
 from onmetal.cache import Cache
-from onmetal.calibration import accuracy, collapse, fidelity
+from onmetal.calibration import accuracy
+from onmetal.calibration.fidelity import Extent, extent
 from onmetal.calibration.metrics import Scorer
-from onmetal.converters import convert
+from onmetal.calibration.outputs import StoredArray
 from onmetal.errors import DeviceError, OnmetalError, UnsupportedError
-from onmetal.look import HOPELESS_DB
+from onmetal.likeness import compared
 from onmetal.profilers import Device, measure
 from onmetal.profilers.board import Board
 from onmetal.profilers.remote import Remote
 from onmetal.progress import Progress
-from onmetal.records import Accuracy, Model, Trial, plain
-from onmetal.targets import EXACT, Recipe
+from onmetal.records import Model, Trial, plain
+from onmetal.targets import EXACT
 from onmetal.task import Clock, Task
-from onmetal.trials import Feeds, out_of_time, usable
+from onmetal.trials import Feeds, original_runtime, original_trial, out_of_time, usable
 
 
 class Judged(Struct, frozen=True):
-    """Outputs of one candidate over the samples, memory-mapped, and how they score."""
+    """Outputs of one candidate over the samples, on disk, and how they score."""
 
-    outputs: dict[str, np.ndarray]
+    outputs: dict[str, StoredArray]
     scorer: Scorer | None
 
 
@@ -74,10 +74,28 @@ def judge_all(
     reference = _reference(task, originals)
     base = originals[reference]
     value = base.scorer(None) if base and base.scorer else None
-    judged = [
-        _judged(trial, found.get(trial.name), originals[trial.model], base) for trial in trials
-    ]
-    return judged, reference, value
+    done = []
+    extents = {stem: _extents(original) for stem, original in originals.items()}
+    for number, trial in enumerate(trials):
+        judged, original = found.get(trial.name), originals[trial.model]
+        if judged:
+            progress(number, len(trials), f"{trial.name}: comparing outputs")
+            trial = _scored(trial, judged, base)
+        if judged and original:
+            trial = compared(
+                trial,
+                task.target.recipe(trial.recipe),
+                judged.outputs,
+                original.outputs,
+                extents[trial.model],
+                judged.scorer.read if judged.scorer else (),
+            )
+        done.append(trial)
+    return done, reference, value
+
+
+def _extents(original: Judged | None) -> dict[str, Extent]:
+    return {name: extent(output) for name, output in original.outputs.items()} if original else {}
 
 
 def _agreed(task: Task, trial: Trial, feeds: Feeds) -> Trial:
@@ -156,7 +174,7 @@ def _judge(
     )
     folder = cache.get("outputs", digest, build)
     outputs = {
-        tensor.name: np.load(folder / f"{number}.npy", mmap_mode="r", allow_pickle=False)
+        tensor.name: StoredArray(folder / f"{number}.npy")
         for number, tensor in enumerate(candidate.model.outputs)
     }
     if task.metric is None:
@@ -189,22 +207,19 @@ def _original(
 ) -> Judged | None:
     """What the original model gives: by ONNX Runtime in f32, as ONNX is defined by (a .tflite file
     by LiteRT) on this machine; where that fails, by the first exact candidate that runs."""
-    runtime = "litert" if entry.format == "tflite" else "onnxruntime"
-    exact = [t for t in trials if t.model == entry.stem and t.recipe == EXACT and t.name in found]
-    if ours := next((t for t in exact if t.runtime == runtime and not _on_device(t)), None):
-        return found[ours.name]
-    name = f"{entry.stem} by {runtime}"
-    recipe = Recipe(EXACT, (runtime,), "f32")
-    trial = Trial(name, EXACT, runtime, entry.stem)
     try:
-        trial = replace(
-            trial,
-            candidate=convert(
-                name, entry, recipe, runtime, task.target, task.threads, task.host, cache
-            ),
+        original = original_trial(task, entry, [t for t in trials if not _on_device(t)], cache)
+        if original.name in found:
+            return found[original.name]
+        return _judge(task, original, cache, clock, progress, bool(found))
+    except OnmetalError as error:
+        exact = [t for t in trials if t.model == entry.stem and t.recipe == EXACT]
+        exact = [trial for trial in exact if trial.name in found]
+        against = exact[0].name if exact else "nothing"
+        task.warnings.append(
+            f"{entry.path.name} cannot be run by {original_runtime(entry)}, which defines what it "
+            f"computes ({error}): outputs of the candidates are compared with those of {against}"
         )
-        return _judge(task, trial, cache, clock, progress, bool(found))
-    except OnmetalError:
         return found[exact[0].name] if exact else None
 
 
@@ -219,35 +234,8 @@ def _reference(task: Task, originals: dict[str, Judged | None]) -> str:
     return pick(scored, key=lambda stem: scored[stem])
 
 
-def _judged(
-    trial: Trial, judged: Judged | None, original: Judged | None, base: Judged | None
-) -> Trial:
-    if judged is None:
+def _scored(trial: Trial, judged: Judged, base: Judged | None) -> Trial:
+    """The trial with its accuracy, where there are labels."""
+    if judged.scorer is None:
         return trial
-    found: Accuracy | None = None
-    if judged.scorer:
-        found = accuracy.judge(judged.scorer, base.scorer if base else None)
-    sqnr = {}
-    if original:
-        sqnr = {
-            name: fidelity.sqnr_db(original.outputs[name], output)
-            for name, output in judged.outputs.items()
-        }
-    warnings = list(trial.warnings)
-    if trial.recipe == EXACT and sqnr and min(sqnr.values()) < 60:
-        warnings.append(
-            f"{trial.runtime} does not compute this model as ONNX Runtime does: "
-            f"{min(sqnr.values()):.0f} dB where over 60 dB is usual for fp32"
-        )
-    if trial.recipe != EXACT and sqnr and min(sqnr.values()) < HOPELESS_DB:
-        warnings.append(
-            f"an output follows the float model with {min(sqnr.values()):.1f} dB only: "
-            "hardly anything of it is left"
-        )
-    lost: list[str] = []
-    if original and trial.recipe != EXACT:
-        for name, output in judged.outputs.items():
-            lost += collapse.collapsed(name, original.outputs[name], output)
-    return replace(
-        trial, accuracy=found, sqnr_db=sqnr, warnings=tuple(warnings), collapsed=tuple(lost)
-    )
+    return replace(trial, accuracy=accuracy.judge(judged.scorer, base.scorer if base else None))

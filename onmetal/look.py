@@ -6,28 +6,30 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from onmetal.calibration.fidelity import sqnr_db
-from onmetal.choice import objective
-from onmetal.decide import TIMED
+from onmetal import decide
+from onmetal.budget import Budget
+from onmetal.cache import Cache
+from onmetal.calibration.fidelity import PERFECT_DB, compare
+from onmetal.choice import objective, resolve
 from onmetal.errors import OnmetalError
+from onmetal.likeness import LOST_DB, least_float_db
 from onmetal.profilers import measure
 from onmetal.profilers.measure import Schedule
 from onmetal.progress import Progress
 from onmetal.records import Model, Trial
 from onmetal.targets import EXACT
 from onmetal.task import Clock, Task
-from onmetal.trials import Feeds, usable
+from onmetal.trials import Feeds, original_trial, usable
 from onmetal.vectors import numbered, write_npz
 
 SCHEDULE = Schedule(blocks=1, rounds=7, round_s=0.03, warm_s=0.15, round_warm_s=0.01, memory_runs=0)
 SAMPLES = 8
 LATEST = 0.35
 """The part of --time-limit after which there is no time for a look."""
-HOPELESS_DB = 3.0
-"""Fidelity under which nothing of the model is left."""
 SLOWER = 1.10
 """A short timing is trusted from this ratio on, where all rounds but one agree on who is slower."""
-ALIKE_DB, BETTER_DB = 1.0, 3.0
+BETTER_DB = 3.0
+"""So much closer to the original is closer on other samples too."""
 
 
 class Looked(Struct, frozen=True):
@@ -44,60 +46,120 @@ class Looked(Struct, frozen=True):
 
     @property
     def hopeless(self) -> bool:
-        return self.sqnr_db is not None and self.sqnr_db < HOPELESS_DB
+        return self.sqnr_db is not None and self.sqnr_db < LOST_DB
 
 
 def look(
     task: Task,
     trials: list[Trial],
     feeds: Feeds,
+    cache: Cache,
     scratch: Path,
     clock: Clock,
     progress: Progress,
 ) -> tuple[list[Trial], dict[str, Looked]]:
-    """Drop hopeless quantized candidates, each with the reason. -> trials, what was seen."""
+    """Drop quantized candidates that another one makes pointless. -> trials, what was seen.
+
+    Nothing is dropped unless something that may meet the budget is at least as good in all that
+    the budget and the aim ask.
+    """
     quantized = [t for t in trials if usable(t) and method(task, t) != "float"]
     if not quantized or clock.left_s(LATEST) <= 0:
         return trials, {}
     times = short_times(task, [t for t in trials if usable(t)], feeds, clock, progress)
-    seen: dict[str, Looked] = {}
-    fidelity = _fidelities(task, trials, scratch, progress)
-    for trial in trials:
-        if usable(trial):
-            seen[trial.name] = Looked(times.get(trial.name, []), fidelity.get(trial.name))
+    fidelity = _fidelities(task, trials, cache, scratch, progress)
+    seen = {
+        trial.name: Looked(times.get(trial.name, []), fidelity.get(trial.name))
+        for trial in trials
+        if usable(trial)
+    }
+    reasons = pointless(task, trials, seen)
     return [
-        _dropped(task, trial, trials, seen) if trial in quantized else trial for trial in trials
+        replace(trial, status="skipped", reason=reasons[trial.name])
+        if trial.name in reasons
+        else trial
+        for trial in trials
     ], seen
+
+
+def pointless(task: Task, trials: list[Trial], seen: dict[str, Looked]) -> dict[str, str]:
+    """Name -> why the trial is not tried further. What is dropped drops no other."""
+    if not _comparable(task):
+        return {}
+    reasons: dict[str, str] = {}
+    running = [trial for trial in trials if usable(trial)]
+    for trial in sorted(running, key=lambda t: seen[t.name].p50_ms):
+        if method(task, trial) == "float":
+            continue
+        others = [t for t in running if t.model == trial.model and t.name not in reasons]
+        if why := _beaten_by_any(task, trial, others, seen):
+            reasons[trial.name] = f"first look: {why}"
+    return reasons
 
 
 def method(task: Task, trial: Trial) -> str:
     return task.target.recipe(trial.recipe).method
 
 
-def _dropped(task: Task, trial: Trial, trials: list[Trial], seen: dict[str, Looked]) -> Trial:
-    """The trial, or why it is not tried further."""
+def _comparable(task: Task) -> bool:
+    """Whether a short timing, sizes and a few samples are all that the budget and the aim ask:
+    memory and energy are not known yet."""
+    asked, limits = task.request.budget, task.target.limits
+    unknown = (asked.max_memory_bytes, asked.max_energy_mj, limits.memory_kib, task.target.chip)
+    return objective(task) in ("latency", "throughput") and not any(unknown)
+
+
+def _beaten_by_any(
+    task: Task, trial: Trial, others: list[Trial], seen: dict[str, Looked]
+) -> str | None:
+    """Why the trial is not tried further, where one of the others is at least as good."""
     mine = seen[trial.name]
-    if mine.hopeless:
-        why = f"{mine.sqnr_db:.1f} dB of fidelity on calibration samples: nothing of it is left"
-        return replace(trial, status="skipped", reason=f"first look: {why}")
-    if objective(task) not in TIMED or not mine.rounds_ms:
-        return trial
-    same = [t for t in trials if t.model == trial.model and t.name != trial.name and usable(t)]
-    exact = [t for t in same if t.recipe == EXACT and seen[t.name].rounds_ms]
-    best = min(exact, key=lambda t: seen[t.name].p50_ms, default=None)
-    if best and (ratio := _slower(mine, seen[best.name])):
-        why = f"{ratio:.2f} times as slow as {best.name} in a short timing"
-        return replace(trial, status="skipped", reason=f"first look: {why}")
-    for other in same:
-        if method(task, other) == "float" or seen[other.name].hopeless:
+    for other in others:
+        if other.name == trial.name or not _may_meet(task, other):
             continue
-        if other.candidate is None or trial.candidate is None:
-            continue
-        if other.candidate.size_bytes > 1.1 * trial.candidate.size_bytes:
-            continue
-        if found := _beaten(mine, seen[other.name], other.name):
-            return replace(trial, status="skipped", reason=f"first look: {found}")
-    return trial
+        theirs = seen[other.name]
+        if other.recipe == EXACT:
+            wrong = theirs.sqnr_db is None or theirs.sqnr_db < least_float_db(trial)
+            if not wrong and (ratio := _slower(mine, theirs)):
+                return f"{ratio:.2f} times as slow as {other.name} in a short timing"
+        elif method(task, other) != "float" and other.candidate and trial.candidate:
+            if other.candidate.size_bytes > 1.1 * trial.candidate.size_bytes:
+                continue
+            if not theirs.hopeless and (why := _beaten(mine, theirs, other.name)):
+                return why
+    return None
+
+
+def _may_meet(task: Task, trial: Trial) -> bool:
+    """Whether a candidate meets what of the budget is known before anything is judged: its size
+    and its multiply-accumulates. Of several models the strictest limit counts."""
+    limits, candidate = task.target.limits, trial.candidate
+    if candidate is None:
+        return False
+    if limits.storage_kib and candidate.size_bytes > limits.storage_kib * 1024:
+        return False
+    budgets = [resolve(task, entry.stem, None) for entry in task.models]
+    return not any(budget.static_objections(trial) for budget in budgets)
+
+
+def drop_lost(
+    task: Task, trials: list[Trial], seen: dict[str, Looked], budget: Budget
+) -> list[Trial]:
+    """Once all are judged: those of which nothing is left, and which the accuracy budget rejects,
+    are not timed."""
+    higher = task.metric.higher_is_better if task.metric else True
+    done = []
+    for trial in trials:
+        look = seen.get(trial.name)
+        reasons: list[str] = []
+        if look and look.hopeless and usable(trial):
+            reasons = decide.likeness_objections(trial, budget, higher)
+        if look and reasons:
+            lost = f"{look.sqnr_db:.1f} dB of fidelity on calibration samples"
+            reason = f"not timed, nothing of it is left: {lost}; {'; '.join(reasons)}"
+            trial = replace(trial, status="skipped", reason=reason)
+        done.append(trial)
+    return done
 
 
 def _beaten(mine: Looked, other: Looked, name: str) -> str | None:
@@ -105,7 +167,7 @@ def _beaten(mine: Looked, other: Looked, name: str) -> str | None:
     if mine.sqnr_db is None or other.sqnr_db is None or not mine.rounds_ms or not other.rounds_ms:
         return None
     gain = other.sqnr_db - mine.sqnr_db
-    if gain >= -ALIKE_DB and (ratio := _slower(mine, other)):
+    if gain >= 0 and (ratio := _slower(mine, other)):
         return f"{ratio:.2f} times as slow as {name} in a short timing, and no closer to the float"
     if gain >= BETTER_DB and paired_ratio(mine.rounds_ms, other.rounds_ms) >= 1:
         return f"{gain:.0f} dB further from the float than {name}, and no faster in a short timing"
@@ -114,6 +176,8 @@ def _beaten(mine: Looked, other: Looked, name: str) -> str | None:
 
 def _slower(mine: Looked, other: Looked) -> float | None:
     """How many times as slow, where that is plain."""
+    if not mine.rounds_ms or not other.rounds_ms:
+        return None
     ratios = np.array(mine.rounds_ms) / np.array(other.rounds_ms)
     ratio = float(np.median(ratios))
     return ratio if ratio >= SLOWER and np.sum(ratios < 1) <= 1 else None
@@ -147,29 +211,42 @@ def short_times(
 
 
 def _fidelities(
-    task: Task, trials: list[Trial], scratch: Path, progress: Progress
+    task: Task, trials: list[Trial], cache: Cache, scratch: Path, progress: Progress
 ) -> dict[str, float]:
-    """The worst output's SQNR against the float model over a few calibration samples."""
-    found: dict[str, float] = {}
+    """The worst output's SQNR against the original over a few calibration samples."""
+    fidelities: dict[str, float] = {}
     for model in task.models:
         mine = [t for t in trials if usable(t) and t.model == model.stem]
-        exact = next((t for t in mine if t.recipe == EXACT), None)
-        if exact is None or str(model.path) not in task.calibration:
+        if str(model.path) not in task.calibration:
             continue
+        try:
+            original = original_trial(task, model, trials, cache)
+        except OnmetalError:
+            continue  # judging says why
         feed = _few(task, model, scratch / f"look-{model.stem}.npz")
-        reference = _outputs(task, exact, feed, scratch)
+        reference = _outputs(task, original, feed, scratch)
         if reference is None:
             continue
         for number, trial in enumerate(mine):
             progress(number, len(mine), f"{trial.name} on a few calibration samples")
-            if method(task, trial) == "float":
+            if method(task, trial) == "float" and trial.recipe != EXACT:
                 continue
-            outputs = _outputs(task, trial, feed, scratch)
+            same = trial.name == original.name
+            outputs = reference if same else _outputs(task, trial, feed, scratch)
             if outputs is not None:
-                found[trial.name] = min(
-                    sqnr_db(reference[name], outputs[name]) for name in reference
-                )
-    return found
+                fidelities[trial.name] = _least_db(reference, outputs)
+    return fidelities
+
+
+def _least_db(reference: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> float:
+    """Of every output of real numbers, in the whole and by slices."""
+    least = PERFECT_DB
+    for name, wanted in reference.items():
+        if wanted.shape != outputs[name].shape:
+            return -PERFECT_DB
+        known = compare(wanted, outputs[name]).least_db
+        least = least if known is None else min(least, known)
+    return least
 
 
 def _few(task: Task, model: Model, path: Path) -> Path:

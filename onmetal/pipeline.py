@@ -14,7 +14,7 @@ from onmetal.choice import choose, objective, resolve
 from onmetal.errors import BudgetError, DeviceError, UnsupportedError, UsageError
 from onmetal.fast import add_fast
 from onmetal.judge import judge_all
-from onmetal.look import look
+from onmetal.look import drop_lost, look
 from onmetal.plan import NO_DATA, Planned
 from onmetal.progress import Progress
 from onmetal.records import Trial, plain
@@ -61,12 +61,14 @@ def _deploy(
     progress.step("calibrating and converting")
     trials = convert_all(task, cache, clock, progress)
     check_calibration(task, cache, clock, progress)
-    trials, seen = look(task, trials, feeds, scratch, clock, progress)
+    trials, seen = look(task, trials, feeds, cache, scratch, clock, progress)
     trials = add_fast(task, trials, seen, feeds, cache, clock, progress)
     progress.step("judging")
     if task.board:
         embedded.on_board(task, task.board, trials)
     trials, reference, value = judge_all(task, trials, feeds, cache, clock, progress)
+    budget = resolve(task, reference, value)
+    trials = drop_lost(task, trials, seen, budget)
     if task.target.micro:
         progress.step("counting memory")
         trials = embedded.examine_all(task, trials, feeds, progress)
@@ -79,7 +81,6 @@ def _deploy(
         progress.step("measuring")
         trials = measure_all(task, task.device, trials, feeds, clock, progress)
     progress.step("deciding")
-    budget = resolve(task, reference, value)
     trials, base, chosen = choose(task, budget, trials, reference, feeds, clock, progress)
     after = _state_after(task)
     document = _document(task, budget, trials, base, chosen)
@@ -133,7 +134,7 @@ def _document(
         "candidates": [report.candidate_document(trial) for trial in trials],
         "baseline": base.name if base else None,
         "chosen": chosen.name if chosen else None,
-        "pareto": decide.pareto(ran),
+        "pareto": decide.pareto(ran, task.target),
         "bundle": None,
         "table": report.table(trials, task.metric.name if task.metric else None),
     }

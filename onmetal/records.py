@@ -175,6 +175,21 @@ class Accuracy(Struct, frozen=True):
     samples: int
 
 
+class Slice(Struct, frozen=True):
+    """A slice of an output: what has one index along one axis, of all samples."""
+
+    axis: int
+    """Of one sample's part of the output, without the batch axis."""
+    index: int
+    sqnr_db: float
+    range: tuple[float, float]
+    """Of the original model's values in it."""
+
+    def __str__(self) -> str:
+        low, high = self.range
+        return f"slice {self.index} of axis {self.axis} (values of {low:.4g} to {high:.4g})"
+
+
 class Trial(Struct, frozen=True):
     """All that is known of one candidate, tried or not."""
 
@@ -188,7 +203,14 @@ class Trial(Struct, frozen=True):
     reason: str | None = None
     accuracy: Accuracy | None = None
     sqnr_db: dict[str, float] = {}
-    """Signal to quantization noise of each output against the original model."""
+    """Signal to quantization noise of each output of real numbers against the original model."""
+    equal: dict[str, float] = {}
+    """The share of equal elements of each output of whole numbers."""
+    slices: dict[str, Slice] = {}
+    """The worst slice of each output whose slices differ much in range."""
+    unlike: tuple[str, ...] = ()
+    """Why the outputs of an inexact candidate are not the model's; `--max-accuracy-drop none` lets
+    it ship all the same."""
     rounds: Rounds | None = None
     again: dict[str, Rounds] = {}
     """Of the chosen one: its own and the baseline's rounds in the fresh blocks, from which its

@@ -28,11 +28,11 @@ def candidate_document(trial: Trial) -> dict[str, Any]:
         "sha256": candidate.sha256 if candidate else None,
         "status": trial.status,
         "reason": trial.reason,
-        "warnings": [*trial.warnings, *trial.collapsed],
+        "warnings": [*trial.warnings, *trial.unlike, *trial.collapsed],
         "size_bytes": candidate.size_bytes if candidate else None,
         "macs": candidate.model.macs if candidate else None,
         "accuracy": plain(trial.accuracy),
-        "fidelity": {"sqnr_db": dict(trial.sqnr_db)} if trial.sqnr_db else None,
+        "fidelity": _fidelity(trial),
         "latency_ms": plain(trial.latency_ms),
         "throughput_per_s": plain(trial.throughput_per_s),
         "load_ms": plain(trial.load_ms),
@@ -43,6 +43,17 @@ def candidate_document(trial: Trial) -> dict[str, Any]:
         "device_outputs": trial.agreement,
         "embedded": _without_drawing(trial.embedded),
         "missing": trial.missing,
+    }
+
+
+def _fidelity(trial: Trial) -> dict[str, Any] | None:
+    """None: its outputs were not compared with the original model's."""
+    if not trial.sqnr_db and not trial.equal:
+        return None
+    return {
+        "sqnr_db": dict(trial.sqnr_db),
+        "equal": dict(trial.equal),
+        "worst_slice": plain(trial.slices),
     }
 
 

@@ -14,7 +14,7 @@ from onmetal.profilers.measure import EMULATED, MODES
 from onmetal.progress import Progress
 from onmetal.records import Basis, Candidate, Model, Rounds, Source, Trial
 from onmetal.sources import Hub
-from onmetal.targets import EXACT
+from onmetal.targets import EXACT, Recipe
 from onmetal.task import Clock, Task
 
 COMPUTED = 0.05
@@ -107,6 +107,25 @@ def convert_one(
     if task.remote:  # it ships with the version that it was measured with
         candidate = replace(candidate, runtime_version=task.facts.runtimes[entry.runtime])
     return replace(trial, candidate=candidate)
+
+
+def original_runtime(model: Model) -> str:
+    """The runtime that defines what a model of this format computes."""
+    return "litert" if model.format == "tflite" else "onnxruntime"
+
+
+def original_trial(task: Task, model: Model, trials: list[Trial], cache: Cache) -> Trial:
+    """The model itself, by the runtime that defines its format, on this machine: the candidate
+    that is just that, where there is one. Raises OnmetalError where it cannot be made."""
+    runtime = original_runtime(model)
+    for trial in trials:
+        kind = (trial.model, trial.recipe, trial.runtime)
+        if kind == (model.stem, EXACT, runtime) and usable(trial):
+            return trial
+    name = f"{model.stem} by {runtime}"
+    recipe = Recipe(EXACT, (runtime,), "f32")
+    candidate = convert(name, model, recipe, runtime, task.target, task.threads, task.host, cache)
+    return Trial(name, EXACT, runtime, model.stem, candidate=candidate)
 
 
 def out_of_time(trial: Trial, what: str) -> Trial:

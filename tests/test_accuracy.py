@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from onmetal.calibration import metrics
+from onmetal.calibration import outputs
 from onmetal.calibration.accuracy import clopper_pearson, judge, paired_interval
 from onmetal.calibration.fidelity import PERFECT_DB, sqnr_db
 from onmetal.calibration.metrics import Metric, Scorer, choose
@@ -254,5 +254,5 @@ def test_fidelity_in_parts_is_fidelity_at_once(rows: int, width: int, seed: int,
     found = signal + random.normal(0, 0.1, signal.shape)
     whole = sqnr_db(signal, found)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "CHUNK_BYTES", size)
+        patch.setattr(outputs, "CHUNK_BYTES", size)
         assert sqnr_db(signal, found) == pytest.approx(whole)

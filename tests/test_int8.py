@@ -35,6 +35,7 @@ from onmetal.calibration.graph import Graph
 from onmetal.calibration.ranges import BINS, ESTIMATORS
 from onmetal.converters.onnx_float import simplify
 from onmetal.decide import Objective
+from onmetal.likeness import LOST_DB
 from onmetal.look import Looked
 from onmetal.plan import Planned
 from onmetal.profilers.local import Local, quiet_environment
@@ -569,9 +570,10 @@ def test_without_labels_every_output_needs_20_db(run: Run, tmp_path: Path) -> No
     assert (code, found["chosen"]) == (5, None)
     entry = candidates(found)["int8-s8s8@onnxruntime"]
     fidelity = entry["fidelity"]["sqnr_db"]
-    assert fidelity["large"] > 20 > fidelity["small"] > look.HOPELESS_DB
+    assert fidelity["large"] > 20 > fidelity["small"] > LOST_DB
     assert entry["status"] == "over-budget"
-    assert entry["reason"] == f"fidelity {fidelity['small']:.1f} dB is under 20 dB"
+    assert f"'small' follows it with {fidelity['small']:.1f} dB, under 20 dB" in entry["reason"]
+    assert "--data" in entry["reason"]
     assert entry["reason"] in found["error"]["message"]
     code, found, _ = run(*words, "--max-accuracy-drop", "none", "--out", "two")
     assert (code, found["chosen"]) == (0, "int8-s8s8@onnxruntime")
@@ -907,29 +909,29 @@ def reasons(of: Task, *glances: Glance) -> dict[str, str]:
     seen = {
         entry.name: Looked(list(entry.ms * NOISE[: entry.rounds]), entry.db) for entry in glances
     }
-    found: dict[str, str] = {}
-    for known in trials:
-        if look.method(of, known) == "float":
-            continue
-        after = look._dropped(of, known, trials, seen)
-        if after.status == "skipped":
-            found[after.name] = str(after.reason)
-            assert found[after.name].startswith("first look: ")
-        else:
-            assert after == known
+    found = look.pointless(of, trials, seen)
+    assert all(why.startswith("first look: ") for why in found.values())
     return found
 
 
-FP32 = (Glance("fp32@onnxruntime", 1.2), Glance("fp32@openvino", 1.0))
+FP32 = (Glance("fp32@onnxruntime", 1.2, 300), Glance("fp32@openvino", 1.0, 120))
 
 
 @pytest.mark.parametrize("minimize", ["latency", "throughput", "size", "memory"])
-def test_what_has_nothing_left_of_the_model_is_dropped(cache: Cache, minimize: Objective) -> None:
-    glances = (*FP32, Glance("int8-s8s8@openvino", 0.5, 2.9), Glance("wi8@openvino", 0.9, 3.0))
-    for timed in (True, False):
-        found = reasons(task(cache, minimize, timed=timed), *glances)
-        assert list(found) == ["int8-s8s8@openvino"]
-        assert "2.9 dB" in found["int8-s8s8@openvino"]
+def test_what_has_nothing_left_of_the_model_is_judged_before_it_is_dropped(
+    cache: Cache, minimize: Objective
+) -> None:
+    of = task(cache, minimize)
+    assert not reasons(of, *FP32, Glance("int8-s8s8@openvino", 0.5, 2.9))
+    lost = trial("int8-s8s8@openvino", drop=0.3, interval=(0.2, 0.4))
+    seen = {lost.name: Looked([0.5] * 7, 2.9)}
+    (after,) = look.drop_lost(of, [lost], seen, Budget(max_accuracy_drop=0.01))
+    assert after.status == "skipped"
+    assert "2.9 dB" in str(after.reason)
+    assert "0.3 is over 0.01" in str(after.reason)
+    assert look.drop_lost(of, [lost], seen, Budget()) == [lost]
+    better = {lost.name: Looked([0.5] * 7, 3.1)}
+    assert look.drop_lost(of, [lost], better, Budget(max_accuracy_drop=0.01)) == [lost]
 
 
 def test_what_is_slower_than_float_is_dropped(cache: Cache) -> None:
@@ -953,10 +955,12 @@ def test_a_short_timing_is_trusted_where_rounds_agree(cache: Cache) -> None:
     trials = [trial(name) for name in ("fp32@openvino", "int8-s8s8@openvino")]
     mixed_up = [0.9, 1.2, 1.3, 0.8, 1.2, 1.3, 1.2]
     seen = {
-        trials[0].name: Looked([1.0] * 7, None),
+        trials[0].name: Looked([1.0] * 7, 120.0),
         trials[1].name: Looked(mixed_up, 40.0),
     }
-    assert look._dropped(task(cache), trials[1], trials, seen) == trials[1]
+    assert not look.pointless(task(cache), trials, seen)
+    seen[trials[1].name] = Looked([1.2] * 7, 40.0)
+    assert list(look.pointless(task(cache), trials, seen)) == [trials[1].name]
 
 
 def test_what_another_beats_is_dropped(cache: Cache) -> None:
@@ -983,8 +987,40 @@ def test_one_of_two_that_beat_each_other_stays(cache: Cache) -> None:
     """Whatever was seen, the first look leaves something that none of the dropped is better than:
     what is dropped itself drops no other."""
     hopeless = Glance("int8-u8u8@onnxruntime", 0.5, 2.9)
-    found = reasons(task(cache), *FP32, hopeless, Glance("int8-s8s8@onnxruntime", 0.6, 3.5))
-    assert list(found) == [hopeless.name]
+    assert not reasons(task(cache), *FP32, hopeless, Glance("int8-s8s8@onnxruntime", 0.6, 2.8))
+    slow = Glance("int8-u8u8@onnxruntime", 0.7, 41)
+    fast, between = (
+        Glance("int8-s8s8@onnxruntime", 0.5, 45),
+        Glance("int8-u8s8@onnxruntime", 0.6, 43),
+    )
+    assert sorted(reasons(task(cache), *FP32, slow, fast, between)) == sorted(
+        [slow.name, between.name]
+    )
+
+
+def test_what_is_over_the_budget_itself_drops_no_other(cache: Cache) -> None:
+    """A small file that is slower than float is all that a small flash has room for."""
+    of = task(cache)
+    asked = replace(of.request.budget, max_size=700)
+    of = replace(of, request=replace(of.request, budget=asked))
+    small = Glance("int8-s8s8@openvino", 1.5, 40, size=500)
+    assert list(reasons(task(cache), *FP32, small)) == [small.name]
+    assert not reasons(of, *FP32, small)
+    smaller = Glance("int8-u8s8@openvino", 0.7, 42, size=510)
+    assert list(reasons(of, *FP32, small, smaller)) == [small.name]
+
+
+def test_what_may_need_too_much_memory_drops_no_other(cache: Cache) -> None:
+    of = task(cache)
+    asked = replace(of.request.budget, max_memory_bytes=10**6)
+    of = replace(of, request=replace(of.request, budget=asked))
+    assert not reasons(of, *FP32, Glance("int8-s8s8@openvino", 1.5, 40))
+
+
+def test_a_float_candidate_that_is_not_the_model_drops_no_other(cache: Cache) -> None:
+    wrong = Glance("fp32@openvino", 0.5, -3.7)
+    mine = Glance("int8-s8s8@openvino", 0.9, 40)
+    assert not reasons(task(cache), Glance("fp32@onnxruntime", 1.0, 300), wrong, mine)
 
 
 @settings(max_examples=80, deadline=None)
@@ -994,7 +1030,7 @@ def test_the_first_look_never_drops_all_that_float_does_not_beat(
 ) -> None:
     names = [f"{recipe.name}@{runtime}" for recipe in STATIC for runtime in recipe.runtimes]
     glances = [Glance(name, *seen) for name, seen in zip(names, listed, strict=False)]
-    good = [g for g in glances if g.db is not None and g.db >= look.HOPELESS_DB and g.ms < 1.05]
+    good = [g for g in glances if g.db is not None and g.db >= LOST_DB and g.ms < 1.05]
     with Cache() as opened:
         found = reasons(task(opened), *FP32, *glances)
     assert not good or len(found) < len(glances)
@@ -1638,8 +1674,8 @@ def test_parts_of_one_data_that_are_unlike_are_called_what_they_are(
     (text,) = said_of(found, "unlike")
     assert "--calibration-data" not in text
     entry = candidates(found)["int8-s8s8@onnxruntime"]
-    assert entry["fidelity"]["sqnr_db"]["y"] < look.HOPELESS_DB
-    assert any("dB only" in text for text in entry["warnings"])
+    assert entry["fidelity"]["sqnr_db"]["y"] < LOST_DB
+    assert any("hardly anything" in text for text in entry["warnings"])
 
 
 # --- all kinds of models: each ends clearly

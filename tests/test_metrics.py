@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as reference
 
 from onmetal.calibration import metrics
+from onmetal.calibration import outputs as stored
 from onmetal.calibration.metrics import Scorer, choose
 from onmetal.errors import UsageError
 from onmetal.records import Tensor
@@ -213,8 +214,8 @@ def test_outputs_may_lie_on_disk_and_are_read_in_parts(
     np.save(tmp_path / "out.npy", SCORES)
     mapped = np.load(tmp_path / "out.npy", mmap_mode="r")
     whole = {name: score(name, SCORES, LABELS) for name in ("top1", "top5", "f1", "auc")}
-    monkeypatch.setattr(metrics, "CHUNK_BYTES", 100)
-    assert len(list(metrics.chunks(mapped))) == N // 4
+    monkeypatch.setattr(stored, "CHUNK_BYTES", 100)
+    assert len(list(stored.chunks(mapped))) == N // 4
     for name, expected in whole.items():
         assert score(name, mapped, LABELS) == expected
 
