@@ -47,10 +47,12 @@ class Local:
         self._idle: dict[str, list[Worker]] = {}
         weakref.finalize(self, _end, self._idle)
 
-    def worker(self) -> "Worker":
-        """A fresh process, beside which none of the helpers is left."""
+    def worker(self, runtime: str | None = None) -> "Worker":
+        """A fresh process, beside which none of the helpers is left. `runtime`: it imports this one
+        before it answers anything."""
         _end(self._idle)
-        return Worker(quiet_environment(self.home))
+        program = ("-m", "onmetal.profilers.worker", *([runtime] if runtime else []))
+        return Worker(quiet_environment(self.home), program)
 
     def helped(self, kind: str | None, work: Callable[[list["Worker"]], T], count: int = 1) -> T:
         """What `work` gives with `count` helpers: processes in which models are read and converted,

@@ -272,6 +272,9 @@ def main() -> None:
     _die_with_parent()
     _answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    for runtime in sys.argv[1:]:
+        with contextlib.suppress(Exception):  # opening says what is wrong with it
+            runtime_module("run", runtime)
     for line in sys.stdin:
         request = json.loads(line)
         try:
