@@ -29,7 +29,7 @@ EXAMPLE = HERE.parent / "examples/digits/digits_cnn.onnx"
 
 
 class Slowing(Local):
-    def worker(self) -> Worker:
+    def worker(self, runtime: str | None = None) -> Worker:
         return Worker(quiet_environment(self.home), [str(HERE / "slow_worker.py")])
 
 

@@ -4,6 +4,7 @@ Each offers `convert` and `options` as the Protocol says. `convert` runs in a ch
 a runtime that crashes on a model costs one candidate and not the run.
 """
 
+import shutil
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError
@@ -17,7 +18,7 @@ from onmetal import cache as caches
 from onmetal.cache import Cache
 from onmetal.calibration.samples import Samples
 from onmetal.errors import NeedlessError, OnmetalError, UnsupportedError, UsageError
-from onmetal.profilers.local import Local
+from onmetal.profilers.local import Local, Worker
 from onmetal.records import Candidate, Model, Source, plain
 from onmetal.targets import Recipe, Target
 
@@ -33,6 +34,10 @@ class Converter(Protocol):
 
     RESERVED: frozenset[str]
     """Of those, what follows from the recipe and --threads: not a target file's to set."""
+
+    ALONE: bool
+    """Whether every artifact is made in a process of its own, because what the process made before
+    would show in its bytes."""
 
     def convert(self, prepared: str, compute: str, folder: str) -> list[str]:
         """Write the artifact of a static ONNX model to `folder`.
@@ -105,23 +110,25 @@ def convert(
     }
 
     def build(folder: Path) -> None:
-        with device.worker() as worker:
-            try:
-                files = worker.call(
-                    "call",
-                    timeout_s=3600,
-                    prepared=str(source.path),
-                    folder=str(folder),
-                    **how,
-                )
-                paths = [str(folder / file) for file in files]
-                worker.call(
-                    "open", timeout_s=3600, runtime=runtime, files=paths, options=options, **names
-                )
-            except NeedlessError:
-                raise
-            except OnmetalError as error:
-                raise UnsupportedError(f"{runtime} {version}: {error}") from None
+        def made(workers: list[Worker]) -> list[str]:
+            for entry in folder.iterdir():  # left by a process that failed over it
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            files: list[str] = workers[0].call(
+                "call", timeout_s=3600, prepared=str(source.path), folder=str(folder), **how
+            )
+            paths = [str(folder / file) for file in files]
+            workers[0].call(
+                "open", timeout_s=3600, runtime=runtime, files=paths, options=options, **names
+            )
+            workers[0].call("let_go", timeout_s=600)
+            return files
+
+        try:
+            files = device.helped(None if converter.ALONE else runtime, made)
+        except NeedlessError:
+            raise
+        except OnmetalError as error:
+            raise UnsupportedError(f"{runtime} {version}: {error}") from None
         (folder / "files.json").write_bytes(msgspec.json.encode(files))
 
     digest = caches.key(

@@ -8,6 +8,7 @@ from typing import Any
 from onmetal.errors import UnsupportedError
 
 VERSION = 1
+ALONE = False
 OPTIONS = frozenset({"num_threads", "nhwc", "stateful"})
 """`nhwc`: the inputs and outputs that the file has with channels last, which run.py transposes;
 `stateful`: whether it has variable tensors, which are reset before every inference."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 VERSION = 1
+ALONE = False
 OPTIONS = frozenset(
     {
         "graph_optimization_level",

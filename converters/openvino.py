@@ -7,6 +7,8 @@ from typing import Any
 from onmetal.errors import UnsupportedError, reason
 
 VERSION = 1
+ALONE = True
+"""OpenVINO numbers nodes without a name through the life of a process, and writes these numbers."""
 OPTIONS = frozenset(
     {
         "PERFORMANCE_HINT",

@@ -11,6 +11,8 @@ import msgspec
 from onmetal.errors import UnsupportedError
 
 VERSION = 1
+ALONE = True
+"""What Vela keeps between two compilations must not show in the second."""
 OPTIONS = frozenset({"nhwc", "stateful"})
 """As LiteRT's."""
 RESERVED = OPTIONS

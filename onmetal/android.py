@@ -27,14 +27,20 @@ from onmetal.ports import (
 from onmetal.records import Candidate
 
 MAVEN = {
-    "litert": ("com.google.ai.edge.litert:litert", ("2.1.5", "2.2.0", "2.3.0")),
+    "litert": ("com.google.ai.edge.litert:litert", ("2.1.5", "2.1.6", "2.2.0", "2.3.0")),
     "onnxruntime": (
         "com.microsoft.onnxruntime:onnxruntime-android",
-        ("1.24.3", "1.25.0", "1.25.1", "1.26.0", "1.27.0", "1.29.0", "1.30.0"),
+        (
+            *("1.24.3", "1.25.0", "1.25.1", "1.26.0", "1.27.0"),
+            *("1.28.0", "1.29.0", "1.30.0", "1.31.0"),
+        ),
     ),
 }
 """Each runtime's artifact and its versions that are known to be published, oldest first: they lag
-behind the packages of Python, and a version that is not there would break every build."""
+behind the packages of Python, and a version that is not there would break every build. Each
+of these is named by public builds. LiteRT's are listed at
+https://maven.google.com/web/index.html#com.google.ai.edge.litert:litert, ONNX Runtime's at
+https://central.sonatype.com/artifact/com.microsoft.onnxruntime/onnxruntime-android/versions"""
 ARRAYS = {
     "float32": "FloatArray",
     "float64": "DoubleArray",

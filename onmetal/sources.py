@@ -24,6 +24,7 @@ from onmetal.records import Model, Source, plain
 from onmetal.targets import TFLITE, Format, Recipe, Target
 
 VERSION = 2
+HELPERS = "calibrating"
 MOST_WORKERS = 4
 """Calibration runs in up to so many processes at once, each with the memory of one batch."""
 
@@ -194,16 +195,18 @@ class Hub:
 
             _ask(worker, function, tell, part=part, told=True, **given)
 
-        with contextlib.ExitStack() as stack, ThreadPoolExecutor(given["parts"]) as pool:
-            workers = [stack.enter_context(self.host.worker()) for _ in range(given["parts"])]
-            asked = [pool.submit(run, worker, part) for part, worker in enumerate(workers)]
-            try:
-                for future in asked:
-                    future.result()
-            except BaseException:  # ^C too: the threads wait for workers, so end these first
-                for worker in workers:
-                    worker.kill()
-                raise
+        def all_of_them(workers: list[Worker]) -> None:
+            with ThreadPoolExecutor(given["parts"]) as pool:
+                asked = [pool.submit(run, worker, part) for part, worker in enumerate(workers)]
+                try:
+                    for future in asked:
+                        future.result()
+                except BaseException:  # ^C too: the threads wait for workers, so end these first
+                    for worker in workers:
+                        worker.kill()
+                    raise
+
+        self.host.helped(HELPERS, all_of_them, given["parts"])
 
     def quantized(
         self, form: Format, told: Told, keep_float: frozenset[str] = frozenset()
@@ -331,8 +334,9 @@ class Hub:
         **arguments: Any,
     ) -> Any:
         """In a child process: models are foreign, and runtimes may crash on them."""
-        with self.host.worker() as worker:
-            return _ask(worker, function, progress, **arguments)
+        return self.host.helped(
+            HELPERS, lambda workers: _ask(workers[0], function, progress, **arguments)
+        )
 
 
 def _ask(

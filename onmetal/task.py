@@ -154,7 +154,7 @@ def prepare(
 def _prepared(
     request: Request, target: Target, device: Device | None, cache: Cache, progress: Told
 ) -> Task:
-    host = Local(cache)
+    host = device if isinstance(device, Local) else Local(cache)
     facts = device.facts() if device else host.facts()
     check_runtimes(target, host)
     _check_budget(request, target, device, facts)

@@ -198,8 +198,8 @@ _CORES_TEXT = """\
 48 HiSilicon: d01 Kunpeng-920, d40 Cortex-A76
 4e NVIDIA: 000 Denver, 003 Denver 2, 004 Carmel, 010 Olympus
 50 APM: 000 X-Gene
-51 Qualcomm: 001 Oryon, 04d Krait, 06f Krait, 201 Kryo Silver, 205 Kryo Gold, 211 Kryo Silver,
-    800 Kryo 2xx Gold, 801 Kryo 2xx Silver, 802 Kryo 3xx Gold, 803 Kryo 3xx Silver,
+51 Qualcomm: 001 Oryon, 002 Oryon Gen 3, 04d Krait, 06f Krait, 201 Kryo Silver, 205 Kryo Gold,
+    211 Kryo Silver, 800 Kryo 2xx Gold, 801 Kryo 2xx Silver, 802 Kryo 3xx Gold, 803 Kryo 3xx Silver,
     804 Kryo 4xx Gold, 805 Kryo 4xx Silver, c00 Falkor, c01 Saphira
 53 Samsung: 001 Exynos-M1, 002 Exynos-M3, 003 Exynos-M4, 004 Exynos-M5
 61 Apple: 020 Apple Icestorm (A14), 021 Apple Firestorm (A14), 022 Apple Icestorm (M1),
@@ -230,8 +230,11 @@ _QEMU_MAX = (0x00, 0x051)
 the guest sees the host's instead."""
 
 _QEMU_BOGOMIPS = "125.00"
-"""qemu's emulated Arm counter runs at 62.5 MHz, of which Linux makes this. Under KVM the guest sees
-the host's counter, and no maker is known to take that rate."""
+"""qemu's emulated Arm counter runs at 62.5 MHz, of which Linux makes this, for CPUs that qemu had
+before 9.1 and for older versions of its machines. Under KVM the guest sees the host's counter, and
+no maker is known to take that rate. Since 9.1 qemu's other CPUs run it at 1 GHz, as Armv8.6 asks of
+every core: 2000.00 is what real phones and servers say too, and proves nothing
+(https://gitlab.com/qemu-project/qemu/-/blob/master/target/arm/internals.h, GTIMER_DEFAULT_HZ)."""
 
 
 class Cluster(Struct, frozen=True):
@@ -409,7 +412,10 @@ def _cautions(facts: Facts) -> Iterator[str]:
     if facts.emulated:
         yield f"emulated ({facts.emulated_why}): timings mean nothing here, only results do"
     elif facts.virtual:
-        yield "a virtual machine: its neighbours take part in every timing; measure on hardware"
+        yield (
+            "a virtual machine: its neighbours take part in every timing, and whether an emulator "
+            "stands behind it cannot always be told; measure on hardware"
+        )
     yield from _power(facts.state)
     yield from _speed(facts)
 

@@ -6,17 +6,21 @@ import os
 import platform
 import site
 import sys
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
 from onmetal.cache import Cache
+from onmetal.errors import NeedlessError, OnmetalError
 from onmetal.profilers.line import Line, Told
 from onmetal.records import DeviceFacts
 from onmetal.targets import RUNTIMES, packages
+
+T = TypeVar("T")
 
 
 def quiet_environment(home: Path) -> dict[str, str]:
@@ -40,16 +44,53 @@ class Local:
 
     def __init__(self, cache: Cache) -> None:
         self.home = cache.root / "home"
+        self._idle: dict[str, list[Worker]] = {}
+        weakref.finalize(self, _end, self._idle)
 
-    def worker(self) -> "Worker":
-        return Worker(quiet_environment(self.home))
+    def worker(self, runtime: str | None = None) -> "Worker":
+        """A fresh process, beside which none of the helpers is left. `runtime`: it imports this one
+        before it answers anything."""
+        _end(self._idle)
+        program = ("-m", "onmetal.profilers.worker", *([runtime] if runtime else []))
+        return Worker(quiet_environment(self.home), program)
+
+    def helped(self, kind: str | None, work: Callable[[list["Worker"]], T], count: int = 1) -> T:
+        """What `work` gives with `count` helpers: processes in which models are read and converted,
+        and never timed, so that they serve again for work of the same kind (None: they do not).
+
+        Where it fails with helpers that have served before, it is done again with fresh ones: what
+        one model did to a process costs no other model its candidate.
+        """
+        idle = self._idle.setdefault(kind, []) if kind else []
+        while True:
+            served = [idle.pop() for _ in range(min(count, len(idle)))]
+            helpers = [*served]
+            try:
+                while len(helpers) < count:
+                    helpers.append(Worker(quiet_environment(self.home)))
+                result = work(helpers)
+            except BaseException as error:
+                for helper in helpers:
+                    helper.close()
+                ordinary = isinstance(error, OnmetalError) and not isinstance(error, NeedlessError)
+                if not served or not ordinary:
+                    raise
+                _end(self._idle)
+            else:
+                if kind:
+                    idle.extend(helpers)
+                else:
+                    for helper in helpers:
+                        helper.close()
+                return result
 
     def state(self) -> dict[str, Any]:
         """What may have changed since `facts`."""
         return state()
 
     def close(self, *, keep: bool = False) -> None:
-        """Nothing is open; a remote device's folder is removed so."""
+        """The helpers are ended; a remote device's folder is removed so."""
+        _end(self._idle)
 
     def facts(self) -> DeviceFacts:
         lines = _cpuinfo()
@@ -65,6 +106,12 @@ class Local:
             runtimes=_runtimes(),
             state=state(),
         )
+
+
+def _end(idle: dict[str, list["Worker"]]) -> None:
+    for helpers in idle.values():
+        while helpers:
+            helpers.pop().close()
 
 
 def _cores() -> int:

@@ -14,7 +14,7 @@ from msgspec import Struct
 from onmetal.errors import OnmetalError
 from onmetal.profilers import Device
 from onmetal.profilers.board import BoardWorker
-from onmetal.profilers.local import Worker
+from onmetal.profilers.local import Local, Worker
 from onmetal.profilers.remote import RemoteWorker
 from onmetal.records import Candidate, Figure, Rounds
 
@@ -107,16 +107,24 @@ def measure(
             break
         with contextlib.ExitStack() as stack:
             workers: dict[str, AnyWorker] = {}
-            for candidate in shuffled.sample(alive, len(alive)):
-                progress(block * schedule.rounds, total, f"starting {candidate.name}")
+            order = shuffled.sample(alive, len(alive))
+            for candidate in order:  # all at once: they import side by side
                 try:
-                    worker: AnyWorker = device.worker()
-                    stack.callback(worker.close)
-                    load_ms = _start(worker, candidate, feeds(candidate), schedule)
-                    loads[candidate.name].append(load_ms)
-                    workers[candidate.name] = worker
+                    workers[candidate.name] = _launch(device, candidate)
+                    stack.callback(workers[candidate.name].close)
                 except OnmetalError as error:
                     failures[candidate.name] = str(error)
+            for step in (_ready, _start):  # none is opened before all have imported
+                for candidate in order:
+                    if candidate.name in failures:
+                        continue
+                    progress(block * schedule.rounds, total, f"starting {candidate.name}")
+                    try:
+                        worker = workers[candidate.name]
+                        loads[candidate.name] += step(worker, candidate, feeds, schedule)
+                    except OnmetalError as error:
+                        failures[candidate.name] = str(error)
+                        del workers[candidate.name]
             for number in range(schedule.rounds):
                 if deadline is not None and time.monotonic() > deadline:
                     cut_short = True
@@ -146,12 +154,26 @@ def _complete(
     return sorted(set.intersection(*finished)) if finished else []
 
 
-def _start(worker: AnyWorker, candidate: Candidate, feeds: Path, schedule: Schedule) -> float:
+def _launch(device: Device, candidate: Candidate) -> AnyWorker:
+    return device.worker(candidate.runtime) if isinstance(device, Local) else device.worker()
+
+
+def _ready(
+    worker: AnyWorker, candidate: Candidate, feeds: Callable[[Candidate], Path], schedule: Schedule
+) -> list[float]:
+    """A worker on this machine answers once it has imported its runtime."""
+    worker.call("feeds", timeout_s=timeout_s(schedule), path=str(feeds(candidate)))
+    return []
+
+
+def _start(
+    worker: AnyWorker, candidate: Candidate, feeds: Callable[[Candidate], Path], schedule: Schedule
+) -> list[float]:
+    """-> how long opening took, in ms."""
     limit = timeout_s(schedule)
     opened = worker.call("open", timeout_s=limit, runtime=candidate.runtime, **arguments(candidate))
-    worker.call("feeds", timeout_s=limit, path=str(feeds))
     worker.call("warm", timeout_s=limit, seconds=schedule.warm_s, least=5)
-    return float(opened["load_ms"])
+    return [float(opened["load_ms"])]
 
 
 def _round(worker: AnyWorker, schedule: Schedule, number: int) -> np.ndarray:

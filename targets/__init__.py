@@ -363,7 +363,9 @@ def _misfit(recipe: Recipe) -> str | None:
         return f"of method {recipe.method!r} runs on {' and '.join(sorted(only))} alone"
     tflite = next((name for name in TFLITE if name in recipe.runtimes), None)
     if tflite and recipe.method == "float" and recipe.compute != "f32":
-        return f"names {tflite}, which computes floats in f32, not in {recipe.compute}"
+        return (
+            f"names {tflite}, which onmetal lets compute floats in f32 only, not {recipe.compute}"
+        )
     if recipe.split and (recipe.method != "static" or tflite != "tflm"):
         return "is split into bands of rows, which is done for 8-bit models of tflm alone"
     if (recipe.format is None) == (recipe.method in ("static", "weights")):

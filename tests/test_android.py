@@ -170,7 +170,7 @@ class TestTheModule:
                 assert ElementTree.fromstring(content).tag == "manifest"
         build = files["android/build.gradle.kts"].decode()
         assert f'implementation("{android.MAVEN[candidate.runtime][0]}:' in build
-        assert "minSdk = 24" in build and "noCompress" in build
+        assert "minSdk = 24" in build and "noCompress" in build and "compileSdk = 36" in build
         for file in candidate.files:
             assert files[f"android/src/main/assets/{file.name}"] == file.read_bytes()
         assert not re.search(r"@@\w+@@", b"".join(files.values()).decode(errors="replace"))
@@ -284,6 +284,7 @@ class TestTheRuntime:
             ("2.3.0", "2.3.0", "is the version that onmetal ran"),
             ("2.9.1", "2.3.0", "nearest"),
             ("2.2.5", "2.2.0", "nearest"),
+            ("2.1.6", "2.1.6", "that onmetal ran"),
             ("1.0", "2.1.5", "nearest"),
         ],
     )
@@ -294,6 +295,27 @@ class TestTheRuntime:
         files = android.files(candidate, deployed.golden(pictures), 1e-4)
         build = files["android/build.gradle.kts"].decode()
         assert f"com.google.ai.edge.litert:litert:{used}" in build and said in build
+
+    @pytest.mark.parametrize(
+        ("measured", "used"),
+        [("1.28.0", "1.28.0"), ("1.31.0", "1.31.0"), ("1.32.0", "1.31.0"), ("1.28.1", "1.28.0")],
+    )
+    def test_so_is_the_one_of_onnx_files(self, measured: str, used: str, pictures: Path) -> None:
+        candidate = deployed.candidate(pictures)
+        found, said = android.dependency(
+            replace(candidate, runtime="onnxruntime", runtime_version=measured)
+        )
+        assert found == f"com.microsoft.onnxruntime:onnxruntime-android:{used}"
+        assert ("nearest" in said) == (measured != used)
+
+    def test_the_versions_of_gradles_plugins_belong_together(self, pictures: Path) -> None:
+        """Kotlin 2.3 needs at least 8.13.2 of the Android plugin, by Google's own table."""
+        files = android.files(deployed.candidate(pictures), deployed.golden(pictures), 1e-4)
+        settings = files["android/settings.gradle.kts"].decode()
+        versions = dict(re.findall(r'id\("([\w.]+)"\) version "([\d.]+)"', settings))
+        assert versions["com.android.library"] == "8.13.2"
+        assert versions["org.jetbrains.kotlin.android"].startswith("2.3.")
+        assert "Gradle 8.13" in files["android/README.md"].decode()
 
     def test_another_one_is_refused(self, pictures: Path) -> None:
         candidate = replace(deployed.candidate(pictures), runtime="openvino")

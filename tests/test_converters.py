@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from onmetal import converters, model, profilers, targets
 from onmetal.cache import Cache
 from onmetal.calibration import samples
 from onmetal.errors import UnsupportedError, UsageError
-from onmetal.profilers.local import Local
+from onmetal.profilers.local import Local, Worker, quiet_environment
 from onmetal.records import Candidate, Model
 from onmetal.sources import Hub
 from onmetal.targets import RUNTIMES, TFLITE, Recipe, Runtime
@@ -47,6 +48,7 @@ def test_a_converter_is_what_the_protocol_says(name: str) -> None:
     found = converters.for_runtime(name)
     assert found.VERSION >= 1
     assert isinstance(found.OPTIONS, frozenset)
+    assert isinstance(found.ALONE, bool)
     more = ["hardware"] if name == "tflm" else []
     wanted = ["prepared", "compute", "folder", *more]
     assert list(inspect.signature(found.convert).parameters) == wanted
@@ -152,10 +154,12 @@ def made(
         )
 
 
-def quantized(recipe: Recipe, runtime: str, place: Path, path: Path, data: Path) -> Candidate:
+def quantized(
+    recipe: Recipe, runtime: str, place: Path, path: Path, data: Path, device: Local | None = None
+) -> Candidate:
     """A candidate in 8 bits as a deployment makes it, with the cache at `place`."""
     with Cache(place) as cache:
-        device = Local(cache)
+        device = device or Local(cache)
         read = model.read(path, {}, None, cache, device)
         given = samples.load(str(data), read, cache, option="--data", labelled=False)
         source = Hub(read, TARGET, given, device, cache).source(recipe, runtime, lambda *_: None)
@@ -209,17 +213,31 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Unrested(Local):
+    """Whose helpers serve on, whatever is asked for besides."""
+
+    def worker(self, runtime: str | None = None) -> Worker:
+        return Worker(quiet_environment(self.home))
+
+
+@pytest.fixture(scope="module")
+def unrested(home: Path) -> Iterator[Local]:
+    with Cache(home / "elsewhere/second") as cache:
+        device = Unrested(cache)
+        yield device
+        device.close()
+
+
 @pytest.mark.parametrize(("recipe", "runtime"), pairs(in_float=False))
 def test_the_same_model_and_samples_give_the_same_bytes(
-    recipe: Recipe, runtime: str, home: Path
+    recipe: Recipe, runtime: str, home: Path, unrested: Local
 ) -> None:
+    """Whatever else the processes have made before."""
     path, data = DIGITS / "digits_cnn.onnx", home / "digits.npz"
     if not recipe.calibrated:  # made for models of MatMuls
         path, data = home / "dense.onnx", home / "dense.npz"
-    first, second = (
-        quantized(recipe, runtime, home / place, path, data)
-        for place in ("first", "elsewhere/second")
-    )
+    first = quantized(recipe, runtime, home / "first", path, data)
+    second = quantized(recipe, runtime, home / "elsewhere/second", path, data, unrested)
     same(first, second)
     assert first.details == second.details
     assert str(home).encode() not in first.files[0].read_bytes()

@@ -578,6 +578,29 @@ def test_unknown_cores_are_named_by_their_numbers() -> None:
     assert board.cpu == "1x ARM 0xdff + 1x 0x99 0x001 + 1x Kryo 4xx Gold"
 
 
+def test_the_generations_of_qualcomms_own_cores() -> None:
+    """Part 002 as a phone with an SM8850 says it (https://github.com/pytorch/cpuinfo/issues/356)."""
+    phone = parse(pixel(cpuinfo=arm(*[(0x51, 0x002)] * 8, bogomips="38.40")))
+    assert phone.cpu == "8x Oryon Gen 3" and not phone.emulated
+    assert parse(pixel(cpuinfo=arm((0x51, 0x001)))).cpu == "1x Oryon"
+
+
+@pytest.mark.parametrize("part", [0xD8C, 0xD85, 0xD4F])
+def test_a_counter_of_1_ghz_proves_nothing(part: int) -> None:
+    """Armv8.6 asks for it of every core, and qemu has it too since 9.1: no real phone, and no guest
+    of a hypervisor, is declared emulated by it."""
+    for cpuinfo in (arm((0x41, part), bogomips="2000.00"), arm((0x61, 0x023), bogomips="2000.00")):
+        phone = parse(pixel(cpuinfo=cpuinfo))
+        assert not phone.emulated and not phone.virtual
+        assert not any("timings mean nothing" in flag for flag in unfit(phone, 0)[1])
+        tree = {"dt_model": "linux,dummy-virt\0", "dt_compatible": "linux,dummy-virt\0"}
+        guest = parse(pi5(cpuinfo=cpuinfo, **tree))
+        assert guest.virtual and not guest.emulated
+        assert any("cannot always be told" in flag for flag in unfit(guest, 0)[1])
+    with_qemus_cpu = parse(pi5(cpuinfo=arm((0x00, 0x051), bogomips="2000.00")))
+    assert with_qemus_cpu.emulated, "qemu's own CPU is told by its number"
+
+
 def test_threads_go_to_the_fastest_cores() -> None:
     phone = parse(pixel())
     assert pin(phone, 1) == (8,)

@@ -56,8 +56,8 @@ class Recording(Local):
         self.calls: list[tuple[str, str]] = []
         self.before: Callable[[Worker, str, str], object] = lambda *_: None
 
-    def worker(self) -> Worker:
-        worker = super().worker()
+    def worker(self, runtime: str | None = None) -> Worker:
+        worker = super().worker(runtime)
         real, opened = worker.call, ""
 
         def call(op: str, **arguments: Any) -> Any:

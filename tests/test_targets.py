@@ -466,6 +466,15 @@ class TestAMicrocontroller:
         assert found.micro and found.chip and found.device.required
         assert path.name in EMBEDDED and f"{found.chip.clock_mhz} MHz" in EMBEDDED
 
+    @pytest.mark.parametrize("name", ["cortex-m55", "ethos-u55-128", "ethos-u55-256"])
+    def test_the_arena_has_all_of_the_sram_that_lies_in_one_piece(self, name: str) -> None:
+        """Of AN547 the 4 MiB at 0x21000000, as the firmware's linker script has it too."""
+        chip = targets.load(name).chip
+        assert chip and chip.ram_kib == 4096
+        script = ROOT / "onmetal/templates/firmware/ports/mps3_an547/memory.ld"
+        region = re.search(r"SRAM .*ORIGIN = 0x21000000, LENGTH = (\d+)M", script.read_text())
+        assert region and int(region[1]) * 1024 == chip.ram_kib
+
     def test_it_needs_no_float(self) -> None:
         found = targets.parse(CHIP, "chip.toml")
         assert [recipe.name for recipe in found.recipes] == ["int8"]

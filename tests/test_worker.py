@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from onmetal.cache import Cache
 from onmetal.calibration import samples
-from onmetal.errors import DeviceError, UnsupportedError, UsageError
+from onmetal.errors import DeviceError, NeedlessError, UnsupportedError, UsageError
 from onmetal.profilers.local import Local, Worker, quiet_environment
 from onmetal.records import plain
 from tests.conftest import DIGITS
@@ -361,3 +361,109 @@ def test_modules_in_the_working_folder_do_not_shadow_those_of_workers(
     monkeypatch.chdir(tmp_path)
     with Worker(quiet_environment(tmp_path)) as started:
         assert ping(started) == 0
+
+
+# --- helpers, which serve again
+
+
+@pytest.fixture
+def host() -> Iterator[Local]:
+    with Cache() as cache:
+        found = Local(cache)
+        yield found
+        found.close()
+
+
+def number(workers: list[Worker]) -> int:
+    """Of the process, once it has answered."""
+    workers[0].call("let_go", timeout_s=60)
+    return workers[0].pid
+
+
+def test_a_helper_serves_again_for_its_kind_alone(host: Local) -> None:
+    first = host.helped("a", number)
+    assert host.helped("a", number) == first
+    assert host.helped("b", number) != first
+    pair = host.helped("a", lambda workers: [worker.pid for worker in workers], 2)
+    assert len(set(pair)) == 2 and first in pair
+    assert not gone(first, 0.1)
+
+
+def test_no_helper_is_left_beside_a_fresh_process(host: Local) -> None:
+    """What is timed, and whose memory is counted, is alone."""
+    first = host.helped("a", number)
+    with host.worker() as worker:
+        assert gone(first)
+        assert worker.pid != first
+    again = host.helped("a", number)
+    host.close()
+    assert gone(again)
+
+
+def test_who_must_be_alone_serves_once(host: Local) -> None:
+    first = host.helped(None, number)
+    assert gone(first)
+    assert host.helped(None, number) != first
+
+
+def test_what_a_served_helper_dies_of_is_done_again_by_a_fresh_one(host: Local) -> None:
+    first = host.helped("a", number)
+    seen: list[int] = []
+
+    def dies_once(workers: list[Worker]) -> int:
+        seen.append(workers[0].pid)
+        if len(seen) == 1:
+            os.kill(workers[0].pid, signal.SIGSEGV)
+        return number(workers)
+
+    assert host.helped("a", dies_once) == seen[1] != seen[0] == first
+    assert gone(first)
+
+
+def test_what_a_fresh_helper_fails_at_has_failed(host: Local) -> None:
+    seen: list[int] = []
+
+    def dies(workers: list[Worker]) -> int:
+        seen.append(workers[0].pid)
+        os.kill(workers[0].pid, signal.SIGSEGV)
+        return number(workers)
+
+    with pytest.raises(DeviceError, match="SIGSEGV"):
+        host.helped("a", dies)
+    assert len(seen) == 1
+    host.helped("a", number)
+    with pytest.raises(DeviceError, match="SIGSEGV"):
+        host.helped("a", dies)
+    assert len(seen) == 3 and all(map(gone, seen))
+
+
+def test_what_is_needless_is_not_done_again(host: Local) -> None:
+    host.helped("a", number)
+    seen: list[int] = []
+
+    def needless(workers: list[Worker]) -> None:
+        seen.append(workers[0].pid)
+        raise NeedlessError("it gains nothing")
+
+    with pytest.raises(NeedlessError):
+        host.helped("a", needless)
+    assert len(seen) == 1
+
+
+def test_a_helper_holds_nothing_open(host: Local, tmp_path: Path) -> None:
+    def opens(workers: list[Worker]) -> None:
+        open_digits(workers[0], tmp_path)
+        workers[0].call("let_go", timeout_s=60)
+        with pytest.raises(DeviceError, match="NoneType"):
+            workers[0].call("warm", timeout_s=60, seconds=0.0, least=1)
+
+    host.helped("a", opens)
+
+
+def test_a_process_imports_its_runtime_before_it_answers(host: Local) -> None:
+    with host.worker("litert") as worker:
+        worker.call("let_go", timeout_s=60)
+        maps = [entry.path for entry in psutil.Process(worker.pid).memory_maps()]
+    assert any("ai_edge_litert" in path for path in maps)
+    with host.worker("no_such_runtime") as worker:
+        worker.call("let_go", timeout_s=60)

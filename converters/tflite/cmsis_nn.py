@@ -2,8 +2,14 @@
 
 Sizes by CMSIS-NN's published functions (Source/*/arm_*_get_buffer_sizes_*.c, commit 4ab83cc3, which
 TFLite Micro pins), asked for as its tensorflow/lite/micro/kernels/cmsis_nn/*.cc do (commit
-90b983c2) if built by GCC and for speed, as it is by default. (Arm Compiler 6 asks for 4 bytes a
-channel more in 1x1 convolutions on cores with DSP.) What CMSIS-NN lacks runs by reference kernels.
+90b983c2) if built by GCC and for speed, as it is by default. What CMSIS-NN lacks runs by reference
+kernels.
+
+Arm Compiler 6 (from 6.10.50 on) differs in two places. On cores with DSP and without MVE, 1x1
+convolutions ask for 4 bytes a channel of their input more. With MVE, a depthwise convolution of one
+channel in is made a plain one only above 8 channels out, not above 1: with 2 to 8 it asks for none
+(CONVERT_DW_CONV_WITH_ONE_INPUT_CH_AND_OUTPUT_CH_ABOVE_THRESHOLD in
+https://github.com/ARM-software/CMSIS-NN/blob/main/Include/arm_nnsupportfunctions.h).
 """
 
 import math
@@ -26,7 +32,8 @@ POINTER_BYTES = 4
 DEPTHWISE_BLOCK = 124
 """Channels that a depthwise convolution takes at once with MVE (CH_IN_BLOCK_MVE)."""
 AS_CONVOLUTION_ABOVE = 1
-"""Channels out of one channel in, above which a depthwise convolution is made a plain one."""
+"""Channels out of one channel in, above which a depthwise convolution is made a plain one. Arm
+Compiler 6 has 8, whose need of memory is less."""
 REVERSED_ABOVE = 16
 """Channels above which a transposed convolution is made a plain one of the reversed filter."""
 

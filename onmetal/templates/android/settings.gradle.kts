@@ -7,8 +7,10 @@ pluginManagement {
         gradlePluginPortal()
     }
     plugins {
-        id("com.android.library") version "8.13.0"
-        id("org.jetbrains.kotlin.android") version "2.2.20"
+        // Versions that belong together: Kotlin 2.3 needs the dexer of 8.13.2, not that of 8.13.0.
+        // https://developer.android.com/build/kotlin-support
+        id("com.android.library") version "8.13.2"
+        id("org.jetbrains.kotlin.android") version "2.3.20"
     }
 }
 
