@@ -41,6 +41,7 @@ from onmetal.profilers.local import Local
 from onmetal.profilers.remote import Remote, RemoteWorker
 from onmetal.records import Candidate
 from tests import adbd, deployed
+from tests.arm64 import needs
 from tests.conftest import ROOT
 from tests.devices import CLIENTS, Board, Phone, adb_client, free_port, wait_for
 
@@ -1064,8 +1065,7 @@ def test_free_space_is_seen_where_nothing_was_made_yet(far: Far, shared_home: Pa
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The native runner for this machine: the same code, its libraries those of the wheels here."""
-    gcc = shutil.which("gcc")
-    assert gcc, "apt-get install gcc"
+    gcc = needs("gcc", "gcc")
     target = tmp_path_factory.mktemp("native") / "runner"
     code = sorted((ROOT / "profilers/native").glob("*.c"))
     command = [gcc, *native.FLAGS, "-Werror", "-g", *map(str, code)]
