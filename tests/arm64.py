@@ -534,7 +534,7 @@ class Machine:
         if process is not None:
             assert process.stdin is not None
             process.stdin.close()
-            process.wait(timeout=30)
+            process.wait(timeout=120)
 
     def __enter__(self) -> Self:
         return self

@@ -88,7 +88,7 @@ def bundle(shared_home: Path, shared_folder: Path) -> Path:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """What cannot be had here is skipped; with ONMETAL_REQUIRE_ALL=1 a skipped test is a failure."""
+    """What cannot be had here is skipped; with ONMETAL_REQUIRE_ALL=1 each skip is a failure."""
     outcome: Any = yield
     report = outcome.get_result()
     if call.excinfo is not None and isinstance(call.excinfo.value, Missing):

@@ -54,7 +54,7 @@ def free_port() -> int:
     return number
 
 
-def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 30) -> None:
+def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 120) -> None:
     """Raises: TimeoutError, saying what did not happen."""
     end = time.monotonic() + timeout_s
     while not condition():
@@ -103,7 +103,7 @@ class Device:
         """What runs on the device: command lines, by the host's process ids."""
         return self.machine.processes()
 
-    def wait_until_idle(self, timeout_s: float = 30) -> None:
+    def wait_until_idle(self, timeout_s: float = 120) -> None:
         """Raises: TimeoutError, naming what still runs on the device."""
         try:
             wait_for(lambda: not self.processes(), "idle", timeout_s)
@@ -174,7 +174,7 @@ class Adbd:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.send_signal(signal.SIGCONT)
         self._process.stdin.close()
-        self._process.wait(timeout=10)
+        self._process.wait(timeout=60)
         self._process.stdout.close()
 
 
@@ -455,7 +455,7 @@ class Board(Device):
         if listener:
             listener.send_signal(signal.SIGCONT)
             listener.terminate()
-            listener.wait(timeout=10)
+            listener.wait(timeout=60)
 
     def sessions(self) -> list[psutil.Process]:
         """The processes of sshd that serve a connection."""
@@ -511,7 +511,7 @@ def make_key(path: Path) -> None:
         [needs("ssh-keygen", "openssh-client"), "-q", "-t", "ed25519", "-N", "", "-f", path],
         check=True,
         stdin=subprocess.DEVNULL,
-        timeout=30,
+        timeout=120,
     )
 
 

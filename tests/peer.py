@@ -393,7 +393,7 @@ def _odd(lines: list[str]) -> list[str]:
     return [f"{line[:-2]}]" if line.startswith("m-output") else line for line in lines]
 
 
-def until(something: Callable[[], object], seconds: float = 5.0) -> None:
+def until(something: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait for what gives no sign of itself."""
     end = time.monotonic() + seconds
     while not something():

@@ -409,7 +409,7 @@ def test_a_clock_that_stands_still(file: Path, cache: Cache, tmp_path: Path) -> 
         began = time.monotonic()
         with pytest.raises(DeviceError, match=r"counted 0\.000 s"):
             timed(opened(board, file, tmp_path), 10)
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 120
         board.close()
 
 
@@ -417,7 +417,7 @@ def test_a_clock_that_stands_still(file: Path, cache: Cache, tmp_path: Path) -> 
 def test_a_clock_that_is_right(file: Path, cache: Cache, tmp_path: Path, tcp: bool) -> None:
     with Peer(file, tcp=tcp) as there:
         board = reached(there, cache)
-        assert timed(opened(board, file, tmp_path), 1.2)[0] > 0
+        assert timed(opened(board, file, tmp_path), 2.4)[0] > 0
         board.close()
 
 
@@ -440,7 +440,7 @@ def test_memory_and_what_ran(file: Path, cache: Cache, tmp_path: Path) -> None:
 def test_golden_vectors_on_the_board(file: Path, cache: Cache) -> None:
     with Peer(file) as there:
         board = reached(there, cache)
-        assert board.worker().call("check", timeout_s=5) == {"passed": 3, "vectors": 4}
+        assert board.worker().call("check", timeout_s=60) == {"passed": 3, "vectors": 4}
         board.close()
 
 
@@ -488,8 +488,10 @@ def test_a_run_that_breaks_off(
         worker = opened(board, file, tmp_path)
         began = time.monotonic()
         with pytest.raises(DeviceError, match=said):
-            worker.call("run", timeout_s=1, path=feeds(tmp_path), folder=str(tmp_path))
-        assert time.monotonic() - began < 10
+            # Only of silence does time tell.
+            limit_s = 3 if fault.kind == "silence" else 60
+            worker.call("run", timeout_s=limit_s, path=feeds(tmp_path), folder=str(tmp_path))
+        assert time.monotonic() - began < 60
         board.close()
 
 

@@ -1232,7 +1232,7 @@ class Runner:
         return self.answer()["result"]
 
     def close(self) -> None:
-        self._process.communicate(timeout=30)
+        self._process.communicate(timeout=120)
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,7 @@ QEMU = (
     *("qemu-system-arm", "-M", "mps3-an547", "-nographic", "-icount", "shift=0"),
     *("-monitor", "none", "-serial", "stdio", "-kernel"),
 )
-LIMIT_S = 60.0
+LIMIT_S = 120.0
 """A program that says nothing is stopped, so that reading from it ends."""
 
 
@@ -408,7 +408,7 @@ class TestTheProtocol:
 
 class TestPorts:
     def test_a_pseudo_terminal(self, program: Path) -> None:
-        with running(program, "--pty") as name, serial.Serial(name, 115200, timeout=20) as port:
+        with running(program, "--pty") as name, serial.Serial(name, 115200, timeout=120) as port:
             port.write(b"check%")
             heard = port.read_until(b"m-check-[3 of 3]\r\nm-ready\r\n")
             assert heard.endswith(b"m-check-[3 of 3]\r\nm-ready\r\n"), heard
