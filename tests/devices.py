@@ -12,6 +12,7 @@ import contextlib
 import getpass
 import json
 import os
+import secrets
 import shlex
 import shutil
 import signal
@@ -47,11 +48,16 @@ def adb_client(origin: str) -> Path:
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody uses at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        number: int = probe.getsockname()[1]
-    return number
+    """A port of the loopback that nobody uses at this moment.
+
+    Not one of those that the kernel gives to whoever asks for any, so that no connection which
+    another process opens meanwhile takes it.
+    """
+    while True:
+        number = 10_000 + secrets.randbelow(20_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", number))
+            return number
 
 
 def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 120) -> None:
