@@ -1,6 +1,7 @@
 """The Android module of a bundle: compiled and run on a JVM against stand-ins for Android."""
 
 import hashlib
+import os
 import re
 import subprocess
 from collections.abc import Iterable
@@ -63,6 +64,8 @@ def kotlin(classes: Path, sources: Iterable[Path], *more: Path) -> Path:
     """Sources as classes. The compiler is old: what it takes, newer ones do."""
     done = subprocess.run(
         [needs("kotlinc", "kotlin"), "-d", classes, "-cp", joined(LIBRARIES[1], *more), *sources],
+        # For a job of seconds the second compiler of the JVM costs as much as it all.
+        env={**os.environ, "JAVA_OPTS": "-Xmx256M -XX:TieredStopAtLevel=1 -XX:+UseSerialGC"},
         capture_output=True,
         text=True,
     )
