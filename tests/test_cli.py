@@ -12,6 +12,7 @@ import pytest
 
 from onmetal import cli, pipeline
 from tests.conftest import DIGITS, FLOAT, deploy
+from tests.test_devices_command import stand_in
 
 MODEL = str(DIGITS / "digits_cnn.onnx")
 DATA = str(DIGITS / "digits.npz")
@@ -32,10 +33,11 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Whatever is written lands in an empty folder."""
+    """Whatever is written lands in an empty folder, and no adb server of the user's is asked."""
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
+    monkeypatch.setenv("ADB", str(stand_in(tmp_path / "adb", "List of devices attached\n\n")))
     return folder
 
 
@@ -69,7 +71,7 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
         [sys.executable, "-X", "importtime", "-m", "onmetal.cli", *words],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert done.returncode == 0
     assert "usage: deploy" in done.stdout
@@ -431,7 +433,7 @@ def test_the_first_line_alone_is_no_error() -> None:
         ["bash", "-c", f"set -o pipefail; {sys.executable} -m onmetal.cli targets | head -1"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert done.stderr == ""
     assert done.stdout.startswith("android-arm64 ")
@@ -451,7 +453,7 @@ def test_a_reader_that_went_away_is_no_error(words: list[str]) -> None:
             stdout=writing,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
+            timeout=600,
         )
     finally:
         os.close(writing)

@@ -70,7 +70,7 @@ def observe(command: list[str | Path], folder: Path) -> Seen:
         cwd=work,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=3600,
     )
     assert done.returncode == 0, done.stderr
     lines = log.read_text(errors="replace").splitlines()
