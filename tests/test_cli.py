@@ -62,6 +62,11 @@ def planned(capsys: Capture, *words: str | Path) -> dict[str, Any]:
     return found
 
 
+def buffered() -> dict[str, str]:
+    """The environment of most users, in which Python writes some things only as it ends."""
+    return {name: os.environ[name] for name in os.environ if name != "PYTHONUNBUFFERED"}
+
+
 # --- help
 
 
@@ -449,7 +454,7 @@ def test_a_reader_that_went_away_is_no_error(words: list[str]) -> None:
     try:
         done = subprocess.run(
             [sys.executable, "-m", "onmetal.cli", *words],
-            env={name: os.environ[name] for name in os.environ if name != "PYTHONUNBUFFERED"},
+            env=buffered(),
             stdout=writing,
             stderr=subprocess.PIPE,
             text=True,
@@ -573,13 +578,19 @@ def test_inspect_takes_a_batch(capsys: Capture) -> None:
     assert "nowhere.onnx" in refused(capsys, 2, "inspect", "nowhere.onnx")
 
 
-def test_progress_that_nobody_reads_does_not_end_the_work(elsewhere: Path) -> None:
-    words = [*PLAIN, *FLOAT, "--data", DATA, "--no-device", "--out", "out"]
+@pytest.mark.parametrize(("code", "more"), [(0, ()), (2, ("--batch", "none"))])
+def test_progress_that_nobody_reads_changes_nothing(
+    code: int, more: tuple[str, ...], elsewhere: Path
+) -> None:
+    words = [*PLAIN, *FLOAT, "--data", DATA, "--no-device", "--out", "out", *more]
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [sys.executable, "-m", "onmetal.cli", *words], stderr=writer, stdout=subprocess.PIPE
+        [sys.executable, "-m", "onmetal.cli", *words],
+        env=buffered(),
+        stderr=writer,
+        stdout=subprocess.PIPE,
     )
     os.close(writer)
-    assert done.returncode == 0
-    assert (elsewhere / "out" / "manifest.json").is_file()
+    assert done.returncode == code
+    assert (elsewhere / "out" / "manifest.json").exists() is (code == 0)
