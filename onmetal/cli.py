@@ -4,7 +4,6 @@ Nothing heavy is imported before it is known what is wanted: `--help` answers at
 """
 
 import argparse
-import contextlib
 import io
 import json
 import os
@@ -17,6 +16,7 @@ from typing import Any, NoReturn
 
 from onmetal import __version__
 from onmetal.errors import Interrupted, OnmetalError, UsageError
+from onmetal.progress import silence
 
 DESCRIPTION = """\
 Convert a trained model for a target, measure every candidate on the device, choose the best that
@@ -420,12 +420,14 @@ def _flushed(command: Callable[[Sequence[str]], int], words: Sequence[str]) -> i
 
 
 def _fail(error: OnmetalError, as_json: bool) -> int:
-    with contextlib.suppress(OSError):  # a reader that went away
+    try:
         if sys.stderr.isatty():
             sys.stderr.write("\r\x1b[K")
         for warning in (error.document or {}).get("data", {}).get("warnings", []):
             print(f"warning: {warning}", file=sys.stderr)
         print(f"deploy: {error}", file=sys.stderr, flush=True)
+    except OSError:  # a reader that went away
+        silence(sys.stderr)
     if as_json:
         document = {k: v for k, v in (error.document or {}).items() if k != "table"}
         document["error"] = {"code": error.exit_code, "message": str(error)}

@@ -5,6 +5,7 @@ seconds within it. No colour anywhere.
 """
 
 import contextlib
+import os
 import shutil
 import sys
 import time
@@ -55,9 +56,18 @@ class Progress:
 
     def _put(self, text: str) -> None:
         """A reader of progress that went away must not end the work."""
-        with contextlib.suppress(OSError):
+        try:
             self.stream.write(text)
             self.stream.flush()
+        except OSError:
+            silence(self.stream)
+
+
+def silence(stream: TextIO) -> None:
+    """For a stream whose reader went away: Python would write what is left of it when it ends, and
+    exit with 120 because it cannot."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _span(seconds: float) -> str:

@@ -197,7 +197,10 @@ CPU revision\t: 1
 
 
 class Missing(RuntimeError):
-    """The host cannot have devices: says what it lacks and which package brings it."""
+    """This host cannot have what a test needs: says what it lacks and which package brings it.
+
+    A test that raises it is skipped (see conftest.py).
+    """
 
 
 def needs(program: str, package: str) -> str:
@@ -208,8 +211,8 @@ def needs(program: str, package: str) -> str:
     found = shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
     if found is None:
         raise Missing(
-            f"{program} is missing, without which there is no arm64 test device: "
-            f"it is in the Debian package `{package}` (apt-get install {package})"
+            f"{program} is missing: it is in the Debian package `{package}` "
+            f"(apt-get install {package})"
         )
     return found
 
@@ -531,7 +534,7 @@ class Machine:
         if process is not None:
             assert process.stdin is not None
             process.stdin.close()
-            process.wait(timeout=30)
+            process.wait(timeout=120)
 
     def __enter__(self) -> Self:
         return self

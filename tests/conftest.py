@@ -1,5 +1,6 @@
 """What tests share: the example model, a cache of their own, the command as a user runs it."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+from tests.arm64 import Missing
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = ROOT / "examples" / "digits"
@@ -30,9 +33,20 @@ class Ran(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run of the tests, the same one in each of its processes."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_home(shared_folder: Path) -> Path:
     """One cache for all tests that do not ask for an empty one."""
-    return tmp_path_factory.mktemp("onmetal-home")
+    folder = shared_folder / "onmetal-home"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -58,31 +72,28 @@ def deploy(*words: str | Path, cwd: Path | None = None, env: dict[str, str] | No
 
 
 @pytest.fixture(scope="session")
-def bundle(shared_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(shared_home: Path, shared_folder: Path) -> Path:
     """A bundle of the example, made once. Copy it before changing anything in it."""
-    out = tmp_path_factory.mktemp("bundle") / "digits"
-    ran = deploy(
-        DIGITS / "digits_cnn.onnx",
-        "--target",
-        "x86-64",
-        "--data",
-        DIGITS / "digits.npz",
-        "--quick",
-        "--json",
-        "--out",
-        out,
-        env={"ONMETAL_HOME": str(shared_home)},
-    )
-    assert ran.code == 0, ran.err
-    (out.parent / "digits.json").write_text(ran.out)
+    out = shared_folder / "digits"
+    model, data = DIGITS / "digits_cnn.onnx", DIGITS / "digits.npz"
+    words = (model, "--target", "x86-64", "--data", data, "--quick", "--json", "--out", out)
+    with (shared_folder / "digits.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not out.is_dir():
+            ran = deploy(*words, env={"ONMETAL_HOME": str(shared_home)})
+            assert ran.code == 0, ran.err
+            (shared_folder / "digits.json").write_text(ran.out)
     return out
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """With ONMETAL_REQUIRE_ALL=1 a skipped test is a failure."""
+    """What cannot be had here is skipped; with ONMETAL_REQUIRE_ALL=1 each skip is a failure."""
     outcome: Any = yield
     report = outcome.get_result()
+    if call.excinfo is not None and isinstance(call.excinfo.value, Missing):
+        report.outcome = "skipped"
+        report.longrepr = (str(item.path), item.location[1], f"Skipped: {call.excinfo.value}")
     if report.skipped and os.environ.get("ONMETAL_REQUIRE_ALL") == "1":
         report.outcome = "failed"
         report.longrepr = f"skipped, where ONMETAL_REQUIRE_ALL=1: {report.longrepr}"

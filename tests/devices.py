@@ -12,6 +12,7 @@ import contextlib
 import getpass
 import json
 import os
+import secrets
 import shlex
 import shutil
 import signal
@@ -47,14 +48,19 @@ def adb_client(origin: str) -> Path:
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody uses at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        number: int = probe.getsockname()[1]
-    return number
+    """A port of the loopback that nobody uses at this moment.
+
+    Not one of those that the kernel gives to whoever asks for any, so that no connection which
+    another process opens meanwhile takes it.
+    """
+    while True:
+        number = 10_000 + secrets.randbelow(20_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", number))
+            return number
 
 
-def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 30) -> None:
+def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 120) -> None:
     """Raises: TimeoutError, saying what did not happen."""
     end = time.monotonic() + timeout_s
     while not condition():
@@ -103,7 +109,7 @@ class Device:
         """What runs on the device: command lines, by the host's process ids."""
         return self.machine.processes()
 
-    def wait_until_idle(self, timeout_s: float = 30) -> None:
+    def wait_until_idle(self, timeout_s: float = 120) -> None:
         """Raises: TimeoutError, naming what still runs on the device."""
         try:
             wait_for(lambda: not self.processes(), "idle", timeout_s)
@@ -174,7 +180,7 @@ class Adbd:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.send_signal(signal.SIGCONT)
         self._process.stdin.close()
-        self._process.wait(timeout=10)
+        self._process.wait(timeout=60)
         self._process.stdout.close()
 
 
@@ -455,7 +461,7 @@ class Board(Device):
         if listener:
             listener.send_signal(signal.SIGCONT)
             listener.terminate()
-            listener.wait(timeout=10)
+            listener.wait(timeout=60)
 
     def sessions(self) -> list[psutil.Process]:
         """The processes of sshd that serve a connection."""
@@ -511,7 +517,7 @@ def make_key(path: Path) -> None:
         [needs("ssh-keygen", "openssh-client"), "-q", "-t", "ed25519", "-N", "", "-f", path],
         check=True,
         stdin=subprocess.DEVNULL,
-        timeout=30,
+        timeout=120,
     )
 
 

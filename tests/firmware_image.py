@@ -20,6 +20,7 @@ from onmetal import firmware
 from onmetal.converters.tflite import net as tflite
 from onmetal.profilers.run_tflm import Session
 from onmetal.records import Candidate, Model, Tensor
+from tests.arm64 import needs
 
 STUB = Path(__file__).parent / "tflm_stub"
 NAME = "little"
@@ -33,6 +34,16 @@ CORES = {
     "cortex-m7": ("-mcpu=cortex-m7", "-mfloat-abi=hard", "-mfpu=fpv5-d16"),
     "cortex-m55": ("-mcpu=cortex-m55", "-mfloat-abi=hard"),
 }
+PACKAGES = {
+    "arm-none-eabi-g++": "libstdc++-arm-none-eabi-newlib",
+    "arm-none-eabi-gcc": "gcc-arm-none-eabi",
+    "clang": "clang",
+    "clang++": "clang",
+    "cmake": "cmake",
+    "g++": "g++",
+    "gcc": "gcc",
+}
+"""The Debian package of each program."""
 CPP = ("-std=c++17", "-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics")
 
 IMAGE = Tensor("image", "float32", (1, 2, 6, 5))
@@ -179,6 +190,8 @@ def unpack(files: dict[str, bytes], folder: Path) -> Path:
 
 
 def call(cwd: Path, *command: str | Path) -> None:
+    if package := PACKAGES.get(Path(command[0]).name):
+        needs(str(command[0]), package)
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
 

@@ -1,8 +1,8 @@
 """The Android module of a bundle: compiled and run on a JVM against stand-ins for Android."""
 
 import hashlib
+import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +19,7 @@ from onmetal.errors import UnsupportedError
 from onmetal.profilers import run_litert
 from onmetal.records import Tensor
 from tests import deployed
+from tests.arm64 import needs
 from tests.conftest import ROOT
 
 STUBS = ROOT / "tests/android_stubs"
@@ -59,16 +60,12 @@ def unpack(files: dict[str, bytes], folder: Path) -> Path:
     return folder / "android"
 
 
-def tool(name: str, package: str) -> str:
-    found = shutil.which(name)
-    assert found, f"{name} is missing: apt-get install {package}"
-    return found
-
-
 def kotlin(classes: Path, sources: Iterable[Path], *more: Path) -> Path:
     """Sources as classes. The compiler is old: what it takes, newer ones do."""
     done = subprocess.run(
-        [tool("kotlinc", "kotlin"), "-d", classes, "-cp", joined(LIBRARIES[1], *more), *sources],
+        [needs("kotlinc", "kotlin"), "-d", classes, "-cp", joined(LIBRARIES[1], *more), *sources],
+        # For a job of seconds the second compiler of the JVM costs as much as it all.
+        env={**os.environ, "JAVA_OPTS": "-Xmx256M -XX:TieredStopAtLevel=1 -XX:+UseSerialGC"},
         capture_output=True,
         text=True,
     )
@@ -93,7 +90,7 @@ def run(
     properties = {"main": module / "src/main", "androidTest": module / "src/androidTest"}
     properties["tape"] = tape
     return subprocess.run(
-        [tool("java", "default-jre-headless"), "-cp", joined(*classes, *LIBRARIES)]
+        [needs("java", "default-jre-headless"), "-cp", joined(*classes, *LIBRARIES)]
         + [f"-D{name}={value}" for name, value in properties.items()]
         + ["tape.MainKt", test],
         capture_output=True,

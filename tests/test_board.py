@@ -4,6 +4,7 @@ machine. The board is a double that runs the very file; its line is real."""
 import base64
 import itertools
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -392,14 +393,22 @@ def test_a_window_longer_than_the_clock_counts(file: Path, cache: Cache, tmp_pat
         board.close()
 
 
+@pytest.fixture
+def steady(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same file, which takes as long whatever else this machine does."""
+    monkeypatch.setattr(peer, "Model", peer.Steady)
+    (tmp_path / "steady").mkdir()
+    return shutil.copyfile(file, tmp_path / "steady" / file.name)
+
+
 @pytest.mark.parametrize(("clock", "seconds"), [(0.6, 0.9), (1.7, 2.0)])
 def test_a_clock_that_is_wrong(
-    file: Path, cache: Cache, tmp_path: Path, clock: float, seconds: float
+    steady: Path, cache: Cache, tmp_path: Path, clock: float, seconds: float
 ) -> None:
-    with Peer(file, clock=clock) as there:
+    with Peer(steady, clock=clock) as there:
         board = reached(there, cache)
         with pytest.raises(DeviceError, match=r"clock of the board .* counted .*SystemCoreClock"):
-            timed(opened(board, file, tmp_path), seconds)
+            timed(opened(board, steady, tmp_path), seconds)
         board.close()
 
 
@@ -409,15 +418,15 @@ def test_a_clock_that_stands_still(file: Path, cache: Cache, tmp_path: Path) -> 
         began = time.monotonic()
         with pytest.raises(DeviceError, match=r"counted 0\.000 s"):
             timed(opened(board, file, tmp_path), 10)
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 120
         board.close()
 
 
 @pytest.mark.parametrize("tcp", [False, True])
-def test_a_clock_that_is_right(file: Path, cache: Cache, tmp_path: Path, tcp: bool) -> None:
-    with Peer(file, tcp=tcp) as there:
+def test_a_clock_that_is_right(steady: Path, cache: Cache, tmp_path: Path, tcp: bool) -> None:
+    with Peer(steady, tcp=tcp) as there:
         board = reached(there, cache)
-        assert timed(opened(board, file, tmp_path), 1.2)[0] > 0
+        assert timed(opened(board, steady, tmp_path), 2.4)[0] > 0
         board.close()
 
 
@@ -440,7 +449,7 @@ def test_memory_and_what_ran(file: Path, cache: Cache, tmp_path: Path) -> None:
 def test_golden_vectors_on_the_board(file: Path, cache: Cache) -> None:
     with Peer(file) as there:
         board = reached(there, cache)
-        assert board.worker().call("check", timeout_s=5) == {"passed": 3, "vectors": 4}
+        assert board.worker().call("check", timeout_s=60) == {"passed": 3, "vectors": 4}
         board.close()
 
 
@@ -488,8 +497,10 @@ def test_a_run_that_breaks_off(
         worker = opened(board, file, tmp_path)
         began = time.monotonic()
         with pytest.raises(DeviceError, match=said):
-            worker.call("run", timeout_s=1, path=feeds(tmp_path), folder=str(tmp_path))
-        assert time.monotonic() - began < 10
+            # Only of silence does time tell.
+            limit_s = 3 if fault.kind == "silence" else 60
+            worker.call("run", timeout_s=limit_s, path=feeds(tmp_path), folder=str(tmp_path))
+        assert time.monotonic() - began < 60
         board.close()
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from onmetal import cli, pipeline
 from tests.conftest import DIGITS, FLOAT, deploy
+from tests.test_devices_command import stand_in
 
 MODEL = str(DIGITS / "digits_cnn.onnx")
 DATA = str(DIGITS / "digits.npz")
@@ -32,10 +33,11 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Whatever is written lands in an empty folder."""
+    """Whatever is written lands in an empty folder, and no adb server of the user's is asked."""
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
+    monkeypatch.setenv("ADB", str(stand_in(tmp_path / "adb", "List of devices attached\n\n")))
     return folder
 
 
@@ -60,6 +62,11 @@ def planned(capsys: Capture, *words: str | Path) -> dict[str, Any]:
     return found
 
 
+def buffered() -> dict[str, str]:
+    """The environment of most users, in which Python writes some things only as it ends."""
+    return {name: os.environ[name] for name in os.environ if name != "PYTHONUNBUFFERED"}
+
+
 # --- help
 
 
@@ -69,7 +76,7 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
         [sys.executable, "-X", "importtime", "-m", "onmetal.cli", *words],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert done.returncode == 0
     assert "usage: deploy" in done.stdout
@@ -431,7 +438,7 @@ def test_the_first_line_alone_is_no_error() -> None:
         ["bash", "-c", f"set -o pipefail; {sys.executable} -m onmetal.cli targets | head -1"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert done.stderr == ""
     assert done.stdout.startswith("android-arm64 ")
@@ -447,11 +454,11 @@ def test_a_reader_that_went_away_is_no_error(words: list[str]) -> None:
     try:
         done = subprocess.run(
             [sys.executable, "-m", "onmetal.cli", *words],
-            env={name: os.environ[name] for name in os.environ if name != "PYTHONUNBUFFERED"},
+            env=buffered(),
             stdout=writing,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
+            timeout=600,
         )
     finally:
         os.close(writing)
@@ -571,13 +578,19 @@ def test_inspect_takes_a_batch(capsys: Capture) -> None:
     assert "nowhere.onnx" in refused(capsys, 2, "inspect", "nowhere.onnx")
 
 
-def test_progress_that_nobody_reads_does_not_end_the_work(elsewhere: Path) -> None:
-    words = [*PLAIN, *FLOAT, "--data", DATA, "--no-device", "--out", "out"]
+@pytest.mark.parametrize(("code", "more"), [(0, ()), (2, ("--batch", "none"))])
+def test_progress_that_nobody_reads_changes_nothing(
+    code: int, more: tuple[str, ...], elsewhere: Path
+) -> None:
+    words = [*PLAIN, *FLOAT, "--data", DATA, "--no-device", "--out", "out", *more]
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [sys.executable, "-m", "onmetal.cli", *words], stderr=writer, stdout=subprocess.PIPE
+        [sys.executable, "-m", "onmetal.cli", *words],
+        env=buffered(),
+        stderr=writer,
+        stdout=subprocess.PIPE,
     )
     os.close(writer)
-    assert done.returncode == 0
-    assert (elsewhere / "out" / "manifest.json").is_file()
+    assert done.returncode == code
+    assert (elsewhere / "out" / "manifest.json").exists() is (code == 0)

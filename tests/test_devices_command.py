@@ -524,7 +524,7 @@ def test_nothing_heavy_is_imported(
         f"assert cli.main({command!r}) == 0\n"
         f"sys.exit(' '.join(set({HEAVY!r}) & sys.modules.keys()) or None)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr.strip()) == (0, "")
 
 
@@ -1013,7 +1013,7 @@ def check_sums(folder: Path) -> None:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -1232,7 +1232,7 @@ class Runner:
         return self.answer()["result"]
 
     def close(self) -> None:
-        self._process.communicate(timeout=30)
+        self._process.communicate(timeout=120)
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,6 @@ the runs that measure go on beside the others.
 
 import json
 import shutil
-import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -27,7 +25,6 @@ from tests.peer import Fault, MeterPeer, Peer, until
 MODEL = DIGITS / "digits_cnn.onnx"
 SAMPLES = 200
 WINDOW_S = 10
-INFERENCE_S = 0.005
 Document = dict[str, Any]
 Run = Callable[..., Ran]
 
@@ -43,30 +40,10 @@ class Measured(NamedTuple):
 Measuring = dict[str, Future[Measured]]
 
 
-class Steady(peer.Model):
-    """It takes as long on a busy machine as on an idle one, and leaves that to the others."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._ended = threading.Event()
-
-    def run(self, data: bytes, count: int) -> list[bytes]:
-        end = time.monotonic() + count * INFERENCE_S
-        found = super().run(data, 1)  # each gives the same
-        self.busy = True
-        self._ended.wait(max(0.0, end - time.monotonic()))
-        self.busy = False
-        return found
-
-    def kill(self) -> None:
-        self._ended.set()
-        super().kill()
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _steady() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(peer, "Model", Steady)
+        patch.setattr(peer, "Model", peer.Steady)
         yield
 
 
@@ -501,7 +478,7 @@ class TestMeasured:
         each_ms = np.array(list(raw.values())) / 1e6
         latency = by_recipe(ran.document)["int8"]["latency_ms"]
         assert latency["p50"] == pytest.approx(float(np.median(each_ms)))
-        assert np.all((each_ms >= 1e3 * INFERENCE_S) & (each_ms < 1.1e3 * INFERENCE_S))
+        assert np.all((each_ms >= 1e3 * peer.INFERENCE_S) & (each_ms < 1.1e3 * peer.INFERENCE_S))
         # Each of the samples is a window of the board's, and a long one.
         timed = {round((end - begin) * 1000 / count): end - begin for count, begin, end in windows}
         assert all(timed[int(found[0])] >= WINDOW_S * 1e6 for found in raw.values())

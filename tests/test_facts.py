@@ -727,7 +727,7 @@ def run(shell: list[str], script: str, *arguments: str) -> str:
         input=script,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=True,
     )
     assert done.stderr == ""

@@ -18,7 +18,7 @@ from tests.conftest import deploy
 from tests.test_tflm import small
 
 COUNT = 2000
-LIMIT_S = 20.0
+LIMIT_S = 120.0
 
 
 @pytest.fixture(scope="module")

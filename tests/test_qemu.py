@@ -217,5 +217,5 @@ def test_it_does_not_outlive_a_killed_parent(folder: Path) -> None:
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    gone, _ = psutil.wait_procs([child], timeout=10)
+    gone, _ = psutil.wait_procs([child], timeout=60)
     assert gone

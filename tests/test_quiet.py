@@ -6,7 +6,6 @@ Both runtimes do, left to themselves: their telemetry. The kernel's own record (
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from msgspec import Struct
 
 from tests import onnx_models
+from tests.arm64 import needs
 from tests.conftest import DIGITS, ROOT
 
 CALLS = (
@@ -51,8 +51,7 @@ class Seen(Struct, frozen=True):
 
 def observe(command: list[str | Path], folder: Path) -> Seen:
     """Run a command as a user whose home folder is empty, in `folder`/work."""
-    if not shutil.which("strace"):
-        pytest.fail("strace is missing: it is in the Debian package `strace` (apt install strace)")
+    needs("strace", "strace")
     home, temporary, work = (folder / name for name in ("home", "temporary", "work"))
     for place in (home, temporary, work):
         place.mkdir()
@@ -71,7 +70,7 @@ def observe(command: list[str | Path], folder: Path) -> Seen:
         cwd=work,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=3600,
     )
     assert done.returncode == 0, done.stderr
     lines = log.read_text(errors="replace").splitlines()

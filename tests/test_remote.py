@@ -41,6 +41,7 @@ from onmetal.profilers.local import Local
 from onmetal.profilers.remote import Remote, RemoteWorker
 from onmetal.records import Candidate
 from tests import adbd, deployed
+from tests.arm64 import needs
 from tests.conftest import ROOT
 from tests.devices import CLIENTS, Board, Phone, adb_client, free_port, wait_for
 
@@ -1064,8 +1065,7 @@ def test_free_space_is_seen_where_nothing_was_made_yet(far: Far, shared_home: Pa
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The native runner for this machine: the same code, its libraries those of the wheels here."""
-    gcc = shutil.which("gcc")
-    assert gcc, "apt-get install gcc"
+    gcc = needs("gcc", "gcc")
     target = tmp_path_factory.mktemp("native") / "runner"
     code = sorted((ROOT / "profilers/native").glob("*.c"))
     command = [gcc, *native.FLAGS, "-Werror", "-g", *map(str, code)]
@@ -1291,8 +1291,7 @@ def test_hostile_tensor_names(spoken: Spoken, names: tuple[str, str], tmp_path: 
     """They come as they are, or shortened, but always as JSON."""
     path = odd_model(tmp_path / "odd.onnx", names)
     request = f"open\tonnxruntime\t{library('onnxruntime')}\t{path}".encode()
-    # Not asked for the hour in which a line that is no JSON would be passed over.
-    found = spoken.line.ask(request, "open", timeout_s=10)
+    found = spoken.line.ask(request, "open", timeout_s=LONG_S)
     assert [port["dtype"] for port in found["inputs"] + found["outputs"]] == ["float32"] * 2
     for port, name in zip(found["inputs"] + found["outputs"], names, strict=True):
         shortened = len(name.encode()) > 255 and name.startswith(port["name"].rstrip("\ufffd"))
@@ -1336,13 +1335,14 @@ def test_progress_is_told(spoken: Spoken, artifacts: Artifacts, tmp_path: Path) 
     with (tmp_path / "in").open("wb") as file:
         file.truncate(count * size)
     told: list[tuple[int, int]] = []
-    with contextlib.suppress(DeviceError):
-        spoken.line.ask(
-            f"run\t{tmp_path}/in\t{count}\t/dev/null".encode(),
-            "run",
-            timeout_s=1.5,
-            progress=lambda done, total: told.append((done, total)),
-        )
+
+    def tell(done: int, total: int) -> None:
+        told.append((done, total))
+        raise InterruptedError
+
+    request = f"run\t{tmp_path}/in\t{count}\t/dev/null".encode()
+    with pytest.raises(InterruptedError):
+        spoken.line.ask(request, "run", timeout_s=LONG_S, progress=tell)
     assert told and all(0 < done <= count == total for done, total in told)
 
 

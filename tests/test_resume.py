@@ -63,7 +63,7 @@ def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     raise AssertionError("it has no worker")
 
 
-def ended(processes: list[psutil.Process], within_s: float = 5) -> bool:
+def ended(processes: list[psutil.Process], within_s: float = 60) -> bool:
     """A process that nobody has waited for yet counts as ended."""
     deadline = time.monotonic() + within_s
     left = list(processes)
@@ -175,7 +175,7 @@ def test_an_interrupted_run_exits_130_and_says_so(title: str, work: Path, tmp_pa
         reach(process, title)
         children = workers(process)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=120)
         assert ended(children)
     assert process.returncode == 130
     assert json.loads(out)["error"]["code"] == 130
@@ -198,7 +198,7 @@ def test_calibrating_can_be_interrupted_at_any_moment(
         time.sleep(after_s)
         children = workers(process)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=120)
         assert ended(children)
     assert process.returncode == 130, err
     assert json.loads(out)["error"]["code"] == 130
@@ -212,7 +212,7 @@ def test_what_was_done_before_an_interruption_is_not_done_again(work: Path, tmp_
     with started(*PLAIN, "--quick", "--out", "out", home=home, cwd=work) as process:
         reach(process, "measuring")
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 130
+        assert process.wait(timeout=120) == 130
     before = kept(home)
     kinds = {name.split("/")[1].partition("-")[0] for name in before}
     assert {"model", "artifact", "outputs"} <= kinds
@@ -271,7 +271,7 @@ def test_two_runs_at_once_share_a_cache(work: Path, tmp_path: Path) -> None:
         started(*command, "two", home=home, cwd=work) as two,
     ):
         for process in (one, two):
-            _, err = process.communicate(timeout=120)
+            _, err = process.communicate(timeout=600)
             assert process.returncode == 0, err
     assert sorted(path.name for path in work.iterdir()) == ["one", "two"]
     for name in ("model.onnx", "golden.npz", "run.py"):
