@@ -61,7 +61,7 @@ def choose(
     fitting = [trial for trial in trials if trial.status == "ok"]
     by_name = {trial.name: trial for trial in trials}
     chosen = None
-    rival = base if base and any(base.name == trial.name for trial in fitting) else None
+    rival = base if base and _fits(by_name[base.name], budget, task, higher) else None
     for pick in decide.ranking(fitting, goal, task.target):
         confirmed = _confirm(task, pick, base, feeds, clock, progress)
         if confirmed.failure:
@@ -85,6 +85,11 @@ def choose(
         doubts = (*chosen.warnings, *chosen.unlike)
         task.warnings.extend(f"{chosen.name}: {said}" for said in doubts)
     return [by_name[trial.name] for trial in trials], base, chosen
+
+
+def _fits(trial: Trial, budget: Budget, task: Task, higher: bool) -> bool:
+    """Whether it meets the budget, be it left out by --recipes or not."""
+    return trial.failure is None and not decide.objections(trial, budget, task.target, higher)
 
 
 INSTRUCTIONS = "unmeasured: the device is emulated, where instructions are counted and not time"

@@ -970,14 +970,14 @@ def test_what_another_beats_is_dropped(cache: Cache) -> None:
     base = Glance("int8-u8s8@onnxruntime", 0.5, 40)
     for mine, word in (
         (Glance("int8-s8s8@onnxruntime", 0.6, 40), "1.20 times as slow as int8-u8s8@onnxruntime"),
-        (Glance("int8-s8s8@onnxruntime", 0.6, 41), "no closer"),
+        (Glance("int8-s8s8@onnxruntime", 0.6, 39), "no closer"),
         (Glance("int8-s8s8@onnxruntime", 0.5, 36), "4 dB further"),
     ):
         found = reasons(task(cache), *FP32, base, mine)
         assert list(found) == [mine.name]
         assert word in found[mine.name]
     for mine in (
-        Glance("int8-s8s8@onnxruntime", 0.6, 42),  # slower, but closer to the float
+        Glance("int8-s8s8@onnxruntime", 0.6, 40.5),  # slower, but closer to the float
         Glance("int8-s8s8@onnxruntime", 0.4, 35),  # further from it, but faster
         Glance("int8-s8s8@onnxruntime", 0.52, 39),  # much alike
         Glance("int8-s8s8@onnxruntime", 0.6, 40, size=500),  # smaller
@@ -1057,7 +1057,7 @@ def test_the_first_look_says_what_it_saw(document: Document) -> None:
             assert other and other[1] in tried - {entry["name"]}
 
 
-def test_a_hopeless_candidate_is_dropped_and_no_mixture_is_made_of_it(
+def test_a_hopeless_candidate_is_not_timed_and_no_mixture_is_made_of_it(
     run: Run, tmp_path: Path
 ) -> None:
     path = save(shared_scale(2000.0), tmp_path / "net.onnx")
@@ -1069,7 +1069,9 @@ def test_a_hopeless_candidate_is_dropped_and_no_mixture_is_made_of_it(
     assert (code, found["chosen"]) == (0, "fp32@onnxruntime")
     entry = candidates(found)["int8-s8s8@onnxruntime"]
     assert entry["status"] == "skipped"
-    assert re.match(r"first look: -?\d\.\d dB of fidelity on calibration samples", entry["reason"])
+    slow = r"first look: \d\.\d+ times as slow as fp32"  # as it is on some machines
+    lost = r"not timed, .*: -?\d\.\d dB of fidelity on calibration samples.*'small'"
+    assert re.match(f"{slow}|{lost}", entry["reason"])
     entry = candidates(found)["int8-fast@onnxruntime"]
     assert entry["status"] == "skipped"
     assert "no static 8-bit candidate" in entry["reason"]
@@ -1344,7 +1346,7 @@ def test_8_bits_that_are_no_faster_beyond_noise_do_not_beat_float(
     fp32, int8 = trial("fp32@openvino", 1.003), trial("int8-u8s8@openvino", 1.0, seed=1, size=9)
     pick, found = chosen_of(cache, int8, fp32, minimize=minimize)
     assert pick == fp32.name
-    assert "not to be told from fp32@openvino" in str(found[int8.name].reason)
+    assert "equal within noise" in str(found[int8.name].reason)
 
 
 @pytest.mark.parametrize("ms", [1.0, 1.5])
@@ -1356,16 +1358,17 @@ def test_8_bits_that_do_not_pay_are_not_chosen_where_float_is_left_out(
     assert pick is None
     assert found[int8.name].status == "over-budget"
     said = str(found[int8.name].reason)
-    assert ("inconclusive" if ms == 1.0 else "slower") in said
+    assert ("no better, beyond noise, than" if ms == 1.0 else "worse than") in said
     assert fp32.name in said
     assert found[fp32.name].status == "skipped"
 
 
-def test_8_bits_that_do_not_pay_are_not_chosen_where_float_is_too_large(cache: Cache) -> None:
+def test_8_bits_need_not_pay_where_float_is_too_large(cache: Cache) -> None:
+    """A float candidate that may not ship is no alternative."""
     fp32, int8 = trial("fp32@openvino", 1.0), trial("int8-u8s8@openvino", 1.2, seed=1, size=90)
     limit = Budget(max_size_bytes=100)
-    assert chosen_of(cache, fp32, int8, budget=limit)[0] is None
-    assert chosen_of(cache, fp32, int8, budget=limit, minimize="size")[0] == int8.name
+    assert chosen_of(cache, fp32, int8, budget=limit)[0] == int8.name
+    assert chosen_of(cache, fp32, int8)[0] == fp32.name
 
 
 def test_slow_8_bits_win_by_size(cache: Cache) -> None:
