@@ -158,6 +158,7 @@ def written(
         arena_bytes=arena_bytes,
         operators=OPERATORS,
         name=NAME,
+        core="cortex-m55",
     )
 
 
