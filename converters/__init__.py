@@ -29,8 +29,9 @@ class Converter(Protocol):
     VERSION: int
     """Raised whenever the same input would give other bytes: part of the cache's key."""
 
-    OPTIONS: frozenset[str]
-    """Options of the runtime that may be set by a target file or a bundle's manifest."""
+    OPTIONS: dict[str, Any]
+    """Options of the runtime that may be set by a target file or a bundle's manifest, each with the
+    type of its value."""
 
     RESERVED: frozenset[str]
     """Of those, what follows from the recipe and --threads: not a target file's to set."""
@@ -49,21 +50,42 @@ class Converter(Protocol):
     def options(self, compute: str, threads: int) -> dict[str, Any]:
         """The runtime's own options for one inference at a time, as low a latency as it can."""
 
+    def describe(self, path: str) -> dict[str, list[dict[str, Any]]]:
+        """`inputs` and `outputs` of an artifact itself: name, dtype, shape (an axis of no fixed
+        size is -1; None: not even their number is fixed), and scale where it is quantized."""
+
 
 def for_runtime(name: str) -> Converter:
     return cast(Converter, import_module(f"onmetal.converters.{name}"))
 
 
+def misfits(runtime: str, options: dict[str, Any]) -> list[str]:
+    """Options that a runtime does not have, or not with such a value, in words."""
+    known, problems = for_runtime(runtime).OPTIONS, []
+    for name, value in options.items():
+        if name not in known:
+            problems.append(f"an unknown option {name!r}")
+            continue
+        try:
+            msgspec.convert(value, known[name])
+        except msgspec.ValidationError as error:
+            problems.append(f"the option {name!r} to what it cannot be: {error}")
+    return problems
+
+
 def check_options(target: Target) -> None:
-    """Raises UsageError where a target file sets an option that its runtime has not."""
+    """Raises UsageError where a target file sets an option that its runtime has not, or to a value
+    that it cannot have."""
     for runtime in target.runtimes:
         converter = for_runtime(runtime.name)
-        known = converter.OPTIONS - converter.RESERVED
+        known = converter.OPTIONS.keys() - converter.RESERVED
         if unknown := sorted(runtime.options.keys() - known):
             raise UsageError(
                 f"target {target.name}: {runtime.name} has no option {unknown[0]!r} that may be "
                 f"set; there are: {', '.join(sorted(known))}"
             )
+        if wrong := misfits(runtime.name, runtime.options):
+            raise UsageError(f"target {target.name}: {runtime.name} sets {wrong[0]}")
 
 
 def convert(

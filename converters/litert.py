@@ -9,10 +9,10 @@ from onmetal.errors import UnsupportedError
 
 VERSION = 1
 ALONE = False
-OPTIONS = frozenset({"num_threads", "nhwc", "stateful"})
+OPTIONS: dict[str, Any] = {"num_threads": int, "nhwc": tuple[str, ...], "stateful": bool}
 """`nhwc`: the inputs and outputs that the file has with channels last, which run.py transposes;
 `stateful`: whether it has variable tensors, which are reset before every inference."""
-RESERVED = OPTIONS
+RESERVED = frozenset(OPTIONS)
 
 
 def convert(prepared: str, compute: str, folder: str) -> list[str]:
@@ -48,16 +48,7 @@ def precisions(path: str) -> dict[str, str]:
 
 
 def describe(path: str) -> dict[str, list[dict[str, Any]]]:
-    """Inputs and outputs of a .tflite file, as records.Tensor."""
-    from onmetal.converters.tflite.net import read, signature_names
+    """Inputs and outputs of a .tflite file, as it has them itself."""
+    from onmetal.converters.tflite.ends import ends
 
-    net = read(Path(path))
-    names = signature_names(net)
-
-    def tensors(named: list[str], found: list[Any]) -> list[dict[str, Any]]:
-        return [
-            {"name": name, "dtype": tensor.dtype.name, "shape": list(tensor.shape)}
-            for name, tensor in zip(named, found, strict=True)
-        ]
-
-    return {"inputs": tensors(names[0], net.inputs), "outputs": tensors(names[1], net.outputs)}
+    return ends(path)

@@ -6,29 +6,38 @@ An offline-optimized graph is not shipped: it holds layouts for the CPU that wro
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 VERSION = 1
 ALONE = False
-OPTIONS = frozenset(
-    {
-        "graph_optimization_level",
-        "execution_mode",
-        "intra_op_num_threads",
-        "inter_op_num_threads",
-        "enable_mem_pattern",
-        "enable_cpu_mem_arena",
-        "use_deterministic_compute",
-        "session.intra_op.allow_spinning",
-        "session.inter_op.allow_spinning",
-        "session.intra_op_thread_affinities",
-        "session.set_denormal_as_zero",
-        "session.disable_prepacking",
-        "session.use_env_allocators",
-        "mlas.enable_gemm_fastmath_arm64_bfloat16",
-        "session.dynamic_block_base",
-    }
-)
+OPTIONS: dict[str, Any] = {
+    "graph_optimization_level": Literal[
+        "ORT_DISABLE_ALL",
+        "ORT_ENABLE_BASIC",
+        "ORT_ENABLE_EXTENDED",
+        "ORT_ENABLE_LAYOUT",
+        "ORT_ENABLE_ALL",
+    ],
+    "execution_mode": Literal["ORT_SEQUENTIAL", "ORT_PARALLEL"],
+    "intra_op_num_threads": int,
+    "inter_op_num_threads": int,
+    "enable_mem_pattern": bool | int,
+    "enable_cpu_mem_arena": bool | int,
+    "use_deterministic_compute": bool | int,
+    **dict.fromkeys(
+        (
+            "session.intra_op.allow_spinning",
+            "session.inter_op.allow_spinning",
+            "session.intra_op_thread_affinities",
+            "session.set_denormal_as_zero",
+            "session.disable_prepacking",
+            "session.use_env_allocators",
+            "mlas.enable_gemm_fastmath_arm64_bfloat16",
+            "session.dynamic_block_base",
+        ),
+        str | int,
+    ),
+}
 """Of SessionOptions and its configuration entries, those that neither read nor write files."""
 RESERVED = frozenset({"intra_op_num_threads", "inter_op_num_threads", "execution_mode"})
 
@@ -53,4 +62,24 @@ def options(compute: str, threads: int) -> dict[str, Any]:
         # Waiting threads spin for a moment instead of sleeping: lower latency for one model that
         # runs back to back. Without a second thread there is nothing to wait for.
         "session.intra_op.allow_spinning": "1" if threads > 1 else "0",
+    }
+
+
+def describe(path: str) -> dict[str, list[dict[str, Any]]]:
+    """Inputs and outputs of the static ONNX model."""
+    import onnx  # options are asked for where nothing so heavy is loaded
+
+    graph = onnx.load(path, load_external_data=False).graph
+    constant = {tensor.name for tensor in graph.initializer}
+
+    def described(value: onnx.ValueInfoProto) -> dict[str, Any]:
+        of = value.type.tensor_type
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(of.elem_type).name
+        sizes = [axis.dim_value if axis.dim_value > 0 else -1 for axis in of.shape.dim]
+        shape = sizes if of.HasField("shape") else None
+        return {"name": value.name, "dtype": dtype, "shape": shape}
+
+    return {
+        "inputs": [described(value) for value in graph.input if value.name not in constant],
+        "outputs": [described(value) for value in graph.output],
     }

@@ -9,8 +9,8 @@ from onmetal.errors import UnsupportedError, reason
 VERSION = 1
 ALONE = True
 """OpenVINO numbers nodes without a name through the life of a process, and writes these numbers."""
-OPTIONS = frozenset(
-    {
+OPTIONS: dict[str, Any] = dict.fromkeys(
+    (
         "PERFORMANCE_HINT",
         "PERFORMANCE_HINT_NUM_REQUESTS",
         "EXECUTION_MODE_HINT",
@@ -25,7 +25,8 @@ OPTIONS = frozenset(
         "CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE",
         "DYNAMIC_QUANTIZATION_GROUP_SIZE",
         "KV_CACHE_PRECISION",
-    }
+    ),
+    str | int | float | bool,
 )
 """Of the CPU plugin's properties, those that neither read nor write files."""
 RESERVED = frozenset({"INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS", "NUM_STREAMS"})
@@ -72,7 +73,7 @@ def options(compute: str, threads: int) -> dict[str, Any]:
 
 
 def describe(path: str) -> dict[str, list[dict[str, Any]]]:
-    """Inputs and outputs of an IR file, as records.Tensor; its axes must be static."""
+    """Inputs and outputs of an IR file."""
     openvino = import_module("onmetal.profilers.run_openvino").openvino
     try:
         model = openvino.Core().read_model(path)
@@ -82,13 +83,15 @@ def describe(path: str) -> dict[str, list[dict[str, Any]]]:
     def tensors(kind: str, ports: Any) -> list[dict[str, Any]]:
         found = []
         for number, port in enumerate(ports):
-            if not port.partial_shape.is_static:
-                raise UnsupportedError(
-                    f"{kind} {number} has the dynamic shape {port.partial_shape}"
-                )
             name = min(port.names) if port.names else f"{kind}{number}"
             dtype = port.element_type.to_dtype().name
-            found.append({"name": name, "dtype": dtype, "shape": list(port.shape)})
+            found.append({"name": name, "dtype": dtype, "shape": _shape(port.partial_shape)})
         return found
 
     return {"inputs": tensors("input", model.inputs), "outputs": tensors("output", model.outputs)}
+
+
+def _shape(shape: Any) -> list[int] | None:
+    if shape.rank.is_dynamic:
+        return None
+    return [axis.get_length() if axis.is_static else -1 for axis in shape]

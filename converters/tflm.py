@@ -13,9 +13,9 @@ from onmetal.errors import UnsupportedError
 VERSION = 1
 ALONE = True
 """What Vela keeps between two compilations must not show in the second."""
-OPTIONS = frozenset({"nhwc", "stateful"})
+OPTIONS: dict[str, Any] = {"nhwc": tuple[str, ...], "stateful": bool}
 """As LiteRT's."""
-RESERVED = OPTIONS
+RESERVED = frozenset(OPTIONS)
 
 
 def convert(
@@ -57,3 +57,10 @@ def _link(source: str, target: Path) -> None:
 
 def options(compute: str, threads: int) -> dict[str, Any]:
     return {}
+
+
+def describe(path: str) -> dict[str, list[dict[str, Any]]]:
+    """Inputs and outputs of a .tflite file, as it has them itself."""
+    from onmetal.converters.tflite.ends import ends
+
+    return ends(path)

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from onmetal import agree, bundle, model, profilers, report, targets
+from onmetal import agree, bundle, manifest, model, profilers, report, targets
 from onmetal import cache as caches
 from onmetal.cache import Cache
 from onmetal.calibration import samples
@@ -192,7 +192,7 @@ def _check_held(board: Board, host: Local, candidates: list[Candidate], feeds: "
     """Firmware that does not say what it holds must compute what each candidate does."""
     for candidate in candidates if board.holds is None else ():
         found = agree.agreement(host, board, candidate, feeds[candidate], floats=False)
-        if found.largest_difference > bundle.TOLERANCE["i8"] * found.peak:
+        if found.largest_difference > manifest.TOLERANCE["i8"] * found.peak:
             raise agree.wrong_model(board.address, candidate.name, found)
 
 
@@ -298,13 +298,13 @@ def _as_it_is(path: Path, found: Model, target: Target) -> Recipe:
 
 def _from_bundle(folder: Path) -> Candidate:
     """The artifact of a bundle, with the options that it ships with."""
-    manifest, problems = bundle.read_manifest(folder)
+    document, problems = manifest.read(folder)
     if problems:
         raise UsageError(f"{folder}: {'; '.join(problems)}")
-    run = manifest["run"]
+    run = document["run"]
     files = tuple(folder / name for name in run["files"])
     return _candidate(
-        f"{folder.name} {manifest['chosen']}", run["runtime"], files, run["options"], run
+        f"{folder.name} {document['chosen']}", run["runtime"], files, run["options"], run
     )
 
 
@@ -322,6 +322,9 @@ def _from_ir(path: Path, target: Target, threads: int, device: Local) -> Candida
             )
         except OnmetalError as error:
             raise UsageError(f"{path}: OpenVINO cannot read it: {error}") from None
+    for tensor in (*found["inputs"], *found["outputs"]):
+        if tensor["shape"] is None or -1 in tensor["shape"]:
+            raise UsageError(f"{path}: the shape of {tensor['name']!r} is not static")
     from onmetal.converters import for_runtime
 
     options = for_runtime("openvino").options("f32", threads)

@@ -31,7 +31,8 @@ def beside(
     what = WHAT[transport]
     try:
         if transport == "serial":
-            files = {**_memory(chosen), **_firmware(chosen, vectors)}
+            core = task.target.chip.core if task.target.chip else None
+            files = {**_memory(chosen), **_firmware(chosen, vectors, core)}
         elif transport == "adb":
             files = android.files(candidate, vectors, tolerance)
         else:
@@ -59,7 +60,7 @@ def _memory(chosen: Trial) -> dict[str, bytes]:
     return {"memory.txt": plan["timeline"].encode(), "memory.svg": plan["svg"].encode()}
 
 
-def _firmware(chosen: Trial, golden: dict[str, np.ndarray]) -> dict[str, bytes]:
+def _firmware(chosen: Trial, golden: dict[str, np.ndarray], core: str | None) -> dict[str, bytes]:
     """The sources of a firmware around the file that the chip holds."""
     candidate, found, memory = chosen.candidate, chosen.embedded, chosen.peak_memory_bytes
     assert candidate and found and memory
@@ -77,6 +78,7 @@ def _firmware(chosen: Trial, golden: dict[str, np.ndarray]) -> dict[str, bytes]:
         arena_bytes=-(-reserve // 1024) * 1024,
         operators=found["flash"]["operators"],
         name=candidate.model.stem,
+        core=core,
     )
 
 

@@ -17,25 +17,21 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 import psutil
-from msgspec import Meta, Struct
 
-from onmetal import cache as caches
-from onmetal.converters import for_runtime
+from onmetal import manifest as manifests
 from onmetal.errors import DeviceError, OnmetalError, UsageError, VerificationError
+from onmetal.manifest import TOLERANCE as TOLERANCE
 from onmetal.profilers import Device
 from onmetal.profilers.board import Board
-from onmetal.profilers.local import Local, quiet_environment
-from onmetal.targets import RUNTIMES, TFLITE, install
+from onmetal.profilers.local import Local, Worker, quiet_environment
+from onmetal.targets import TFLITE, install
 
 SUMS = "SHA256SUMS"
 REPORT = "report.json"
-TOLERANCE = {"f32": 1e-4, "f16": 2e-2, "bf16": 1e-1, "i8": 1e-1, "i16": 1e-2}
-"""Of golden outputs, by the type computed in, as a part of the largest magnitude of an output: what
-other CPUs' kernels may round differently."""
 
 
 def template(runtime: str) -> bytes:
@@ -152,9 +148,16 @@ def write(
     manifest: dict[str, Any],
     readme: str,
     force: bool,
+    *,
+    host: Local,
+    device: Device,
 ) -> None:
-    """`extra`: more files, by their path in the bundle; `golden`: the .npz of vectors; `manifest`
-    goes in as it is."""
+    """`extra`: more files, by their path in the bundle; `golden`: the .npz of vectors, which ran on
+    the device; `manifest` goes in as it is.
+
+    The bundle is verified before it appears. Raises RuntimeError, which is a defect of ours, where
+    it is not what it says; then nothing is written.
+    """
     with replacing(out, force) as folder:
         for file in files:
             shutil.copyfile(file, folder / file.name)
@@ -168,6 +171,14 @@ def write(
         for path in folder.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
         (folder / SUMS).write_text(_sums(folder), "utf-8")
+        try:
+            verify(folder, host, device, run=False)
+        except VerificationError as error:
+            device.state()  # raises DeviceError where it is gone, which is no defect of the bundle
+            problems = "; ".join((error.document or {})["problems"])
+            raise RuntimeError(
+                f"the new bundle does not verify, and {out} was not written: {problems}"
+            ) from None
 
 
 def _sums(folder: Path) -> str:
@@ -225,7 +236,7 @@ def verify(folder: Path, host: Local, device: Device, *, run: bool) -> dict[str,
         return not found
 
     if check("files", _check_files(folder)):
-        manifest, found = read_manifest(folder)
+        manifest, found = manifests.read(folder)
         if check("manifest", found):
             runtime = manifest["run"]["runtime"]
             if runtime not in device.facts().runtimes:
@@ -234,10 +245,12 @@ def verify(folder: Path, host: Local, device: Device, *, run: bool) -> dict[str,
                     f"the runtime {runtime} is not installed {where}; `{install(runtime)}`"
                 )
             same = check("runner", _check_runner(folder, runtime, manifest))
-            if runtime in TFLITE:
-                artifact = folder / manifest["run"]["files"][0]
-                check("specification", _check_specification(artifact, host))
-            check("golden", _check_golden(folder, manifest, host, device))
+            with host.worker() as worker:
+                check("tensors", _check_tensors(folder, manifest, worker))
+                if runtime in TFLITE:
+                    artifact = folder / manifest["run"]["files"][0]
+                    check("specification", _check_specification(artifact, worker))
+                check("golden", _check_golden(folder, manifest, worker, device))
             if run and same:
                 check("run.py", _execute(folder, host))
     document = {
@@ -284,64 +297,6 @@ def _check_files(folder: Path) -> list[str]:
     return found
 
 
-class _Tensor(Struct, frozen=True):
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-
-class _Run(Struct, frozen=True):
-    runtime: str
-    files: Annotated[tuple[str, ...], Meta(min_length=1)]
-    options: dict[str, str | int | float | bool]
-    inputs: tuple[_Tensor, ...]
-    outputs: Annotated[tuple[_Tensor, ...], Meta(min_length=1)]
-
-
-class _Golden(Struct, frozen=True):
-    vectors: Annotated[int, Meta(ge=1)]
-    tolerance: Annotated[float, Meta(ge=0, le=max(TOLERANCE.values()))]
-
-
-class _Digests(Struct, frozen=True):
-    artifact: str
-
-
-class _Manifest(Struct, frozen=True):
-    """What of a manifest is acted on; the rest of it is for people."""
-
-    schema: Literal[1]
-    chosen: str
-    run: _Run
-    golden: _Golden
-    digests: _Digests
-
-
-def read_manifest(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """The manifest, and what in it could not be trusted to be run."""
-    try:
-        text = (folder / "manifest.json").read_bytes()
-        checked = msgspec.json.decode(text, type=_Manifest)
-        manifest: dict[str, Any] = msgspec.json.decode(text)
-    except (OSError, ValueError, RecursionError) as error:
-        return {}, [f"manifest.json is damaged, or of another version: {error}"]
-    run = checked.run
-    if run.runtime not in RUNTIMES:
-        return {}, [f"this version does not know its runtime {run.runtime!r}"]
-    found = [
-        f"manifest.json runs {name!r}, outside the bundle"
-        for name in run.files
-        if Path(name).name != name or not (folder / name).is_file()
-    ]
-    if not found and caches.sha256(*(folder / name for name in run.files)) != (
-        checked.digests.artifact
-    ):
-        found.append("the artifact is not the one that manifest.json was written for")
-    known = for_runtime(run.runtime).OPTIONS
-    found += [f"manifest.json sets an unknown option {n!r}" for n in run.options if n not in known]
-    return manifest, found
-
-
 def _check_runner(folder: Path, runtime: str, manifest: dict[str, Any]) -> list[str]:
     try:
         same = (folder / "run.py").read_bytes() == template(runtime)
@@ -354,29 +309,49 @@ def _check_runner(folder: Path, runtime: str, manifest: dict[str, Any]) -> list[
     return [f"run.py is not the template of this onmetal (the bundle was written by {by})"]
 
 
-def _check_specification(artifact: Path, device: Local) -> list[str]:
+def _check_tensors(folder: Path, manifest: dict[str, Any], worker: Worker) -> list[str]:
+    """Whether inputs and outputs, and the golden inputs, are as the manifest says."""
+    run = manifest["run"]
+    artifact = folder.absolute() / run["files"][0]
+    try:
+        stored = worker.call(
+            "call",
+            timeout_s=600,
+            function=f"onmetal.converters.{run['runtime']}:describe",
+            path=str(artifact),
+        )
+        vectors = worker.call("golden_described", timeout_s=600, folder=str(folder.absolute()))
+    except OnmetalError as error:
+        return [f"{artifact.name} or golden.npz cannot be read: {error}"]
+    return [
+        *manifests.untrue_tensors(run, stored),
+        *manifests.untrue_vectors(run, vectors, manifest["golden"]["vectors"])[:5],
+    ]
+
+
+def _check_specification(artifact: Path, worker: Worker) -> list[str]:
     """Whether a .tflite file keeps to TFLite's quantization specification."""
     try:
-        with device.worker() as worker:
-            found: list[str] = worker.call(
-                "call",
-                timeout_s=600,
-                function="onmetal.converters.tflite.check:file",
-                path=str(artifact.absolute()),
-            )
+        found: list[str] = worker.call(
+            "call",
+            timeout_s=600,
+            function="onmetal.converters.tflite.check:file",
+            path=str(artifact.absolute()),
+        )
     except OnmetalError as error:
         return [f"{artifact.name} cannot be read: {error}"]
     return [f"{artifact.name} is against TFLite's specification: {what}" for what in found[:5]]
 
 
-def _check_golden(folder: Path, manifest: dict[str, Any], host: Local, device: Device) -> list[str]:
+def _check_golden(
+    folder: Path, manifest: dict[str, Any], host: Worker, device: Device
+) -> list[str]:
     runtime = manifest["run"]["runtime"]
     try:
         if isinstance(device, Local):
-            with device.worker() as worker:
-                found: list[str] = worker.call(
-                    "golden", timeout_s=600, folder=str(folder.absolute()), runtime=runtime
-                )
+            found: list[str] = host.call(
+                "golden", timeout_s=600, folder=str(folder.absolute()), runtime=runtime
+            )
             return found
         return _golden_there(folder, manifest["run"], host, device)
     except OnmetalError as error:
@@ -385,14 +360,11 @@ def _check_golden(folder: Path, manifest: dict[str, Any], host: Local, device: D
         return [f"the golden vectors could not be run: {error}"]
 
 
-def _golden_there(folder: Path, run: dict[str, Any], host: Local, device: Device) -> list[str]:
+def _golden_there(folder: Path, run: dict[str, Any], host: Worker, device: Device) -> list[str]:
     """The golden vectors through a remote device; what it gave is compared here."""
     with tempfile.TemporaryDirectory(prefix="onmetal-") as name:
         inputs = Path(name) / "inputs.npz"
-        with host.worker() as local:
-            local.call(
-                "golden_inputs", timeout_s=600, folder=str(folder.absolute()), path=str(inputs)
-            )
+        host.call("golden_inputs", timeout_s=600, folder=str(folder.absolute()), path=str(inputs))
         with device.worker() as worker:
             worker.call(
                 "open",
@@ -404,14 +376,13 @@ def _golden_there(folder: Path, run: dict[str, Any], host: Local, device: Device
                 outputs=[tensor["name"] for tensor in run["outputs"]],
             )
             worker.call("run", timeout_s=600, path=str(inputs), folder=name)
-        with host.worker() as local:
-            found: list[str] = local.call(
-                "golden_found",
-                timeout_s=600,
-                folder=str(folder.absolute()),
-                runtime=run["runtime"],
-                found=name,
-            )
+        found: list[str] = host.call(
+            "golden_found",
+            timeout_s=600,
+            folder=str(folder.absolute()),
+            runtime=run["runtime"],
+            found=name,
+        )
         return found
 
 

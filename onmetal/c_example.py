@@ -23,12 +23,6 @@ from onmetal.records import Candidate
 from onmetal.targets import packages
 
 TITLES = {"litert": "LiteRT", "onnxruntime": "ONNX Runtime"}
-LOCATE = {
-    "litert": 'import ai_edge_litert as r; print(r.__path__[0] + "/libLiteRt.so")',
-    "onnxruntime": "import glob, onnxruntime as r; "
-    'print(glob.glob(r.__path__[0] + "/capi/libonnxruntime.so*")[0])',
-}
-"""Where the runtime's package for Python has its library."""
 
 
 def files(
@@ -61,7 +55,6 @@ def _source(candidate: Candidate, found: Ports, vectors: int, tolerance: float) 
     return template(
         "c/example.c",
         title=TITLES[runtime],
-        locate=LOCATE[runtime],
         version=plain(candidate.runtime_version),
         max_rank=str(max(4, *(len(p.shape) for p in (*found.inputs, *found.outputs)))),
         input_count=str(len(found.inputs)),

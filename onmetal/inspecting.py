@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from onmetal import bundle, embedded, model, report, targets
+from onmetal import embedded, manifest, model, report, targets
 from onmetal.cache import Cache
 from onmetal.calibration import samples
 from onmetal.calibration.fidelity import BAD_DB
@@ -274,10 +274,10 @@ def _artifact(path: Path) -> Path:
         if path.suffix == ".xml" and not path.is_file():
             raise UsageError(f"{path}: there is no such file")
         return path
-    manifest, problems = bundle.read_manifest(path)
+    document, problems = manifest.read(path)
     if problems:
         raise UsageError(f"{path}: {'; '.join(problems)}")
-    return path / str(manifest["run"]["files"][0])
+    return path / str(document["run"]["files"][0])
 
 
 def _given(data: str | None, found: Model, cache: Cache) -> Samples:

@@ -10,11 +10,13 @@ from msgspec.structs import replace
 from onmetal import __version__, builds, bundle, decide, embedded, report, targets
 from onmetal.budget import Budget
 from onmetal.cache import Cache
+from onmetal.calibration.samples import Samples
 from onmetal.choice import choose, objective, resolve
 from onmetal.errors import BudgetError, DeviceError, UnsupportedError, UsageError
 from onmetal.fast import add_fast
 from onmetal.judge import judge_all
 from onmetal.look import drop_lost, look
+from onmetal.manifest import TOLERANCE
 from onmetal.plan import NO_DATA, Planned
 from onmetal.progress import Progress
 from onmetal.records import Trial, plain
@@ -199,7 +201,7 @@ def _tolerance(task: Task, chosen: Trial) -> float:
     differs = chosen.agreement is not None and not chosen.agreement["identical"]
     if chosen.embedded and chosen.embedded["flash"]["whole_numbers"] and not differs:
         return 0.0
-    return bundle.TOLERANCE[task.target.recipe(chosen.recipe).compute]
+    return TOLERANCE[task.target.recipe(chosen.recipe).compute]
 
 
 def _bundle(
@@ -221,6 +223,8 @@ def _bundle(
         **{key: value for key, value in document.items() if key != "table"},
         "run": report.run_document(candidate),
         "golden": {"vectors": vectors, "tolerance": tolerance},
+        "preprocessing": _preprocessing(data),
+        "classes": _classes(data),
         "evaluation_indices": data.places().tolist() if task.labelled else [],
         "digests": {
             "models": {str(entry.path.name): entry.sha256 for entry in task.models},
@@ -242,5 +246,30 @@ def _bundle(
         manifest["unmeasured"] = "the device is emulated: its timings are not the hardware's"
     extra, manifest["builds"] = builds.beside(task, chosen, golden, tolerance)
     files = [*candidate.files, *([measurements] if measurements else [])]
-    readme = report.readme(document, chosen, tolerance, manifest["builds"])
-    bundle.write(out, candidate.runtime, files, extra, golden, manifest, readme, task.request.force)
+    readme = report.readme(manifest, chosen, tolerance)
+    bundle.write(
+        out,
+        candidate.runtime,
+        files,
+        extra,
+        golden,
+        manifest,
+        readme,
+        task.request.force,
+        host=task.host,
+        device=task.remote or task.host,
+    )
+
+
+def _preprocessing(data: Samples) -> dict[str, Any] | None:
+    """How an image becomes an input; None where DATA is no folder of images."""
+    if data.preprocessing is None:
+        return None
+    recorded: dict[str, Any] = plain(data.preprocessing)
+    return {key: value for key, value in recorded.items() if key != "classes"}
+
+
+def _classes(data: Samples) -> list[str] | None:
+    """What the scores are called, in their order; None where DATA does not say."""
+    names = getattr(data.preprocessing, "classes", None)
+    return list(names) if names else None

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import msgspec
+
 from onmetal.plan import LEFT_OUT
 from onmetal.records import (
     Candidate,
@@ -224,28 +226,34 @@ def planned(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def readme(
-    document: dict[str, Any], chosen: Trial, tolerance: float, builds: dict[str, Any] | None
-) -> str:
-    """README.md of a bundle: what this is, how to run it, what was measured."""
+def readme(document: dict[str, Any], chosen: Trial, tolerance: float) -> str:
+    """README.md of a bundle: what this is, how to run it, what was measured. `document`: its
+    manifest."""
     candidate = chosen.candidate
     assert candidate
     latency, accuracy = chosen.latency_ms, chosen.accuracy
     device = document["device"]
     lines = [f"# {candidate.model.path.name} for {document['target']}", ""]
     lines += [f"Chosen: `{chosen.name}`, decided by {document['decided_by']}.", "", "## Run it", ""]
+    lines += ["In this folder, in an environment that has the runtime. Without one, make it first,"]
+    lines += [
+        "outside of this folder: `python3 -m venv ~/runtime && . ~/runtime/bin/activate`.",
+        "",
+    ]
     lines += [
         "```",
         f"pip install numpy {packages(candidate.runtime)[0]}=={candidate.runtime_version}",
     ]
     lines += ["python run.py                       # the golden vectors"]
-    lines += ["python run.py INPUTS.npz OUT.npz    # your own inputs", "```", ""]
+    lines += ["python run.py INPUTS.npz OUT.npz    # your own inputs"]
+    lines += ["python run.py --help                # and what they are", "```", ""]
     lines += ["| input | dtype | shape |", "|---|---|---|"]
     lines += [
         f"| `{tensor.name}` | {tensor.dtype} | {list(tensor.shape)} |"
         for tensor in candidate.model.inputs
     ]
-    lines += [*_builds(builds), "", "## What was measured", ""]
+    lines += _preprocessing(document["preprocessing"], document["classes"])
+    lines += [*_builds(document["builds"]), "", "## What was measured", ""]
     if device["cpu"]:
         lines += [f"On {device['cpu']}, {document['threads']} threads, batch {document['batch']}."]
     if accuracy:
@@ -276,6 +284,42 @@ def readme(
     lines += ["are any, are in `measurements.npz`. `deploy verify` checks this folder; its golden"]
     lines += [f"outputs must agree within {tolerance:g} of their largest magnitude.", ""]
     return "\n".join(lines)
+
+
+PREPROCESSING = {
+    "exif": "whether the picture is turned as its EXIF orientation says",
+    "alpha": "what transparent pixels are laid over",
+    "size": "pixels that the shorter side is scaled to (bilinear, antialiased); null: not scaled",
+    "crop": "height and width that are cut out of the middle; null: not cropped",
+    "channels": "of pixels from 0 to 255, in this order",
+    "scale": "each value x becomes (x * scale - mean) / std",
+    "mean": "one for all channels, or one for each",
+    "std": "one for all channels, or one for each",
+    "layout": "N images, C channels, H rows, W columns",
+    "dtype": "of the array",
+}
+"""What the keys of data.toml do to a picture, in the order in which they do."""
+
+
+def _preprocessing(how: dict[str, Any] | None, classes: list[str] | None) -> list[str]:
+    """What a caller must do to a picture, and what the scores that come back are of."""
+    if how is None:
+        return []
+    lines = [
+        "",
+        "A picture becomes an input so, from the top to the bottom of the table, as it did",
+    ]
+    lines += ["where the figures below were taken (`preprocessing` in `manifest.json`):", ""]
+    lines += ["| | value | what it does |", "|---|---|---|"]
+    keys = [*(key for key in PREPROCESSING if key in how), *(how.keys() - PREPROCESSING.keys())]
+    lines += [
+        f"| {key} | `{msgspec.json.encode(how[key]).decode()}` | {PREPROCESSING.get(key, '')} |"
+        for key in keys
+    ]
+    if classes:
+        lines += ["", "Scores are of these classes, in this order (`classes` in `manifest.json`):"]
+        lines += [", ".join(f"`{name}`" for name in classes) + "."]
+    return lines
 
 
 def _builds(builds: dict[str, Any] | None) -> list[str]:

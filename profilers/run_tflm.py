@@ -8,6 +8,12 @@ the one which is run here (the last of `run.files` in manifest.json).
     python run.py                       runs the golden vectors and compares: exit 0 if they agree
     python run.py INPUTS.npz OUT.npz    runs your inputs (one array per model input, under its name,
                                         shaped as in manifest.json) and writes every output
+    python run.py --help                this text, and what the inputs of this bundle are
+    python run.py --library             where the runtime's library for C is
+
+`python` is the interpreter of an environment that has the runtime. Exit code 1: the golden vectors
+disagree; 2: it could not be run, and standard error says why. Inputs are what `preprocessing` in
+manifest.json makes of an image; where that is null, the arrays that the model itself takes.
 
 In your own program: `from run import load; outputs = load().run({"input": array})`, with
 `python -B`, so that no __pycache__ is added to the folder (`deploy verify` would find it).
@@ -20,12 +26,61 @@ import os
 import pathlib
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from typing import Any
 
-import numpy as np
-from tflite_micro.python.tflite_micro import runtime
-from tflite_micro.tensorflow.lite.micro.python import schema_py_generated as schema
+PACKAGES = ("tflite-micro",)
+"""On PyPI, the one to install first."""
+HERE = pathlib.Path(__file__).resolve().parent
+
+
+def recorded() -> dict[str, Any]:
+    """What manifest.json says; nothing where it cannot be read."""
+    try:
+        found = json.loads((HERE / "manifest.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("run"), dict) else {}
+
+
+def usage() -> str:
+    """The text at the top, and what manifest.json says of this bundle's inputs."""
+    lines, manifest = [__doc__ or ""], recorded()
+    for tensor in manifest.get("run", {}).get("inputs", []):
+        lines.append(f"input {tensor['name']!r}: {tensor['dtype']} {tensor['shape']}")
+    for key, value in (manifest.get("preprocessing") or {}).items():
+        lines.append(f"preprocessing {key} = {json.dumps(value)}")
+    if manifest.get("classes"):
+        lines.append(f"classes, in the order of the scores: {', '.join(manifest['classes'])}")
+    return "\n".join(lines)
+
+
+def needed() -> str:
+    """The command that installs what this bundle was made with."""
+    version = recorded().get("run", {}).get("runtime_version")
+    wanted = f"{PACKAGES[0]}=={version}" if version else PACKAGES[0]
+    return f"{sys.executable} -m pip install numpy {wanted}"
+
+
+if __name__ == "__main__" and sys.argv[1:] in (["-h"], ["--help"]):  # needs no runtime
+    print(usage())
+    sys.exit(0)
+
+try:
+    import numpy as np
+    from tflite_micro.python.tflite_micro import runtime
+    from tflite_micro.tensorflow.lite.micro.python import schema_py_generated as schema
+except Exception as error:
+    if __name__ != "__main__":
+        raise
+    print(
+        f"run.py: {PACKAGES[0]} and numpy cannot be imported here: {error}. Run it with the Python "
+        f"of an environment that has them, or install them: {needed()}",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 NHWC, NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 ARENA_BYTES = 1 << 30
@@ -144,10 +199,42 @@ def _quantization(details: dict[str, Any]) -> tuple[Any, Any, Any]:
     return dtype, np.float32(scales[0]), int(found["zero_points"][0])
 
 
+def library() -> pathlib.Path:
+    """There is none: TFLite Micro is compiled into a program."""
+    raise Refused("TFLite Micro is no library to load; the folder `firmware` has sources")
+
+
 # What follows is the same for every runtime.
 
 
-HERE = pathlib.Path(__file__).resolve().parent
+class Refused(Exception):
+    """What keeps it from running, in a sentence for a person."""
+
+
+@contextlib.contextmanager
+def explained(what: str, by_runtime: bool = False) -> Iterator[None]:
+    """Turns whatever goes wrong meanwhile into a sentence that begins with `what`; where the
+    runtime may be to blame, one of another version is named."""
+    try:
+        yield
+    except Refused:
+        raise
+    except Exception as error:
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())[:400]
+        version = other_version() if by_runtime else ""
+        raise Refused(f"{what}: {why or type(error).__name__}{version}") from None
+
+
+def other_version() -> str:
+    """What to say of a runtime that is not of the version that the bundle was made with."""
+    wanted = recorded().get("run", {}).get("runtime_version")
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            here = metadata.version(package)
+            if wanted in (None, here):
+                return ""
+            return f" (here is {package} {here}, the bundle was made with {wanted}: {needed()})"
+    return ""
 
 
 def load(folder: pathlib.Path = HERE) -> Session:
@@ -201,19 +288,95 @@ def golden(folder: pathlib.Path, session: Session) -> list[str]:
     return wrong
 
 
+def read_inputs(path: str, tensors: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """A user's inputs by name, each of the shape and type that the manifest says."""
+    names = [tensor["name"] for tensor in tensors]
+    with explained(f"{path} cannot be read"):
+        with pathlib.Path(path).open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise Refused(
+                    f"{path} is no .npz file, or damaged; numpy.savez(path, name=array) makes one"
+                )
+        with np.load(path, allow_pickle=False) as stored:
+            given = {name: stored[name] for name in names if name in stored.files}
+            if missing := [name for name in names if name not in given]:
+                raise Refused(
+                    f"{path} has no array {missing[0]!r}; the model takes {', '.join(names)}, and "
+                    f"the file holds {', '.join(stored.files) or 'nothing'}"
+                )
+    return {tensor["name"]: fitting(given[tensor["name"]], tensor) for tensor in tensors}
+
+
+def fitting(array: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
+    """The array, in this machine's byte order. Raises Refused where the model cannot take it."""
+    name, shape, dtype = tensor["name"], list(tensor["shape"]), tensor["dtype"]
+    if list(array.shape) != shape:
+        if array.ndim == len(shape) > 1 and list(array.shape[1:]) == shape[1:]:
+            raise Refused(
+                f"input {name!r} holds {array.shape[0]} samples, and one inference takes "
+                f"{shape[0]}: give {shape[0]} at a time"
+            )
+        raise Refused(f"input {name!r} has the shape {list(array.shape)}, and must have {shape}")
+    real = tensor.get("scale") and array.dtype.name == "float32"  # it is quantized on the way
+    if array.dtype.name != dtype and not real:
+        raise Refused(
+            f"input {name!r} is {array.dtype.name}, and must be {dtype}: array.astype('{dtype}'), "
+            "if its values are right"
+        )
+    return np.asarray(array, array.dtype.newbyteorder("="), order="C")
+
+
+def write_outputs(path: str, arrays: dict[str, np.ndarray]) -> None:
+    """An .npz file, whole or not at all."""
+    with explained(f"{path} cannot be written"):
+        target = pathlib.Path(path).resolve()
+        if target.exists() and not target.is_file():
+            raise Refused(f"{path} cannot be written: it is there, and no regular file")
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            with zipfile.ZipFile(part, "w") as archive:
+                for name, array in arrays.items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                        np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+
+
 def main(argv: list[str]) -> int:
-    if len(argv) not in (0, 2):
-        print(__doc__, file=sys.stderr)
+    try:
+        with explained("the bundle cannot be run"):
+            return answered(argv)
+    except Refused as error:
+        print(f"run.py: {error}", file=sys.stderr)
         return 2
-    session = load()
-    if not argv:
+    except KeyboardInterrupt:
+        return 130
+
+
+def answered(argv: list[str]) -> int:
+    """What the command line asks for. Raises Refused."""
+    if argv == ["--library"]:
+        print(library())
+        return 0
+    if len(argv) not in (0, 2):
+        raise Refused("give no argument, or two: INPUTS.npz and OUT.npz (--help says more)")
+    with explained("manifest.json cannot be read"):
+        manifest = json.loads((HERE / "manifest.json").read_text("utf-8"))
+    feed = read_inputs(argv[0], manifest["run"]["inputs"]) if argv else {}
+    with explained("the model cannot be opened", by_runtime=True):
+        session = load()
+    if argv:
+        with explained("the model cannot be run", by_runtime=True):
+            found = session.run(feed)
+        write_outputs(argv[1], dict(zip(session.outputs, found, strict=True)))
+        return 0
+    with explained("the golden vectors cannot be run", by_runtime=True):
         wrong = golden(HERE, session)
-        print("\n".join(wrong) or "the golden vectors agree")
-        return 1 if wrong else 0
-    given = np.load(argv[0], allow_pickle=False)
-    found = session.run({name: given[name] for name in session.inputs})
-    np.savez(argv[1], **dict(zip(session.outputs, found, strict=True)))  # type: ignore[arg-type]
-    return 0
+    print("\n".join(wrong) or "the golden vectors agree")
+    if wrong and (why := other_version()):
+        print(f"run.py: they disagree{why}", file=sys.stderr)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

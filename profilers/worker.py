@@ -175,6 +175,16 @@ def golden(folder: str, runtime: str) -> list[str]:
     return found
 
 
+def golden_described(folder: str) -> dict[str, dict[str, Any]]:
+    """The arrays of a bundle's golden vectors, by name: their dtype and shape."""
+    with np.load(Path(folder) / "golden.npz", allow_pickle=False) as vectors:
+        arrays = {name: vectors[name] for name in vectors.files}
+    return {
+        name: {"dtype": array.dtype.name, "shape": list(array.shape)}
+        for name, array in arrays.items()
+    }
+
+
 def golden_inputs(folder: str, path: str) -> None:
     """A bundle's golden inputs, as `feeds` reads them, for a device to run."""
     vectors = np.load(Path(folder) / "golden.npz", allow_pickle=False)
@@ -249,6 +259,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "outputs": outputs,
     "run": run,
     "golden": golden,
+    "golden_described": golden_described,
     "golden_inputs": golden_inputs,
     "golden_found": golden_found,
     "profile": profile,

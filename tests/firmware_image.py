@@ -169,6 +169,7 @@ def written(
         arena_bytes=arena_bytes,
         operators=OPERATORS,
         name=NAME,
+        core="cortex-m55",
     )
 
 

@@ -47,12 +47,13 @@ def test_every_runtime_that_a_target_names_has_its_modules() -> None:
 def test_a_converter_is_what_the_protocol_says(name: str) -> None:
     found = converters.for_runtime(name)
     assert found.VERSION >= 1
-    assert isinstance(found.OPTIONS, frozenset)
+    assert isinstance(found.OPTIONS, dict) and found.OPTIONS.keys() >= found.RESERVED
     assert isinstance(found.ALONE, bool)
     more = ["hardware"] if name == "tflm" else []
     wanted = ["prepared", "compute", "folder", *more]
     assert list(inspect.signature(found.convert).parameters) == wanted
     assert list(inspect.signature(found.options).parameters) == ["compute", "threads"]
+    assert list(inspect.signature(found.describe).parameters) == ["path"]
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -60,7 +61,8 @@ def test_what_a_converter_sets_may_be_set(name: str) -> None:
     found = converters.for_runtime(name)
     for compute in ("f32", "f16", "bf16"):
         options = found.options(compute, 3)
-        assert options.keys() <= found.OPTIONS
+        assert options.keys() <= found.OPTIONS.keys()
+        assert converters.misfits(name, options) == []
         assert 3 in options.values() or name == "tflm"  # which computes in one thread
         json.dumps(options)
 
@@ -92,7 +94,7 @@ def test_openvino_knows_every_option_that_may_be_set() -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
     )
-    assert set(json.loads(done.stdout)) >= converters.for_runtime("openvino").OPTIONS
+    assert set(json.loads(done.stdout)) >= converters.for_runtime("openvino").OPTIONS.keys()
 
 
 def test_onnxruntime_knows_every_option_that_may_be_set() -> None:
@@ -126,7 +128,7 @@ def test_an_unknown_option_is_refused(name: str, option: str) -> None:
 @pytest.mark.parametrize("name", NAMED)
 def test_a_known_option_is_taken(name: str) -> None:
     module = converters.for_runtime(name)
-    known = sorted(module.OPTIONS - module.RESERVED)
+    known = sorted(module.OPTIONS.keys() - module.RESERVED)
     if not known:
         assert name in TFLITE  # which have none of their own
         return

@@ -3,11 +3,13 @@
 import contextlib
 import ctypes
 import re
+import shutil
 import socket
 import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from onmetal.converters.tflite import net as tflite
 from onmetal.errors import UnsupportedError
 from onmetal.ports import Port
 from onmetal.records import Tensor
+from onmetal.targets import Core
 from tests import firmware_image as image
 from tests.arm64 import needs
 from tests.deployed import HOSTILE
@@ -206,6 +209,7 @@ class TestTheSources:
             arena_bytes=1024,
             operators=[],
             name="any",
+            core=None,
         )
         self._held(image.unpack(files, tmp_path), content, tmp_path)
 
@@ -235,6 +239,7 @@ class TestTheSources:
             arena_bytes=1024,
             operators=[*firmware.METHODS, "CONV_2D", "UNIDIRECTIONAL_SEQUENCE_LSTM"],
             name="all",
+            core=None,
         )
         folder = image.unpack(files, tmp_path)
         checked(folder / "onmetal_model.cc")
@@ -282,6 +287,7 @@ class TestGoldenVectors:
             arena_bytes=image.ARENA_BYTES,
             operators=image.OPERATORS,
             name="other",
+            core=None,
         )
         done = self._selftest(files, tmp_path)
         assert done.returncode == 1 and "differ" in done.stdout
@@ -695,7 +701,58 @@ def of(folder: Path, dtype: str, names: tuple[str, str, str], **options: bool) -
         arena_bytes=4096,
         operators=["ADD", "ethos-u"],
         name=names[0],
+        core=None,
     )
+
+
+class TestHowItIsBuilt:
+    """README.md says it for the chip's own core; the flags are tried on one of the sources."""
+
+    def readme(self, core: str | None, tmp_path: Path) -> str:
+        path = tmp_path / "model.tflite"
+        path.write_bytes(image.content())
+        files = firmware.files(
+            image.candidate(path),
+            image.golden(),
+            shipped=path,
+            arena_bytes=4096,
+            operators=image.OPERATORS,
+            name="x",
+            core=core,
+        )
+        return files["firmware/README.md"].decode()
+
+    @pytest.mark.parametrize("core", get_args(Core))
+    def test_for_every_core(self, core: str, sources: Path, tmp_path: Path) -> None:
+        text = self.readme(core, tmp_path)
+        (arch,) = re.findall(r"^ +TARGET_ARCH=(\S+) ", text, re.MULTILINE)
+        assert arch.partition("+")[0] == core
+        flags = set(re.findall(r"-DCMAKE_C(?:XX)?_FLAGS=\"(.+)\"", text))
+        others = set(re.findall(r"`(-mcpu=[^`]+)`", text))
+        assert len(flags) == 1 and all(f"-mcpu={core}" in told for told in flags | others)
+        floats = core in ("cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55", "cortex-m85")
+        assert ("-mfloat-abi=hard" in next(iter(flags))) == floats
+        if core == "cortex-m85":  # younger than the gcc of the README's packages
+            assert "gcc" in text and "13" in text
+            return
+        for number, told in enumerate(flags | others):
+            place = tmp_path / f"{number}.o"
+            source = sources / "onmetal_quantize.c"
+            image.call(tmp_path, "arm-none-eabi-gcc", *told.split(), "-c", source, "-o", place)
+
+    def test_for_a_chip_that_is_not_known(self, tmp_path: Path) -> None:
+        text = self.readme(None, tmp_path)
+        assert "names no chip" in text and "`cortex-m85`" in text
+
+    def test_as_it_says_itself(self, sources: Path, tmp_path: Path) -> None:
+        text = (sources / "README.md").read_text()
+        start = text.index("    cmake -B build")
+        command = text[start : text.index("\n\n", start)].replace(
+            '"$T;$D/flatbuffers/include;$D/gemmlowp;$D/ruy"', str(image.STUB)
+        )
+        folder = shutil.copytree(sources, tmp_path / "firmware")
+        image.call(folder, "sh", "-ec", command)
+        assert (folder / "build/libonmetal_model.a").is_file()
 
 
 class TestOtherModels:
@@ -729,4 +786,5 @@ class TestOtherModels:
                 arena_bytes=1024,
                 operators=["CONV_2D", "REDUCE_PROD"],
                 name="x",
+                core=None,
             )

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from onmetal.converters.litert import describe
 from onmetal.converters.tflite.ends import ends
 from onmetal.converters.tflite.net import read
 from onmetal.profilers.tflite_ops import precision
@@ -31,19 +30,19 @@ def operators(path: str) -> dict[str, Any]:
 
 def ports(path: str) -> dict[str, Any]:
     """What a .tflite file takes and gives, as raw.Ports, in its own order."""
-    shapes, stored = describe(path), ends(path)
+    stored = ends(path)
     return {
         side: [
             {
                 "name": end["name"],
                 "dtype": end["dtype"],
-                "bytes": int(np.prod(tensor["shape"], dtype=np.int64))
+                "bytes": int(np.prod(end["shape"], dtype=np.int64))
                 * np.dtype(end["dtype"]).itemsize,
                 "scale": end["scale"],
                 "zero": end["zero_point"],
-                "shape": tensor["shape"],
+                "shape": end["shape"],
             }
-            for end, tensor in zip(stored[side], shapes[side], strict=True)
+            for end in stored[side]
         ]
         for side in ("inputs", "outputs")
     }

@@ -8,7 +8,7 @@ from onmetal.converters.tflite.net import Tensor, read, signature_names
 
 def ends(path: str) -> dict[str, list[dict[str, Any]]]:
     """`inputs` and `outputs` in the file's own order, under the names of its signature: each
-    tensor's dtype and quantization (scale 0 where it has none)."""
+    tensor's dtype, shape and quantization (scale 0 where it has none)."""
     net = read(Path(path))
     inputs, outputs = signature_names(net)
     return {"inputs": _all(inputs, net.inputs), "outputs": _all(outputs, net.outputs)}
@@ -19,6 +19,7 @@ def _all(names: list[str], tensors: list[Tensor]) -> list[dict[str, Any]]:
         {
             "name": name,
             "dtype": tensor.dtype.name,
+            "shape": list(tensor.shape),
             "scale": float(tensor.scale[0]) if tensor.scale is not None else 0.0,
             "zero_point": int(tensor.zero_point[0]) if tensor.zero_point is not None else 0,
         }

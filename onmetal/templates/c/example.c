@@ -4,14 +4,15 @@
  * out with what is expected, and says how long an inference takes. Exit code: 0 the golden vectors
  * agree, 1 they do not, 2 it could not be run.
  *
- * In the bundle's folder:
+ * In the bundle's folder, where PYTHON is the interpreter of an environment that has what
+ * requirements.txt says (for example ../.venv/bin/python; left out, it is python3):
  *
- *     cc -O2 -Wall -Wextra -Werror example.c -o example -ldl -lm
- *     pip install -r requirements.txt
- *     ./example "$(python -c '@@locate@@')" .
+ *     cc -O2 -Wall -Wextra -Werror example.c -o ../example -ldl -lm
+ *     ../example "$("${PYTHON:-python3}" run.py --library)" .
  *
- * The arguments are the runtime's library (any build of @@title@@ @@version@@) and the bundle's
- * folder. Only the C library is needed to compile it, and no header of the runtime; for another
+ * The arguments are the runtime's library (any build of @@title@@ @@version@@; run.py says where the
+ * one of the Python package is) and the bundle's folder. The program is written beside that folder,
+ * which `deploy verify` wants as it is. Only the C library is needed to compile it, and no header of the runtime; for another
  * machine use its compiler, such as aarch64-linux-gnu-gcc.
  *
  * Values lie in files and buffers as a little-endian machine has them.
