@@ -19,7 +19,8 @@ W = {"stem.w": floats(8, 8, 3, 3) * np.float32(0.1), "stem.b": floats(8)}
 
 
 def positive(*shape: int) -> np.ndarray:
-    return np.abs(floats(*shape)) + np.float32(0.5)
+    made: np.ndarray = np.abs(floats(*shape)) + np.float32(0.5)
+    return made
 
 
 def scalar(number: float) -> np.ndarray:
