@@ -294,7 +294,7 @@ def _match(
             f"the model takes {list(expected)}{hint}"
         )
     want = np.dtype(tensor.dtype)
-    narrowed = dtype == np.float64 and want == np.float32
+    narrowed = dtype.kind == "f" and want in (np.float32, np.float16)
     widened = dtype.kind in "iu" and np.can_cast(dtype, want, "safe")
     real = tensor.scale > 0 and dtype.kind == "f"
     if not (dtype == want or narrowed or widened or real):

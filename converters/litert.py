@@ -8,8 +8,9 @@ from typing import Any
 from onmetal.errors import UnsupportedError
 
 VERSION = 1
-OPTIONS = frozenset({"num_threads", "nhwc", "stateful"})
+OPTIONS = frozenset({"num_threads", "nhwc", "float16", "stateful"})
 """`nhwc`: the inputs and outputs that the file has with channels last, which run.py transposes;
+`float16`: those that the model has in float16 and the file has not, which run.py casts;
 `stateful`: whether it has variable tensors, which are reset before every inference."""
 RESERVED = OPTIONS
 

@@ -1,7 +1,7 @@
 """The float graph from which every quantized candidate is made: plain ONNX, opset 13 or later.
 
-Constants are folded, BatchNorm goes into the weights before it, and every node has a name of its
-own. Runs in a child process.
+Constants are folded, float16 is widened (onnx_widen), BatchNorm goes into the weights before it,
+and every node has a name of its own. Runs in a child process.
 """
 
 from importlib import import_module
@@ -14,6 +14,7 @@ import onnx.inliner
 from onnx import numpy_helper, version_converter
 
 from onmetal.calibration.graph import Graph, attribute
+from onmetal.converters import onnx_widen
 from onmetal.errors import UnsupportedError, reason
 
 LEAST_OPSET = 13
@@ -37,6 +38,7 @@ def simplify(prepared: str, folder: str) -> dict[str, Any]:
     try:
         model = onnx.inliner.inline_local_functions(onnx.load(prepared))
         _fix_names(model)
+        onnx_widen.widen(model)
         model = _fit_opset(model)
         _fold_dequantized(model)
         for _ in range(ROUNDS):  # what one optimization leaves may be plain to the next

@@ -11,7 +11,7 @@ import msgspec
 from onmetal.errors import UnsupportedError
 
 VERSION = 1
-OPTIONS = frozenset({"nhwc", "stateful"})
+OPTIONS = frozenset({"nhwc", "float16", "stateful"})
 """As LiteRT's."""
 RESERVED = OPTIONS
 

@@ -198,7 +198,10 @@ def _tolerance(task: Task, chosen: Trial) -> float:
     differs = chosen.agreement is not None and not chosen.agreement["identical"]
     if chosen.embedded and chosen.embedded["flash"]["whole_numbers"] and not differs:
         return 0.0
-    return bundle.TOLERANCE[task.target.recipe(chosen.recipe).compute]
+    tolerance = bundle.TOLERANCE[task.target.recipe(chosen.recipe).compute]
+    outputs = chosen.candidate.model.outputs if chosen.candidate else ()
+    half = any(tensor.dtype == "float16" for tensor in outputs)
+    return max(tolerance, bundle.HALF_TOLERANCE) if half else tolerance
 
 
 def _bundle(

@@ -3,7 +3,15 @@
 import numpy as np
 import onnx_ir as ir
 
-from onmetal.converters.tflite.lowering import NHWC, Lowering, Order, attribute, lowers, refuse
+from onmetal.converters.tflite.lowering import (
+    NHWC,
+    Lowering,
+    Order,
+    Value,
+    attribute,
+    lowers,
+    refuse,
+)
 from onmetal.converters.tflite.net import Tensor
 
 
@@ -211,6 +219,9 @@ def cast(low: Lowering, node: ir.Node) -> None:
     dtype = low.dtype(node.outputs[0])
     if dtype == np.float64:
         raise refuse(node, "float64 is not supported")
+    if dtype == tensor.dtype:
+        low.values[node.outputs[0]] = Value(tensor, order)
+        return
     made = low.emit("CAST", [tensor], tensor.shape, dtype=dtype)
     low.give(node.outputs[0], made, order)
 

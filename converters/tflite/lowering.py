@@ -111,7 +111,7 @@ class Lowering:
         if value is None or value.const_value is None:
             return None
         array = value.const_value.numpy()
-        if array.dtype == np.float64:
+        if array.dtype in (np.float64, np.float16):
             return array.astype(np.float32)
         return array
 
@@ -152,9 +152,11 @@ class Lowering:
         return tuple(axis for axis in value.shape if isinstance(axis, int))
 
     def dtype(self, value: ir.Value) -> np.dtype:
+        """What it is computed in: float16 is widened, which who runs the file does at its ends."""
         if value.dtype is None:
             raise UnsupportedError(f"the type of {value.name!r} is not known")
-        return np.dtype(value.dtype.numpy())
+        dtype = np.dtype(value.dtype.numpy())
+        return np.dtype(np.float32) if dtype == np.float16 else dtype
 
     def axes(self, node: ir.Node, found: np.ndarray | None, rank: int) -> list[int]:
         """Normalized axes; None: all of them."""
