@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onmetal import ports
 from onmetal.calibration.exposed import Exposed
 from onmetal.converters import onnx_float
 from onmetal.converters.tflite.convert import lower
@@ -233,6 +234,10 @@ def test_a_deployment(kind: str, dtype: Any, tmp_path: Path) -> None:
     assert manifest["golden"]["tolerance"] >= 2 * STEP * 0.9
     reached = {trial["name"].split("@")[0] for trial in ran.document["candidates"]}
     assert "fp32" in reached
+    if runtime == "litert":
+        hands = ports.ports(deployed.candidate(tmp_path / "out"))
+        assert [port.dtype for port in (*hands.inputs, *hands.outputs)] == ["float32"] * 3
+        assert {port.stored for port in hands.inputs} <= {"int8", "float32"}
     feed = {"x": golden["input/x/0"]}
     wanted = run(network(), feed)["map"].astype(np.float32)
     error = np.abs(golden["output/map/0"].astype(np.float32) - wanted).max() / np.abs(wanted).max()
