@@ -16,12 +16,21 @@ import numpy as np
 import onnx
 import pytest
 
-from onmetal.converters import onnx_float, onnx_pads
+from onmetal.converters import onnx_float, onnx_pads, onnx_reader
 from onmetal.converters.tflite import lowering
 from onmetal.converters.tflite.convert import lower
 from onmetal.errors import UnsupportedError
-from tests.onnx_models import save
-from tests.tflite_graphs import STORED, Fed, Given, Graph, compare, floats, single
+from tests.onnx_models import build, node, save, value, weights
+from tests.tflite_graphs import (
+    STORED,
+    Fed,
+    Given,
+    Graph,
+    compare,
+    expected,
+    floats,
+    single,
+)
 
 SIMPLIFIED_BELOW = 13
 """Older files are raised to this opset before they are lowered."""
@@ -825,3 +834,26 @@ def test_every_lowered_operator_is_swept() -> None:
     elsewhere = {"Resize", "Upsample", "QuantizeLinear", "DequantizeLinear", "Swish", "Not"}
     of_constants = {"Constant", "ConstantOfShape", "Shape", "Size", "Range", "EyeLike", "Dropout"}
     assert set(lowering.TABLE) - elsewhere - of_constants <= set(SWEPT)
+
+
+def test_sizes_behind_a_transposed_convolution_are_read_right(tmp_path: Path) -> None:
+    """SAME is input x stride, whatever output_padding adds; so a model is read, then lowered."""
+    more = {"strides": [2, 2], "output_padding": [1, 1]}
+    made = build(
+        [
+            node("ConvTranspose", "x w v", "a", auto_pad="SAME_UPPER", **more),
+            node("Relu", "a", "b"),
+            node("ConvTranspose", "b w", "c", auto_pad="SAME_LOWER", **more),
+            node("Conv", "c k", "y", pads=[1] * 4),
+        ],
+        [value("x", [1, 4, 7, 6])],
+        [value("y", ["a", "b", "c", "d"])],
+        [weights("w", 4, 4, 3, 3), weights("v", 4), weights("k", 2, 4, 3, 3)],
+    )
+    path, folder = save(made, tmp_path / "given.onnx"), tmp_path / "read"
+    folder.mkdir()
+    read = onnx_reader.examine(str(path), {}, None, str(folder))
+    assert read["outputs"][0]["shape"] == [1, 2, 28, 24]
+    onnx_float.simplify(str(folder / "model.onnx"), str(tmp_path))
+    feed = {"x": floats(1, 4, 7, 6)}
+    compare(lower(tmp_path / "model.onnx"), Graph(made, feed, expected(made, feed)))
