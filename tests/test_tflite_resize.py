@@ -82,7 +82,7 @@ def at(mode: str, size: int, out: int, scale: np.float32) -> np.ndarray:
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [*MODES, "tf_half_pixel_for_nn"])
 def test_nearest_takes_the_same_values(mode: str, rounding: str) -> None:
     wrong = []
     for size, scale, out, found in ramps(
