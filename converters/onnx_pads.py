@@ -17,7 +17,7 @@ def explicit(model: onnx.ModelProto) -> bool:
     """
     kernels = {tensor.name: list(tensor.dims[2:]) for tensor in onnx_checks.tensors(model)}
     rewritten = [
-        _write_out(node, kernels.get(node.input[1], []))
+        _write_out(node, kernels.get(node.input[1] if len(node.input) > 1 else "", []))
         for node in onnx_checks.nodes(model.graph)
         if node.op_type == "ConvTranspose" and node.domain in ("", "ai.onnx")
     ]
@@ -25,23 +25,24 @@ def explicit(model: onnx.ModelProto) -> bool:
         return False
     del model.graph.value_info[:]
     for value in model.graph.output:
-        value.type.tensor_type.ClearField("shape")
+        if value.type.WhichOneof("value") == "tensor_type":
+            value.type.tensor_type.ClearField("shape")
     return True
 
 
 def _write_out(node: onnx.NodeProto, kernel: list[int]) -> bool:
-    given = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-    auto = given.get("auto_pad", b"NOTSET").decode()
-    kernel = list(given.get("kernel_shape", kernel))
-    if not auto.startswith("SAME") or "output_shape" in given or not kernel:
+    given = {entry.name: list(entry.ints) for entry in node.attribute if entry.ints}
+    auto = next((entry.s for entry in node.attribute if entry.name == "auto_pad"), b"NOTSET")
+    kernel = given.get("kernel_shape", kernel)
+    settings = [
+        given.get(name, [default] * len(kernel))
+        for name, default in (("strides", 1), ("dilations", 1), ("output_padding", 0))
+    ]
+    if auto not in (b"SAME_UPPER", b"SAME_LOWER") or "output_shape" in given or not kernel:
         return False
-    pads = same(
-        auto,
-        kernel,
-        given.get("strides", [1] * len(kernel)),
-        given.get("dilations", [1] * len(kernel)),
-        given.get("output_padding", [0] * len(kernel)),
-    )
+    if any(len(values) != len(kernel) for values in settings):
+        return False  # whoever opens the model says what is wrong
+    pads = same(auto.decode(), kernel, *settings)
     for entry in list(node.attribute):
         if entry.name in ("auto_pad", "pads"):
             node.attribute.remove(entry)
