@@ -64,6 +64,8 @@ def _fed(net: Net, arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
     for name, tensor, array in zip(signature_names(net)[0], net.inputs, arrays, strict=True):
         if array.shape != tensor.shape and array.ndim == 4:
             array = np.ascontiguousarray(array.transpose(NHWC))
+        if array.dtype == np.float16:
+            array = array.astype(np.float32)
         if tensor.scale is not None and array.dtype != tensor.dtype:
             assert tensor.zero_point is not None
             limits = np.iinfo(tensor.dtype)

@@ -46,18 +46,24 @@ class Exposed:
         )
         details = self.interpreter.get_input_details()
         self.places = [
-            (name, entry["index"]) for name, entry in zip(names[0], details, strict=True)
+            (name, entry["index"], entry["dtype"])
+            for name, entry in zip(names[0], details, strict=True)
         ]
         found = [entry["index"] for entry in self.interpreter.get_output_details()]
         index = dict(zip(outputs, found, strict=True))
         self.given = {name: index[tensor] for name, tensor in inner.items()}
 
     def run(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """`feed`: by what the graph calls its inputs. -> the tensors by name, copied."""
-        for name, index in self.places:
+        """`feed`: by what the graph calls its inputs; float16 is widened to what they are. -> the
+        tensors by name, copied."""
+        feed = {
+            name: feed[name].astype(dtype) if feed[name].dtype == np.float16 else feed[name]
+            for name, _, dtype in self.places
+        }
+        for name, index, _ in self.places:
             self.interpreter.set_tensor(index, feed[name])
         self.interpreter.invoke()
-        found = {self.fed[name]: feed[name] for name, _ in self.places}
+        found = {self.fed[name]: array for name, array in feed.items()}
         found |= {name: self.interpreter.get_tensor(index) for name, index in self.given.items()}
         return found
 

@@ -294,13 +294,14 @@ def _match(
             f"the model takes {list(expected)}{hint}"
         )
     want = np.dtype(tensor.dtype)
-    narrowed = dtype == np.float64 and want == np.float32
+    floats = [np.dtype(kind) for kind in (np.float64, np.float32, np.float16)]
+    narrowed = dtype in floats and want in floats[floats.index(dtype) + 1 :]
     widened = dtype.kind in "iu" and np.can_cast(dtype, want, "safe")
     real = tensor.scale > 0 and dtype.kind == "f"
     if not (dtype == want or narrowed or widened or real):
         raise UsageError(
             f"{source}: {name!r} has dtype {dtype}, the model takes {want}; "
-            "only float64 to float32 and lossless widening of integers are done for you"
+            "only narrowing of floats and lossless widening of integers are done for you"
         )
 
 

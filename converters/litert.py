@@ -9,8 +9,14 @@ from onmetal.errors import UnsupportedError
 
 VERSION = 1
 ALONE = False
-OPTIONS: dict[str, Any] = {"num_threads": int, "nhwc": tuple[str, ...], "stateful": bool}
+OPTIONS: dict[str, Any] = {
+    "num_threads": int,
+    "nhwc": tuple[str, ...],
+    "float16": tuple[str, ...],
+    "stateful": bool,
+}
 """`nhwc`: the inputs and outputs that the file has with channels last, which run.py transposes;
+`float16`: those that the model has in float16 and the file has not, which run.py casts;
 `stateful`: whether it has variable tensors, which are reset before every inference."""
 RESERVED = frozenset(OPTIONS)
 

@@ -1,7 +1,7 @@
 """The float graph from which every quantized candidate is made: plain ONNX, opset 13 or later.
 
-Constants are folded, BatchNorm goes into the weights before it, and every node has a name of its
-own. Runs in a child process.
+Constants are folded, float16 is widened (onnx_widen), BatchNorm goes into the weights before it,
+and every node has a name of its own. Runs in a child process.
 """
 
 from importlib import import_module
@@ -14,9 +14,9 @@ import onnx.inliner
 from onnx import numpy_helper, version_converter
 
 from onmetal.calibration.graph import Graph, attribute
+from onmetal.converters import onnx_widen
 from onmetal.errors import UnsupportedError, reason
 
-VERSION = 2
 LEAST_OPSET = 13
 """The first in which QuantizeLinear and DequantizeLinear have an axis, so scales per channel."""
 MOST_OPSET = 20
@@ -38,6 +38,7 @@ def simplify(prepared: str, folder: str) -> dict[str, Any]:
     try:
         model = onnx.inliner.inline_local_functions(onnx.load(prepared))
         _fix_names(model)
+        onnx_widen.widen(model)
         model = _fit_opset(model)
         _fold_dequantized(model)
         for _ in range(ROUNDS):  # what one optimization leaves may be plain to the next
@@ -77,15 +78,43 @@ def _fit_opset(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _keep_asymmetric(model: onnx.ModelProto) -> None:
     """Before opset 11 a Resize or Upsample knew one way to count coordinates, which is not the
-    default of later ones; onnx's converter leaves that out."""
-    for node in model.graph.node:
-        if node.op_type == "Resize":
-            for name, value in (
-                ("coordinate_transformation_mode", "asymmetric"),
-                ("nearest_mode", "floor"),
-            ):
-                if attribute(node, name) is None:
-                    node.attribute.append(onnx.helper.make_attribute(name, value))
+    default of later ones; onnx's converter leaves that out. Nearest took the value above where an
+    axis shrank, else the one below: where an axis shrinks and another grows that makes two nodes.
+    """
+    graph = Graph(model)
+    for place, node in reversed(list(enumerate(model.graph.node))):
+        if (
+            node.op_type != "Resize"
+            or attribute(node, "coordinate_transformation_mode") is not None
+        ):
+            continue
+        _attribute(node, "coordinate_transformation_mode", "asymmetric")
+        if attribute(node, "mode", b"nearest") != b"nearest":
+            continue
+        scales = graph.constant(node.input[2]) if len(node.input) > 2 else None
+        shrinks = scales is not None and bool(np.any(scales < 1))
+        _attribute(node, "nearest_mode", "ceil" if shrinks else "floor")
+        if scales is None or not shrinks or np.all(scales <= 1):
+            continue
+        names = [f"{node.output[0]}/{side}" for side in ("shrunk", "shrinks", "grows")]
+        grown = onnx.NodeProto()
+        grown.CopyFrom(node)
+        grown.name = ""
+        node.output[0] = grown.input[0] = names[0]
+        node.input[2], grown.input[2] = names[1:]
+        _attribute(grown, "nearest_mode", "floor")
+        for name, part in zip(
+            names[1:], (np.minimum(scales, 1), np.maximum(scales, 1)), strict=True
+        ):
+            model.graph.initializer.append(numpy_helper.from_array(part.astype(np.float32), name))
+        model.graph.node.insert(place + 1, grown)
+
+
+def _attribute(node: onnx.NodeProto, name: str, value: str) -> None:
+    for entry in list(node.attribute):
+        if entry.name == name:
+            node.attribute.remove(entry)
+    node.attribute.append(onnx.helper.make_attribute(name, value))
 
 
 def _fix_names(model: onnx.ModelProto) -> None:

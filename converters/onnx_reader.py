@@ -11,7 +11,7 @@ import onnx.inliner
 from google.protobuf.message import DecodeError
 
 from onmetal import cache as caches
-from onmetal.converters import onnx_checks
+from onmetal.converters import onnx_checks, onnx_pads
 from onmetal.errors import ShapeError, UnsupportedError, UsageError
 
 ONE_FILE_BYTES = 1_900_000_000
@@ -36,7 +36,9 @@ def examine(
     if external:
         onnx.load_external_data_for_model(model, str(source.resolve().parent))
     onnx_checks.check_sizes(model, source)
+    padded = onnx_pads.explicit(model)
     changed, size_of_batch, notes = _fix_axes(model, shapes, batch)
+    changed |= padded
     inferred = _infer(model)
     prepared = Path(folder) / "model.onnx"
     if changed:

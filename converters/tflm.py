@@ -13,7 +13,11 @@ from onmetal.errors import UnsupportedError
 VERSION = 1
 ALONE = True
 """What Vela keeps between two compilations must not show in the second."""
-OPTIONS: dict[str, Any] = {"nhwc": tuple[str, ...], "stateful": bool}
+OPTIONS: dict[str, Any] = {
+    "nhwc": tuple[str, ...],
+    "float16": tuple[str, ...],
+    "stateful": bool,
+}
 """As LiteRT's."""
 RESERVED = frozenset(OPTIONS)
 

@@ -24,7 +24,6 @@ import psutil
 
 from onmetal import manifest as manifests
 from onmetal.errors import DeviceError, OnmetalError, UsageError, VerificationError
-from onmetal.manifest import TOLERANCE as TOLERANCE
 from onmetal.profilers import Device
 from onmetal.profilers.board import Board
 from onmetal.profilers.local import Local, Worker, quiet_environment

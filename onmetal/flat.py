@@ -19,7 +19,7 @@ from onmetal.targets import EXACT, Format, Io, Recipe
 if TYPE_CHECKING:
     from onmetal.sources import Hub
 
-VERSION = 2
+VERSION = 3
 RECIPES = "converters.tflite.recipes"
 NO_SAMPLES = "no samples to calibrate it with"
 
@@ -108,7 +108,16 @@ class Flat:
         folder = self.hub.cache.get("quantized", digest, build)
         made = msgspec.json.decode((folder / "made.json").read_bytes())
         path = folder / "model.tflite"
-        return Source(path, caches.sha256(path), made["details"], made["options"])
+        options = {**made["options"], **self._casts()}
+        return Source(path, caches.sha256(path), made["details"], options)
+
+    def _casts(self) -> dict[str, list[str]]:
+        """The inputs and outputs that an ONNX model has in float16, which is widened."""
+        model = self.hub.model
+        if model.format == "tflite":
+            return {}
+        half = [t.name for t in (*model.inputs, *model.outputs) if t.dtype == "float16"]
+        return {"float16": half} if half else {}
 
 
 def _schema() -> str:

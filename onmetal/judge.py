@@ -8,7 +8,6 @@ from msgspec.structs import replace
 
 from onmetal import cache as caches
 from onmetal.agree import agreement, wrong_model
-from onmetal.bundle import TOLERANCE
 from onmetal.cache import Cache
 from onmetal.calibration import accuracy
 from onmetal.calibration.fidelity import Extent, extent
@@ -16,6 +15,7 @@ from onmetal.calibration.metrics import Scorer
 from onmetal.calibration.outputs import StoredArray
 from onmetal.errors import DeviceError, OnmetalError, UnsupportedError
 from onmetal.likeness import compared
+from onmetal.manifest import TOLERANCE
 from onmetal.profilers import Device, measure
 from onmetal.profilers.board import Board
 from onmetal.profilers.remote import Remote

@@ -16,6 +16,8 @@ from onmetal.targets import RUNTIMES
 TOLERANCE = {"f32": 1e-4, "f16": 2e-2, "bf16": 1e-1, "i8": 1e-1, "i16": 1e-2}
 """Of golden outputs, by the type computed in, as a part of the largest magnitude of an output: what
 other CPUs' kernels may round differently."""
+HALF_TOLERANCE = 2e-3
+"""At least, where an output is float16: two of its steps."""
 DEQUANTIZED = ("int8", "uint8", "int16")
 """Integers that run.py makes real numbers of, where they have a scale."""
 

@@ -16,7 +16,7 @@ from onmetal.errors import BudgetError, DeviceError, UnsupportedError, UsageErro
 from onmetal.fast import add_fast
 from onmetal.judge import judge_all
 from onmetal.look import drop_lost, look
-from onmetal.manifest import TOLERANCE
+from onmetal.manifest import HALF_TOLERANCE, TOLERANCE
 from onmetal.plan import NO_DATA, Planned
 from onmetal.progress import Progress
 from onmetal.records import Trial, plain
@@ -201,7 +201,10 @@ def _tolerance(task: Task, chosen: Trial) -> float:
     differs = chosen.agreement is not None and not chosen.agreement["identical"]
     if chosen.embedded and chosen.embedded["flash"]["whole_numbers"] and not differs:
         return 0.0
-    return TOLERANCE[task.target.recipe(chosen.recipe).compute]
+    tolerance = TOLERANCE[task.target.recipe(chosen.recipe).compute]
+    outputs = chosen.candidate.model.outputs if chosen.candidate else ()
+    half = any(tensor.dtype == "float16" for tensor in outputs)
+    return max(tolerance, HALF_TOLERANCE) if half else tolerance
 
 
 def _bundle(

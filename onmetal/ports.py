@@ -82,7 +82,9 @@ def _of_tflite(candidate: Candidate) -> Ports:
     inputs = _matched(candidate.model.inputs, ends["inputs"])
     outputs = _matched(candidate.model.outputs, ends["outputs"])
     return Ports(
-        tuple(_port(t, end, place, t.name in turned, t.dtype) for t, end, place in inputs),
+        tuple(
+            _port(t, end, place, t.name in turned, _widened(t.dtype)) for t, end, place in inputs
+        ),
         # As `run_litert.Session.run` has it: whatever is quantized comes back as float.
         tuple(
             _port(t, end, place, t.name in turned, "float32" if _integer(end) else end["dtype"])
@@ -114,6 +116,11 @@ def _matched(
     named = {tensor.name for tensor in tensors} <= set(known)
     places = [known.index(t.name) if named else i for i, t in enumerate(tensors)]
     return [(tensor, ends[place], place) for tensor, place in zip(tensors, places, strict=True)]
+
+
+def _widened(dtype: str) -> str:
+    """Half floats have no type in a generated program, which hands over float32 instead."""
+    return "float32" if dtype == "float16" else dtype
 
 
 def _integer(end: dict[str, Any]) -> bool:

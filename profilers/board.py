@@ -25,7 +25,17 @@ from onmetal.profilers.line import Told
 from onmetal.profilers.local import Local
 from onmetal.profilers.lpm01a import Meter
 from onmetal.profilers.qemu import Qemu
-from onmetal.profilers.raw import Port, Ports, Rows, order, pack, read_feeds, unpack
+from onmetal.profilers.raw import (
+    Edges,
+    Port,
+    Ports,
+    Rows,
+    edges,
+    order,
+    pack,
+    read_feeds,
+    unpack,
+)
 from onmetal.profilers.tiny import WRAP_US, Laps, Tiny
 from onmetal.records import DeviceFacts, Model, restore
 
@@ -311,7 +321,7 @@ class BoardWorker:
         self.board = board
         self._feeds: list[dict[str, np.ndarray]] = []
         self._ports = Ports((), ())
-        self._nhwc: list[str] = []
+        self._edges = Edges()
         self._names: tuple[list[str], list[str]] = ([], [])
         self._wanted: list[str] = []
 
@@ -367,7 +377,7 @@ class BoardWorker:
         self.board.check_holds(files)
         self.board.check_ready()
         self._ports = self.board.ports(files[0])
-        self._nhwc = list(options.get("nhwc", []))
+        self._edges = edges(options)
         self._names = (order(self._ports.inputs, inputs), order(self._ports.outputs, outputs))
         self._wanted = outputs
         return {"load_ms": 0.0}
@@ -377,7 +387,7 @@ class BoardWorker:
 
     def _load(self, feed: dict[str, np.ndarray]) -> None:
         """Each time anew: TFLite Micro may use an input's memory for what comes after it."""
-        self.board.tiny.load(pack(feed, self._ports.inputs, self._names[0], self._nhwc))
+        self.board.tiny.load(pack(feed, self._ports.inputs, self._names[0], self._edges))
 
     def _warm(self, *, timeout_s: float, progress: Told | None, seconds: float, least: int) -> int:
         """Boards have caches and no clocks that rise: a few inferences are enough."""
@@ -413,7 +423,7 @@ class BoardWorker:
     def _through(self, feed: dict[str, np.ndarray], timeout_s: float) -> list[np.ndarray]:
         self._load(feed)
         found = self.board.outputs(self._ports, timeout_s)
-        return unpack(found, self._ports.outputs, self._names[1], self._nhwc, self._wanted)
+        return unpack(found, self._ports.outputs, self._names[1], self._edges, self._wanted)
 
     def _outputs(
         self,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from onmetal.errors import DeviceError
+from onmetal.profilers.raw import runtime_options
 
 IDENTITY = bytes.fromhex(
     "080812003a3e0a100a017812017922084964656e7469747912086964656e746974795a0f0a0178120a0a08080112"
@@ -37,7 +38,7 @@ def peak(
     """
     if sys.platform != "linux":
         raise DeviceError("peak memory is read from /proc, which this system has not")
-    plain = {name: value for name, value in options.items() if name != "nhwc"}
+    plain = runtime_options(options)
     with tempfile.TemporaryDirectory() as folder:
         trivial = Path(folder) / "trivial"
         tflite = module.__name__.endswith("litert")

@@ -1,12 +1,12 @@
 """Arrays as a device takes and gives them: raw tensors one after another, and back.
 
-What run.py does around a TFLite artifact (channels last, whole numbers that stand for reals) is
-done here for the native runner, which moves bytes only.
+What run.py does around a TFLite artifact (channels last, whole numbers that stand for reals, types
+that the artifact has not) is done here for the native runner, which moves bytes only.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import Struct
@@ -52,8 +52,25 @@ def order(ports: Sequence[Port], names: Sequence[str]) -> list[str]:
     return list(names)
 
 
+class Edges(NamedTuple):
+    """The inputs and outputs that an artifact has in another layout or type than the model."""
+
+    nhwc: frozenset[str] = frozenset()
+    float16: frozenset[str] = frozenset()
+    """float16 in the model; the artifact has them in float32 or whole numbers."""
+
+
+def edges(options: dict[str, Any]) -> Edges:
+    return Edges(*(frozenset(options.get(name, ())) for name in Edges._fields))
+
+
+def runtime_options(options: dict[str, Any]) -> dict[str, Any]:
+    """What a runtime itself is opened with."""
+    return {name: value for name, value in options.items() if name not in Edges._fields}
+
+
 def pack(
-    feed: dict[str, np.ndarray], ports: Sequence[Port], names: Sequence[str], nhwc: Sequence[str]
+    feed: dict[str, np.ndarray], ports: Sequence[Port], names: Sequence[str], edges: Edges
 ) -> bytes:
     """One inference's inputs, by the manifest's names -> the bytes that the runner reads.
 
@@ -61,7 +78,9 @@ def pack(
     """
     pieces = []
     for port, name in zip(ports, names, strict=True):
-        array = feed[name].transpose(NHWC) if name in nhwc else feed[name]
+        array = feed[name].transpose(NHWC) if name in edges.nhwc else feed[name]
+        if name in edges.float16:
+            array = array.astype(np.float32)
         wanted = np.dtype(port.dtype)
         if array.dtype != wanted and port.scale:
             limits = np.iinfo(wanted)
@@ -80,7 +99,7 @@ def unpack(
     content: bytes | memoryview,
     ports: Sequence[Port],
     names: Sequence[str],
-    nhwc: Sequence[str],
+    edges: Edges,
     wanted: Sequence[str],
 ) -> list[np.ndarray]:
     """One inference's outputs, as the runner wrote them -> arrays in the order of `wanted`."""
@@ -92,7 +111,9 @@ def unpack(
         array = flat.reshape(port.shape)
         if port.scale and port.dtype in ("int8", "uint8", "int16"):
             array = (array.astype(np.float32) - np.float32(port.zero)) * np.float32(port.scale)
-        found[name] = np.ascontiguousarray(array.transpose(NCHW)) if name in nhwc else array
+        if name in edges.float16:
+            array = array.astype(np.float16)
+        found[name] = np.ascontiguousarray(array.transpose(NCHW)) if name in edges.nhwc else array
     return [found[name] for name in wanted]
 
 

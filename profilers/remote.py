@@ -31,7 +31,17 @@ from onmetal.profilers import memory, native, native_profile
 from onmetal.profilers.folder import Folder, RemoteLine, Transport, shell
 from onmetal.profilers.line import Told
 from onmetal.profilers.local import Local
-from onmetal.profilers.raw import Ports, Rows, order, pack, read_feeds, unpack
+from onmetal.profilers.raw import (
+    Edges,
+    Ports,
+    Rows,
+    edges,
+    order,
+    pack,
+    read_feeds,
+    runtime_options,
+    unpack,
+)
 from onmetal.records import DeviceFacts, Model, plain, restore
 
 START_S = 120.0
@@ -269,7 +279,7 @@ class RemoteWorker:
         """That the process may run on, as it says itself."""
         self._feeds: Path | None = None
         self._ports = Ports((), ())
-        self._nhwc: list[str] = []
+        self._edges = Edges()
         self._names: tuple[list[str], list[str]] = ([], [])
         self._wanted: list[str] = []
 
@@ -351,7 +361,7 @@ class RemoteWorker:
         self._ports = msgspec.convert(
             {"inputs": found["inputs"], "outputs": found["outputs"]}, Ports
         )
-        self._nhwc = list(options.get("nhwc", []))
+        self._edges = edges(options)
         self._names = (order(self._ports.inputs, inputs), order(self._ports.outputs, outputs))
         self._wanted = outputs
         if self._feeds:
@@ -370,7 +380,7 @@ class RemoteWorker:
         self._ask(["feeds", there, len(packed)], timeout_s)
 
     def _packed(self, feed: dict[str, np.ndarray]) -> bytes:
-        return pack(feed, self._ports.inputs, self._names[0], self._nhwc)
+        return pack(feed, self._ports.inputs, self._names[0], self._edges)
 
     def _warm(self, *, timeout_s: float, progress: Told | None, seconds: float, least: int) -> int:
         return int(self._ask(["warm", seconds, least], timeout_s))
@@ -454,7 +464,7 @@ class RemoteWorker:
                 content[i * size : (i + 1) * size],
                 self._ports.outputs,
                 self._names[1],
-                self._nhwc,
+                self._edges,
                 self._wanted,
             )
             for i in range(count)
@@ -514,6 +524,5 @@ def _words(options: dict[str, Any]) -> list[str]:
     """A runtime's options as a runner reads them; what is done on this machine is left out."""
     return [
         f"{name}={int(value) if name == 'stateful' else value}"
-        for name, value in options.items()
-        if name != "nhwc"
+        for name, value in runtime_options(options).items()
     ]

@@ -90,7 +90,7 @@ class Session:
     """One model, opened once and run many times, one inference at a time.
 
     Arrays are handed over and come back in the layout and type that the original model has; where
-    the artifact has channels last, or whole numbers, that is done here.
+    the artifact has channels last, or whole numbers, or float32 for float16, that is done here.
     """
 
     def __init__(
@@ -102,16 +102,19 @@ class Session:
             )
             self.interpreter.allocate_tensors()
         self.inputs, self.outputs = inputs, outputs
-        turned = options.get("nhwc", [])
+        turned, half = options.get("nhwc", []), options.get("float16", [])
         taken, given = self.interpreter.get_input_details(), self.interpreter.get_output_details()
         self.taken = [
-            (name, entry["index"], name in turned, entry["dtype"], entry["quantization"])
+            (
+                *(name, entry["index"], name in turned, name in half),
+                *(entry["dtype"], entry["quantization"]),
+            )
             for name, entry in zip(
                 inputs, _ordered(self.interpreter, taken, inputs, 0), strict=True
             )
         ]
         self.given = [
-            (entry["index"], name in turned, entry["dtype"], entry["quantization"])
+            (entry["index"], name in turned, name in half, entry["dtype"], entry["quantization"])
             for name, entry in zip(
                 outputs, _ordered(self.interpreter, given, outputs, 1), strict=True
             )
@@ -127,20 +130,24 @@ class Session:
         """
         if self.stateful and not keep_state:
             self.interpreter.reset_all_variables()
-        for name, index, turned, dtype, (scale, zero) in self.taken:
+        for name, index, turned, half, dtype, (scale, zero) in self.taken:
             array = feed[name]
             if turned:
                 array = np.ascontiguousarray(array.transpose(NHWC))
+            if half:
+                array = array.astype(np.float32)
             if array.dtype != dtype and scale:
                 limits = np.iinfo(dtype)
                 array = np.clip(np.rint(array / scale) + zero, limits.min, limits.max).astype(dtype)
             self.set(index, array)
         self.invoke()
         found = []
-        for index, turned, dtype, (scale, zero) in self.given:
+        for index, turned, half, dtype, (scale, zero) in self.given:
             array = self.get(index)
             if scale and dtype in (np.int8, np.uint8, np.int16):
                 array = (array.astype(np.float32) - np.float32(zero)) * np.float32(scale)
+            if half:
+                array = array.astype(np.float16)
             found.append(np.ascontiguousarray(array.transpose(NCHW)) if turned else array)
         return found
 

@@ -91,7 +91,7 @@ class Session:
     """One model, opened once and run many times, one inference at a time.
 
     Arrays are handed over and come back in the layout and type that the original model has; where
-    the artifact has channels last, or whole numbers, that is done here.
+    the artifact has channels last, or whole numbers, or float32 for float16, that is done here.
     """
 
     def __init__(
@@ -100,15 +100,15 @@ class Session:
         content = pathlib.Path(files[0]).read_bytes()
         self.interpreter = opened(content)
         self.inputs, self.outputs = inputs, outputs
-        turned = options.get("nhwc", [])
+        turned, half = options.get("nhwc", []), options.get("float16", [])
         known = _places(content)
         taken, given = self.interpreter.get_input_details, self.interpreter.get_output_details
         self.taken = [
-            (name, place, name in turned, *_quantization(taken(place)))
+            (name, place, name in turned, name in half, *_quantization(taken(place)))
             for name, place in zip(inputs, _in_order(inputs, known[0]), strict=True)
         ]
         self.given = [
-            (place, name in turned, *_quantization(given(place)))
+            (place, name in turned, name in half, *_quantization(given(place)))
             for name, place in zip(outputs, _in_order(outputs, known[1]), strict=True)
         ]
         self.stateful = bool(options.get("stateful"))
@@ -122,20 +122,24 @@ class Session:
         """
         if self.stateful and not keep_state:
             self.interpreter.reset()
-        for name, place, turned, dtype, scale, zero in self.taken:
+        for name, place, turned, half, dtype, scale, zero in self.taken:
             array = feed[name]
             if turned:
                 array = np.ascontiguousarray(array.transpose(NHWC))
+            if half:
+                array = array.astype(np.float32)
             if array.dtype != dtype and scale:
                 limits = np.iinfo(dtype)
                 array = np.clip(np.rint(array / scale) + zero, limits.min, limits.max).astype(dtype)
             self.set(np.ascontiguousarray(array), place)
         self.invoke()
         found = []
-        for place, turned, dtype, scale, zero in self.given:
+        for place, turned, half, dtype, scale, zero in self.given:
             array = self.get(place)
             if scale and dtype in (np.int8, np.uint8, np.int16):
                 array = (array.astype(np.float32) - np.float32(zero)) * np.float32(scale)
+            if half:
+                array = array.astype(np.float16)
             found.append(np.ascontiguousarray(array.transpose(NCHW)) if turned else array)
         return found
 

@@ -57,10 +57,6 @@ def _wiring(net: Net) -> Iterator[str]:
     for tensor in net.outputs:
         if tensor not in made:
             yield f"the output {tensor.name!r} is made by nothing"
-    names = [tensor.name for tensor in net.tensors()]
-    if len(set(names)) < len(names):
-        double = next(name for name in names if names.count(name) > 1)
-        yield f"two tensors are called {double!r}"
 
 
 def _parameters(tensor: Tensor) -> Iterator[str]:

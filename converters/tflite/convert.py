@@ -53,6 +53,7 @@ def _lowered(path: Path) -> tuple[Net, lowering.Lowering]:
     except Exception as error:
         what = f"{walk.node.op_type} {walk.node.name!r}" if walk.node else "it"
         raise UnsupportedError(f"{what} cannot be lowered to TFLite: {reason(error)}") from error
+    net.tell_apart()  # a constant that is stored in several ways is several tensors
     ranges = qdq.absorb(net)
     passes.tidy(net)
     if ranges:  # quantized already: integers by the scales that the model has

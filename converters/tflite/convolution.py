@@ -172,12 +172,12 @@ def conv_transpose(low: Lowering, node: ir.Node) -> None:
     strides = [int(n) for n in attribute(node, "strides", [1] * rank)]
     dilations = [int(n) for n in attribute(node, "dilations", [1] * rank)]
     weight = _dilated(weight, dilations)
-    sizes, wanted = low.shape(value)[2:], low.shape(out)[2:]
-    begin = _transposed_begin(node, sizes, wanted, strides, weight.shape[2:])
+    sizes: Sequence[int] = low.shape(value)[2:]
+    begin, wanted = _transposed_window(node, sizes, strides, weight.shape[2:])
     if flat:
         weight = weight[:, :, None, :]
         strides, begin = [1, *strides], [0, *begin]
-        sizes, wanted = (1, *sizes), (1, *wanted)
+        sizes, wanted = [1, *sizes], [1, *wanted]
     kernel = weight.transpose(1, 2, 3, 0)
     tensor, grown = _reaching(low, tensor, list(sizes), wanted, strides, begin, kernel.shape[1:3])
     whole = [(n - 1) * s + k for n, s, k in zip(grown, strides, kernel.shape[1:3], strict=True)]
@@ -243,27 +243,29 @@ def _dilated(weight: np.ndarray, dilations: Sequence[int]) -> np.ndarray:
     return found
 
 
-def _transposed_begin(
-    node: ir.Node,
-    sizes: Sequence[int],
-    wanted: Sequence[int],
-    strides: Sequence[int],
-    kernel: Sequence[int],
-) -> list[int]:
-    """How much of the whole product is cut off in front of each axis (ONNX's ConvTranspose)."""
+def _transposed_window(
+    node: ir.Node, sizes: Sequence[int], strides: Sequence[int], kernel: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """How much of the whole product is cut off in front of each axis, and what size is left (as
+    ONNX Runtime computes ConvTranspose; `output_shape` goes before pads, and before VALID)."""
     rank = len(sizes)
     auto = attribute(node, "auto_pad", "NOTSET")
-    if auto == "NOTSET" and "output_shape" not in node.attributes:
-        return [int(n) for n in attribute(node, "pads", [0] * (2 * rank))[:rank]]
-    extra = attribute(node, "output_padding", [0] * rank)
-    begin = []
-    for axis in range(rank):
-        whole = (sizes[axis] - 1) * strides[axis] + kernel[axis] + int(extra[axis])
-        total = max(0, whole - wanted[axis])
-        if auto == "VALID":
-            total = 0
-        begin.append(total // 2 if auto == "SAME_UPPER" else total - total // 2)
-    return begin
+    pads = [int(n) for n in attribute(node, "pads", [0] * (2 * rank))]
+    extra = [int(n) for n in attribute(node, "output_padding", [0] * rank)]
+    asked = [int(n) for n in attribute(node, "output_shape", [])][-rank:]
+    begin, wanted = [], []
+    for axis, size in enumerate(sizes):
+        whole = (size - 1) * strides[axis] + kernel[axis] + extra[axis]
+        if asked or auto.startswith("SAME"):
+            total = max(0, whole - (asked[axis] if asked else size * strides[axis]))
+            first = total // 2 if auto == "SAME_UPPER" else total - total // 2
+        else:
+            padded = auto == "NOTSET"
+            total = pads[axis] + pads[axis + rank] if padded else 0
+            first = pads[axis] if padded else 0
+        begin.append(first)
+        wanted.append(asked[axis] if asked else whole - total)
+    return begin, wanted
 
 
 def _reaching(

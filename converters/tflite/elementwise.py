@@ -3,7 +3,15 @@
 import numpy as np
 import onnx_ir as ir
 
-from onmetal.converters.tflite.lowering import NHWC, Lowering, Order, attribute, lowers, refuse
+from onmetal.converters.tflite.lowering import (
+    NHWC,
+    Lowering,
+    Order,
+    Value,
+    attribute,
+    lowers,
+    refuse,
+)
 from onmetal.converters.tflite.net import Tensor
 
 
@@ -127,7 +135,7 @@ def modulo(low: Lowering, node: ir.Node) -> None:
     _given(low, node.outputs[0], low.binary("FLOOR_MOD", left, right), order)
 
 
-@lowers("Pow", to="MUL, SQRT, DIV, POW")
+@lowers("Pow", to="MUL, SQRT, DIV, POW", limits="of whole numbers constant powers, 0 and more")
 def power(low: Lowering, node: ir.Node) -> None:
     """Squares, cubes, roots and inverses by what runtimes are fast at."""
     value, exponent = low.input(node, 0), low.constant(low.input(node, 1))
@@ -135,6 +143,8 @@ def power(low: Lowering, node: ir.Node) -> None:
     one = float(exponent.reshape(-1)[0]) if exponent is not None and exponent.size == 1 else None
     if exponent is not None and exponent.ndim > len(order):
         one = None
+    if not tensor.is_float and (exponent is None or np.any(exponent < 0)):
+        raise refuse(node, "whole numbers to powers that are or may be negative are not supported")
     if one in (2.0, 3.0) and tensor.is_float:
         made = low.binary("MUL", tensor, tensor)
         if one == 3.0:
@@ -211,6 +221,9 @@ def cast(low: Lowering, node: ir.Node) -> None:
     dtype = low.dtype(node.outputs[0])
     if dtype == np.float64:
         raise refuse(node, "float64 is not supported")
+    if dtype == tensor.dtype:
+        low.values[node.outputs[0]] = Value(tensor, order)
+        return
     made = low.emit("CAST", [tensor], tensor.shape, dtype=dtype)
     low.give(node.outputs[0], made, order)
 

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from onmetal.converters.tflite.elementwise import common_order
 from onmetal.converters.tflite.lowering import Lowering, attribute, lowers, refuse
-from onmetal.converters.tflite.net import Tensor
+from onmetal.converters.tflite.net import Tensor, constant
 from onmetal.converters.tflite.reshape import tiled
 
 LONGEST = 2**31 - 1
@@ -140,8 +140,6 @@ def _grown(
 def _filled(low: Lowering, tensor: Tensor, sides: list[list[int]], fill: float) -> Tensor:
     if fill == 0:
         return _grown(low, "PAD", [tensor], sides)
-    if not np.isfinite(fill):
-        fill = float(np.copysign(np.finfo(np.float32).max, fill))
     return _grown(low, "PADV2", [tensor, low.like(tensor, fill)], sides)
 
 
@@ -161,6 +159,30 @@ def _repeated(low: Lowering, tensor: Tensor, place: int, count: int) -> Tensor:
     return tiled(low, tensor, times) if count > 1 else tensor
 
 
+NOT_NEGATIVE = frozenset({"ArgMax", "ArgMin", "TopK", "Shape", "Size", "NonZero"})
+MOVES = frozenset(
+    {"Cast", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose"}
+    | {"Unsqueeze"}
+)
+"""Operators whose output has no other numbers than their first input."""
+
+
+def may_be_negative(value: ir.Value) -> bool:
+    """Whether indices are computed by something that can count from the end. An input of the graph
+    is taken to hold none such (docs/tflite.md)."""
+    maker = value.producer()
+    while maker is not None and maker.op_type in MOVES and maker.inputs[0] is not None:
+        maker = maker.inputs[0].producer()
+    return maker is not None and maker.op_type not in NOT_NEGATIVE
+
+
+def counted_from_front(low: Lowering, index: Tensor, sizes: Tensor) -> Tensor:
+    """Indices where -1 stands for the last; `sizes`: of the axes, shaped to be broadcast."""
+    below = low.binary("LESS", index, low.like(index, 0), dtype=np.bool_)
+    again = low.binary("ADD", index, sizes)
+    return low.emit("SELECT_V2", [below, again, index], index.shape, dtype=index.dtype)
+
+
 @lowers("Gather", to="GATHER", limits="indices in the graph's input must not be negative")
 def gather(low: Lowering, node: ir.Node) -> None:
     value, index_value = low.input(node, 0), low.input(node, 1)
@@ -174,6 +196,9 @@ def gather(low: Lowering, node: ir.Node) -> None:
         index = low.ints(found, "indices")
     else:
         index = low.plain(index_value)
+        if may_be_negative(index_value):
+            size = low.like(index, low.shape(value)[axis])
+            index = counted_from_front(low, index, size)
     extra = len(index.shape)
     shape = (*tensor.shape[:place], *index.shape, *tensor.shape[place + 1 :])
     new: list[int] = []
@@ -186,7 +211,11 @@ def gather(low: Lowering, node: ir.Node) -> None:
     low.give(node.outputs[0], made, tuple(new))
 
 
-@lowers("GatherND", to="GATHER_ND", limits="batch_dims=0")
+@lowers(
+    "GatherND",
+    to="GATHER_ND",
+    limits="batch_dims=0; indices in the graph's input must not be negative",
+)
 def gather_nd(low: Lowering, node: ir.Node) -> None:
     if attribute(node, "batch_dims", 0):
         raise refuse(node, "batch_dims other than 0 is not supported")
@@ -197,17 +226,27 @@ def gather_nd(low: Lowering, node: ir.Node) -> None:
         index = low.ints(np.where(found < 0, found + sizes, found), "indices")
     else:
         index = low.plain(index_value)
+        if may_be_negative(index_value):
+            sizes = np.array(low.shape(value)[: index.shape[-1]], index.dtype)
+            index = counted_from_front(low, index, constant(low.name("sizes"), sizes))
     out = node.outputs[0]
     low.give(out, low.emit("GATHER_ND", [low.plain(value), index], low.shape(out)))
 
 
-@lowers("OneHot", to="ONE_HOT", limits="constant depth and values; indices must not be negative")
+@lowers("OneHot", to="ONE_HOT, LESS, ADD, SELECT_V2", limits="constant depth and values")
 def one_hot(low: Lowering, node: ir.Node) -> None:
     depth, values = low.constant(low.input(node, 1)), low.constant(low.input(node, 2))
     if depth is None or values is None:
         raise refuse(node, "its depth and values are computed, not constant")
     out = node.outputs[0]
     index = low.plain(low.input(node))
+    count = low.like(index, int(depth.reshape(-1)[0]))
+    if index.data is not None:
+        index = constant(
+            low.name("indices"), np.where(index.data < 0, index.data + count.data, index.data)
+        )
+    else:
+        index = counted_from_front(low, index, count)
     rank = len(low.shape(out))
     axis = int(attribute(node, "axis", -1)) % rank
     scalars = [low.like(Tensor("", (), values.dtype), values[place]) for place in (1, 0)]

@@ -89,6 +89,9 @@ class Lowering:
         self.net = Net([], [], [])
         self.values: dict[ir.Value, Value] = {}
         self.arranged_as: dict[tuple[Tensor, Order, Order], Tensor] = {}
+        self.shaped_as: dict[tuple[Tensor, Shape], Tensor] = {}
+        """Constants in other shapes; one constant in one form is one tensor, however many take it.
+        """
         self.scrambled: dict[ir.Value, np.ndarray] = {}
         """Value [n, k] -> which of its columns each stored column holds: a Flatten whose transpose
         went into the weights after it."""
@@ -108,7 +111,7 @@ class Lowering:
         if value is None or value.const_value is None:
             return None
         array = value.const_value.numpy()
-        if array.dtype == np.float64:
+        if array.dtype in (np.float64, np.float16):
             return array.astype(np.float32)
         return array
 
@@ -149,9 +152,11 @@ class Lowering:
         return tuple(axis for axis in value.shape if isinstance(axis, int))
 
     def dtype(self, value: ir.Value) -> np.dtype:
+        """What it is computed in: float16 is widened, which who runs the file does at its ends."""
         if value.dtype is None:
             raise UnsupportedError(f"the type of {value.name!r} is not known")
-        return np.dtype(value.dtype.numpy())
+        dtype = np.dtype(value.dtype.numpy())
+        return np.dtype(np.float32) if dtype == np.float16 else dtype
 
     def axes(self, node: ir.Node, found: np.ndarray | None, rank: int) -> list[int]:
         """Normalized axes; None: all of them."""
@@ -201,11 +206,11 @@ class Lowering:
         sizes = {axis: shape[place] for place, axis in enumerate(lifted)}
         wanted = tuple(sizes[axis] for axis in order)
         perm = [lifted.index(axis) for axis in order]
-        if tensor.data is not None:
-            data = np.ascontiguousarray(tensor.data.reshape(shape).transpose(perm))
-            return Tensor(tensor.name, wanted, tensor.dtype, data)
         key = (tensor, now, order)
-        if key not in self.arranged_as:
+        if key not in self.arranged_as and tensor.data is not None:
+            data = np.ascontiguousarray(tensor.data.reshape(shape).transpose(perm))
+            self.arranged_as[key] = Tensor(tensor.name, wanted, tensor.dtype, data)
+        elif key not in self.arranged_as:
             self.arranged_as[key] = self._moved(tensor, shape, sizes, lifted, order, perm)
         return self.arranged_as[key]
 
@@ -307,7 +312,10 @@ class Lowering:
         if shape == tensor.shape:
             return tensor
         if tensor.data is not None:
-            return Tensor(tensor.name, shape, tensor.dtype, tensor.data.reshape(shape))
+            if (tensor, shape) not in self.shaped_as:
+                data = tensor.data.reshape(shape)
+                self.shaped_as[tensor, shape] = Tensor(tensor.name, shape, tensor.dtype, data)
+            return self.shaped_as[tensor, shape]
         return self.emit(
             "RESHAPE",
             [tensor, self.ints(shape, "shape")],

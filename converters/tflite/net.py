@@ -6,8 +6,9 @@ a file has (control flow, sparse weights, buffers outside of the file) is refuse
 
 import struct
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,16 @@ class Net:
             op.inputs = [new if tensor is old else tensor for tensor in op.inputs]
         self.outputs = [new if tensor is old else tensor for tensor in self.outputs]
 
+    def unused(self, wanted: str) -> str:
+        """The name, with a number behind it where a tensor has it already."""
+        names = {tensor.name for tensor in self.tensors()}
+        return next(name for name in _numbered(wanted) if name not in names)
+
+    def tell_apart(self) -> None:
+        """Rename tensors so that each has a name of its own, by which it can be asked for."""
+        for tensor, name in distinct(self).items():
+            tensor.name = name
+
     def sweep(self) -> None:
         """Drop operators whose results nobody takes."""
         needed = set(self.outputs)
@@ -169,6 +180,27 @@ class Net:
                 else:
                     stack.extend(waits)
         self.ops = ordered
+
+
+def distinct(net: Net) -> dict[Tensor, str]:
+    """A name for each tensor that no other one has: its own, where none before it has that one.
+    Inputs come first, then outputs, computed tensors, and constants."""
+    computed = [tensor for tensor in net.tensors() if tensor.data is None]
+    ordered = dict.fromkeys([*net.inputs, *net.outputs, *computed, *net.tensors()])
+    first = {tensor.name: tensor for tensor in reversed(list(ordered))}
+    names = {tensor: name for name, tensor in first.items()}
+    candidates: dict[str, Iterator[str]] = {}
+    for tensor in ordered:
+        if tensor in names:
+            continue
+        numbered = candidates.setdefault(tensor.name, _numbered(tensor.name))
+        names[tensor] = next(name for name in numbered if name not in first)
+    return names
+
+
+def _numbered(name: str) -> Iterator[str]:
+    yield name
+    yield from (f"{name}.{number}" for number in count(1))
 
 
 def constant(name: str, value: Any, dtype: Any = None) -> Tensor:
@@ -218,6 +250,7 @@ class _Reader:
             [self._at(i) for i in self.graph.outputs],
             ops,
         )
+        net.tell_apart()
         signatures = self.model.signatureDefs or []
         if len(signatures) == 1:
             net.names = (
@@ -352,7 +385,8 @@ def options_type(kind: str) -> str:
 
 
 def write(net: Net, description: str = "onmetal") -> bytes:
-    """The file. The same net gives the same bytes; equal constants share a buffer."""
+    """The file. The same net gives the same bytes; equal constants share a buffer; tensors of one
+    name are told apart by numbers behind it."""
     return _Writer(net, description).content()
 
 
@@ -363,7 +397,7 @@ class _Writer:
         self.known: dict[bytes, int] = {}
         self.codes: dict[tuple[str, str | None], int] = {}
         self.versions: dict[int, int] = {}
-        self.order = net.tensors()
+        self.order, self.names = net.tensors(), distinct(net)
         self.places = {tensor: number for number, tensor in enumerate(self.order)}
 
     def content(self) -> bytes:
@@ -409,7 +443,7 @@ class _Writer:
 
     def _tensor(self, tensor: Tensor) -> Any:
         entry = schema.TensorT()
-        entry.name, entry.type = tensor.name, _CODES[np.dtype(tensor.dtype)]
+        entry.name, entry.type = self.names[tensor], _CODES[np.dtype(tensor.dtype)]
         entry.shape, entry.hasRank = list(tensor.shape), True
         entry.isVariable = tensor.variable
         if tensor.data is not None:

@@ -91,7 +91,7 @@ def lift_reshapes(net: Net) -> bool:
         source, middle, out = before.taken[0], before.outputs[0], op.outputs[0]
         if source.data is not None or not middle.is_float or not out.is_float:
             continue
-        inner = Tensor(f"{out.name}/before", source.shape, out.dtype)
+        inner = Tensor(net.unused(f"{out.name}/before"), source.shape, out.dtype)
         kind, options, rest = op.kind, op.options, op.inputs[1:]
         # The operator runs where the RESHAPE stood, and the RESHAPE where it stood.
         op.kind, op.options, op.inputs = "RESHAPE", before.options, [inner, before.inputs[1]]
@@ -127,7 +127,7 @@ def lift_transposes(net: Net) -> bool:
         perm = [int(axis) for axis in op.taken[1].data.reshape(-1)]
         source, out = before.taken[0], op.outputs[0]
         shape = tuple(source.shape[axis] for axis in perm)
-        inner = Tensor(f"{source.name}/transposed", shape, source.dtype)
+        inner = Tensor(net.unused(f"{source.name}/transposed"), shape, source.dtype)
         kind, options = before.kind, before.options
         rest = [_turned(before, tensor, perm) for tensor in before.taken[1:]]
         before.kind, before.options = "TRANSPOSE", op.options

@@ -21,6 +21,9 @@ _KINDS = {
     "ReduceLogSumExp": "SUM",
 }
 
+PLAIN = frozenset({"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd"})
+"""Reductions that leave single numbers as they are."""
+
 
 def without(order: Order, axes: set[int]) -> Order:
     """The order of what is left when axes are dropped."""
@@ -45,10 +48,13 @@ def reduction(low: Lowering, node: ir.Node) -> None:
     value, kind = low.input(node), node.op_type
     tensor, order = low.value(value)
     found = low.setting(node, "axes", 1)
-    if found is not None and found.size == 0:
+    if found is None or found.size == 0:
         found = None
         if attribute(node, "noop_with_empty_axes", 0):
-            raise refuse(node, "noop_with_empty_axes without axes is not supported")
+            if kind not in PLAIN:
+                raise refuse(node, "noop_with_empty_axes without axes is not supported")
+            low.values[node.outputs[0]] = low.value(value)
+            return
     axes = set(low.axes(node, found, len(order)))
     if len(order) == 4 and axes == {2, 3}:  # over height and width is what accelerators know
         order = (0, 2, 3, 1)

@@ -1,48 +1,100 @@
-"""Resize: TFLite's own kernels where they take exactly the same values, else by gathering."""
+"""Resize: TFLite's own kernels where they take exactly the same values, else by gathering.
 
-import math
-from collections.abc import Callable
-from typing import Any
+Coordinates are computed as ONNX Runtime does, in float32: nearest takes another value where they
+differ in the last bit.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
 from onmetal.converters.tflite.lowering import NHWC, Lowering, attribute, lowers, refuse
-from onmetal.converters.tflite.net import Tensor
+from onmetal.converters.tflite.net import Shape, Tensor
+
+TIE = np.float32(1e-6)
+"""A coordinate so near to the middle between two values is the middle (ONNX Runtime 1.32)."""
+HALF = np.float32(0.5)
+
+
+def _halves_to(nearest: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """Rounding by which what lies in the middle goes up or down."""
+
+    def rounded(x: np.ndarray) -> np.ndarray:
+        tie = np.abs(x - np.floor(x) - HALF) <= TIE
+        return np.where(tie, nearest(x), np.rint(x))
+
+    return rounded
+
 
 _ROUNDINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "floor": np.floor,
     "ceil": np.ceil,
-    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
-    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
+    "round_prefer_floor": _halves_to(np.floor),
+    "round_prefer_ceil": _halves_to(np.ceil),
 }
 
 
-def coordinates(mode: str, size: int, out: int, scale: float) -> np.ndarray | None:
-    """[out] float64: where each output lies on the axis of the input (ONNX's Resize); None for a
+def coordinates(mode: str, size: int, out: int, scale: np.float32) -> np.ndarray | None:
+    """[out] float32: where each output lies on the axis of the input (ONNX's Resize); None for a
     mode that is not known."""
-    x = np.arange(out, dtype=np.float64)
+    x, length, size_out = np.arange(out, dtype=np.float32), np.float32(size), np.float32(out)
     if mode == "asymmetric":
         return x / scale
-    if mode == "align_corners":
-        return x * (size - 1) / (out - 1) if out > 1 else np.zeros(out)
-    if mode == "half_pixel" or (mode == "pytorch_half_pixel" and out > 1):
-        return (x + 0.5) / scale - 0.5
-    if mode == "pytorch_half_pixel":
-        return np.zeros(out)
+    if mode == "align_corners" and out > 1:
+        return x * (length - 1) / (size_out - 1)
+    if mode in ("align_corners", "pytorch_half_pixel") and out == 1:
+        return np.zeros(1, np.float32)
+    if mode in ("half_pixel", "pytorch_half_pixel"):
+        return (x + HALF) / scale - HALF
+    if mode == "tf_half_pixel_for_nn":
+        return (x + HALF) / scale
     if mode == "half_pixel_symmetric":
-        adjustment = out / (scale * size)
-        center = size / 2
-        return center * (1 - adjustment) + (x + 0.5) / scale - 0.5
+        offset = length / 2 * (1 - size_out / (scale * length))
+        exact = offset + (x.astype(np.float64) + 0.5) / np.float64(scale) - 0.5
+        return exact.astype(np.float32)
     return None
+
+
+class Taps(NamedTuple):
+    """What each output of an axis is the sum of: [taps, out] places, and their weights."""
+
+    places: np.ndarray
+    weights: np.ndarray
+
+
+def linear_taps(at: np.ndarray, size: int) -> Taps:
+    inside = np.clip(at, 0, size - 1)
+    first = np.floor(inside).astype(np.int64)
+    share = inside - first.astype(np.float32)
+    return Taps(np.stack([first, np.minimum(first + 1, size - 1)]), np.stack([1 - share, share]))
+
+
+def cubic_taps(at: np.ndarray, size: int, a: float, exclude_outside: bool) -> Taps:
+    """Four values around the coordinate. (Keys, 1981.)"""
+    first = np.floor(at)
+    s = (at - first).astype(np.float64)
+    weights = np.stack(
+        [
+            ((a * (s + 1) - 5 * a) * (s + 1) + 8 * a) * (s + 1) - 4 * a,
+            ((a + 2) * s - (a + 3)) * s * s + 1,
+            ((a + 2) * (1 - s) - (a + 3)) * (1 - s) * (1 - s) + 1,
+            ((a * (2 - s) - 5 * a) * (2 - s) + 8 * a) * (2 - s) - 4 * a,
+        ]
+    )
+    places = first.astype(np.int64) + np.arange(-1, 3)[:, None]
+    if exclude_outside:
+        weights = np.where((places >= 0) & (places < size), weights, 0)
+        weights = weights / weights.sum(axis=0)
+    return Taps(np.clip(places, 0, size - 1), weights.astype(np.float32))
 
 
 @lowers(
     "Resize",
     "Upsample",
-    to="RESIZE_BILINEAR, RESIZE_NEAREST_NEIGHBOR, GATHER",
-    limits="modes nearest and linear, of height and width; no antialias, no tf_crop_and_resize; "
-    "linear only where the scales are those of the sizes",
+    to="RESIZE_BILINEAR, RESIZE_NEAREST_NEIGHBOR, GATHER, MUL, ADD",
+    limits="no antialias, no tf_crop_and_resize",
 )
 def resize(low: Lowering, node: ir.Node) -> None:
     value, out = low.input(node), node.outputs[0]
@@ -53,40 +105,48 @@ def resize(low: Lowering, node: ir.Node) -> None:
         where = "asymmetric"
     if attribute(node, "antialias", 0):
         raise refuse(node, "antialias is not supported")
-    if before == after and mode in ("nearest", "linear"):
-        low.values[out] = low.value(value)
-        return
     scales = _scales(low, node, before, after)
-    found = [
-        coordinates(where, size, new, scale)
-        for size, new, scale in zip(before, after, scales, strict=True)
-    ]
-    if any(place is None for place in found):
+    axes = [coordinates(where, *of) for of in zip(before, after, scales, strict=True)]
+    found = [axis for axis in axes if axis is not None]
+    if len(found) < len(axes):
         raise refuse(node, f"coordinate_transformation_mode {where!r} is not supported")
-    if mode == "nearest":
+    if before == after and mode in ("nearest", "linear", "bilinear"):
+        low.values[out] = low.value(value)
+    elif mode == "nearest":
         rounding = attribute(node, "nearest_mode", "round_prefer_floor")
         if node.op_type == "Upsample":
             rounding = "floor"
-        _nearest(low, node, [x for x in found if x is not None], rounding)
+        _nearest(low, node, found, rounding)
     elif mode in ("linear", "bilinear"):
-        _linear(low, node, where, scales)
+        _linear(low, node, where, found)
+    elif mode == "cubic":
+        a = float(attribute(node, "cubic_coeff_a", -0.75))
+        outside = bool(attribute(node, "exclude_outside", 0))
+        taps = [cubic_taps(at, n, a, outside) for at, n in zip(found, before, strict=True)]
+        _summed(low, node, taps)
     else:
         raise refuse(node, f"mode {mode!r} is not supported")
 
 
-def _scales(
-    low: Lowering, node: ir.Node, before: tuple[int, ...], after: tuple[int, ...]
-) -> list[float]:
+def _scales(low: Lowering, node: ir.Node, before: Shape, after: Shape) -> list[np.float32]:
     """Of every axis; ONNX computes coordinates with what is given, not with what comes out."""
-    ratios = [new / size for size, new in zip(before, after, strict=True)]
+    scales = [np.float32(new) / np.float32(size) for size, new in zip(before, after, strict=True)]
     place = 1 if node.op_type == "Upsample" or len(node.inputs) == 2 else 2
-    given = low.setting(node, "scales", place)
-    if given is None or given.size == 0:
-        return ratios
-    axes = attribute(node, "axes")
-    for number, axis in enumerate(range(len(before)) if axes is None else axes):
-        ratios[int(axis)] = float(given[number])
-    return ratios
+    given, sizes = low.setting(node, "scales", place), None
+    axes = [int(axis) % len(before) for axis in attribute(node, "axes", range(len(before)))]
+    policy = attribute(node, "keep_aspect_ratio_policy", "stretch")
+    if given is not None and given.size:
+        for axis, scale in zip(axes, given, strict=True):
+            scales[axis] = np.float32(scale)
+    elif policy != "stretch":
+        sizes = low.setting(node, "sizes", 3)
+        assert sizes is not None
+        asked = [
+            np.float32(n) / np.float32(before[axis]) for n, axis in zip(sizes, axes, strict=True)
+        ]
+        one = min(asked) if policy == "not_larger" else max(asked)
+        scales = [one if axis in axes else np.float32(1) for axis in range(len(before))]
+    return scales
 
 
 def _indices(found: np.ndarray, size: int, rounding: str) -> np.ndarray:
@@ -98,7 +158,7 @@ def _own(size: int, out: int, align: bool, half: bool) -> np.ndarray:
     scale = np.float32(size - 1) / np.float32(out - 1) if align and out > 1 else None
     step = np.float32(size) / np.float32(out) if scale is None else scale
     at = (np.arange(out, dtype=np.float32) + np.float32(0.5 if half else 0)) * step
-    rounded = np.floor(at + np.float32(0.5)) if align else np.floor(at)
+    rounded = np.floor(at.astype(np.float64) + 0.5) if align else np.floor(at)
     return np.asarray(np.clip(rounded, 0, size - 1), np.int64)
 
 
@@ -106,7 +166,11 @@ def _nearest(low: Lowering, node: ir.Node, found: list[np.ndarray], rounding: st
     value, out = low.input(node), node.outputs[0]
     before, after = low.shape(value), low.shape(out)
     indices = [_indices(at, size, rounding) for at, size in zip(found, before, strict=True)]
-    changed = [axis for axis, size in enumerate(before) if size != after[axis]]
+    changed = [
+        axis
+        for axis, size in enumerate(before)
+        if not np.array_equal(indices[axis], np.arange(size))
+    ]
     if len(before) == 4 and set(changed) <= {2, 3}:
         for align, half in ((False, False), (False, True), (True, False)):
             if all(
@@ -133,23 +197,21 @@ def _sized(
     return low.emit(kind, [tensor, low.ints(list(sizes), "size")], shape, **options)
 
 
-def _linear(low: Lowering, node: ir.Node, where: str, scales: list[float]) -> None:
+def _linear(low: Lowering, node: ir.Node, where: str, found: list[np.ndarray]) -> None:
+    """By RESIZE_BILINEAR, of height and width or of a length alone, where its coordinates are those
+    wanted but for rounding."""
     value, out = low.input(node), node.outputs[0]
     before, after = low.shape(value), low.shape(out)
-    if len(before) not in (3, 4) or before[:2] != after[:2]:
-        raise refuse(node, f"linear from {list(before)} to {list(after)} is not supported")
-    for axis in range(2, len(before)):
-        exact = after[axis] / before[axis]
-        if where != "align_corners" and not math.isclose(scales[axis], exact, rel_tol=1e-6):
-            raise refuse(
-                node,
-                f"a scale of {scales[axis]:g} for {before[axis]} -> {after[axis]} values is not "
-                "supported; export it with sizes, or with scales that give whole numbers",
-            )
-        if where == "pytorch_half_pixel" and after[axis] == 1:
-            raise refuse(node, "pytorch_half_pixel to a size of 1 is not supported")
     align = where == "align_corners"
     half = where in ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric")
+    spatial = range(2, len(before))
+    if (
+        len(before) not in (3, 4)
+        or before[:2] != after[:2]
+        or any(_off(found[axis], before[axis], after[axis], align, half) for axis in spatial)
+    ):
+        _summed(low, node, [linear_taps(at, n) for at, n in zip(found, before, strict=True)])
+        return
     if len(before) == 3:
         tensor = low.arranged(value, (0, 2, 1))
         batch, length, channels = tensor.shape
@@ -159,3 +221,42 @@ def _linear(low: Lowering, node: ir.Node, where: str, scales: list[float]) -> No
         return
     made = _sized(low, "RESIZE_BILINEAR", low.arranged(value, NHWC), after[2:], align, half)
     low.give(out, made, NHWC)
+
+
+def _off(found: np.ndarray, size: int, out: int, align: bool, half: bool) -> bool:
+    """Whether RESIZE_BILINEAR looks at other places (reference/resize_bilinear.h)."""
+    step = (size - 1) / (out - 1) if align and out > 1 else size / out
+    own = (np.arange(out) + 0.5) * step - 0.5 if half else np.arange(out) * step
+    gap = np.abs(np.clip(own, 0, size - 1) - np.clip(found, 0, size - 1))
+    return bool(gap.max(initial=0.0) > 1e-5 * size)
+
+
+def _summed(low: Lowering, node: ir.Node, taps: Sequence[Taps]) -> None:
+    """Axis by axis, values are gathered for every tap, weighted and added up."""
+    value, out = low.input(node), node.outputs[0]
+    tensor, order = low.value(value)
+    if not tensor.is_float:
+        raise refuse(node, f"between numbers of {tensor.dtype} is not supported")
+    for axis, (places, weights) in enumerate(taps):
+        place, size = order.index(axis), low.shape(value)[axis]
+        if places.shape[1] == size and _moves_nothing(places, weights):
+            continue
+        shape = [places.shape[1] if p == place else n for p, n in enumerate(tensor.shape)]
+        wide = [-1 if p == place else 1 for p in range(len(shape))]
+        parts = []
+        for where, weight in zip(places, weights, strict=True):
+            if not weight.any():
+                continue
+            part = low.emit("GATHER", [tensor, low.ints(where, "places")], shape, axis=place)
+            if not np.all(weight == 1):
+                part = low.binary("MUL", part, low.floats(weight.reshape(wide), "weights"))
+            parts.append(part)
+        tensor = parts[0]
+        for part in parts[1:]:
+            tensor = low.binary("ADD", tensor, part)
+    low.give(out, tensor, order)
+
+
+def _moves_nothing(places: np.ndarray, weights: np.ndarray) -> bool:
+    still = places == np.arange(places.shape[1])
+    return bool(np.all(np.where(still, weights, 0).sum(axis=0) == 1) and not weights[~still].any())
