@@ -233,6 +233,8 @@ def class_labels(
             return labels, []  # what a model of one number is to predict
         said = ["the labels are whole floats and were taken as class numbers"]
         return flat[:, 0].astype(np.int64), said
+    if labels.ndim == 1 and labels.dtype == np.int64:
+        return labels, []
     return flat[:, 0].astype(np.int64), []
 
 
