@@ -8,7 +8,7 @@ from onmetal.calibration.accuracy import clopper_pearson
 
 LEAST = 20
 """Samples, below which nothing is sure."""
-NO_BETTER, HARDLY = 0.25, 0.1
+NO_BETTER, HARDLY = 0.3, 0.1
 """The part of the way from chance to 1 that is surely not reached: where chance is not excluded,
 and where it is."""
 ONE_SIDED, TWO_SIDED = 1.645, 1.96

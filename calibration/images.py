@@ -188,6 +188,9 @@ def _opaque(image: "Image", how: Preprocessing, kinds: set[str]) -> "Image":
             kinds.add("transparent")
         if how.alpha != "drop":
             pixels = Image.alpha_composite(Image.new("RGBA", pixels.size, how.alpha), pixels)
+            flat = np.asarray(pixels).reshape(-1, 4)
+            if "transparent" in kinds and (flat == flat[0]).all():
+                kinds.add("vanished")
         pixels = pixels.convert("RGB")
     return pixels.convert("L" if how.channels == "L" else "RGB")
 
@@ -269,6 +272,8 @@ KINDS = {
     '{alpha} (`alpha` in data.toml: "white", "black" or "drop")',
     "dropped": "{} have an alpha channel ({transparent} with transparent pixels), which "
     '`alpha = "drop"` in data.toml leaves out: their stored colours are taken',
+    "vanished": "{} are all of one colour once they are laid over {alpha}: what they show lies in "
+    "their alpha channel alone (another `alpha` in data.toml?)",
     "grey": "{} are greyscale, repeated into three channels",
     "colour": '{} are in colour and were turned grey (`channels = "L"` in data.toml)',
     "16-bit": "{} are 16-bit grey, scaled so that 65535 is white (255)",

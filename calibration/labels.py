@@ -333,7 +333,9 @@ def _numbered(
     `places`: where each name stands, in words. Folders have names, in a table numbers are class
     numbers or what is to be predicted, unless data.toml lists them as names.
     """
-    used = dict(zip(reversed(names), reversed(places), strict=True))  # the first place of each
+    used: dict[str, str] = {}  # name -> where it stands first
+    for name, place in zip(names, places, strict=True):
+        used.setdefault(name, place)
     numeric = [name for name in used if NUMBER.fullmatch(name)]
     if classes is not None:
         strange = [name for name in used if name not in classes]
@@ -341,7 +343,7 @@ def _numbered(
             at = {name: number for number, name in enumerate(classes)}
             return np.array([at[name] for name in names], np.int64), classes, []
         if folders or len(strange) < len(used) or len(numeric) < len(used):
-            name = min(strange, key=names.index)
+            name = strange[0]
             like = difflib.get_close_matches(name, classes, 1)
             raise UsageError(
                 f"{source}: {name!r} ({used[name]}) is not among the classes of data.toml"

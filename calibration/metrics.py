@@ -297,8 +297,10 @@ def _fits(
         classes = shape[0] if shape and shape[0] > 1 else 2
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= classes:
+            hint = "; if they count from 1, subtract 1" if (low, high) == (1, classes) else ""
             refuse(
-                f"the labels go from {low} to {high}, the output knows classes 0 to {classes - 1}"
+                f"the labels go from {low} to {high}, the output knows classes 0 to "
+                f"{classes - 1}{hint}"
             )
     if name == "auc" and len(np.unique(labels)) < 2:
         refuse("AUC needs samples of two classes")

@@ -361,7 +361,8 @@ def _array_advice(
             f"if it holds whole numbers from {limits.min} to {limits.max}, save it with "
             f".astype({want.name!r})"
         )
-    return f"save it with .astype({want.name!r}), if that is how the model was trained"
+    unless = "" if dtype.kind == "f" else ", if the model was trained on such numbers"
+    return f"save it with .astype({want.name!r}){unless}"
 
 
 def _folder(path: Path, model: Model, cache: Cache, labelled: bool, scores: int | None) -> Samples:
