@@ -26,6 +26,7 @@ LABEL = ["label", "labels", "class", "classes", "class_name", "class_id", "categ
 """What the columns of labels.csv may be called; the first is certain beside any other."""
 DELIMITERS = ",;\t|"
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+COMMA = re.compile(r"[+-]?\d+,\d+")
 NO_NUMBER = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 SHAPE = "write two columns, the first line being `file,label`"
 
@@ -378,6 +379,8 @@ def _doubtful(
             f"labels are numbers ({numeric[0]}, {used[numeric[0]]}) and names ({other!r}, "
             f"{used[other]}) mixed"
         )
+    if all(COMMA.fullmatch(name) for name in kinds):
+        return f"the labels are written with decimal commas ({kinds[0]}): write them with points"
     folded = [name.casefold() for name in kinds]
     if len(set(folded)) < len(kinds):
         low = next(name for name in folded if folded.count(name) > 1)

@@ -204,6 +204,9 @@ def _scaled(graph: Graph, name: str) -> str | None:
 def _normalized(path: str, data: Samples, of: Model) -> list[str]:
     """What a BatchNormalization of the input, or of what the first layer gives, says of training
     against what it takes now."""
+    model = onnx.load(path, load_external_data=False)
+    if not any(node.op_type == "BatchNormalization" for node in model.graph.node):
+        return []
     model = onnx.load(path)
     graph = Graph(model)
     first = _first(graph)
@@ -247,7 +250,7 @@ def _first_layer(
     first: First, inputs: dict[str, np.ndarray], values: np.ndarray, data: Samples
 ) -> list[str]:
     """Signs in what the first layer gives that images are not scaled as those of training."""
-    array = inputs[first.input]
+    array = inputs.get(first.input, np.zeros(0, np.int64))
     if values.dtype.kind != "f" or array.dtype.kind != "f" or values.ndim < 2:
         return []
     raw = _bytes(array)

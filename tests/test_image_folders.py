@@ -152,6 +152,18 @@ def test_16_bit_grey_is_scaled(tmp_path: Path, how: Preprocessing) -> None:
     assert "12-bit" in images.read_with_kinds(tmp_path / "a.png", how)[1]
 
 
+def test_16_bit_grey_is_turned_scaled_and_cut(tmp_path: Path) -> None:
+    stored = np.full((16, 8), 40000, np.uint16)
+    stored[:8] = 1000
+    image = Image.fromarray(stored)
+    exif = image.getexif()
+    exif[0x0112] = 6  # its top is to be seen on the right
+    image.save(tmp_path / "a.png", exif=exif)
+    found = images.read(tmp_path / "a.png", Preprocessing(size=4, crop=(2, 6), layout="NHWC"))
+    assert found.shape == (2, 6, 3)
+    np.testing.assert_allclose(found[:, [0, -1], 0], [[40000 / 257, 1000 / 257]] * 2, rtol=1e-3)
+
+
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 def test_pixels_without_a_known_white_are_refused(tmp_path: Path, dtype: Any) -> None:
     Image.fromarray(np.array([[0, 70000]], dtype)).save(tmp_path / "a.tif")
@@ -431,6 +443,7 @@ def test_names_in_a_labels_csv(tmp_path: Path, cache: Cache) -> None:
         ("a.png,cat\nb.png,dog\n", r'2 class names .*3 scores.*classes = \["cat", "dog"\]'),
         ("a.png,1\nb.png,two\nsub/c d.png,3\n", r"numbers \(1, line 1\) and names \('two', line 2"),
         ("a.png,1\nb.png,\n", "line 2: the label of b.png is empty"),
+        ("a.png;0,5\nb.png;1,5\nsub/c d.png;2,5\n", "decimal commas"),
         ("a.png,1\nb.png,0\na.png,2\n", "line 3: a.png has the label '2' here and '1' in line 1"),
         ("file,a,b,c\na.png,1,0,0\nb.png,0,1,0\n", "line 1: which column.*`file,label`"),
         ("a.png,1,0,0\nb.png,0,1,0\n", "line 1: which column.*`file,label`"),
