@@ -7,6 +7,7 @@ than memory), then scores those. Scoring is cheap, so that a bootstrap can repea
 import contextlib
 import math
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -170,12 +171,16 @@ _KNOWN = {
     "rmse": Metric("rmse", _squared, _root_mean, higher_is_better=False, proportion=False),
 }
 NAMES = tuple(_KNOWN)
+CLASSING = ("top1", "top5", "accuracy", "precision", "recall", "f1", "auc")
+"""Metrics whose labels are class numbers."""
+STORED = ("int8", "uint8", "int16")
+"""Whole numbers as which a quantized model may give its scores."""
 
 
 def choose(asked: str | None, output: Tensor, shape: Shape, labels: np.ndarray) -> Metric:
     """The metric asked for, or the usual one for such labels and such an output; checked to fit.
 
-    `shape`: what one sample gives of the output.
+    `shape`: what one sample gives of the output; `labels`: as `class_labels` gives them.
     Raises UsageError where labels, output and metric do not go together.
     """
     integer_labels = labels.dtype.kind in "iub"
@@ -188,17 +193,73 @@ def choose(asked: str | None, output: Tensor, shape: Shape, labels: np.ndarray) 
             asked = "top1"
     elif ":" in asked:
         return _custom(asked)
-    if asked not in _KNOWN:
+    if asked.lower() not in _KNOWN:
         raise UsageError(
             f"--metric {asked}: unknown; there are {', '.join(NAMES)} and MODULE:FUNCTION"
         )
-    _fits(asked, output, shape, labels, integer_labels)
-    return _KNOWN[asked]
+    _fits(asked.lower(), output, shape, labels, integer_labels)
+    return _KNOWN[asked.lower()]
+
+
+def scores(output: Tensor, shape: Shape) -> int | None:
+    """How many scores a sample gives, one for each class; None where it gives something else."""
+    wide = [length for length in shape if length != 1]
+    kind = np.dtype(output.dtype)
+    if len(wide) > 1 or (kind.kind != "f" and not (kind.name in STORED and wide)):
+        return None
+    return math.prod(shape)
+
+
+def class_labels(
+    asked: str | None, output: Tensor, shape: Shape, labels: np.ndarray
+) -> tuple[np.ndarray, list[str]]:
+    """Labels as class numbers [samples] int64 where they are those in another form: one-hot rows, a
+    column, whole floats, booleans. -> the labels, which are as they were where they are something
+    else or a metric wants them so, and what is to be said of it.
+    """
+    classes = scores(output, shape)
+    classing = asked is None or asked.lower() in CLASSING
+    if not classing or classes is None or not len(labels):
+        return labels, []
+    flat = labels.reshape(len(labels), -1)
+    whole = labels.dtype.kind in "iub" or bool((flat == np.round(flat)).all())
+    if whole and classes > 1 and flat.shape[1] == classes:
+        return _from_rows(asked, labels, flat)
+    if flat.shape[1] != 1 or not whole:
+        return labels, []
+    if labels.dtype.kind == "f":
+        if asked is None and classes == 1:
+            return labels, []  # what a model of one number is to predict
+        said = ["the labels are whole floats and were taken as class numbers"]
+        return flat[:, 0].astype(np.int64), said
+    if labels.ndim == 1 and labels.dtype == np.int64:
+        return labels, []
+    return flat[:, 0].astype(np.int64), []
+
+
+def _from_rows(
+    asked: str | None, labels: np.ndarray, flat: np.ndarray
+) -> tuple[np.ndarray, list[str]]:
+    """Of rows of whole numbers, as many as the model has scores."""
+    binary = bool(((flat == 0) | (flat == 1)).all())
+    if binary and (flat.sum(axis=1) == 1).all():
+        said = "the labels are one-hot rows and were taken as class numbers"
+        return flat.argmax(axis=1).astype(np.int64), [
+            said if asked else f"{said}, judged by top1 (--metric rmse judges them as they are)"
+        ]
+    if binary and asked is None and labels.dtype.kind == "f":
+        several = int((flat.sum(axis=1) > 1).sum())
+        return labels, [
+            "the labels are rows of 0 and 1, but no one-hot ones "
+            f"({several} of {len(flat)} hold several 1, {int((~flat.any(axis=1)).sum())} none), so "
+            "they are judged by rmse: for a model of several labels give --metric MODULE:FUNCTION"
+        ]
+    return labels, []
 
 
 def _stored_scores(output: Tensor, shape: Shape, labels: np.ndarray) -> bool:
     """Whether whole numbers are scores as a quantized model stores them: several for one label."""
-    small = np.dtype(output.dtype).name in ("int8", "uint8", "int16")
+    small = np.dtype(output.dtype).name in STORED
     return small and labels.ndim == 1 and math.prod(shape) > 1
 
 
@@ -235,8 +296,10 @@ def _fits(
         classes = shape[0] if shape and shape[0] > 1 else 2
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= classes:
+            hint = "; if they count from 1, subtract 1" if (low, high) == (1, classes) else ""
             refuse(
-                f"the labels go from {low} to {high}, the output knows classes 0 to {classes - 1}"
+                f"the labels go from {low} to {high}, the output knows classes 0 to "
+                f"{classes - 1}{hint}"
             )
     if name == "auc" and len(np.unique(labels)) < 2:
         refuse("AUC needs samples of two classes")
@@ -249,6 +312,49 @@ def _custom(asked: str) -> Metric:
         raise UsageError(f"--metric {asked}: it is no function")
     better = bool(getattr(function, "higher_is_better", True))
     return Metric(asked, _equal, _mean, better, proportion=False, resamples=200, function=function)
+
+
+def _call(metric: Metric, outputs: dict[str, np.ndarray], labels: np.ndarray) -> float:
+    """What a user's own metric says. Raises UsageError with what went wrong in it, and where."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
+            value = metric.function(outputs, labels)
+    except (Exception, SystemExit) as error:  # the user's own code
+        raise UsageError(
+            f"--metric {metric.name}: it failed with {type(error).__name__}: {error}"
+            f"{_where(error)}; it was given the outputs {_listed(outputs)} and the labels "
+            f"{labels.dtype}{list(labels.shape)}"
+        ) from None
+    if isinstance(value, (str, bytes)) or np.ndim(value) or not hasattr(value, "__float__"):
+        kind = f"an array of shape {list(np.shape(value))}" if np.ndim(value) else repr(value)
+        raise UsageError(
+            f"--metric {metric.name}: it must return one number, and returned {kind[:100]}"
+        )
+    return float(value)
+
+
+def _where(error: BaseException) -> str:
+    """The last place of a user's own file that an error came through."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
+    own = [f for f in frames if "site-packages" not in f.filename] or frames
+    return f" ({own[-1].filename} line {own[-1].lineno}: {own[-1].line})" if own else ""
+
+
+def _listed(outputs: dict[str, np.ndarray]) -> str:
+    return ", ".join(f"{name!r} {o.dtype}{list(o.shape)}" for name, o in outputs.items())
+
+
+def try_custom(metric: Metric, outputs: dict[str, np.ndarray], labels: np.ndarray) -> None:
+    """Refuse a user's own metric that fails on a few samples, before anything long begins.
+
+    `outputs`: every output of the original model by name, first axis = samples.
+    """
+    value = _call(metric, outputs, labels)
+    if not math.isfinite(value):
+        raise UsageError(
+            f"--metric {metric.name}: it returned {value} for the original model's outputs "
+            f"{_listed(outputs)} on {len(labels)} samples: it must be a finite number"
+        )
 
 
 class Scorer:
@@ -281,13 +387,7 @@ class Scorer:
         if self.metric.function is None:
             return self.metric.score(self.kept[chosen], self.labels[chosen])
         arrays = _ReadOutputs(self.outputs, picked, self.read)
-        try:
-            with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
-                return float(self.metric.function(arrays, self.labels[chosen]))
-        except Exception as error:
-            raise UsageError(
-                f"--metric {self.metric.name}: it failed with {type(error).__name__}: {error}"
-            ) from None
+        return _call(self.metric, arrays, self.labels[chosen])
 
 
 MOST_BYTES = 1 << 28

@@ -5,14 +5,17 @@ larger than memory. `Samples` is a plain record: a worker process is handed it a
 """
 
 import contextlib
+import difflib
 import functools
 import hashlib
 import importlib
+import json
 import math
 import shutil
 import sys
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal
@@ -25,8 +28,9 @@ from onmetal import cache as caches
 from onmetal.cache import Cache
 from onmetal.calibration import images
 from onmetal.calibration.images import Preprocessing
+from onmetal.calibration.labels import listing
 from onmetal.errors import UsageError
-from onmetal.records import Model, Tensor, plain
+from onmetal.records import Model, Shape, Tensor, plain
 
 CHUNK_BYTES = 1 << 24
 
@@ -149,16 +153,19 @@ def load(
     *,
     option: str,
     labelled: bool,
+    scores: int | None = None,
     progress: Told = lambda done, total, what: None,
 ) -> Samples:
     """Read DATA in any of its forms and check all of it against the model.
+
+    `scores`: how many the judged output gives for a sample, for which names of classes may stand.
 
     Raises UsageError, saying what is wrong where: names, shapes, dtypes, counts, NaN, broken
     images, missing labels.
     """
     path = Path(text)
     if path.is_dir():
-        found = _folder(path, model, cache, labelled)
+        found = _folder(path, model, cache, labelled, scores)
     elif path.is_file():
         found = _npz(path, model, cache)
     elif ":" in text and not text.endswith(".npz"):
@@ -167,8 +174,9 @@ def load(
         raise UsageError(f"{option} {text}: there is no such file or folder")
     if labelled and found.labels is None:
         raise UsageError(
-            f"{option} {text}: it has no labels (`y` in an .npz file, labels.csv in a folder); "
-            "data without labels can be given as --calibration-data"
+            f"{option} {text}: it has no labels (`y` in an .npz file, labels.csv or a "
+            "sub-folder a class in a folder); data without labels can be given as "
+            "--calibration-data"
         )
     if found.count == 0:
         raise UsageError(f"{option} {text}: it holds no sample")
@@ -239,7 +247,9 @@ def _read_header(file: IO[bytes], path: Path, size_bytes: int, what: str) -> Arr
     except (ValueError, KeyError, EOFError) as error:
         raise UsageError(f"{what} is not a readable array ({error})") from None
     if dtype.hasobject or dtype.kind not in "biuf":
-        raise UsageError(f"{what} has dtype {dtype}: only numbers can be fed to a model")
+        label = what.rpartition(" ")[2].strip("'").lower() in LABELS | {"y"}
+        hint = TEXT if label and dtype.kind in "OUS" else ""
+        raise UsageError(f"{what} has dtype {dtype}: only numbers can be fed to a model{hint}")
     if size_bytes < offset + math.prod(shape) * dtype.itemsize:
         raise UsageError(f"{what} is cut short")
     return ArrayFile(path, dtype.str, tuple(shape), offset, bool(fortran))
@@ -266,6 +276,7 @@ def _named(
         raise UsageError(
             f"{source}: {unknown[0]!r} is no input of the model (its inputs: {', '.join(wanted)}"
             f"{'; `x` for a single input' if len(wanted) == 1 else ''}; labels: y)"
+            f"{_meant(unknown[0], list(wanted), labels is None)}"
         )
     if missing := sorted(set(wanted) - set(arrays)):
         raise UsageError(f"{source}: there is no array for the model's input {missing[0]!r}")
@@ -276,68 +287,119 @@ def _named(
         said = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise UsageError(f"{source}: its arrays differ in the number of samples ({said})")
     for name, array in arrays.items():
-        _match(source, name, array.shape[1:], np.dtype(array.dtype), wanted[name], model)
+        _match(
+            source, name, array.shape[1:], np.dtype(array.dtype), wanted[name], model, _array_advice
+        )
     return Samples(source, digest, next(iter(counts.values())), arrays, labels=labels)
 
 
+LABELS = {"label", "labels", "target", "targets", "class", "classes", "gt", "y_true", "y_test"}
+LABELS |= {"y_train", "y_val", "ys", "label_ids"}
+INPUTS = {"data", "images", "image", "input", "inputs", "features", "x_test", "x_train", "x_val"}
+TEXT = (
+    ", and which score a name means is not known: give class numbers, such as "
+    "names.index(label), names being those of the model's scores in order"
+)
+
+
+def _meant(name: str, inputs: list[str], unlabelled: bool) -> str:
+    """What an array's name, which no input has, may have been meant as."""
+    if unlabelled and name.lower() in LABELS | {"y"}:
+        return ": labels are read under `y`; did you mean that?"
+    if len(inputs) == 1 and name.lower() in INPUTS | {"x"}:
+        return ": the single input is read under `x`; did you mean that?"
+    like = difflib.get_close_matches(name, inputs, 1)
+    return f": did you mean {like[0]!r}?" if like else ""
+
+
+Advice = Callable[[Shape, "np.dtype[Any]", Shape, "np.dtype[Any]"], str | None]
+"""(shape and dtype of a sample, shape and dtype that the model takes) -> what to write."""
+
+
 def _match(
-    source: str, name: str, shape: tuple[int, ...], dtype: Any, tensor: Tensor, model: Model
+    source: str,
+    name: str,
+    shape: Shape,
+    dtype: "np.dtype[Any]",
+    tensor: Tensor,
+    model: Model,
+    advice: Advice,
 ) -> None:
-    expected = model.sample_shape(tensor)
+    expected, want = model.sample_shape(tensor), np.dtype(tensor.dtype)
     # A model without a batch axis, or with one of 1, may be fed whole inputs too.
     if shape != expected and not (model.batch == 1 and shape == tensor.shape):
         hint = ""
         if sorted(shape) == sorted(expected):
             hint = "; the axes look permuted (NCHW and NHWC?)"
+        if line := advice(shape, dtype, expected, want):
+            hint += f"; {line}"
         raise UsageError(
             f"{source}: a sample of {name!r} has shape {list(shape)}, "
             f"the model takes {list(expected)}{hint}"
         )
-    want = np.dtype(tensor.dtype)
     floats = [np.dtype(kind) for kind in (np.float64, np.float32, np.float16)]
     narrowed = dtype in floats and want in floats[floats.index(dtype) + 1 :]
     widened = dtype.kind in "iu" and np.can_cast(dtype, want, "safe")
     real = tensor.scale > 0 and dtype.kind == "f"
     if not (dtype == want or narrowed or widened or real):
+        line = advice(shape, dtype, expected, want)
         raise UsageError(
             f"{source}: {name!r} has dtype {dtype}, the model takes {want}; "
             "only narrowing of floats and lossless widening of integers are done for you"
+            f"{f'; {line}' if line else ''}"
         )
 
 
-def _folder(path: Path, model: Model, cache: Cache, labelled: bool) -> Samples:
-    """A folder of images with data.toml and, for evaluation, labels.csv."""
+def _array_advice(
+    shape: Shape, dtype: "np.dtype[Any]", expected: Shape, want: "np.dtype[Any]"
+) -> str | None:
+    """What to do about an array whose dtype is not the model's."""
+    if shape != expected or dtype == want or dtype.kind not in "biuf" or want.kind not in "iuf":
+        return None
+    if want.kind in "iu":
+        limits = np.iinfo(want)
+        return (
+            f"if it holds whole numbers from {limits.min} to {limits.max}, save it with "
+            f".astype({want.name!r})"
+        )
+    unless = "" if dtype.kind == "f" else ", if the model was trained on such numbers"
+    return f"save it with .astype({want.name!r}){unless}"
+
+
+def _folder(path: Path, model: Model, cache: Cache, labelled: bool, scores: int | None) -> Samples:
+    """A folder of images with data.toml and, for evaluation, labels.csv or a sub-folder a class."""
     how = images.read_preprocessing(path)
     if len(model.inputs) != 1:
         raise UsageError(f"{path}: images feed one input; this model has {len(model.inputs)}")
-    values: np.ndarray | None = None
-    if (path / "labels.csv").exists():
-        files, values = images.read_labels(path)
-    elif labelled:
-        raise UsageError(f"{path}: there is no labels.csv (two columns: file,label)")
-    else:
-        entries = [entry for entry in path.iterdir() if entry.suffix.lower() in images.SUFFIXES]
-        files = sorted(entries)
-    names = [str(file.relative_to(path)) for file in files]
+    listed = listing(path, how.classes, scores, labelled=labelled)
+    how = replace(how, classes=listed.classes)
     digest = caches.key(
         preprocessing=plain(how),
-        names=names,
-        labels=None if values is None else values.tolist(),
-        files=[caches.sha256(file) for file in files],
+        names=[str(file.relative_to(path)) for file in listed.files],
+        labels=None if listed.labels is None else listed.labels.tolist(),
+        files=[caches.sha256(file) for file in listed.files],
+        code=2,
     )
-    labels = None
-    if values is not None:
-        kept = values
-        folder = cache.get("labels", digest, lambda folder: np.save(folder / "y.npy", kept))
-        labels = _stored(folder / "y.npy")
     return Samples(
         str(path),
         digest,
-        len(files),
-        images=tuple(file.absolute() for file in files),
+        len(listed.files),
+        images=tuple(file.absolute() for file in listed.files),
         preprocessing=how,
-        labels=labels,
+        labels=None if listed.labels is None else _kept_labels(listed.labels, digest, cache),
+        warnings=listed.warnings,
     )
+
+
+def _kept_labels(labels: np.ndarray, digest: str, cache: Cache) -> ArrayFile:
+    folder = cache.get("labels", digest, lambda folder: np.save(folder / "y.npy", labels))
+    return _stored(folder / "y.npy")
+
+
+def relabelled(samples: Samples, labels: np.ndarray, cache: Cache) -> Samples:
+    """With other labels for all of DATA in place of those that were read."""
+    digest = caches.key(samples=samples.digest, labels=labels.tolist(), dtype=labels.dtype.str)
+    return replace(samples, labels=_kept_labels(labels, digest, cache))
 
 
 def import_callable(text: str, option: str) -> Any:
@@ -408,7 +470,8 @@ def _kept(text: str, cache: Cache, option: str) -> tuple[dict[str, ArrayFile], s
     for name, (dtype, _) in kinds.items():
         if np.dtype(dtype).kind not in "biuf":
             said = _words({name: kinds[name]})
-            raise UsageError(f"{text}: {said}; only numbers can be fed to a model")
+            hint = TEXT if name == _LABEL and np.dtype(dtype).kind in "OUS" else ""
+            raise UsageError(f"{text}: {said}; only numbers can be fed to a model{hint}")
     return arrays, digest.hexdigest()
 
 
@@ -470,8 +533,11 @@ def random(model: Model, cache: Cache, count: int) -> Samples:
 
 def _checked(samples: Samples, model: Model, cache: Cache, progress: Told) -> Samples:
     """Read every sample once: NaN, broken images, wrong image sizes, exact duplicates."""
-    found = hashes(samples, model, cache, progress)
+    found, kinds = _scanned(samples, model, cache, progress)
     warnings = list(samples.warnings)
+    if samples.preprocessing:
+        said = images.describe(kinds, samples.count, samples.preprocessing)
+        warnings += [f"{samples.source}: {text}" for text in said]
     repeated = len(found) - len(np.unique(found))
     if repeated:
         warnings.append(
@@ -485,32 +551,39 @@ def _checked(samples: Samples, model: Model, cache: Cache, progress: Told) -> Sa
     return replace(samples, warnings=tuple(warnings))
 
 
-def hashes(
-    samples: Samples,
-    model: Model,
-    cache: Cache,
-    progress: Told = lambda done, total, what: None,
-) -> np.ndarray:
+def hashes(samples: Samples, model: Model, cache: Cache) -> np.ndarray:
     """One 64-bit digest a sample, as computed when the data was checked; of whole DATA."""
+    return _scanned(samples, model, cache, lambda done, total, what: None)[0]
+
+
+def _scanned(
+    samples: Samples, model: Model, cache: Cache, progress: Told
+) -> tuple[np.ndarray, dict[str, int]]:
+    """-> a 64-bit digest of every sample, and of how many images is what of images.KINDS."""
     assert samples.part == "all"
-    digest = caches.key(samples=samples.digest, inputs=plain(model.inputs))
+    digest = caches.key(samples=samples.digest, inputs=plain(model.inputs), code=2)
 
     def scan(folder: Path) -> None:
-        np.save(folder / "hashes.npy", _scan(samples, model, progress))
+        found, kinds = _scan(samples, model, progress)
+        np.save(folder / "hashes.npy", found)
+        (folder / "kinds.json").write_text(json.dumps(kinds))
 
-    found: np.ndarray = np.load(cache.get("checked", digest, scan) / "hashes.npy")
-    return found
+    folder = cache.get("checked", digest, scan)
+    return np.load(folder / "hashes.npy"), json.loads((folder / "kinds.json").read_text())
 
 
-def _scan(samples: Samples, model: Model, progress: Told) -> np.ndarray:
+def _scan(samples: Samples, model: Model, progress: Told) -> tuple[np.ndarray, dict[str, int]]:
     found = np.zeros(samples.count, np.uint64)
+    kinds: Counter[str] = Counter()
     only = model.inputs[0]
     for index in range(samples.count):
         progress(index, samples.count, f"checking sample {index} of {samples.count}")
         digest = hashlib.blake2b(digest_size=8)
         if samples.preprocessing:
-            row = images.read(samples.images[index], samples.preprocessing)
-            _match(str(samples.images[index]), only.name, row.shape, row.dtype, only, model)
+            file = samples.images[index]
+            row, kind = images.read_with_kinds(file, samples.preprocessing)
+            kinds.update(kind)
+            _match(str(file), only.name, row.shape, row.dtype, only, model, images.advice)
             _refuse_nan(row, samples.source, only.name, index)
             digest.update(row.tobytes())
         for name, array in samples.arrays.items():
@@ -518,7 +591,7 @@ def _scan(samples: Samples, model: Model, progress: Told) -> np.ndarray:
             _refuse_nan(row, samples.source, name, index)
             digest.update(row.tobytes())
         found[index] = int.from_bytes(digest.digest(), "little")
-    return found
+    return found, dict(kinds)
 
 
 def _quantized(array: np.ndarray, tensor: Tensor) -> np.ndarray:

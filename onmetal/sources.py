@@ -131,9 +131,20 @@ class Hub:
         found: list[str] = self.call(
             "calibration.sanity:examine",
             path=str(self.flat.path() if self.in_tflite else self.float_graph()),
+            prepared=str(self.model.prepared),
             statistics=str(whole.statistics(told)),
             samples=plain(self.samples),
             judged=plain(judged) if judged else None,
+            model=plain(self.model),
+        )
+        return found
+
+    def input_warnings(self, samples: Samples) -> list[str]:
+        """What is suspicious about samples with which nothing is calibrated."""
+        found: list[str] = self.call(
+            "calibration.sanity:examine_inputs",
+            path=str(self.model.prepared),
+            samples=plain(samples),
             model=plain(self.model),
         )
         return found

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from onmetal import cache as caches
 from onmetal import model, profilers, targets
@@ -19,6 +20,7 @@ from onmetal.calibration.samples import Samples, Told
 from onmetal.converters import check_options, shipped
 from onmetal.decide import Objective
 from onmetal.errors import DeviceError, ShapeError, UnsupportedError, UsageError
+from onmetal.metric_check import try_metric
 from onmetal.plan import Planned, calibrates, plan, without_samples
 from onmetal.profilers import Device
 from onmetal.profilers.board import Board
@@ -193,8 +195,12 @@ def _prepared(
     output, metric = None, None
     if labelled:
         # Each must go with the labels and the metric; the first one's output is the one named.
-        judged = [_metric(request, entry, data[str(entry.path)]) for entry in models]
-        output, metric = judged[0]
+        for entry in reversed(models):
+            place = str(entry.path)
+            output, metric, data[place], said = _metric(request, entry, data[place], cache)
+            if metric.function is not None:
+                try_metric(metric, entry, data[place], target, host, cache)
+        warnings += said
     elif request.metric or request.output:
         raise UsageError("--metric and --output judge labelled data: give it with --data")
     warnings += [note for entry in models for note in entry.notes]
@@ -404,8 +410,15 @@ def _loaded(
             progress=progress,
         )
     if request.data:
+        tensor = entry.output(_output(request, entry))
         given = samples.load(
-            request.data, entry, cache, option="--data", labelled=True, progress=progress
+            request.data,
+            entry,
+            cache,
+            option="--data",
+            labelled=True,
+            scores=metrics.scores(tensor, entry.sample_shape(tensor)),
+            progress=progress,
         )
     return given, own
 
@@ -420,16 +433,31 @@ def _shared(judging: np.ndarray, calibrating: np.ndarray, where: str) -> list[st
     ]
 
 
-def _metric(request: Request, entry: Model, data: Samples) -> tuple[str, Metric]:
+def _output(request: Request, entry: Model) -> str:
+    """The output that is judged."""
     names = [tensor.name for tensor in entry.outputs]
     output = request.output or names[0]
     if entry.path != request.models[0] and len(names) == 1:
         output = names[0]  # competitors of one output may call it differently
     if output not in names:
         raise UsageError(f"--output {output}: no such output; the model has: {', '.join(names)}")
+    return output
+
+
+def _metric(
+    request: Request, entry: Model, data: Samples, cache: Cache
+) -> tuple[str, Metric, Samples, list[str]]:
+    """-> the output judged, by which metric, and the samples with labels as it takes them; what is
+    to be said of the labels."""
+    output = _output(request, entry)
     tensor = entry.output(output)
     shape = entry.sample_shape(tensor)
-    return output, metrics.choose(request.metric, tensor, shape, data.label_array())
+    given = replace(data, part="all").label_array()
+    labels, said = metrics.class_labels(request.metric, tensor, shape, given)
+    if labels is not given:
+        data = samples.relabelled(data, labels, cache)
+    metric = metrics.choose(request.metric, tensor, shape, data.label_array())
+    return output, metric, data, [f"{data.source}: {text}" for text in said]
 
 
 def _few(request: Request, labelled: bool, count: int, metric: Metric | None) -> list[str]:

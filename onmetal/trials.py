@@ -52,23 +52,24 @@ def convert_all(task: Task, cache: Cache, clock: Clock, progress: Progress) -> l
 
 
 def check_calibration(task: Task, cache: Cache, clock: Clock, progress: Progress) -> None:
-    """Warn of what is suspicious about the samples that candidates are calibrated with."""
-    if not calibrates(task.planned) or clock.left_s(QUANTIZING) <= 0:
+    """Warn of what is suspicious about the samples that candidates are calibrated with; where none
+    is, about the inputs that they are judged by."""
+    if clock.left_s(QUANTIZING) <= 0:
         return
-    for number, model in enumerate(task.models):
-        if str(model.path) not in task.calibration:
-            continue
+    model = task.models[0]
+    place = str(model.path)
 
-        def told(done: float, total: float, what: str) -> None:
-            progress(done, total, what)
+    def told(done: float, total: float, what: str) -> None:
+        progress(done, total, what)
 
-        judged = task.data[str(model.path)] if task.labelled else None
-        try:
-            found = hub(task, model, cache).warnings(judged, told)
-        except UnsupportedError:
-            continue  # each candidate says why
-        if not number:
-            task.warnings.extend(found)
+    try:
+        if calibrates(task.planned) and place in task.calibration:
+            judged = task.data[place] if task.labelled else None
+            task.warnings.extend(hub(task, model, cache).warnings(judged, told))
+        elif task.request.data or task.request.calibration_data:
+            task.warnings.extend(hub(task, model, cache).input_warnings(task.data[place]))
+    except UnsupportedError:
+        return  # each candidate says why
 
 
 def hub(task: Task, model: Model, cache: Cache) -> Hub:

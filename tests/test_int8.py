@@ -1551,6 +1551,7 @@ def warned(
         statistics.finish(str(folder), 1, shared["tensors"], found["calibration"].count)
         return sanity.examine(
             graph,
+            str(of.prepared),
             str(folder),
             shared["samples"],
             plain(found["judged"]) if judged is not None else None,

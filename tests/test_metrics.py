@@ -11,7 +11,7 @@ from sklearn import metrics as reference
 
 from onmetal.calibration import metrics
 from onmetal.calibration import outputs as stored
-from onmetal.calibration.metrics import Scorer, choose
+from onmetal.calibration.metrics import Scorer, choose, class_labels
 from onmetal.errors import UsageError
 from onmetal.records import Tensor
 
@@ -229,6 +229,86 @@ def test_a_resample_scores_as_the_same_samples_alone(name: str) -> None:
     )
 
 
+EYE = np.eye(CLASSES, dtype=np.float32)[LABELS]
+FLOATING = (None, "top1", "f1", "auc", "Top1")
+
+
+@pytest.mark.parametrize("asked", FLOATING)
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (EYE, "one-hot"),
+        (EYE.astype(np.int64), "one-hot"),
+        (EYE.astype(bool), "one-hot"),
+        (EYE[:, None], "one-hot"),
+        (LABELS[:, None], ""),
+        (LABELS.astype(np.uint8), ""),
+        (LABELS.astype(np.float32), "whole floats"),
+        (LABELS.astype(np.float64)[:, None], "whole floats"),
+    ],
+)
+def test_class_numbers_in_other_forms(asked: str | None, labels: np.ndarray, words: str) -> None:
+    for output in (FLOATS, Tensor("out", "int8", (1, CLASSES))):
+        found, said = class_labels(asked, output, (CLASSES,), labels)
+        assert found.dtype == np.int64
+        np.testing.assert_array_equal(found, LABELS)
+        assert (words in said[0]) if words else not said
+        assert choose(asked, output, (CLASSES,), found).name == (asked or "top1").lower()
+
+
+def test_labels_that_are_none_of_these_stay() -> None:
+    several = EYE.copy()
+    several[3, :2] = 1
+    for asked, labels, shape in [
+        ("rmse", EYE, (CLASSES,)),
+        ("own:metric", EYE, (CLASSES,)),
+        ("rmse", LABELS.astype(np.float32), (1,)),
+        (None, LABELS.astype(np.float32), (1,)),
+        (None, SCORES, (CLASSES,)),
+        (None, EYE * 0.9 + 0.02, (CLASSES,)),
+        (None, LABELS / 2, (CLASSES,)),
+        (None, EYE[:, :4], (CLASSES,)),
+        (None, np.zeros((N, 2, 3)), (2, 3)),
+        ("top1", several, (CLASSES,)),
+    ]:
+        found, said = class_labels(asked, FLOATS, shape, labels)
+        assert found is labels and not said
+    found, said = class_labels(None, FLOATS, (CLASSES,), several)
+    assert found is several and "no one-hot" in said[0] and "1 of 200 hold several" in said[0]
+
+
+def test_class_labels_of_one_score() -> None:
+    for labels in (LABELS % 2 == 1, LABELS % 2, (LABELS % 2).astype(np.float32)):
+        found, _ = class_labels("f1", Tensor("out", "float32", (1, 1)), (1,), labels)
+        np.testing.assert_array_equal(found, LABELS % 2)
+
+
+def test_how_many_scores_an_output_gives() -> None:
+    for dtype, shape, expected in [
+        ("float32", (10,), 10),
+        ("float32", (1, 10, 1), 10),
+        ("int8", (10,), 10),
+        ("float32", (), 1),
+        ("float32", (1,), 1),
+        ("int8", (), None),
+        ("int64", (10,), None),
+        ("float32", (10, 4), None),
+    ]:
+        assert metrics.scores(Tensor("out", dtype, (1, *shape)), shape) == expected
+
+
+def test_names_of_metrics_in_any_case() -> None:
+    for name in metrics.NAMES:
+        labels = LABELS if name != "rmse" else SCORES
+        for written in (name.upper(), name.capitalize()):
+            assert choose(written, FLOATS, (CLASSES,), labels).name == name
+
+
+def test_labels_that_count_from_one() -> None:
+    with pytest.raises(UsageError, match="if they count from 1, subtract 1"):
+        choose("top1", FLOATS, (CLASSES,), LABELS + 1)
+
+
 OWN = """
 import numpy as np
 
@@ -284,6 +364,36 @@ def test_a_users_own_metric_may_be_better_when_lower(own: str) -> None:
 def test_a_users_own_metric_that_fails_is_named(own: str, name: str) -> None:
     with pytest.raises(UsageError, match=f"{own}:{name}"):
         custom(f"{own}:{name}")(None)
+
+
+def test_a_users_own_metric_that_fails_says_where(own: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        custom(f"{own}:broken")(None)
+    for words in ("KeyError: 'nothing'", f"{own}.py line 13", 'outputs["nothing"]', "'other'"):
+        assert words in str(refused.value)
+
+
+RETURNED = [
+    ("None", "returned None"),
+    ("'0.5'", "returned '0.5'"),
+    ("{'f1': 0.5}", "returned {'f1'"),
+    ("outputs['out'].max(axis=0)", r"array of shape \[6\]"),
+    ("[0.5]", r"array of shape \[1\]"),
+    ("float('nan')", "returned nan.*finite"),
+    ("np.float32(np.inf)", "returned inf.*finite"),
+]
+
+
+@pytest.mark.parametrize(("returned", "message"), RETURNED)
+def test_what_a_users_own_metric_may_not_return(
+    own: str, tmp_path: Path, returned: str, message: str
+) -> None:
+    (tmp_path / f"{own}_wrong.py").write_text(
+        f"import numpy as np\ndef f(outputs, labels):\n    return {returned}\n"
+    )
+    metric = choose(f"{own}_wrong:f", FLOATS, (CLASSES,), LABELS)
+    with pytest.raises(UsageError, match=message):
+        metrics.try_custom(metric, {"out": SCORES}, LABELS)
 
 
 @pytest.mark.parametrize(
