@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.inliner
 from onnx import numpy_helper, version_converter
 
 from onmetal.calibration.graph import Graph, attribute
@@ -36,7 +35,7 @@ def simplify(prepared: str, folder: str) -> dict[str, Any]:
     """
     path = Path(folder) / "model.onnx"
     try:
-        model = onnx.inliner.inline_local_functions(onnx.load(prepared))
+        model = onnx.load(prepared)
         _fix_names(model)
         model = _fit_opset(model)
         _fold_dequantized(model)

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.inliner
 from google.protobuf.message import DecodeError
 
 from onmetal import cache as caches
-from onmetal.converters import onnx_checks
+from onmetal.converters import onnx_checks, onnx_functions
 from onmetal.errors import ShapeError, UnsupportedError, UsageError
 
 ONE_FILE_BYTES = 1_900_000_000
@@ -28,9 +27,13 @@ def examine(
     """
     source = Path(path)
     model = _parse(source)
-    external = onnx_checks.external_files(model, source)
     onnx_checks.check_operators(model, source)
     onnx_checks.check_wiring(model, source)
+    calls = bool(model.functions)
+    model = onnx_functions.inline(model, source)
+    if calls:
+        onnx_checks.check_wiring(model, source)
+    external = onnx_checks.external_files(model, source)
     digest = caches.sha256(source, *external)
     size = sum(file.stat().st_size for file in (source, *external))
     if external:
@@ -41,7 +44,7 @@ def examine(
     prepared = Path(folder) / "model.onnx"
     if changed:
         _adopt_output_shapes(model, inferred)
-    if changed or external:
+    if changed or external or calls:
         _save(model, prepared)
     else:
         prepared.write_bytes(source.read_bytes())
@@ -226,8 +229,6 @@ def _fixed_batch(
 
 def _infer(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
-        if model.functions:
-            model = onnx.inliner.inline_local_functions(model)
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
     except Exception:  # an operator that onnx has no rule for; what is unknown stays unknown
         return model
