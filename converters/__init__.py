@@ -114,14 +114,17 @@ def convert(
                     folder=str(folder),
                     **how,
                 )
-                paths = [str(folder / file) for file in files]
-                worker.call(
-                    "open", timeout_s=3600, runtime=runtime, files=paths, options=options, **names
-                )
             except NeedlessError:
                 raise
             except OnmetalError as error:
                 raise UnsupportedError(f"{runtime} {version}: {error}") from None
+            paths = [str(folder / file) for file in files]
+            try:
+                worker.call(
+                    "open", timeout_s=3600, runtime=runtime, files=paths, options=options, **names
+                )
+            except OnmetalError as error:
+                raise UnsupportedError(f"{runtime} {version} cannot open it: {error}") from None
         (folder / "files.json").write_bytes(msgspec.json.encode(files))
 
     digest = caches.key(

@@ -13,9 +13,9 @@ import onnx
 from onnx import numpy_helper, version_converter
 
 from onmetal.calibration.graph import Graph, attribute
+from onmetal.converters import onnx_names, onnx_types
 from onmetal.errors import UnsupportedError, reason
 
-VERSION = 2
 LEAST_OPSET = 13
 """The first in which QuantizeLinear and DequantizeLinear have an axis, so scales per channel."""
 MOST_OPSET = 20
@@ -37,6 +37,7 @@ def simplify(prepared: str, folder: str) -> dict[str, Any]:
     try:
         model = onnx.load(prepared)
         _fix_names(model)
+        given = {tensor.name for tensor in model.graph.initializer}
         model = _fit_opset(model)
         _fold_dequantized(model)
         for _ in range(ROUNDS):  # what one optimization leaves may be plain to the next
@@ -45,7 +46,9 @@ def simplify(prepared: str, folder: str) -> dict[str, Any]:
             if not _fold_dequantized(model) + _fold_norms(model) + before - len(model.graph.node):
                 break
         _tidy(model)
-        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        minted = [tensor.name for tensor in model.graph.initializer if tensor.name not in given]
+        onnx_names.rename_constants(model, minted)
+        model = onnx_types.complete(model)
         path.write_bytes(model.SerializeToString(deterministic=True))
     except UnsupportedError:
         raise

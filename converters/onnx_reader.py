@@ -10,7 +10,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from onmetal import cache as caches
-from onmetal.converters import onnx_checks, onnx_functions
+from onmetal.converters import onnx_checks, onnx_functions, onnx_names, onnx_types
 from onmetal.errors import ShapeError, UnsupportedError, UsageError
 
 ONE_FILE_BYTES = 1_900_000_000
@@ -33,6 +33,7 @@ def examine(
     model = onnx_functions.inline(model, source)
     if calls:
         onnx_checks.check_wiring(model, source)
+    renamed = onnx_names.rename_constants(model, onnx_names.collisions(model))
     external = onnx_checks.external_files(model, source)
     digest = caches.sha256(source, *external)
     size = sum(file.stat().st_size for file in (source, *external))
@@ -44,7 +45,7 @@ def examine(
     prepared = Path(folder) / "model.onnx"
     if changed:
         _adopt_output_shapes(model, inferred)
-    if changed or external or calls:
+    if changed or external or calls or renamed:
         _save(model, prepared)
     else:
         prepared.write_bytes(source.read_bytes())
@@ -312,7 +313,7 @@ def _folded(prepared: Path, place: Path) -> onnx.ModelProto | None:
     }
     try:
         Session([str(prepared)], options, [], [])
-        return _infer(onnx.load_model(str(place)))
+        return onnx_types.complete(onnx.load_model(str(place)))
     except Exception:  # the converters will meet the same error, and say it
         return None
     finally:
@@ -391,6 +392,13 @@ def _product(node: onnx.NodeProto, shapes: dict[str, list[int]], left: int = 0) 
     return math.prod(shapes[node.output[0]]) * shapes[node.input[left]][-1]
 
 
+def _fused_product(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
+    if any(a.name in ("transBatchA", "transBatchB") and a.i for a in node.attribute):
+        raise ValueError(node.op_type)
+    transposed = any(a.name == "transA" and a.i for a in node.attribute)
+    return math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-2 if transposed else -1]
+
+
 def _gemm(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
     transposed = any(a.name == "transA" and a.i for a in node.attribute)
     return math.prod(shapes[node.output[0]]) * shapes[node.input[0]][0 if transposed else -1]
@@ -415,15 +423,17 @@ def _einsum(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
 
 
 _UNCOUNTED = frozenset(
-    {"DeformConv", "Attention", "FusedConv", "FusedMatMul", "FusedGemm", "MultiHeadAttention"}
-    | {"QAttention", "GroupQueryAttention", "MatMulNBits", "NhwcConv", "NhwcFusedConv"}
-    | {"DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QGemm", "MoE", "LinearAttention"}
+    {"DeformConv", "Attention", "MultiHeadAttention", "PackedAttention", "GroupQueryAttention"}
+    | {"QAttention", "MatMulNBits", "NhwcConv", "NhwcFusedConv", "TransposeMatMul", "QGemm"}
+    | {"FusedMatMulActivation", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "GemmFastGelu"}
+    | {"MoE", "LinearAttention", "DynamicQuantizeLSTM"}
 )
 """Products whose work is not counted here: better no figure than one that is too small."""
 
 _MACS = {
     "Einsum": _einsum,
     "Conv": _convolution,
+    "FusedConv": _convolution,
     "ConvInteger": _convolution,
     "QLinearConv": lambda node, shapes: _convolution(node, shapes, 3),
     "ConvTranspose": _transposed,
@@ -431,6 +441,8 @@ _MACS = {
     "MatMulInteger": _product,
     "QLinearMatMul": _product,
     "Gemm": _gemm,
+    "FusedGemm": _gemm,
+    "FusedMatMul": _fused_product,
     "LSTM": _recurrent,
     "GRU": _recurrent,
     "RNN": _recurrent,
