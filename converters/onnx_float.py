@@ -4,6 +4,7 @@ Constants are folded, BatchNorm goes into the weights before it, and every node 
 own. Runs in a child process.
 """
 
+import json
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper, version_converter
 
+from onmetal.calibration import exceptions
 from onmetal.calibration.graph import Graph, attribute
 from onmetal.converters import onnx_names, onnx_types
 from onmetal.errors import UnsupportedError, reason
@@ -27,7 +29,8 @@ LEAST_IR = 7
 
 
 def simplify(prepared: str, folder: str) -> dict[str, Any]:
-    """Write `model.onnx` to `folder`. -> facts about it: `quantized`, how many Q nodes it has.
+    """Write `model.onnx` to `folder`, and to `exceptions.json` which of its nodes each runtime
+    computes wrong in 8 bits. -> facts about it: `quantized`, how many Q nodes it has.
 
     The outputs keep their names, and tensors that survive keep theirs. The same input gives the
     same bytes. Raises UnsupportedError where the model cannot be raised to an opset with scales
@@ -50,6 +53,11 @@ def simplify(prepared: str, folder: str) -> dict[str, Any]:
         onnx_names.rename_constants(model, minted)
         model = onnx_types.complete(model)
         path.write_bytes(model.SerializeToString(deterministic=True))
+        graph = Graph(model)
+        kept = {
+            rule.runtime: exceptions.kept_float(graph, rule.runtime) for rule in exceptions.RULES
+        }
+        (Path(folder) / "exceptions.json").write_text(json.dumps(kept, sort_keys=True), "utf-8")
     except UnsupportedError:
         raise
     except Exception as error:

@@ -133,7 +133,7 @@ def _mixtures(
     found = []
     for names in kept:
         try:
-            source = made.quantized(form, told, frozenset(names))
+            source = made.quantized(form, told, frozenset(names) | made.kept_float(entry.runtime))
         except UnsupportedError:
             continue
         how = {"made_from": base.name, "format": base.candidate.details.get("format")}
