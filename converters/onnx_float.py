@@ -24,6 +24,8 @@ MOST_OPSET = 20
 """From 21 on, ONNX Runtime 1.32 cannot open graphs of signed activations before a Reshape or the
 like (its QDQPropagationTransformer writes an `output_dtype` that its own checks refuse)."""
 ROUNDS = 6
+FOUR_BITS = ("int4", "uint4")
+"""Of their arrays NumPy does not know that they hold integers."""
 LEAST_IR = 7
 """The format version that came with it."""
 
@@ -112,7 +114,8 @@ def _fix_names(model: onnx.ModelProto) -> None:
 
 
 def _fold_dequantized(model: onnx.ModelProto) -> int:
-    """Weights stored in 8 bits become float again: they are quantized anew, by one set of rules.
+    """Weights stored in 8 or 4 bits become float again; those of 8 are quantized anew, by one set
+    of rules.
 
     -> how many.
     """
@@ -127,12 +130,16 @@ def _fold_dequantized(model: onnx.ModelProto) -> int:
         data, scale, *zero = [np.asarray(value) for value in values]
         axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
         blocks = any(a.name == "block_size" and a.i for a in node.attribute)
-        if blocks or data.dtype.kind not in "iu":
+        if blocks or (data.dtype.kind not in "iu" and data.dtype.name not in FOUR_BITS):
             continue
         shape = [1] * data.ndim
         if scale.size > 1:
             shape[axis] = scale.size
-        offset = zero[0].reshape(shape if zero[0].size > 1 else [1] * data.ndim) if zero else 0
+        offset: Any = 0
+        if zero:
+            offset = (
+                zero[0].astype(np.int64).reshape(shape if zero[0].size > 1 else [1] * data.ndim)
+            )
         step = scale.reshape(shape) if scale.size > 1 else scale.reshape([1] * data.ndim)
         real = ((data.astype(np.int64) - offset) * step.astype(np.float64)).astype(scale.dtype)
         model.graph.initializer.append(numpy_helper.from_array(real, node.output[0]))

@@ -78,7 +78,7 @@ def examine(
         "batch": batch,
         "notes": notes,
         "matmul_share": _matmul_share(model),
-        "quantized": sum(n.op_type == "QuantizeLinear" for n in onnx_checks.nodes(model.graph)),
+        "quantized": _quantized(model),
     }
 
 
@@ -324,7 +324,30 @@ def _parameters(model: onnx.ModelProto) -> int:
     """Numbers in the weights: what is stored as a tensor of floats or of 8 bits or fewer."""
     kinds = onnx.TensorProto
     weights = {kinds.FLOAT, kinds.FLOAT16, kinds.DOUBLE, kinds.BFLOAT16, kinds.INT8, kinds.UINT8}
+    weights |= {kinds.INT4, kinds.UINT4}
     return sum(math.prod(t.dims) for t in onnx_checks.tensors(model) if t.data_type in weights)
+
+
+def _quantized(model: onnx.ModelProto) -> int:
+    """How many operators make integers of activations, compute with them, or take weights of 4
+    bits: a model that has any is not quantized again. (Weights that are only stored in 8 bits are
+    as good as float.)"""
+    kinds = onnx.TensorProto
+    small = {t.name for t in model.graph.initializer if t.data_type in (kinds.INT4, kinds.UINT4)}
+    return sum(
+        node.op_type in _INTEGER
+        or node.op_type.startswith("QLinear")
+        or (node.op_type == "DequantizeLinear" and node.input[0] in small)
+        for node in onnx_checks.nodes(model.graph)
+    )
+
+
+_INTEGER = frozenset(
+    {"QuantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "MatMulNBits"}
+    | {"DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulIntegerToFloat", "QAttention"}
+    | {"QGemm", "QMoE", "QOrderedMatMul", "QOrderedAttention", "QEmbedLayerNormalization"}
+    | {"GatherBlockQuantized", "MatMulBnb4", "MatMulFpQ4", "NhwcQLinearConv"}
+)
 
 
 def _matmul_share(model: onnx.ModelProto) -> float:

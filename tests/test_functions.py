@@ -87,13 +87,13 @@ def slope(x: np.ndarray, by: float) -> np.ndarray:
 
 
 def silu(x: np.ndarray) -> np.ndarray:
-    return x / (1 + np.exp(-x))
+    return np.asarray(x / (1 + np.exp(-x)))
 
 
 def flat_softmax(x: np.ndarray) -> np.ndarray:
     """As it was before opset 13: over all axes from the second one on."""
     raised = np.exp(x)
-    return raised / raised.sum(axis=(1, 2), keepdims=True)
+    return np.asarray(raised / raised.sum(axis=(1, 2), keepdims=True))
 
 
 class Case(NamedTuple):
