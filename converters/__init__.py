@@ -139,9 +139,12 @@ def convert(
                 "call", timeout_s=3600, prepared=str(source.path), folder=str(folder), **how
             )
             paths = [str(folder / file) for file in files]
-            workers[0].call(
-                "open", timeout_s=3600, runtime=runtime, files=paths, options=options, **names
-            )
+            try:
+                workers[0].call(
+                    "open", timeout_s=3600, runtime=runtime, files=paths, options=options, **names
+                )
+            except OnmetalError as error:
+                raise UnsupportedError(f"cannot open it: {error}") from None
             workers[0].call("let_go", timeout_s=600)
             return files
 

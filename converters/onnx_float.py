@@ -4,17 +4,18 @@ Constants are folded, float16 is widened (onnx_widen), BatchNorm goes into the w
 and every node has a name of its own. Runs in a child process.
 """
 
+import json
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnx.inliner
 from onnx import numpy_helper, version_converter
 
+from onmetal.calibration import exceptions
 from onmetal.calibration.graph import Graph, attribute
-from onmetal.converters import onnx_widen
+from onmetal.converters import onnx_names, onnx_types, onnx_widen
 from onmetal.errors import UnsupportedError, reason
 
 LEAST_OPSET = 13
@@ -23,12 +24,15 @@ MOST_OPSET = 20
 """From 21 on, ONNX Runtime 1.32 cannot open graphs of signed activations before a Reshape or the
 like (its QDQPropagationTransformer writes an `output_dtype` that its own checks refuse)."""
 ROUNDS = 6
+FOUR_BITS = ("int4", "uint4")
+"""Of their arrays NumPy does not know that they hold integers."""
 LEAST_IR = 7
 """The format version that came with it."""
 
 
 def simplify(prepared: str, folder: str) -> dict[str, Any]:
-    """Write `model.onnx` to `folder`. -> facts about it: `quantized`, how many Q nodes it has.
+    """Write `model.onnx` to `folder`, and to `exceptions.json` which of its nodes each runtime
+    computes wrong in 8 bits. -> facts about it: `quantized`, how many Q nodes it has.
 
     The outputs keep their names, and tensors that survive keep theirs. The same input gives the
     same bytes. Raises UnsupportedError where the model cannot be raised to an opset with scales
@@ -36,8 +40,9 @@ def simplify(prepared: str, folder: str) -> dict[str, Any]:
     """
     path = Path(folder) / "model.onnx"
     try:
-        model = onnx.inliner.inline_local_functions(onnx.load(prepared))
+        model = onnx.load(prepared)
         _fix_names(model)
+        given = {tensor.name for tensor in model.graph.initializer}
         onnx_widen.widen(model)
         model = _fit_opset(model)
         _fold_dequantized(model)
@@ -47,8 +52,15 @@ def simplify(prepared: str, folder: str) -> dict[str, Any]:
             if not _fold_dequantized(model) + _fold_norms(model) + before - len(model.graph.node):
                 break
         _tidy(model)
-        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        minted = [tensor.name for tensor in model.graph.initializer if tensor.name not in given]
+        onnx_names.rename_constants(model, minted)
+        model = onnx_types.complete(model)
         path.write_bytes(model.SerializeToString(deterministic=True))
+        graph = Graph(model)
+        kept = {
+            rule.runtime: exceptions.kept_float(graph, rule.runtime) for rule in exceptions.RULES
+        }
+        (Path(folder) / "exceptions.json").write_text(json.dumps(kept, sort_keys=True), "utf-8")
     except UnsupportedError:
         raise
     except Exception as error:
@@ -131,7 +143,8 @@ def _fix_names(model: onnx.ModelProto) -> None:
 
 
 def _fold_dequantized(model: onnx.ModelProto) -> int:
-    """Weights stored in 8 bits become float again: they are quantized anew, by one set of rules.
+    """Weights stored in 8 or 4 bits become float again; those of 8 are quantized anew, by one set
+    of rules.
 
     -> how many.
     """
@@ -146,12 +159,16 @@ def _fold_dequantized(model: onnx.ModelProto) -> int:
         data, scale, *zero = [np.asarray(value) for value in values]
         axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
         blocks = any(a.name == "block_size" and a.i for a in node.attribute)
-        if blocks or data.dtype.kind not in "iu":
+        if blocks or (data.dtype.kind not in "iu" and data.dtype.name not in FOUR_BITS):
             continue
         shape = [1] * data.ndim
         if scale.size > 1:
             shape[axis] = scale.size
-        offset = zero[0].reshape(shape if zero[0].size > 1 else [1] * data.ndim) if zero else 0
+        offset: Any = 0
+        if zero:
+            offset = (
+                zero[0].astype(np.int64).reshape(shape if zero[0].size > 1 else [1] * data.ndim)
+            )
         step = scale.reshape(shape) if scale.size > 1 else scale.reshape([1] * data.ndim)
         real = ((data.astype(np.int64) - offset) * step.astype(np.float64)).astype(scale.dtype)
         model.graph.initializer.append(numpy_helper.from_array(real, node.output[0]))

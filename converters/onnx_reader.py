@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.inliner
 from google.protobuf.message import DecodeError
 
 from onmetal import cache as caches
-from onmetal.converters import onnx_checks, onnx_pads
+from onmetal.converters import onnx_checks, onnx_functions, onnx_names, onnx_pads, onnx_types
 from onmetal.errors import ShapeError, UnsupportedError, UsageError
 
 ONE_FILE_BYTES = 1_900_000_000
@@ -28,9 +27,14 @@ def examine(
     """
     source = Path(path)
     model = _parse(source)
-    external = onnx_checks.external_files(model, source)
     onnx_checks.check_operators(model, source)
     onnx_checks.check_wiring(model, source)
+    calls = bool(model.functions)
+    model = onnx_functions.inline(model, source)
+    if calls:
+        onnx_checks.check_wiring(model, source)
+    renamed = onnx_names.rename_constants(model, onnx_names.collisions(model))
+    external = onnx_checks.external_files(model, source)
     digest = caches.sha256(source, *external)
     size = sum(file.stat().st_size for file in (source, *external))
     if external:
@@ -43,7 +47,7 @@ def examine(
     prepared = Path(folder) / "model.onnx"
     if changed:
         _adopt_output_shapes(model, inferred)
-    if changed or external:
+    if changed or external or calls or renamed:
         _save(model, prepared)
     else:
         prepared.write_bytes(source.read_bytes())
@@ -76,7 +80,7 @@ def examine(
         "batch": batch,
         "notes": notes,
         "matmul_share": _matmul_share(model),
-        "quantized": sum(n.op_type == "QuantizeLinear" for n in onnx_checks.nodes(model.graph)),
+        "quantized": _quantized(model),
     }
 
 
@@ -228,8 +232,6 @@ def _fixed_batch(
 
 def _infer(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
-        if model.functions:
-            model = onnx.inliner.inline_local_functions(model)
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
     except Exception:  # an operator that onnx has no rule for; what is unknown stays unknown
         return model
@@ -313,7 +315,7 @@ def _folded(prepared: Path, place: Path) -> onnx.ModelProto | None:
     }
     try:
         Session([str(prepared)], options, [], [])
-        return _infer(onnx.load_model(str(place)))
+        return onnx_types.complete(onnx.load_model(str(place)))
     except Exception:  # the converters will meet the same error, and say it
         return None
     finally:
@@ -324,7 +326,30 @@ def _parameters(model: onnx.ModelProto) -> int:
     """Numbers in the weights: what is stored as a tensor of floats or of 8 bits or fewer."""
     kinds = onnx.TensorProto
     weights = {kinds.FLOAT, kinds.FLOAT16, kinds.DOUBLE, kinds.BFLOAT16, kinds.INT8, kinds.UINT8}
+    weights |= {kinds.INT4, kinds.UINT4}
     return sum(math.prod(t.dims) for t in onnx_checks.tensors(model) if t.data_type in weights)
+
+
+def _quantized(model: onnx.ModelProto) -> int:
+    """How many operators make integers of activations, compute with them, or take weights of 4
+    bits: a model that has any is not quantized again. (Weights that are only stored in 8 bits are
+    as good as float.)"""
+    kinds = onnx.TensorProto
+    small = {t.name for t in model.graph.initializer if t.data_type in (kinds.INT4, kinds.UINT4)}
+    return sum(
+        node.op_type in _INTEGER
+        or node.op_type.startswith("QLinear")
+        or (node.op_type == "DequantizeLinear" and node.input[0] in small)
+        for node in onnx_checks.nodes(model.graph)
+    )
+
+
+_INTEGER = frozenset(
+    {"QuantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "MatMulNBits"}
+    | {"DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulIntegerToFloat", "QAttention"}
+    | {"QGemm", "QMoE", "QOrderedMatMul", "QOrderedAttention", "QEmbedLayerNormalization"}
+    | {"GatherBlockQuantized", "MatMulBnb4", "MatMulFpQ4", "NhwcQLinearConv"}
+)
 
 
 def _matmul_share(model: onnx.ModelProto) -> float:
@@ -392,6 +417,13 @@ def _product(node: onnx.NodeProto, shapes: dict[str, list[int]], left: int = 0) 
     return math.prod(shapes[node.output[0]]) * shapes[node.input[left]][-1]
 
 
+def _fused_product(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
+    if any(a.name in ("transBatchA", "transBatchB") and a.i for a in node.attribute):
+        raise ValueError(node.op_type)
+    transposed = any(a.name == "transA" and a.i for a in node.attribute)
+    return math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-2 if transposed else -1]
+
+
 def _gemm(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
     transposed = any(a.name == "transA" and a.i for a in node.attribute)
     return math.prod(shapes[node.output[0]]) * shapes[node.input[0]][0 if transposed else -1]
@@ -416,15 +448,17 @@ def _einsum(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
 
 
 _UNCOUNTED = frozenset(
-    {"DeformConv", "Attention", "FusedConv", "FusedMatMul", "FusedGemm", "MultiHeadAttention"}
-    | {"QAttention", "GroupQueryAttention", "MatMulNBits", "NhwcConv", "NhwcFusedConv"}
-    | {"DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QGemm", "MoE", "LinearAttention"}
+    {"DeformConv", "Attention", "MultiHeadAttention", "PackedAttention", "GroupQueryAttention"}
+    | {"QAttention", "MatMulNBits", "NhwcConv", "NhwcFusedConv", "TransposeMatMul", "QGemm"}
+    | {"FusedMatMulActivation", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "GemmFastGelu"}
+    | {"MoE", "LinearAttention", "DynamicQuantizeLSTM"}
 )
 """Products whose work is not counted here: better no figure than one that is too small."""
 
 _MACS = {
     "Einsum": _einsum,
     "Conv": _convolution,
+    "FusedConv": _convolution,
     "ConvInteger": _convolution,
     "QLinearConv": lambda node, shapes: _convolution(node, shapes, 3),
     "ConvTranspose": _transposed,
@@ -432,6 +466,8 @@ _MACS = {
     "MatMulInteger": _product,
     "QLinearMatMul": _product,
     "Gemm": _gemm,
+    "FusedGemm": _gemm,
+    "FusedMatMul": _fused_product,
     "LSTM": _recurrent,
     "GRU": _recurrent,
     "RNN": _recurrent,

@@ -41,7 +41,7 @@ def convert(prepared: str, compute: str, folder: str) -> list[str]:
             model, str(Path(folder) / "model.xml"), compress_to_fp16=compute == "f16"
         )
     except RuntimeError as error:
-        raise UnsupportedError(reason(error)) from None
+        raise UnsupportedError(f"it cannot read the model: {reason(error)}") from None
     return ["model.xml", "model.bin"]
 
 

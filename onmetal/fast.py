@@ -68,7 +68,8 @@ def _fast(
     try:
         sources = _mixtures(task, entry, base, feeds, cache, progress)
     except OnmetalError as error:
-        return replace(trial, status="failed", failure="conversion", reason=str(error))
+        why = f"no mixture of {base.name} and float could be made: {error}"
+        return replace(trial, status="failed", failure="conversion", reason=why)
     if not sources:
         why = f"by its profile every operator of {base.name} is best as it is"
         return replace(trial, status="skipped", reason=why)
@@ -125,7 +126,7 @@ def _mixtures(
     found = []
     for names in kept:
         try:
-            source = made.quantized(form, told, frozenset(names))
+            source = made.quantized(form, told, frozenset(names) | made.kept_float(entry.runtime))
         except UnsupportedError:
             continue
         how = {"made_from": base.name, "format": base.candidate.details.get("format")}

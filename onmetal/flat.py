@@ -62,6 +62,30 @@ class Flat:
             path, lambda: self.hub.call(f"{RECIPES}:observed", path=str(path)), _schema(), told
         )
 
+    def sensitivity(self, form: Format, told: Told) -> list[dict[str, Any]]:
+        """Each product alone in integers; `node` is the one of the ONNX file that it was made for,
+        where it was made from one."""
+        path = self.path()
+        given: dict[str, Any] = {
+            "path": str(path),
+            "statistics": str(self.statistics(told)),
+            "form": plain(form),
+            "samples": plain(self.hub.samples),
+            "model": plain(self.hub.model),
+        }
+        rows: list[dict[str, Any]] = self.hub.call(
+            f"{RECIPES}:sensitivity",
+            lambda done, total: told(done, total, f"operator {done} of {total}"),
+            told=True,
+            **given,
+        )
+        makers = path.parent / "makers.json"
+        known: dict[str, str] = {}
+        if makers.exists():  # "Conv 'name'" of each tensor
+            known = msgspec.json.decode(makers.read_bytes())
+        names = {key: maker.partition(" ")[2][1:-1] for key, maker in known.items()}
+        return [{**row, "node": names.get(row["node"]) or row["node"]} for row in rows]
+
     def _as_it_is(self) -> Source:
         """A model that is quantized already; of an ONNX one the inputs and outputs become whole
         numbers where the target wants that."""

@@ -162,27 +162,39 @@ def _memory_lines(memory: dict[str, Any], target: Target | None) -> list[str]:
 def _sensitivity(
     target: Target, found: Model, data: str, device: Local, cache: Cache, progress: Progress
 ) -> dict[str, Any]:
-    """Each operator alone in 8 bits, by the target's first static format."""
+    """Each operator alone in 8 bits, by the first static format of the target's that fits the
+    model."""
+    if found.quantized:
+        raise UsageError(
+            f"{found.path}: it is quantized already; sensitivity is told of float models: give the "
+            "float one, or leave --data out"
+        )
+    recipe, in_tflite = _static(target, found)
     progress.step("asking how sensitive each operator is")
-    recipe = _static(target)
     loaded = samples.load(data, found, cache, option="--data", labelled=False)
     parts = samples.split(loaded)
     calibration = parts[0] if parts else loaded
-    if found.format != "onnx":
-        raise UsageError("sensitivity is told of ONNX models only; leave --data out")
     hub = Hub(found, target, calibration, device, cache)
     assert recipe.format
-    rows = hub.sensitivity(recipe.format, _told(progress))
+    by = hub.flat if in_tflite else hub
+    rows = by.sensitivity(recipe.format, _told(progress))
     return {"recipe": recipe.name, "samples": calibration.count, "operators": rows}
 
 
-def _static(target: Target) -> Recipe:
-    for recipe in target.recipes:
-        if recipe.method == "static" and not set(TFLITE) & set(recipe.runtimes):
-            return recipe
+def _static(target: Target, found: Model) -> tuple[Recipe, bool]:
+    """-> the recipe, and whether it quantizes a TFLite graph. 8-bit activations come first, and of
+    these the formats of ONNX graphs."""
+    static = [
+        (recipe.compute != "i8", bool(set(TFLITE) & set(recipe.runtimes)), recipe)
+        for recipe in target.recipes
+        if recipe.method == "static"
+    ]
+    for _, in_tflite, recipe in sorted(static, key=lambda entry: entry[:2]):
+        if in_tflite or found.format == "onnx":
+            return recipe, in_tflite
     raise UsageError(
-        f"the target {target.name} has no calibrated 8-bit recipe for ONNX graphs, of which "
-        "sensitivity is told; try --target x86-64"
+        f"the target {target.name} has no calibrated 8-bit recipe for {FORMATS[found.format]} "
+        f"models, by which sensitivity would be told; try --target {DEFAULT_TARGET}"
     )
 
 

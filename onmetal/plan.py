@@ -128,8 +128,7 @@ def _needless(
     if model.stateful:
         return "the model keeps state from one inference to the next: it is run as it is"
     if model.quantized:
-        what = "QuantizeLinear" if model.format == "onnx" else "quantized operators"
-        return f"the model is quantized already ({model.quantized} {what})"
+        return f"the model is quantized already ({model.quantized} operators hold integers)"
     if recipe.method == "half":
         return None
     kinds = WEIGHTED if model.format == "onnx" else IN_TFLITE

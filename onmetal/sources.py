@@ -54,8 +54,14 @@ class Hub:
             return Source(self.model.prepared, self.model.prepared_sha256)
         if recipe.method == "static":
             assert recipe.format
-            return self.quantized(recipe.format, told)
+            return self.quantized(recipe.format, told, self.kept_float(runtime))
         return self._weights(recipe)
+
+    def kept_float(self, runtime: str) -> frozenset[str]:
+        """Which nodes of the float graph this runtime computes wrong in 8 bits
+        (calibration.exceptions)."""
+        found = msgspec.json.decode((self.float_graph().parent / "exceptions.json").read_bytes())
+        return frozenset(found.get(runtime, ()))
 
     def float_graph(self) -> Path:
         """The simplified float model."""

@@ -1098,31 +1098,6 @@ def test_operators_that_changed_are_raised(
     assert_alike(built, simplified(built, tmp_path), x=IMAGE)
 
 
-@pytest.mark.parametrize("opset", [11, 17])
-def test_local_functions_are_part_of_the_graph(tmp_path: Path, opset: int) -> None:
-    function = helper.make_function(
-        "local",
-        "Twice",
-        ["in"],
-        ["out"],
-        [node("Add", "in in", "out")],
-        [helper.make_opsetid("", opset)],
-    )
-    built = build(
-        [node("Twice", "x", "d", domain="local"), node("MatMul", "d w", "y")],
-        [value("x", [5, 4])],
-        [value("y", [5, 3])],
-        [weights("w", 4, 3)],
-        opset=opset,
-        domains=["local"],
-        functions=[function],
-    )
-    found = simplified(built, tmp_path)
-    assert kinds(found) == ["Add", "MatMul"] and not found.functions
-    assert [entry.domain for entry in found.opset_import] == [""]
-    assert_alike(built, found, x=floats(5, 4))
-
-
 def test_a_model_that_cannot_be_raised_says_so(tmp_path: Path) -> None:
     built = build(
         [node("Affine", "x", "y", alpha=2.0)],

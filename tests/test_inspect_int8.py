@@ -15,6 +15,8 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from onmetal import cli
+from onmetal.converters import onnx_reader
+from onmetal.converters.tflite import convert
 from tests.conftest import DIGITS, deploy
 from tests.onnx_models import build, constant, node, relu, save, value
 
@@ -144,6 +146,43 @@ def test_what_bears_8_bits_badly_is_named_first(
         said = {entry["candidate"]: entry["says"] for entry in found["support"]}
         assert "can be tried" in said["int8-u8s8@openvino"]
         assert "MatMul" in said["wi8@openvino"]
+
+
+@pytest.mark.parametrize("target", ["tflite-x86", "cortex-m4"])
+def test_targets_of_tflite_are_told_by_its_own_grids(
+    target: str, inspect: Inspect, tmp_path: Path
+) -> None:
+    path, data = save(uneven(), tmp_path / "net.onnx"), unevenly(tmp_path / "x.npz")
+    code, found = inspect(path, "--target", target, "--data", data)
+    assert code == 0, found
+    sensitivity = found["sensitivity"]
+    assert (sensitivity["recipe"], sensitivity["samples"]) == ("int8", 10)
+    worst, *others = sensitivity["operators"]
+    assert (worst["node"], worst["operator"]) == ("picks", "CONV_2D")
+    assert worst["sqnr_db"] < 15 < 30 < min(row["sqnr_db"] for row in others)
+    assert [row["node"] for row in others] in (["spreads", "joins"], ["joins", "spreads"])
+
+
+def test_a_tflite_file_is_told_the_same(inspect: Inspect, tmp_path: Path) -> None:
+    path, data = save(uneven(), tmp_path / "net.onnx"), unevenly(tmp_path / "x.npz")
+    _, of_onnx = inspect(path, "--target", "tflite-x86", "--data", data)
+    folder = tmp_path / "read"
+    folder.mkdir()
+    onnx_reader.examine(str(path), {}, 1, str(folder))  # the free batch becomes 1
+    convert.to_float(str(folder / "model.onnx"), str(tmp_path))
+    for target in ((), ("--target", "tflite-x86")):
+        code, found = inspect(tmp_path / "model.tflite", *target, "--data", data)
+        assert code == 0, found
+        rows = found["sensitivity"]["operators"]
+        assert [row["sqnr_db"] for row in rows] == [
+            row["sqnr_db"] for row in of_onnx["sensitivity"]["operators"]
+        ]
+
+
+def test_what_is_quantized_already_is_not_asked(inspect: Inspect, qdq: Path, some: Path) -> None:
+    code, found = inspect(qdq / "model.onnx", "--data", some)
+    assert code == 2
+    assert "quantized already" in found["error"]["message"]
 
 
 def test_people_see_the_worst_operator_and_how_to_read_it(tmp_path: Path) -> None:

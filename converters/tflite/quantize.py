@@ -93,6 +93,17 @@ def quantize(
     return _Quantizer(net, ranges, activation, keep_float).quantized()
 
 
+def products(
+    net: Net, ranges: Mapping[str, Range], activation: Activation = "s8"
+) -> tuple[list[Op], frozenset[str]]:
+    """The operators that multiply by weights, or two tensors, and are computed in integers; and the
+    names of the first outputs of all that are. Raises UnsupportedError where there are none."""
+    whole = _Quantizer(net, ranges, activation, frozenset())
+    chosen = [op for op in net.ops if op in whole.integer]
+    heavy = [op for op in chosen if op.kind in WEIGHTED or op.kind == "BATCH_MATMUL"]
+    return heavy, frozenset(op.outputs[0].name for op in chosen)
+
+
 def activations(op: Op) -> list[Tensor]:
     """The float tensors that an operator takes as computed values or operands: not its weights."""
     if op.kind in WEIGHTED:

@@ -9,6 +9,7 @@ from onmetal.calibration.exposed import Exposed
 from onmetal.calibration.ranges import Grid, Range, estimate
 from onmetal.calibration.samples import Samples
 from onmetal.calibration.search import best, fidelity, spread
+from onmetal.calibration.sensitivity import ESTIMATOR
 from onmetal.calibration.statistics import Statistics, Told
 from onmetal.converters.tflite import check, io, quantize, weights
 from onmetal.converters.tflite.net import Net, read, signature_names, write
@@ -59,6 +60,36 @@ def choose(
 def _ranges(name: str, seen: Statistics, wide: bool = False) -> dict[str, Range]:
     grid = Grid(65534, True) if wide else Grid()
     return {tensor: estimate(name, entry, grid) for tensor, entry in seen.seen.items()}
+
+
+def sensitivity(
+    path: str,
+    statistics: str,
+    form: dict[str, Any],
+    samples: dict[str, Any],
+    model: dict[str, Any],
+    told: Told = lambda done, total: None,
+) -> list[dict[str, Any]]:
+    """As calibration.sensitivity.each, by TFLite's grids and LiteRT's kernels: the SQNR in dB of
+    the worst output where one product alone is in integers, worst first.
+
+    Raises UnsupportedError where nothing of the graph can be quantized.
+    """
+    net, seen, rules = read(Path(path)), Statistics(Path(statistics)), restore(form, Format)
+    wide = rules.activation == "s16"
+    activation: quantize.Activation = "s16" if wide else "s8"
+    ranges = _ranges("minmax" if wide else ESTIMATOR, seen, wide)
+    data, of = restore(samples, Samples), restore(model, Model)
+    reference = outputs(net, data, of)
+    heavy, names = quantize.products(net, ranges, activation)
+    rows = []
+    for number, op in enumerate(heavy):
+        told(number, len(heavy))
+        name = op.outputs[0].name
+        alone = quantize.quantize(net, ranges, activation, names - {name})
+        value = round(fidelity(reference, outputs(alone, data, of)), 2)
+        rows.append({"node": name, "operator": op.kind, "tensor": name, "sqnr_db": value})
+    return sorted(rows, key=lambda row: (row["sqnr_db"], row["node"]))
 
 
 def static(
