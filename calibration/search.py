@@ -124,7 +124,7 @@ def _placed(
     model: onnx.ModelProto, form: Format, seen: Statistics, keep_float: list[str]
 ) -> placement.Placement:
     graph = Graph(model)
-    placed = placement.place(graph, form, frozenset(keep_float), seen.not_finite)
+    placed = placement.place(graph, form, frozenset(keep_float), seen.not_finite, seen.extremes)
     if not placed.integer:
         raise UnsupportedError(_nothing(seen, keep_float))
     return placed

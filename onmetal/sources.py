@@ -23,7 +23,7 @@ from onmetal.profilers.local import Local, Worker
 from onmetal.records import Model, Source, plain
 from onmetal.targets import TFLITE, Format, Recipe, Target
 
-VERSION = 2
+VERSION = 3
 MOST_WORKERS = 4
 """Calibration runs in up to so many processes at once, each with the memory of one batch."""
 

@@ -51,7 +51,9 @@ def choose(
     reference = outputs(net, data, of)
 
     def tried(ranges: dict[str, Range]) -> float:
-        return fidelity(reference, outputs(quantize.quantize(net, ranges), data, of))
+        return fidelity(
+            reference, outputs(quantize.quantize(net, ranges, extremes=seen.extremes), data, of)
+        )
 
     return best(lambda name: _ranges(name, seen), tried, told)
 
@@ -75,7 +77,7 @@ def static(
     net, seen, rules = read(Path(path)), Statistics(Path(statistics)), restore(form, Format)
     wide = rules.activation == "s16"
     ranges = _ranges(estimator, seen, wide)
-    made = quantize.quantize(net, ranges, "s16" if wide else "s8")
+    made = quantize.quantize(net, ranges, "s16" if wide else "s8", extremes=seen.extremes)
     data, of = restore(samples, Samples), restore(model, Model)
     heavy = [op for op in made.ops if op.kind in WEIGHTED]
     whole = [op for op in heavy if not op.outputs[0].is_float]
