@@ -17,7 +17,7 @@ from onmetal.converters.tflite.versions import version
 
 _INTEGERS = {np.dtype(np.int8): "s8", np.dtype(np.int16): "s16"}
 MOST_SCALE = 1e31
-"""Of an activation: kernels shift it by up to 20 bits in float32, and abort where that overflows."""
+"""Of an activation: kernels shift it by up to 20 bits in float32, which must not overflow."""
 MOST_GAIN = 256.0
 """XNNPACK multiplies an accumulator by less than this (xnn_define_convolution_2d)."""
 
