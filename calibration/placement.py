@@ -38,7 +38,7 @@ MOVERS = frozenset(
 """Give only values that they take (or zero): their output fits in the range of their input."""
 UNARY = MOVERS | {"AveragePool", "GlobalAveragePool", "ReduceMean", "Sigmoid", "Tanh", "LeakyRelu"}
 UNARY |= {"HardSigmoid", "HardSwish", "Elu", "Softmax"}
-FELT = 4.0
+FELT = 2.0
 """How many times as wide as attention's scores their mask may be on one grid with them."""
 _ROLES: dict[str, unlike.Role] = {
     **dict.fromkeys(MOVERS - {"MaxPool"}, "move"),
@@ -86,8 +86,9 @@ def place(
 ) -> Placement:
     """`keep_float`: names of nodes that must not run in 8 bits; `not_finite`: tensors that no range
     holds; `extremes`: all that calibration saw of the others, as far as it is known."""
-    steps = [_step(graph, node) for node in graph.nodes]
-    keep_float |= unlike.stay_float(steps, graph.outputs, extremes or {}, FELT)
+    extremes = extremes or {}
+    steps = [_step(graph, node, extremes) for node in graph.nodes]
+    keep_float |= unlike.stay_float(steps, graph.outputs, extremes, FELT)
     listed = {
         node.name: node
         for node in graph.nodes
@@ -107,7 +108,7 @@ def place(
     return Placement(frozenset(integer), roots, after, frozenset(raw), frozenset(derived))
 
 
-def _step(graph: Graph, node: onnx.NodeProto) -> unlike.Step:
+def _step(graph: Graph, node: onnx.NodeProto, extremes: Mapping[str, Range]) -> unlike.Step:
     """What a node does to values, for calibration.unlike."""
     role = _ROLES.get(node.op_type, "other") if node.domain in ("", "ai.onnx") else "other"
     first = 1 if node.op_type in ("Where", "Compress") else 0
@@ -128,8 +129,23 @@ def _step(graph: Graph, node: onnx.NodeProto) -> unlike.Step:
         tuple(name for name in names if graph.constant(name) is None),
         tuple(name for name in node.output if name),
         tuple(array for array in constants if array.dtype.kind == "f"),
+        _channels(graph, node, extremes),
         node.op_type == "Div",
     )
+
+
+def _channels(
+    graph: Graph, node: onnx.NodeProto, extremes: Mapping[str, Range]
+) -> tuple[float, ...]:
+    """Of a convolution; what a last Gemm or MatMul gives stays float anyway."""
+    if node.op_type not in ("Conv", "ConvTranspose") or node.input[0] not in extremes:
+        return ()
+    weight = graph.constant(node.input[1])
+    bias = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    if weight is None or (node.op_type == "ConvTranspose" and attribute(node, "group", 1) != 1):
+        return ()
+    axis = 0 if node.op_type == "Conv" else 1
+    return unlike.channels(weight, axis, bias, extremes[node.input[0]])
 
 
 def activations(node: onnx.NodeProto, graph: Graph) -> list[str]:

@@ -54,6 +54,8 @@ class Step(Struct, frozen=True):
     given: tuple[str, ...]
     constants: tuple[np.ndarray, ...] = ()
     """The float constants that it computes with, or joins."""
+    channels: tuple[float, ...] = ()
+    """Of a product by weights: about how large each channel of its output is."""
     divides: bool = False
     """Of a product by a constant: whether it is divided by it."""
 
@@ -113,9 +115,13 @@ def _last(steps: Sequence[Step], outputs: Iterable[str]) -> list[Step]:
     """Those that lead to an output with nothing between but moves, joins and constants."""
     reached, found = set(outputs), []
     for step in reversed(steps):
+        if not reached & set(step.given):
+            continue
         alone = step.role in ("sum", "product", "bound") and len(step.taken) == 1
-        if (alone or step.role in ("join", "move", "each")) and reached & set(step.given):
+        if alone or step.role in ("join", "move", "each"):
             reached |= set(step.taken)
+            found.append(step)
+        elif step.role == "heavy":
             found.append(step)
     return found[::-1]
 
@@ -155,7 +161,9 @@ def _joins(step: Step, makers: Mapping[str, Step]) -> Iterator[str]:
 
 
 def _stretched(step: Step, ranges: Mapping[str, Range]) -> bool:
-    """Whether constants alone put its results far apart."""
+    """Whether weights or constants alone put its results far apart."""
+    if step.role == "heavy":
+        return _apart(step.channels)
     if not step.constants or len(step.taken) != 1 or step.taken[0] not in ranges:
         return False
     if step.role == "product":
@@ -165,6 +173,19 @@ def _stretched(step: Step, ranges: Mapping[str, Range]) -> bool:
         spread = max((float(np.ptp(array)) for array in step.constants if array.size), default=0.0)
         return taken > 0.0 and np.isfinite(spread) and spread > APART * taken
     return False
+
+
+def channels(
+    weight: np.ndarray, axis: int, bias: np.ndarray | None, taken: Range | None
+) -> tuple[float, ...]:
+    """About how large each channel is that a product by weights gives: as far as its bias and the
+    norm of its weights, times the largest number that it takes, let it be."""
+    largest = max(map(abs, taken)) if taken is not None else 1.0
+    others = tuple(place for place in range(weight.ndim) if place != axis)
+    sizes = np.sqrt(np.square(weight.astype(np.float64)).sum(axis=others)) * largest
+    if bias is not None and bias.size == sizes.size:
+        sizes = sizes + np.abs(bias.reshape(-1))
+    return tuple(sizes.tolist())
 
 
 # --- masks
@@ -184,7 +205,7 @@ def _masked(steps: Sequence[Step], ranges: Mapping[str, Range], felt: float) -> 
         known = [base[name] for name in step.taken if name in base]
         if known:
             found.add(step.name)
-            if step.role not in ("heavy", "softmax"):
+            if step.role != "heavy":
                 _carry(step, max(known), base, ranges)
         elif step.role in ("sum", "bound") or (step.role == "join" and _fills(step)):
             mask = _mask(step, ranges, makers, takers, felt)
@@ -201,6 +222,8 @@ def _carry(step: Step, narrow: float, base: dict[str, float], ranges: Mapping[st
         factor = float(np.abs(array).max(initial=0.0))
         if 0.0 < factor < np.inf:
             narrow = narrow / factor if step.divides else narrow * factor
+    if step.role == "softmax":  # shares, or their logarithms
+        narrow = max(narrow, 1.0)
     for name in step.given:
         if name not in ranges or width(ranges[name]) > APART * narrow:
             base[name] = narrow

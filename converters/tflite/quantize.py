@@ -25,7 +25,7 @@ from onmetal.converters.tflite.specification import (
 from onmetal.errors import UnsupportedError
 
 Activation = Literal["s8", "s16"]
-FELT: dict[Activation, float] = {"s8": 4.0, "s16": 32.0}
+FELT: dict[Activation, float] = {"s8": 2.0, "s16": 32.0}
 """How many times as wide as attention's scores their mask may be on one grid with them."""
 HUGE = 1e30
 """Constants beyond stand for no number but a limit."""
@@ -97,10 +97,10 @@ def quantize(
     are the model's own, and are to stay.
     Raises UnsupportedError where nothing can be quantized.
     """
-    steps, outputs = _steps(net), [tensor.name for tensor in net.outputs]
-    floats = unlike.stay_float(
-        steps, outputs, ranges if extremes is None else extremes, FELT[activation]
-    )
+    if extremes is None:
+        extremes = ranges
+    steps, outputs = [_step(op, extremes) for op in net.ops], [t.name for t in net.outputs]
+    floats = unlike.stay_float(steps, outputs, extremes, FELT[activation])
     return _Quantizer(net, ranges, activation, keep_float | floats).quantized()
 
 
@@ -143,11 +143,7 @@ _ROLES: dict[str, unlike.Role] = {
 }
 
 
-def _steps(net: Net) -> list[unlike.Step]:
-    return [_step(op) for op in net.ops]
-
-
-def _step(op: Op) -> unlike.Step:
+def _step(op: Op, extremes: Mapping[str, Range]) -> unlike.Step:
     """What an operator does to values, for calibration.unlike."""
     role, floats = _ROLES.get(op.kind, "other"), activations(op)
     if op.kind == "DIV" and op.taken[1].data is None:
@@ -158,8 +154,21 @@ def _step(op: Op) -> unlike.Step:
         tuple(tensor.name for tensor in floats if tensor.data is None),
         tuple(tensor.name for tensor in results(op)),
         tuple(tensor.data for tensor in floats if tensor.data is not None),
+        _channels(op, extremes),
         op.kind == "DIV",
     )
+
+
+def _channels(op: Op, extremes: Mapping[str, Range]) -> tuple[float, ...]:
+    if op.kind not in WEIGHTED:
+        return ()
+    rule = WEIGHTED[op.kind]
+    taken, weight = op.inputs[rule.taken], op.inputs[rule.weight]
+    bias = op.inputs[rule.bias] if len(op.inputs) > rule.bias else None
+    if taken is None or taken.name not in extremes or weight is None or weight.data is None:
+        return ()
+    offsets = bias.data if bias is not None else None
+    return unlike.channels(weight.data, rule.axis or 0, offsets, extremes[taken.name])
 
 
 def _limit(pad: Op) -> bool:
