@@ -51,6 +51,8 @@ _ROLES: dict[str, unlike.Role] = {
     **dict.fromkeys(("Div", "Mul"), "product"),
     **dict.fromkeys(("Max", "Min"), "bound"),
     **dict.fromkeys(("LogSoftmax", "Softmax"), "softmax"),
+    **dict.fromkeys(("Ceil", "Floor", "Mod", "Round"), "whole"),
+    **dict.fromkeys(("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"), "compare"),
     **dict.fromkeys(WEIGHTED, "heavy"),
 }
 
@@ -87,6 +89,9 @@ def place(
     """`keep_float`: names of nodes that must not run in 8 bits; `not_finite`: tensors that no range
     holds; `extremes`: all that calibration saw of the others, as far as it is known."""
     extremes = extremes or {}
+    not_finite |= {
+        n for n, seen in extremes.items() if 0.0 < unlike.width(seen) < unlike.LEAST_WIDTH
+    }
     steps = [_step(graph, node, extremes) for node in graph.nodes]
     keep_float |= unlike.stay_float(steps, graph.outputs, extremes, FELT)
     listed = {
@@ -121,6 +126,8 @@ def _step(graph: Graph, node: onnx.NodeProto, extremes: Mapping[str, Range]) -> 
         if fill is None or fill.any():
             role = "join"
             constants = [] if fill is None else [fill]
+    if node.op_type == "Cast" and not graph.is_float(node.output[0]):
+        role = "whole"
     if node.op_type == "Div" and graph.constant(node.input[0]) is not None:
         role = "other"
     return unlike.Step(

@@ -4,7 +4,7 @@ Runs in a child process, on the float graph and its statistics.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -12,6 +12,7 @@ import onnx
 from onmetal.calibration.collapse import ONE_CLASS, one_class
 from onmetal.calibration.graph import Graph
 from onmetal.calibration.placement import WEIGHTED
+from onmetal.calibration.ranges import Range
 from onmetal.calibration.samples import Samples
 from onmetal.calibration.search import spread, spread_outputs
 from onmetal.calibration.statistics import Statistics
@@ -28,6 +29,13 @@ over 50 in each that was fed raw bytes instead of what it was trained on (ResNet
 EfficientNet-Lite0), and by 0.8 in one that was trained on raw bytes (MLPerf Tiny's ResNet-8)."""
 APART = 4.0
 """The ratio of spreads, or the difference of means in spreads, from which inputs are unlike."""
+
+BEYOND = 0.25
+"""How far beyond calibration's range, in parts of it, other samples may reach on one side without a
+word. Ten times as many samples of one normal distribution reach about 0.1 farther, of one with
+exponential tails about 0.17."""
+MOST_READ = 2048
+"""Samples whose inputs are read for their range."""
 
 
 def examine(
@@ -47,8 +55,31 @@ def examine(
     said += _constant(mine)
     said += _unlike(first, mine, outputs, of)
     if judged is not None:
-        said += _apart(mine, _inputs(restore(judged, Samples), of))
+        other = restore(judged, Samples)
+        said += _apart(mine, _inputs(other, of)) or _beyond(data, other, of)
     return said
+
+
+def range_warning(
+    kind: Literal["input", "output"], name: str, calibrated: Range, judged: Range
+) -> str | None:
+    """Says that what judges reaches far beyond what calibrated: 8 bits clip it there."""
+    low, high = calibrated
+    over = max(low - judged[0], judged[1] - high)
+    if not np.isfinite(over) or over <= BEYOND * (high - low):
+        return None
+    return (
+        f"the {kind} {name!r} goes from {judged[0]:.3g} to {judged[1]:.3g} in the samples that "
+        f"judge, and from {low:.3g} to {high:.3g} in those that calibrate: 8 bits clip what is "
+        "beyond; calibrate with samples that reach as far"
+    )
+
+
+def output_ranges(statistics: str, model: dict[str, Any]) -> dict[str, Range]:
+    """What calibration saw of each float output, as far as it is known."""
+    seen = Statistics(Path(statistics)).extremes
+    names = [tensor.name for tensor in restore(model, Model).outputs]
+    return {name: seen[name] for name in names if name in seen}
 
 
 def _onnx(path: str, data: Samples, of: Model) -> tuple[str | None, dict[str, np.ndarray]]:
@@ -194,6 +225,30 @@ def _bytes(array: np.ndarray) -> bool:
         and 64 < array.max() <= 255
         and np.array_equal(array, np.round(array))
     )
+
+
+def _beyond(data: Samples, other: Samples, of: Model) -> list[str]:
+    """Pictures are left out: what they are made of is bounded, and reading them takes long."""
+    if data.preprocessing or other.preprocessing:
+        return []
+    calibrated, judged = _reached(data, of), _reached(other, of)
+    said = [
+        range_warning("input", name, calibrated[name], judged[name])
+        for name in calibrated
+        if name in judged
+    ]
+    return [text for text in said if text]
+
+
+def _reached(data: Samples, of: Model) -> dict[str, Range]:
+    """The least and the greatest value of every float input."""
+    found: dict[str, Range] = {}
+    for row in data.spread(of, MOST_READ):
+        for name, array in row.items():
+            if array.dtype.kind == "f" and array.size:
+                low, high = found.get(name, (np.inf, -np.inf))
+                found[name] = min(low, float(array.min())), max(high, float(array.max()))
+    return found
 
 
 def _apart(mine: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> list[str]:

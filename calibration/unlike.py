@@ -1,6 +1,6 @@
 """Where values meet that no one scale of 8 bits can hold: what must stay float for that.
 
-Two kinds, found by the ranges that calibration saw, whichever format the graph has:
+Three kinds, found by the ranges that calibration saw, whichever format the graph has:
 
 - Parts of an output. Boxes in pixels and scores in 0 to 1, joined in one tensor, have one scale:
   every score becomes 0. A join of ranges more than `APART` times apart, and what only moves or
@@ -10,6 +10,7 @@ Two kinds, found by the ranges that calibration saw, whichever format the graph 
   of it: one scale for both leaves nothing of the rest. The sum stays float with all that takes it,
   until something (Softmax, a maximum, bounds) has brought the values together again. So does what
   the mask is computed by: a little error in a share of 0 or 1 becomes a large one.
+- Whole numbers. What becomes an index, or is compared with one, is another number one step on.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,10 +27,13 @@ MASKING = 100.0
 """What is so many times as wide as the other operand is a mask, or might as well be."""
 SWITCH = 1000.0
 """A constant that makes a mask of a 0 or 1 by multiplication is at least this."""
-LIMIT = 1e30
-"""What is padded before a maximum, and is at least this, stands for no number."""
+LEAST_WIDTH = 1e-35
+"""Of a range that has a scale which float32 holds in full."""
 
-Role = Literal["join", "move", "each", "sum", "product", "bound", "softmax", "heavy", "other"]
+Role = Literal[
+    "join", "move", "each", "sum", "product", "bound",
+    "softmax", "heavy", "whole", "compare", "other",
+]  # fmt: skip
 """What an operator does to values:
 
 join     puts several tensors into one, unchanged
@@ -40,6 +44,8 @@ product  multiplies by, or divides by
 bound    the smaller or the larger of two
 softmax  feels differences only as far as exp() does
 heavy    a product by weights, or of matrices
+whole    makes whole numbers of them
+compare  compares two
 other    anything else
 """
 
@@ -69,7 +75,8 @@ def stay_float(
     """Names of the steps that must stay float. `steps` in the order of computation; `felt`: from
     how many times the width of what it masks on a mask before a softmax stays float, which feels
     small differences."""
-    return frozenset(_parts(steps, outputs, ranges) | _masked(steps, ranges, felt))
+    parts, masks = _parts(steps, outputs, ranges), _masked(steps, ranges, felt)
+    return frozenset(parts | masks | _whole(steps))
 
 
 def width(values: Range | np.ndarray) -> float:
@@ -257,9 +264,8 @@ def _mask(
 
 
 def _fills(step: Step) -> bool:
-    """Whether it joins numbers with constants that stand for themselves, and for no limit, which
-    may saturate."""
-    return len(step.taken) == 1 and 0.0 < max(map(_reach, step.constants), default=0.0) < LIMIT
+    """Whether it surrounds numbers with a constant."""
+    return len(step.taken) == 1 and any(map(_reach, step.constants))
 
 
 def _reach(array: np.ndarray) -> float:
@@ -268,16 +274,24 @@ def _reach(array: np.ndarray) -> float:
 
 def _computed_by(name: str, makers: Mapping[str, Step]) -> set[str] | None:
     """The steps before a mask; None where it comes of a product by weights: then it is none."""
-    waiting, found = [name], set()
+    found, whole = _before([name], makers)
+    return found if whole else None
+
+
+def _before(names: Sequence[str], makers: Mapping[str, Step]) -> tuple[set[str], bool]:
+    """The steps that compute some tensors, back to products by weights; whether there is none of
+    these."""
+    waiting, found, whole = list(names), set(), True
     while waiting:
         step = makers.get(waiting.pop())
         if step is None or step.name in found:
             continue
         if step.role in ("heavy", "softmax"):
-            return None
+            whole = False
+            continue
         found.add(step.name)
         waiting += step.taken
-    return found
+    return found, whole
 
 
 def _softened(step: Step, takers: Mapping[str, list[Step]]) -> bool:
@@ -302,3 +316,17 @@ def _switched(steps: Sequence[Step], ranges: Mapping[str, Range]) -> Iterator[tu
             low, high = ranges.get(step.taken[0], (1.0, 1.0))
             if low == high == 0.0 and factor >= SWITCH:
                 yield from ((name, (-factor, 0.0)) for name in step.given)
+
+
+# --- whole numbers
+
+
+def _whole(steps: Sequence[Step]) -> set[str]:
+    makers = {name: step for step in steps for name in step.given}
+    found: set[str] = set()
+    for step in steps:
+        if step.role in ("whole", "compare"):
+            before, whole = _before(step.taken, makers)
+            if step.role == "whole" or whole:
+                found |= {step.name, *before}
+    return found

@@ -139,6 +139,9 @@ _ROLES: dict[str, unlike.Role] = {
     **dict.fromkeys(("DIV", "MUL"), "product"),
     **dict.fromkeys(("MAXIMUM", "MINIMUM"), "bound"),
     **dict.fromkeys(("LOG_SOFTMAX", "SOFTMAX"), "softmax"),
+    **dict.fromkeys(("CEIL", "FLOOR", "FLOOR_DIV", "FLOOR_MOD", "ROUND"), "whole"),
+    **dict.fromkeys(("EQUAL", "GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL"), "compare"),
+    "NOT_EQUAL": "compare",
     **dict.fromkeys((*WEIGHTED, "BATCH_MATMUL"), "heavy"),
 }
 
@@ -148,12 +151,17 @@ def _step(op: Op, extremes: Mapping[str, Range]) -> unlike.Step:
     role, floats = _ROLES.get(op.kind, "other"), activations(op)
     if op.kind == "DIV" and op.taken[1].data is None:
         role = "other"
+    if op.kind == "CAST" and op.outputs[0].dtype.kind in "iu":
+        role = "whole"
+    constants = [tensor.data for tensor in floats if tensor.data is not None]
+    if op.kind == "PADV2" and _limit(op):
+        constants = []  # it may saturate
     return unlike.Step(
         op.outputs[0].name,
         role,
         tuple(tensor.name for tensor in floats if tensor.data is None),
         tuple(tensor.name for tensor in results(op)),
-        tuple(tensor.data for tensor in floats if tensor.data is not None),
+        tuple(constants),
         _channels(op, extremes),
         op.kind == "DIV",
     )
@@ -173,8 +181,11 @@ def _channels(op: Op, extremes: Mapping[str, Range]) -> tuple[float, ...]:
 
 def _limit(pad: Op) -> bool:
     """Whether what is padded is the least number there is, as for a maximum."""
-    fill = pad.taken[2].data
-    return fill is not None and bool(np.all(np.abs(fill) > HUGE))
+    return _limited(pad.taken[2])
+
+
+def _limited(tensor: Tensor) -> bool:
+    return tensor.data is not None and tensor.is_float and bool(np.any(np.abs(tensor.data) >= HUGE))
 
 
 def observed(net: Net) -> list[str]:
@@ -201,6 +212,8 @@ def _fits(op: Op, activation: Activation) -> bool:
         known = weight is not None and weight.data is not None and weight.is_float
         finite = known and weight is not None and np.isfinite(weight.data).all()  # type: ignore[arg-type]
         return bool(finite) and (bias is None or (bias.data is not None and bias.is_float))
+    if op.kind in ("DIV", "MUL") and any(_limited(tensor) for tensor in op.taken):
+        return False
     if op.kind == "BATCH_MATMUL":
         return all(len(tensor.shape) <= 5 for tensor in op.taken)
     if op.kind in ("PRELU",):
@@ -267,7 +280,9 @@ class _Quantizer:
         if maker is not None and maker.kind == "PADV2" and _limit(maker):
             return tensor.name in self.ranges
         low, high = self.ranges.get(tensor.name, (-np.inf, np.inf))
-        return bool(low > -FARTHEST and high < FARTHEST)
+        width = unlike.width((low, high))
+        finest = width == 0.0 or width >= unlike.LEAST_WIDTH
+        return bool(low > -FARTHEST and high < FARTHEST and finest)
 
     def _linked(self, chosen: set[Op]) -> set[Op]:
         """What only moves values does so in integers where that leads, over others of its kind,

@@ -19,11 +19,17 @@ from onmetal.targets import Format
 
 
 def observed(path: str) -> list[str]:
-    """Every tensor whose range may be asked for. Raises UnsupportedError where there is none."""
-    found = quantize.observed(read(Path(path)))
+    """Every tensor whose range may be asked for, and the float outputs.
+
+    Raises UnsupportedError where nothing can be quantized."""
+    net = read(Path(path))
+    found = quantize.observed(net)
     if not found:
         raise UnsupportedError("nothing in it can be quantized in TFLite")
-    return found
+    makers = net.producers()
+    named = zip(signature_names(net)[1], net.outputs, strict=True)
+    made = [name for name, tensor in named if tensor.is_float and tensor in makers]
+    return list(dict.fromkeys([*found, *made]))
 
 
 def outputs(net: Net, data: Samples, of: Model) -> dict[str, np.ndarray]:
