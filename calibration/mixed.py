@@ -36,7 +36,7 @@ def cuts(
     """
     graph = Graph(onnx.load(path))
     rules, seen = restore(form, Format), Statistics(Path(statistics))
-    placed = placement.place(graph, rules, frozenset(), seen.not_finite)
+    placed = placement.place(graph, rules, frozenset(), seen.not_finite, seen.extremes)
     units = _Units(graph, placed, in_float, in_8_bits)
     found: list[list[str]] = []
     for weight in WEIGHTS:

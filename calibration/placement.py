@@ -11,16 +11,21 @@ The rules, in order:
 4. Operators of `same_scale` give values in the scale of what they take.
 5. Movers of values at the end, that no operator in 8 bits takes from, stay float. So does what
    a Gemm or MatMul gives where nothing in 8 bits takes it: more exact, and no slower.
+6. What one scale cannot hold stays float (calibration.unlike): parts of an output that differ
+   much, and masks with what they mask.
 
 Movers of values are followed by no QuantizeLinear of their own: what they give is on the grid.
 """
 
 from collections import defaultdict
+from collections.abc import Mapping
 
 import onnx
 from msgspec import Struct
 
+from onmetal.calibration import unlike
 from onmetal.calibration.graph import Graph, attribute
+from onmetal.calibration.ranges import Range
 from onmetal.targets import Format
 
 MATRIX = ("Gemm", "MatMul")
@@ -33,6 +38,23 @@ MOVERS = frozenset(
 """Give only values that they take (or zero): their output fits in the range of their input."""
 UNARY = MOVERS | {"AveragePool", "GlobalAveragePool", "ReduceMean", "Sigmoid", "Tanh", "LeakyRelu"}
 UNARY |= {"HardSigmoid", "HardSwish", "Elu", "Softmax"}
+FELT = 2.0
+"""How many times as wide as attention's scores their mask may be on one grid with them."""
+_ROLES: dict[str, unlike.Role] = {
+    **dict.fromkeys(MOVERS - {"MaxPool"}, "move"),
+    **dict.fromkeys(("GatherElements", "GatherND", "Identity", "ReverseSequence"), "move"),
+    "Concat": "join",
+    **dict.fromkeys(("Abs", "Cast", "Clip", "Elu", "Exp", "Gelu", "HardSigmoid"), "each"),
+    **dict.fromkeys(("HardSwish", "LeakyRelu", "Mish", "Neg", "PRelu", "Relu", "Selu"), "each"),
+    **dict.fromkeys(("Sigmoid", "Softplus", "Softsign", "Swish", "Tanh"), "each"),
+    **dict.fromkeys(("Add", "Sub", "Sum", "Where"), "sum"),
+    **dict.fromkeys(("Div", "Mul"), "product"),
+    **dict.fromkeys(("Max", "Min"), "bound"),
+    **dict.fromkeys(("LogSoftmax", "Softmax"), "softmax"),
+    **dict.fromkeys(("Ceil", "Floor", "Mod", "Round"), "whole"),
+    **dict.fromkeys(("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"), "compare"),
+    **dict.fromkeys(WEIGHTED, "heavy"),
+}
 
 
 class Placement(Struct, frozen=True):
@@ -62,9 +84,16 @@ def place(
     form: Format,
     keep_float: frozenset[str] = frozenset(),
     not_finite: frozenset[str] = frozenset(),
+    extremes: Mapping[str, Range] | None = None,
 ) -> Placement:
     """`keep_float`: names of nodes that must not run in 8 bits; `not_finite`: tensors that no range
-    holds."""
+    holds; `extremes`: all that calibration saw of the others, as far as it is known."""
+    extremes = extremes or {}
+    not_finite |= {
+        n for n, seen in extremes.items() if 0.0 < unlike.width(seen) < unlike.LEAST_WIDTH
+    }
+    steps = [_step(graph, node, extremes) for node in graph.nodes]
+    keep_float |= unlike.stay_float(steps, graph.outputs, extremes, FELT)
     listed = {
         node.name: node
         for node in graph.nodes
@@ -82,6 +111,48 @@ def place(
     raw = _raw(graph, integer, after)
     roots, derived = _roots(graph, form, integer, after, raw)
     return Placement(frozenset(integer), roots, after, frozenset(raw), frozenset(derived))
+
+
+def _step(graph: Graph, node: onnx.NodeProto, extremes: Mapping[str, Range]) -> unlike.Step:
+    """What a node does to values, for calibration.unlike."""
+    role = _ROLES.get(node.op_type, "other") if node.domain in ("", "ai.onnx") else "other"
+    first = 1 if node.op_type in ("Where", "Compress") else 0
+    names = [name for name in node.input[first:] if name]
+    if role in ("move", "each", "softmax"):
+        names = names[:1]  # the others are shapes, indices, bounds
+    constants = [array for name in names if (array := graph.constant(name)) is not None]
+    if node.op_type == "Pad" and len(node.input) > 2 and node.input[2]:
+        fill = graph.constant(node.input[2])
+        if fill is None or fill.any():
+            role = "join"
+            constants = [] if fill is None else [fill]
+    if node.op_type == "Cast" and not graph.is_float(node.output[0]):
+        role = "whole"
+    if node.op_type == "Div" and graph.constant(node.input[0]) is not None:
+        role = "other"
+    return unlike.Step(
+        node.name,
+        role,
+        tuple(name for name in names if graph.constant(name) is None),
+        tuple(name for name in node.output if name),
+        tuple(array for array in constants if array.dtype.kind == "f"),
+        _channels(graph, node, extremes),
+        node.op_type == "Div",
+    )
+
+
+def _channels(
+    graph: Graph, node: onnx.NodeProto, extremes: Mapping[str, Range]
+) -> tuple[float, ...]:
+    """Of a convolution; what a last Gemm or MatMul gives stays float anyway."""
+    if node.op_type not in ("Conv", "ConvTranspose") or node.input[0] not in extremes:
+        return ()
+    weight = graph.constant(node.input[1])
+    bias = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    if weight is None or (node.op_type == "ConvTranspose" and attribute(node, "group", 1) != 1):
+        return ()
+    axis = 0 if node.op_type == "Conv" else 1
+    return unlike.channels(weight, axis, bias, extremes[node.input[0]])
 
 
 def activations(node: onnx.NodeProto, graph: Graph) -> list[str]:

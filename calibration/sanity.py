@@ -4,7 +4,7 @@ Runs in a child process, on the float graph and its statistics.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -13,6 +13,7 @@ from msgspec import Struct
 from onmetal.calibration.collapse import ONE_CLASS, one_class
 from onmetal.calibration.graph import Graph
 from onmetal.calibration.placement import WEIGHTED
+from onmetal.calibration.ranges import Range
 from onmetal.calibration.samples import Samples
 from onmetal.calibration.search import spread, spread_outputs
 from onmetal.calibration.statistics import Statistics
@@ -37,6 +38,13 @@ SCALING = ("Add", "Sub", "Mul", "Div", "Cast", "BatchNormalization")
 PREPARE = "Prepare them as in training (data.toml's scale, mean and std)"
 APART = 4.0
 """The ratio of spreads, or the difference of means in spreads, from which inputs are unlike."""
+
+BEYOND = 0.25
+"""How far beyond calibration's range, in parts of it, other samples may reach on one side without a
+word. Ten times as many samples of one normal distribution reach about 0.1 farther, of one with
+exponential tails about 0.17."""
+MOST_READ = 2048
+"""Samples whose inputs are read for their range."""
 
 
 class First(Struct, frozen=True):
@@ -66,13 +74,37 @@ def examine(
     said = [*_growing(seen, data.count), *_dead(names, seen), *_not_finite(seen, data.count)]
     said += _looked_at(path, prepared, data, of, LOOKED_AT)
     if judged is not None:
-        said += _apart(_inputs(data, of, LOOKED_AT), _inputs(restore(judged, Samples), of))
+        other = restore(judged, Samples)
+        mine = _inputs(data, of, LOOKED_AT)
+        said += _apart(mine, _inputs(other, of)) or _beyond(data, other, of)
     return said
 
 
 def examine_inputs(path: str, samples: dict[str, Any], model: dict[str, Any]) -> list[str]:
     """Warnings about samples with which nothing is calibrated. `path`: the model."""
     return _looked_at(path, path, restore(samples, Samples), restore(model, Model), LOOKED_AT // 4)
+
+
+def range_warning(
+    kind: Literal["input", "output"], name: str, calibrated: Range, judged: Range
+) -> str | None:
+    """Says that what judges reaches far beyond what calibrated: 8 bits clip it there."""
+    low, high = calibrated
+    over = max(low - judged[0], judged[1] - high)
+    if not np.isfinite(over) or over <= BEYOND * (high - low):
+        return None
+    return (
+        f"the {kind} {name!r} goes from {judged[0]:.3g} to {judged[1]:.3g} in the samples that "
+        f"judge, and from {low:.3g} to {high:.3g} in those that calibrate: 8 bits clip what is "
+        "beyond; calibrate with samples that reach as far"
+    )
+
+
+def output_ranges(statistics: str, model: dict[str, Any]) -> dict[str, Range]:
+    """What calibration saw of each float output, as far as it is known."""
+    seen = Statistics(Path(statistics)).extremes
+    names = [tensor.name for tensor in restore(model, Model).outputs]
+    return {name: seen[name] for name in names if name in seen}
 
 
 def _looked_at(path: str, prepared: str, data: Samples, of: Model, most: int) -> list[str]:
@@ -304,6 +336,30 @@ def _bytes(array: np.ndarray) -> bool:
         and 64 < array.max() <= 255
         and np.array_equal(array, np.round(array))
     )
+
+
+def _beyond(data: Samples, other: Samples, of: Model) -> list[str]:
+    """Pictures are left out: what they are made of is bounded, and reading them takes long."""
+    if data.preprocessing or other.preprocessing:
+        return []
+    calibrated, judged = _reached(data, of), _reached(other, of)
+    said = [
+        range_warning("input", name, calibrated[name], judged[name])
+        for name in calibrated
+        if name in judged
+    ]
+    return [text for text in said if text]
+
+
+def _reached(data: Samples, of: Model) -> dict[str, Range]:
+    """The least and the greatest value of every float input."""
+    found: dict[str, Range] = {}
+    for row in data.spread(of, MOST_READ):
+        for name, array in row.items():
+            if array.dtype.kind == "f" and array.size:
+                low, high = found.get(name, (np.inf, -np.inf))
+                found[name] = min(low, float(array.min())), max(high, float(array.max()))
+    return found
 
 
 def _apart(mine: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> list[str]:

@@ -27,7 +27,8 @@ WORTH_DB = 0.1
 
 
 def tensors(path: str, formats: list[dict[str, Any]]) -> list[str]:
-    """Every tensor that any of the formats may quantize.
+    """Every tensor that any of the formats may quantize; and the float outputs, whose ranges are
+    compared with those in the samples that judge.
 
     Raises UnsupportedError where there is none.
     """
@@ -38,7 +39,8 @@ def tensors(path: str, formats: list[dict[str, Any]]) -> list[str]:
         found |= {name for names in placed.groups().values() for name in names}
     if not found:
         raise UnsupportedError("nothing in it can be quantized: it has no products by constants")
-    return sorted(found)
+    made = [name for name in graph.outputs if name in graph.producer and graph.is_float(name)]
+    return sorted(found.union(made))
 
 
 def choose(
@@ -124,7 +126,7 @@ def _placed(
     model: onnx.ModelProto, form: Format, seen: Statistics, keep_float: list[str]
 ) -> placement.Placement:
     graph = Graph(model)
-    placed = placement.place(graph, form, frozenset(keep_float), seen.not_finite)
+    placed = placement.place(graph, form, frozenset(keep_float), seen.not_finite, seen.extremes)
     if not placed.integer:
         raise UnsupportedError(_nothing(seen, keep_float))
     return placed

@@ -39,7 +39,7 @@ def each(
     data, of = restore(samples, Samples), restore(model, Model)
     original = onnx.load(path)
     graph = Graph(original)
-    whole = placement.place(graph, rules, frozenset(), seen.not_finite)
+    whole = placement.place(graph, rules, frozenset(), seen.not_finite, seen.extremes)
     names = [n.name for n in graph.nodes if n.name in whole.integer]
     heavy = [n for n in graph.nodes if n.name in whole.integer and n.op_type in placement.WEIGHTED]
     if not heavy:
@@ -51,7 +51,7 @@ def each(
     for number, node in enumerate(heavy):
         told(number, len(heavy))
         alone = frozenset(name for name in names if name != node.name)
-        placed = placement.place(graph, rules, alone, seen.not_finite)
+        placed = placement.place(graph, rules, alone, seen.not_finite, seen.extremes)
         made = quantize.quantize(original, rules, placed, ranges)
         value = fidelity(reference, spread_outputs(made, data, of))
         found.append(

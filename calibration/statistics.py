@@ -293,6 +293,8 @@ class Statistics:
             for i, name in enumerate(self.facts["tensors"])
             if name not in self.facts["not_finite"]
         }
+        self.extremes = {name: (entry.low, entry.high) for name, entry in self.seen.items()}
+        """All that was seen, whatever an estimator makes of it."""
         self.not_finite: frozenset[str] = frozenset(self.facts["not_finite"])
         """Tensors that were NaN or infinite in some sample: they stay float."""
         self.half = {

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from onmetal import cache as caches
 from onmetal.cache import Cache
+from onmetal.calibration.ranges import Range
 from onmetal.calibration.samples import Samples, Told
 from onmetal.errors import OnmetalError, UnsupportedError
 from onmetal.flat import Flat
@@ -154,6 +155,16 @@ class Hub:
             model=plain(self.model),
         )
         return found
+
+    def output_ranges(self, told: Told) -> dict[str, Range]:
+        """What calibration saw of each float output (calibration.sanity.output_ranges)."""
+        whole = self.flat if self.in_tflite else self
+        found = self.call(
+            "calibration.sanity:output_ranges",
+            statistics=str(whole.statistics(told)),
+            model=plain(self.model),
+        )
+        return {name: (low, high) for name, (low, high) in found.items()}
 
     def sensitivity(self, form: Format, told: Told) -> list[dict[str, Any]]:
         """Each operator alone in 8 bits (calibration.sensitivity)."""

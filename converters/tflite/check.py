@@ -16,6 +16,8 @@ from onmetal.converters.tflite.specification import FIXED, FREE, SHARED, WEIGHTE
 from onmetal.converters.tflite.versions import version
 
 _INTEGERS = {np.dtype(np.int8): "s8", np.dtype(np.int16): "s16"}
+MOST_SCALE = 1e31
+"""Of an activation: kernels shift it by up to 20 bits in float32, which must not overflow."""
 MOST_GAIN = 256.0
 """XNNPACK multiplies an accumulator by less than this (xnn_define_convolution_2d)."""
 
@@ -80,6 +82,8 @@ def _parameters(tensor: Tensor) -> Iterator[str]:
         limits = np.iinfo(tensor.dtype)
         if np.any(zero < limits.min) or np.any(zero > limits.max):
             yield f"{tensor.name!r} has a zero point outside of {tensor.dtype}"
+        if np.any(scale > MOST_SCALE):
+            yield f"{tensor.name!r} has the scale {scale.max():.3g}, which kernels cannot shift"
         if tensor.dtype == np.int16 and np.any(zero != 0):
             yield f"{tensor.name!r} is int16, whose zero point must be 0"
     elif tensor.dtype.kind == "i" and np.any(zero != 0):
@@ -124,6 +128,10 @@ def _operator(op: Op) -> Iterator[str]:
                     f"the scale of {tensor.name!r} is {ratio:.3g} times its output's, which "
                     "kernels cannot compute with"
                 )
+    if op.kind == "SQUARED_DIFFERENCE" and taken:
+        gain = max(map(_scale, taken)) ** 2 / _scale(given[0])
+        if gain >= MOST_GAIN:
+            yield f"its squares are scaled up by {gain:.3g} to its output, which kernels cannot do"
     if op.kind == "MUL" and len(taken) == 2:
         gain = _scale(taken[0]) * _scale(taken[1]) / _scale(given[0])
         most = MOST_GAIN if given[0].dtype == np.int8 else 1.0

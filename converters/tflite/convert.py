@@ -58,7 +58,7 @@ def _lowered(path: Path) -> tuple[Net, lowering.Lowering]:
     passes.tidy(net)
     if ranges:  # quantized already: integers by the scales that the model has
         qdq.spread(net, ranges)
-        net = quantize.quantize(net, ranges)
+        net = quantize.quantize(net, ranges, extremes={})
     _open(net, walk)
     return net, walk
 

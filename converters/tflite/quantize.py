@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from onmetal.calibration import unlike
 from onmetal.calibration.ranges import Range
 from onmetal.converters.tflite.net import Net, Op, Tensor
 from onmetal.converters.tflite.specification import (
@@ -24,10 +25,13 @@ from onmetal.converters.tflite.specification import (
 from onmetal.errors import UnsupportedError
 
 Activation = Literal["s8", "s16"]
-MASKING = 100.0
-"""A constant larger than so many spans of what it is added to is a mask."""
+FELT: dict[Activation, float] = {"s8": 2.0, "s16": 32.0}
+"""How many times as wide as attention's scores their mask may be on one grid with them."""
 HUGE = 1e30
 """Constants beyond stand for no number but a limit."""
+FARTHEST = 1e32
+"""No tensor that reaches farther is quantized: kernels shift its scale by up to 20 bits in float32,
+and end the process where that overflows."""
 TINY = float(np.finfo(np.float32).tiny)
 INT8, INT16 = np.dtype(np.int8), np.dtype(np.int16)
 
@@ -83,14 +87,21 @@ def quantize(
     ranges: Mapping[str, Range],
     activation: Activation = "s8",
     keep_float: frozenset[str] = frozenset(),
+    extremes: Mapping[str, Range] | None = None,
 ) -> Net:
     """A new graph; inputs and outputs stay float.
 
     `ranges`: name of a tensor -> (low, high), finite; a tensor without one stays float.
     `keep_float`: names of first outputs of operators that must stay float.
+    `extremes`: all that was seen of each tensor, where `ranges` may be less; empty where the scales
+    are the model's own, and are to stay.
     Raises UnsupportedError where nothing can be quantized.
     """
-    return _Quantizer(net, ranges, activation, keep_float).quantized()
+    if extremes is None:
+        extremes = ranges
+    steps, outputs = [_step(op, extremes) for op in net.ops], [t.name for t in net.outputs]
+    floats = unlike.stay_float(steps, outputs, extremes, FELT[activation])
+    return _Quantizer(net, ranges, activation, keep_float | floats).quantized()
 
 
 def products(
@@ -128,10 +139,64 @@ def selects(op: Op) -> bool:
     return bool(np.isin(flat, (0, 1)).all() and (flat.sum(axis=1) <= 1).all())
 
 
+MOVES = SHARED - {"AVERAGE_POOL_2D", "CONCATENATION", "MAXIMUM", "MAX_POOL_2D", "MINIMUM", "PACK"}
+MOVES -= {"PADV2", "REDUCE_MAX", "REDUCE_MIN", "RESIZE_BILINEAR", "SELECT_V2", "TOPK_V2"}
+_ROLES: dict[str, unlike.Role] = {
+    **dict.fromkeys(MOVES, "move"),
+    **dict.fromkeys(("CONCATENATION", "PACK", "PADV2"), "join"),
+    **dict.fromkeys(("ABS", "ELU", "EXP", "GELU", "HARD_SWISH", "LEAKY_RELU", "LOGISTIC"), "each"),
+    **dict.fromkeys(("NEG", "PRELU", "RELU", "RELU6", "RELU_N1_TO_1", "SQUARE", "TANH"), "each"),
+    **dict.fromkeys(("ADD", "ADD_N", "SELECT", "SELECT_V2", "SUB"), "sum"),
+    **dict.fromkeys(("DIV", "MUL"), "product"),
+    **dict.fromkeys(("MAXIMUM", "MINIMUM"), "bound"),
+    **dict.fromkeys(("LOG_SOFTMAX", "SOFTMAX"), "softmax"),
+    **dict.fromkeys(("CEIL", "FLOOR", "FLOOR_DIV", "FLOOR_MOD", "ROUND"), "whole"),
+    **dict.fromkeys(("EQUAL", "GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL"), "compare"),
+    "NOT_EQUAL": "compare",
+    **dict.fromkeys((*WEIGHTED, "BATCH_MATMUL"), "heavy"),
+}
+
+
+def _step(op: Op, extremes: Mapping[str, Range]) -> unlike.Step:
+    """What an operator does to values, for calibration.unlike."""
+    role, floats = _ROLES.get(op.kind, "other"), activations(op)
+    if op.kind == "DIV" and op.taken[1].data is None:
+        role = "other"
+    if op.kind == "CAST" and op.outputs[0].dtype.kind in "iu":
+        role = "whole"
+    constants = [tensor.data for tensor in floats if tensor.data is not None]
+    if op.kind == "PADV2" and _limit(op):
+        constants = []  # it may saturate
+    return unlike.Step(
+        op.outputs[0].name,
+        role,
+        tuple(tensor.name for tensor in floats if tensor.data is None),
+        tuple(tensor.name for tensor in results(op)),
+        tuple(constants),
+        _channels(op, extremes),
+        op.kind == "DIV",
+    )
+
+
+def _channels(op: Op, extremes: Mapping[str, Range]) -> tuple[float, ...]:
+    if op.kind not in WEIGHTED:
+        return ()
+    rule = WEIGHTED[op.kind]
+    taken, weight = op.inputs[rule.taken], op.inputs[rule.weight]
+    bias = op.inputs[rule.bias] if len(op.inputs) > rule.bias else None
+    if taken is None or taken.name not in extremes or weight is None or weight.data is None:
+        return ()
+    offsets = bias.data if bias is not None else None
+    return unlike.channels(weight.data, rule.axis or 0, offsets, extremes[taken.name])
+
+
 def _limit(pad: Op) -> bool:
     """Whether what is padded is the least number there is, as for a maximum."""
-    fill = pad.taken[2].data
-    return fill is not None and bool(np.all(np.abs(fill) > HUGE))
+    return _limited(pad.taken[2])
+
+
+def _limited(tensor: Tensor) -> bool:
+    return tensor.data is not None and tensor.is_float and bool(np.any(np.abs(tensor.data) >= HUGE))
 
 
 def observed(net: Net) -> list[str]:
@@ -158,6 +223,8 @@ def _fits(op: Op, activation: Activation) -> bool:
         known = weight is not None and weight.data is not None and weight.is_float
         finite = known and weight is not None and np.isfinite(weight.data).all()  # type: ignore[arg-type]
         return bool(finite) and (bias is None or (bias.data is not None and bias.is_float))
+    if op.kind in ("DIV", "MUL") and any(_limited(tensor) for tensor in op.taken):
+        return False
     if op.kind == "BATCH_MATMUL":
         return all(len(tensor.shape) <= 5 for tensor in op.taken)
     if op.kind in ("PRELU",):
@@ -176,7 +243,6 @@ class _Quantizer:
         self.net, self.ranges, self.activation = net, ranges, activation
         self.dtype = INT8 if activation == "s8" else INT16
         self.producers, self.consumers = net.producers(), net.consumers()
-        self.masked = self._masks()
         self.integer = self._chosen(keep_float)
         if not self.integer:
             raise UnsupportedError("nothing in it can be quantized in TFLite")
@@ -195,39 +261,13 @@ class _Quantizer:
 
     # --- which
 
-    def _masks(self) -> set[Tensor]:
-        """Sums with constants so large that nothing of the other operand would be left on one grid
-        with them (an attention's mask), and what is moved of them: they stay float."""
-        found: set[Tensor] = set()
-        for op in self.net.ops:
-            if op.kind in ("ADD", "SUB", "SELECT_V2", "MAXIMUM", "MINIMUM"):
-                constants = [t.data for t in op.taken if t.is_float and t.data is not None]
-                spans = [
-                    self.ranges[t.name][1] - self.ranges[t.name][0]
-                    for t in op.taken
-                    if t.is_float and t.data is None and t.name in self.ranges
-                ]
-                largest = max((float(np.abs(c).max(initial=0.0)) for c in constants), default=0.0)
-                if largest > MASKING * max(spans, default=np.inf):
-                    bound = op.kind in ("MAXIMUM", "MINIMUM")
-                    out = self.ranges.get(op.outputs[0].name, (0.0, 0.0))
-                    if not bound or max(-out[0], out[1]) > MASKING * max(spans, default=np.inf):
-                        found.update(op.outputs)
-            elif op.kind in SHARED and found & set(op.taken):
-                found.update(op.outputs)
-        return found
-
     def _chosen(self, keep_float: frozenset[str]) -> set[Op]:
         chosen = {
             op
             for op in self.net.ops
             if _fits(op, self.activation)
-            and not self.masked & {*op.taken, *op.outputs}
             and op.outputs[0].name not in keep_float
-            and all(
-                tensor.data is not None or tensor.name in self.ranges
-                for tensor in (*activations(op), *results(op))
-            )
+            and all(self._ranged(tensor) for tensor in (*activations(op), *results(op)))
         }
         while True:
             lost = {
@@ -242,6 +282,18 @@ class _Quantizer:
         chosen = self._linked(chosen)
         # Worth it only for products by weights and what lies between them.
         return chosen if any(self._heavy(op) for op in chosen) else set()
+
+    def _ranged(self, tensor: Tensor) -> bool:
+        """Whether a grid can hold it."""
+        if tensor.data is not None:
+            return True
+        maker = self.producers.get(tensor)
+        if maker is not None and maker.kind == "PADV2" and _limit(maker):
+            return tensor.name in self.ranges
+        low, high = self.ranges.get(tensor.name, (-np.inf, np.inf))
+        width = unlike.width((low, high))
+        finest = width == 0.0 or width >= unlike.LEAST_WIDTH
+        return bool(low > -FARTHEST and high < FARTHEST and finest)
 
     def _linked(self, chosen: set[Op]) -> set[Op]:
         """What only moves values does so in integers where that leads, over others of its kind,
@@ -334,6 +386,8 @@ class _Quantizer:
                 elif op.kind in ("MUL", "BATCH_MATMUL"):
                     operands = [self._scale(t) for t in activations(op)]
                     most = float(np.prod(operands)) / MOST_RATIO
+                elif op.kind == "SQUARED_DIFFERENCE":
+                    most = max(self._scale(t) for t in activations(op)) ** 2 / MOST_RATIO
                 elif op.kind == "DIV":
                     above, below = (self._scale(t) for t in activations(op))
                     most = above / max(below, TINY) / MOST_RATIO

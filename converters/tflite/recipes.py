@@ -20,11 +20,17 @@ from onmetal.targets import Format
 
 
 def observed(path: str) -> list[str]:
-    """Every tensor whose range may be asked for. Raises UnsupportedError where there is none."""
-    found = quantize.observed(read(Path(path)))
+    """Every tensor whose range may be asked for, and the float outputs.
+
+    Raises UnsupportedError where nothing can be quantized."""
+    net = read(Path(path))
+    found = quantize.observed(net)
     if not found:
         raise UnsupportedError("nothing in it can be quantized in TFLite")
-    return found
+    makers = net.producers()
+    named = zip(signature_names(net)[1], net.outputs, strict=True)
+    made = [name for name, tensor in named if tensor.is_float and tensor in makers]
+    return list(dict.fromkeys([*found, *made]))
 
 
 def outputs(net: Net, data: Samples, of: Model) -> dict[str, np.ndarray]:
@@ -52,7 +58,9 @@ def choose(
     reference = outputs(net, data, of)
 
     def tried(ranges: dict[str, Range]) -> float:
-        return fidelity(reference, outputs(quantize.quantize(net, ranges), data, of))
+        return fidelity(
+            reference, outputs(quantize.quantize(net, ranges, extremes=seen.extremes), data, of)
+        )
 
     return best(lambda name: _ranges(name, seen), tried, told)
 
@@ -106,7 +114,7 @@ def static(
     net, seen, rules = read(Path(path)), Statistics(Path(statistics)), restore(form, Format)
     wide = rules.activation == "s16"
     ranges = _ranges(estimator, seen, wide)
-    made = quantize.quantize(net, ranges, "s16" if wide else "s8")
+    made = quantize.quantize(net, ranges, "s16" if wide else "s8", extremes=seen.extremes)
     data, of = restore(samples, Samples), restore(model, Model)
     heavy = [op for op in made.ops if op.kind in WEIGHTED]
     whole = [op for op in heavy if not op.outputs[0].is_float]
