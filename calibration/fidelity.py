@@ -115,6 +115,11 @@ class Extent(Struct, frozen=True):
         ends = np.abs(np.stack([self.low, self.high]))
         return float(ends[np.isfinite(ends)].max(initial=0.0))
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the greatest value of all."""
+        return float(self.low.min(initial=math.inf)), float(self.high.max(initial=-math.inf))
+
     def of_slices(self, axis: int) -> tuple[np.ndarray, np.ndarray]:
         """-> the least and the greatest value of every slice along the axis."""
         others = tuple(place for place in range(self.low.ndim) if place != axis)

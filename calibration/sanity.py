@@ -4,7 +4,7 @@ Runs in a child process, on the float graph and its statistics.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +14,7 @@ from onmetal.calibration.collapse import ONE_CLASS, one_class
 from onmetal.calibration.graph import Graph
 from onmetal.calibration.placement import WEIGHTED
 from onmetal.calibration.ranges import Range
+from onmetal.calibration.reach import range_warning
 from onmetal.calibration.samples import Samples
 from onmetal.calibration.search import spread, spread_outputs
 from onmetal.calibration.statistics import Statistics
@@ -39,10 +40,6 @@ PREPARE = "Prepare them as in training (data.toml's scale, mean and std)"
 APART = 4.0
 """The ratio of spreads, or the difference of means in spreads, from which inputs are unlike."""
 
-BEYOND = 0.25
-"""How far beyond calibration's range, in parts of it, other samples may reach on one side without a
-word. Ten times as many samples of one normal distribution reach about 0.1 farther, of one with
-exponential tails about 0.17."""
 MOST_READ = 2048
 """Samples whose inputs are read for their range."""
 
@@ -83,21 +80,6 @@ def examine(
 def examine_inputs(path: str, samples: dict[str, Any], model: dict[str, Any]) -> list[str]:
     """Warnings about samples with which nothing is calibrated. `path`: the model."""
     return _looked_at(path, path, restore(samples, Samples), restore(model, Model), LOOKED_AT // 4)
-
-
-def range_warning(
-    kind: Literal["input", "output"], name: str, calibrated: Range, judged: Range
-) -> str | None:
-    """Says that what judges reaches far beyond what calibrated: 8 bits clip it there."""
-    low, high = calibrated
-    over = max(low - judged[0], judged[1] - high)
-    if not np.isfinite(over) or over <= BEYOND * (high - low):
-        return None
-    return (
-        f"the {kind} {name!r} goes from {judged[0]:.3g} to {judged[1]:.3g} in the samples that "
-        f"judge, and from {low:.3g} to {high:.3g} in those that calibrate: 8 bits clip what is "
-        "beyond; calibrate with samples that reach as far"
-    )
 
 
 def output_ranges(statistics: str, model: dict[str, Any]) -> dict[str, Range]:

@@ -10,9 +10,11 @@ from onmetal import cache as caches
 from onmetal.agree import agreement, wrong_model
 from onmetal.cache import Cache
 from onmetal.calibration import accuracy
+from onmetal.calibration.chance import chance_warning
 from onmetal.calibration.fidelity import Extent, extent
 from onmetal.calibration.metrics import Scorer
 from onmetal.calibration.outputs import StoredArray
+from onmetal.calibration.reach import range_warning
 from onmetal.errors import DeviceError, OnmetalError, UnsupportedError
 from onmetal.likeness import compared
 from onmetal.manifest import TOLERANCE
@@ -23,7 +25,7 @@ from onmetal.progress import Progress
 from onmetal.records import Model, Trial, plain
 from onmetal.targets import EXACT
 from onmetal.task import Clock, Task
-from onmetal.trials import Feeds, original_runtime, original_trial, out_of_time, usable
+from onmetal.trials import Feeds, hub, original_runtime, original_trial, out_of_time, usable
 
 
 class Judged(Struct, frozen=True):
@@ -75,6 +77,8 @@ def judge_all(
     base = originals[reference]
     value = base.scorer(None) if base and base.scorer else None
     done = []
+    if base and base.scorer and value is not None:
+        task.warnings.extend(_no_better_than_chance(base.scorer, value))
     extents = {stem: _extents(original) for stem, original in originals.items()}
     for number, trial in enumerate(trials):
         judged, original = found.get(trial.name), originals[trial.model]
@@ -91,7 +95,30 @@ def judge_all(
                 judged.scorer.read if judged.scorer else (),
             )
         done.append(trial)
+    task.warnings.extend(_beyond_calibration(task, extents[task.models[0].stem], cache))
     return done, reference, value
+
+
+def _no_better_than_chance(scorer: Scorer, value: float) -> list[str]:
+    text = chance_warning(scorer.metric.name, scorer.labels, value, len(scorer.labels))
+    return [text] if text else []
+
+
+def _beyond_calibration(task: Task, extents: dict[str, Extent], cache: Cache) -> list[str]:
+    """Outputs that reach beyond what calibration saw of them: 8 bits clip those."""
+    model = task.models[0]
+    if not task.labelled or str(model.path) not in task.calibration:
+        return []
+    try:
+        calibrated = hub(task, model, cache).output_ranges(lambda done, total, what: None)
+    except OnmetalError:
+        return []  # what is calibrated says why
+    texts = [
+        range_warning("output", name, calibrated[name], ends)
+        for name, known in extents.items()
+        if name in calibrated and (ends := known.ends)
+    ]
+    return [text for text in texts if text]
 
 
 def _extents(original: Judged | None) -> dict[str, Extent]:

@@ -1,0 +1,26 @@
+"""Whether the samples that judge reach beyond what calibration saw."""
+
+import math
+from typing import Literal
+
+Range = tuple[float, float]
+
+BEYOND = 0.25
+"""How far beyond calibration's range, in parts of it, other samples may reach on one side without a
+word. Ten times as many samples of one normal distribution reach about 0.1 farther, of one with
+exponential tails about 0.17."""
+
+
+def range_warning(
+    kind: Literal["input", "output"], name: str, calibrated: Range, judged: Range
+) -> str | None:
+    """Says that what judges reaches far beyond what calibrated: 8 bits clip it there."""
+    low, high = calibrated
+    over = max(low - judged[0], judged[1] - high)
+    if not math.isfinite(over) or over <= BEYOND * (high - low):
+        return None
+    return (
+        f"the {kind} {name!r} goes from {judged[0]:.3g} to {judged[1]:.3g} in the samples that "
+        f"judge, and from {low:.3g} to {high:.3g} in those that calibrate: 8 bits clip what is "
+        "beyond; calibrate with samples that reach as far"
+    )
