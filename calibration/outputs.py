@@ -1,4 +1,4 @@
-"""Outputs of many samples, kept on disk and read a part at a time.
+"""Arrays of many samples, inputs and outputs, kept on disk and read a part at a time.
 
 They are read, not memory-mapped: the pages of a mapped file count as memory of the process, which
 would then grow with the number of samples.
@@ -18,18 +18,25 @@ class StoredArray:
     """An .npy file, first axis = samples. Slices and arrays of sample numbers give arrays in
     memory, of those samples alone."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, shape: tuple[int, ...], dtype: "np.dtype[Any]", offset: int
+    ) -> None:
+        """`offset`: where the values begin in the file, in bytes."""
+        self.path, self.shape, self.dtype, self._offset = path, shape, dtype, offset
+        self._row_items = math.prod(self.shape[1:])
+
+    @classmethod
+    def at(cls, path: Path) -> "StoredArray":
+        """An .npy file of our own making."""
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)
             read = {
                 (1, 0): np.lib.format.read_array_header_1_0,
                 (2, 0): np.lib.format.read_array_header_2_0,
             }[version]
-            self.shape, fortran_order, self.dtype = read(file)
-            self._offset = file.tell()
-        assert not fortran_order
-        self._row_items = math.prod(self.shape[1:])
+            shape, fortran_order, dtype = read(file)
+            assert not fortran_order
+            return cls(path, shape, dtype, file.tell())
 
     def __len__(self) -> int:
         return int(self.shape[0])

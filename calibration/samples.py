@@ -29,6 +29,7 @@ from onmetal.cache import Cache
 from onmetal.calibration import images
 from onmetal.calibration.images import Preprocessing
 from onmetal.calibration.labels import listing
+from onmetal.calibration.outputs import StoredArray
 from onmetal.errors import UsageError
 from onmetal.records import Model, Shape, Tensor, plain
 
@@ -52,6 +53,14 @@ class ArrayFile(Struct, frozen=True):
             return np.zeros(self.shape, self.dtype)
         order: Literal["F", "C"] = "F" if self.fortran else "C"
         return np.memmap(self.path, self.dtype, "r", self.offset, self.shape, order)
+
+    def row(self, index: int) -> np.ndarray:
+        """One sample, read from the file: pages of a mapped file would count as memory."""
+        if self.fortran or 0 in self.shape:
+            return np.array(self.open()[index])
+        stored = StoredArray(self.path, self.shape, np.dtype(self.dtype), self.offset)
+        values: np.ndarray = stored[index : index + 1][0]
+        return values
 
 
 CALIBRATION_MOST = 512
@@ -100,8 +109,8 @@ class Samples(Struct, frozen=True):
             return {only.name: _quantized(np.stack(rows).reshape(only.shape), only)}
         fed = {}
         for tensor in model.inputs:
-            rows_of = _opened(self.arrays[tensor.name])
-            rows = [rows_of[i] for i in indices]
+            rows_of = self.arrays[tensor.name]
+            rows = [rows_of.row(i) for i in indices]
             fed[tensor.name] = _quantized(np.stack(rows).reshape(tensor.shape), tensor)
         return fed
 
@@ -135,15 +144,6 @@ def split(samples: Samples) -> tuple[Samples, Samples] | None:
         return replace(samples, digest=digest, count=count, part=kind, every=every, warnings=())
 
     return part("calibration", calibrating), part("evaluation", samples.count - calibrating)
-
-
-_open_arrays: dict[ArrayFile, np.ndarray] = {}
-
-
-def _opened(array: ArrayFile) -> np.ndarray:
-    if array not in _open_arrays:
-        _open_arrays[array] = array.open()
-    return _open_arrays[array]
 
 
 def load(
@@ -587,7 +587,7 @@ def _scan(samples: Samples, model: Model, progress: Told) -> tuple[np.ndarray, d
             _refuse_nan(row, samples.source, only.name, index)
             digest.update(row.tobytes())
         for name, array in samples.arrays.items():
-            row = _opened(array)[index]
+            row = array.row(index)
             _refuse_nan(row, samples.source, name, index)
             digest.update(row.tobytes())
         found[index] = int.from_bytes(digest.digest(), "little")

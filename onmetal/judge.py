@@ -201,7 +201,7 @@ def _judge(
     )
     folder = cache.get("outputs", digest, build)
     outputs = {
-        tensor.name: StoredArray(folder / f"{number}.npy")
+        tensor.name: StoredArray.at(folder / f"{number}.npy")
         for number, tensor in enumerate(candidate.model.outputs)
     }
     if task.metric is None:

@@ -444,7 +444,6 @@ class BoardWorker:
             rows.add(start, self._through(feed, left_s(f"{start} of {count} samples")))
             if progress:
                 progress(min(start + of.batch, count), count)
-        rows.flush()
 
     def _run(self, *, timeout_s: float, progress: Told | None, path: str, folder: str) -> None:
         feeds, left_s = read_feeds(Path(path)), _countdown(timeout_s)

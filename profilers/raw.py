@@ -132,7 +132,7 @@ class Rows:
 
     def __init__(self, folder: Path, model: Model, count: int) -> None:
         self.folder, self.model, self.count = folder, model, count
-        self._kept: list[np.memmap[Any, Any]] = []
+        self._shapes: list[tuple[int, ...]] = []
 
     def indices(self, start: int) -> list[int]:
         """The samples of the batch that begins at `start`; the last batch is filled up with its
@@ -142,22 +142,28 @@ class Rows:
     def add(self, start: int, outputs: Sequence[np.ndarray]) -> None:
         """What the batch that begins at `start` gave."""
         rows = [_rows(array, self.model.batch) for array in outputs]
-        if not self._kept:
-            for number, array in enumerate(rows):
-                path = self.folder / f"{number}.npy"
-                shape = (self.count, *array.shape[1:])
-                self._kept.append(np.lib.format.open_memmap(path, "w+", array.dtype, shape))
-        for store, array, tensor in zip(self._kept, rows, self.model.outputs, strict=True):
-            if array.shape[1:] != store.shape[1:]:
+        if not self._shapes:
+            self._begin(rows)
+        for number, (shape, array) in enumerate(zip(self._shapes, rows, strict=True)):
+            if array.shape[1:] != shape:
                 raise UnsupportedError(
-                    f"output {tensor.name!r} changes its shape from sample to sample "
-                    f"({list(store.shape[1:])}, then {list(array.shape[1:])}); it cannot be judged"
+                    f"output {self.model.outputs[number].name!r} changes its shape from sample to "
+                    f"sample ({list(shape)}, then {list(array.shape[1:])}); it cannot be judged"
                 )
-            store[start : start + self.model.batch] = array[: self.count - start]
+            with self._path(number).open("ab") as file:
+                file.write(np.ascontiguousarray(array[: self.count - start]).tobytes())
 
-    def flush(self) -> None:
-        for store in self._kept:
-            store.flush()
+    def _begin(self, rows: list[np.ndarray]) -> None:
+        """Rows are appended, not mapped: pages of a mapped file would count as memory."""
+        for number, array in enumerate(rows):
+            header = np.lib.format.header_data_from_array_1_0(array[:0])
+            header |= {"shape": (self.count, *array.shape[1:]), "fortran_order": False}
+            with self._path(number).open("wb") as file:
+                np.lib.format.write_array_header_1_0(file, header)
+            self._shapes.append(array.shape[1:])
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number}.npy"
 
 
 def _rows(array: np.ndarray, batch: int) -> np.ndarray:

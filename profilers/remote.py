@@ -426,7 +426,6 @@ class RemoteWorker:
             for at, outputs in zip(chunk, found, strict=True):
                 rows.add(at, outputs)
             told(len(chunk), 0)
-        rows.flush()
 
     def _through_chunk(
         self, packed: bytes, count: int, of: int, timeout_s: float, told: Told

@@ -154,7 +154,6 @@ def outputs(samples: dict[str, Any], model: dict[str, Any], count: int, folder: 
     for start in range(0, count, of.batch):
         rows.add(start, State.session.run(data.feed(of, rows.indices(start))))
         _tell(min(start + of.batch, count), count)
-    rows.flush()
 
 
 def run(path: str, folder: str) -> None:

@@ -264,7 +264,7 @@ def test_stored_outputs_read_as_numpy_does(
 ) -> None:
     values = (RANDOM.normal(size=shape) * 9).astype(dtype)
     np.save(tmp_path / "y.npy", values)
-    stored = StoredArray(tmp_path / "y.npy")
+    stored = StoredArray.at(tmp_path / "y.npy")
     assert (stored.shape, stored.dtype, len(stored)) == (shape, values.dtype, shape[0])
     picks: list[Any] = [slice(None), slice(2, 5), slice(5, 99), slice(1, 6, 2)]
     picks += [np.array([0, 0, 5])] if shape[0] else []
@@ -282,7 +282,7 @@ from onmetal.calibration.fidelity import compare, extent
 from onmetal.calibration.outputs import StoredArray
 outputs.CHUNK_BYTES = 1 << 19
 collapse.MOST_BYTES = 1 << 20
-before, after = (StoredArray(Path(path)) for path in sys.argv[1:3])
+before, after = (StoredArray.at(Path(path)) for path in sys.argv[1:3])
 start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 found = compare(before, after, extent(before))
 collapse.collapsed("y", before, after, found)
