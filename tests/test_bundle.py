@@ -1,6 +1,7 @@
 """The bundle: what is in it, that it runs on its own, and that no change to it goes unseen."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -14,11 +15,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from PIL import Image
 
 from onmetal import bundle as package
-from onmetal import cli
+from onmetal import cli, report
 from onmetal.cache import Cache
 from onmetal.profilers.local import Local, quiet_environment
+from onmetal.records import Candidate
 from onmetal.targets import packages
 from tests.conftest import DIGITS, ROOT, deploy
 
@@ -215,6 +218,7 @@ def test_run_py_runs_alone(runtime: str, bundles: dict[str, Path], tmp_path: Pat
     done = alone(bundles[runtime], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "agree" in done.stdout
+    assert "INFO" not in done.stderr  # which LiteRT's C++ prints
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert {"numpy", packages(runtime)[0].replace("-", "_")} <= {
         name.partition(".")[0] for name in imported
@@ -268,9 +272,165 @@ def test_run_py_says_where_golden_vectors_disagree(
     assert "golden vector 0" in done.stdout
 
 
-def test_run_py_refuses_other_arguments(bundles: dict[str, Path], tmp_path: Path) -> None:
+def runner(folder: Path) -> Any:
+    """The bundle's run.py as a module."""
+    spec = importlib.util.spec_from_file_location("run", folder / "run.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+ONE = np.zeros((1, 1, 8, 8), np.float32)
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "without the input": ({"picture": ONE}, "has no array 'image'; the model takes image, and the"),
+    "of several samples": ({"image": np.zeros((3, 1, 8, 8), np.float32)}, "holds 3 samples, and"),
+    "of another rank": ({"image": ONE[0]}, "has the shape [1, 8, 8], and must have [1, 1, 8, 8]"),
+    "of another size": ({"image": ONE[..., :7]}, "has the shape [1, 1, 8, 7]"),
+    "of doubles": ({"image": ONE.astype(np.float64)}, "is float64, and must be float32"),
+    "of bytes": ({"image": ONE.astype(np.uint8)}, "is uint8, and must be float32"),
+    "of objects": ({"image": np.array([{}], object)}, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_run_py_says_what_is_wrong_with_its_inputs(
+    runtime: str, bundles: dict[str, Path], tmp_path: Path, capsys: Capture
+) -> None:
+    run, out = runner(bundles[runtime]), tmp_path / "out.npz"
+    for number, (what, (arrays, part)) in enumerate(REFUSED.items()):
+        given = tmp_path / f"{number}.npz"
+        np.savez(given, **arrays)
+        assert run.main([str(given), str(out)]) == 2, what
+        said = capsys.readouterr().err
+        assert part in said and said.startswith("run.py: ") and said.count("\n") == 1, what
+    (tmp_path / "text.npz").write_text("no archive")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "0.npz").read_bytes()[:-30])
+    np.save(tmp_path / "one.npy", ONE)
+    for words, part in (
+        ((tmp_path / "missing.npz", out), "missing.npz cannot be read: No such file"),
+        ((tmp_path, out), "cannot be read: Is a directory"),
+        ((tmp_path / "text.npz", out), "is no .npz file"),
+        ((tmp_path / "cut.npz", out), "is no .npz file, or damaged"),
+        ((tmp_path / "one.npy", out), "is no .npz file"),
+        ((out,), "no argument, or two"),
+        ((out, out, out), "no argument, or two"),
+    ):
+        assert run.main([str(word) for word in words]) == 2
+        assert part in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_run_py_writes_outputs_whole_or_not_at_all(
+    bundles: dict[str, Path], tmp_path: Path, capsys: Capture
+) -> None:
+    run, given = runner(bundles["onnxruntime"]), str(tmp_path / "in.npz")
+    np.savez(given, image=np.asfortranarray(ONE.astype(">f4")), more=ONE)
+    for place in (tmp_path / "no/such/out.npz", tmp_path, Path(os.devnull)):
+        assert run.main([given, str(place)]) == 2
+        assert f"{place} cannot be written" in capsys.readouterr().err
+    assert Path(os.devnull).is_char_device()
+    assert run.main([given, str(tmp_path / "plain")]) == 0  # and no .npz is added to the name
+    with np.load(tmp_path / "plain") as written:
+        assert written["logits"].shape == (1, 10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.npz", "plain"]
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_run_py_says_what_it_lacks(runtime: str, bundles: dict[str, Path]) -> None:
+    """An interpreter without the packages: that of the machine, as people start it first."""
+    bare = [sys.executable, "-I", "-S", str(bundles[runtime] / "run.py")]
+    done = subprocess.run(bare, capture_output=True, text=True)
+    version = json.loads((bundles[runtime] / "manifest.json").read_text())["run"]["runtime_version"]
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("run.py: ") and "Traceback" not in done.stderr
+    assert f"pip install numpy {packages(runtime)[0]}=={version}" in done.stderr
+    helped = subprocess.run([*bare, "--help"], capture_output=True, text=True)
+    assert helped.returncode == 0 and helped.stderr == ""
+    assert "input 'image': float32 [1, 1, 8, 8]" in helped.stdout
+
+
+def test_run_py_names_a_runtime_of_another_version(copies: dict[str, Path], tmp_path: Path) -> None:
+    for folder in copies.values():
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["run"]["runtime_version"] = "0.0.1"
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        assert alone(folder, tmp_path).returncode == 0  # it does what was expected all the same
+        for name in manifest["run"]["files"]:
+            (folder / name).write_bytes(b"no model")
+        done = alone(folder, tmp_path)
+        said = done.stderr.splitlines()[-1]
+        assert done.returncode == 2 and "the model cannot be opened" in said, done.stderr
+        assert "the bundle was made with 0.0.1" in said
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "litert"])
+def test_run_py_says_where_the_library_for_c_is(
+    runtime: str, bundles: dict[str, Path], capsys: Capture
+) -> None:
+    assert runner(bundles[runtime]).main(["--library"]) == 0
+    assert Path(capsys.readouterr().out.strip()).is_file()
+
+
+# --- what it says of pictures
+
+
+def test_how_a_picture_becomes_an_input_is_kept(tmp_path: Path, capsys: Capture) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        pixels = rng.integers(0, 256, (9, 9), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    (folder / "data.toml").write_text(
+        'crop = [8, 8]\nchannels = "L"\nscale = 0.0625\nmean = [0.5]\n'
+    )
+    out = tmp_path / "out"
+    words = ("--target", "x86-onnxruntime", "--no-device", "--recipes", "fp32", "--out", str(out))
+    assert cli.main([str(MODEL), "--calibration-data", str(folder), *words]) == 0
+    capsys.readouterr()
+    manifest = json.loads((out / "manifest.json").read_text())
+    kept = manifest["preprocessing"]
+    assert (kept["crop"], kept["channels"], kept["layout"]) == ([8, 8], "L", "NCHW")
+    assert (kept["scale"], kept["mean"], kept["std"]) == (0.0625, [0.5], [1.0])
+    assert (kept["size"], kept["dtype"], manifest["classes"]) == (None, "float32", None)
+    text = (out / "README.md").read_text()
+    assert "| scale | `0.0625` | each value x becomes (x * scale - mean) / std |" in text
+    assert 'preprocessing channels = "L"' in runner(out).usage()
+
+
+def test_other_data_has_no_preprocessing(bundles: dict[str, Path]) -> None:
     for folder in bundles.values():
-        assert alone(folder, tmp_path, "one").returncode == 2
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert manifest["preprocessing"] is None and manifest["classes"] is None
+        assert "picture" not in (folder / "README.md").read_text()
+
+
+# --- what is wrong with it is found before it appears
+
+
+@pytest.mark.parametrize("fault", ["an option", "a shape", "an output"])
+def test_a_bundle_that_would_not_verify_is_not_written(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def run_document(candidate: Candidate) -> dict[str, Any]:
+        run = report_run_document(candidate)
+        if fault == "an option":
+            run["options"] = {**run["options"], "intra_op_num_threads": [1]}
+        elif fault == "a shape":
+            run["outputs"][0]["shape"] = [1, 11]
+        else:
+            run["outputs"][0]["name"] = "image"
+        return run
+
+    report_run_document = report.run_document
+    monkeypatch.setattr(report, "run_document", run_document)
+    out = tmp_path / "out"
+    words = ("--target", "x86-onnxruntime", "--no-device", "--recipes", "fp32", "--out", str(out))
+    assert cli.main([str(MODEL), "--data", str(DIGITS / "digits.npz"), *words]) == 1
+    said = capsys.readouterr().err
+    assert "a defect of onmetal" in said and "the new bundle does not verify" in said
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_golden_outputs_are_those_of_the_original(bundles: dict[str, Path], tmp_path: Path) -> None:
@@ -486,9 +646,16 @@ def test_a_changed_manifest_is_no_defect_of_ours(
         ("runtime", ["onnxruntime"]),
         ("options", []),
         ("options", {"intra_op_num_threads": "many"}),
+        ("options", {"intra_op_num_threads": [1]}),
+        ("options", {"execution_mode": "__class__"}),
         ("inputs", []),
         ("inputs", [{"name": "other"}]),
         ("inputs", ["image"]),
+        ("inputs", [{"name": "image", "dtype": "float32", "shape": [1, 1, 8, 9]}]),
+        ("inputs", [{"name": "image", "dtype": "float64", "shape": [1, 1, 8, 8]}]),
+        ("inputs", [{"name": "image", "dtype": "float32", "shape": [1, 1, 8, 8]}] * 2),
+        ("outputs", [{"name": "logits", "dtype": "float32", "shape": [10]}]),
+        ("outputs", [{"name": "logits", "dtype": "int64", "shape": [1, 10]}]),
         ("outputs", [{"name": "other"}]),
         ("outputs", [{"name": 3}]),
     ],
@@ -578,6 +745,14 @@ def test_an_artifact_that_is_not_the_manifests_is_seen(spoiled: Path, capsys: Ca
     assert "artifact" in refused(spoiled, capsys)
 
 
+@pytest.mark.parametrize("value", ["image", [["image"]], {"image": 1}, ["image", "logits"]])
+def test_channels_that_are_not_last_are_seen(
+    value: Any, copies: dict[str, Path], capsys: Capture
+) -> None:
+    change_manifest(copies["litert"], lambda m: m["run"]["options"].update(nhwc=value))
+    assert "manifest.json" in refused(copies["litert"], capsys)
+
+
 def test_an_artifact_that_is_none_is_refused(copies: dict[str, Path], capsys: Capture) -> None:
     for runtime, folder in copies.items():
         (folder / ARTIFACT[runtime][-1]).write_bytes(b"no model")
@@ -615,3 +790,16 @@ def test_no_byte_of_the_sums_can_be_changed_unseen(spoiled: Path) -> None:
     for other in (content[:-1], content + b"\n", content.replace(b"\n", b"\r\n")):
         sums.write_bytes(other)
         assert package._check_files(spoiled)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_golden_inputs_of_another_type_are_seen(
+    runtime: str, copies: dict[str, Path], capsys: Capture
+) -> None:
+    folder = copies[runtime]
+    with np.load(folder / "golden.npz") as golden:
+        arrays = {name: golden[name] for name in golden.files}
+    arrays["input/image/0"] = arrays["input/image/0"].astype(np.float64)  # the very same numbers
+    np.savez(folder / "golden.npz", **arrays)
+    sign(folder)
+    assert "golden vector 0 has for 'image' float64" in refused(folder, capsys)
