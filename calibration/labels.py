@@ -295,7 +295,11 @@ def _present(folder: Path, name: str) -> Path | None:
 
 def _file_at(table: Path, line: int, folder: Path, name: str) -> Path:
     file = _present(folder, name)
-    if not (file or folder / name).resolve().is_relative_to(folder.resolve()):
+    try:
+        inside = (file or folder / name).resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{table} line {line}: no name of a file ({error})") from None
+    if not inside:
         raise UsageError(
             f"{table} line {line}: {name} lies outside the folder: write paths within it"
         )

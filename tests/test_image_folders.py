@@ -451,6 +451,8 @@ def test_names_in_a_labels_csv(tmp_path: Path, cache: Cache) -> None:
         ("a.png,1\nB.PNG,0\n", r"line 2: there is no file B\.PNG \(did you mean b\.png\?\)"),
         ("file,label\na,1\nb,0\n", r"line 2: there is no file a \(did you mean a\.png\?\)"),
         ("a.png,1\nC:\\data\\b.png,0\n", r"line 2: there is no file .*did you mean b\.png"),
+        ("a.png,1\nb\0.png,0\n", "line 2"),
+        (f"a.png,1\n{'b' * 5000}.png,0\n", "line 2"),
         ("a.png,1\n../b.png,0\n", "line 2: ../b.png lies outside the folder"),
     ],
 )
