@@ -206,13 +206,18 @@ def peak_memory(device: Device, candidate: Candidate, feeds: Path, runs: int) ->
     Raises DeviceError, with the reason, where it cannot be measured.
     """
     found = []
-    for _ in range(runs):
-        with device.worker() as worker:
+    with contextlib.ExitStack() as stack:
+        workers: list[AnyWorker] = []
+        for _ in range(runs):
+            workers.append(_launch(device, candidate))
+            stack.callback(workers[-1].close)
+        for worker in workers:  # the others import meanwhile, which no memory of its own shows
             worker.call("feeds", timeout_s=600, path=str(feeds))
             took = worker.call(
                 "peak_memory", timeout_s=3600, runtime=candidate.runtime, **arguments(candidate)
             )
             found.append(max(0, took["peak"] - took["baseline"]))
+            worker.close()  # one model at a time
     return Figure(
         value=float(np.median(found)),
         ci95=None,
