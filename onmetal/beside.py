@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from onmetal import agree, bundle, model, profilers, report, targets
+from onmetal import agree, bundle, model, profilers, report, summary, targets
 from onmetal import cache as caches
 from onmetal.cache import Cache
 from onmetal.calibration import samples
@@ -24,6 +24,7 @@ from onmetal.records import Candidate, DeviceFacts, Model, Tensor, Trial, plain
 from onmetal.sources import Hub
 from onmetal.targets import EXACT, TFLITE, Recipe, Target
 from onmetal.task import check_fit, choose_threads
+from onmetal.terminal import PLAIN, Screen
 from onmetal.trials import with_figures
 from onmetal.vectors import keep_raw
 
@@ -120,6 +121,7 @@ def bench(
     seed: int,
     second_opinion: Path | None,
     progress: Progress,
+    screen: Screen = PLAIN,
 ) -> Shown:
     """Time artifacts against each other; the first is the baseline.
 
@@ -184,8 +186,11 @@ def bench(
             for t in trials
         ],
     }
-    lines = [report.table(trials, None), *_told(opinions)]
-    return document, "\n".join(lines)
+    base = next((t for t in trials if t.name == candidates[0].name), None)
+    lines = summary.table(trials, base, summary.Setting(p90=True), screen)
+    lines += summary.notes(trials, screen)
+    lines += [f"{t.name}: {t.reason}" for t in trials if t.reason]
+    return document, "\n".join([*lines, *_told(opinions)])
 
 
 def _check_held(board: Board, host: Local, candidates: list[Candidate], feeds: "_Feeds") -> None:
