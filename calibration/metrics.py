@@ -16,6 +16,7 @@ from msgspec import Struct
 from onmetal.calibration.samples import import_callable
 from onmetal.errors import UsageError
 from onmetal.records import Shape, Tensor
+from onmetal.suggest import did_you_mean
 
 CHUNK_BYTES = 1 << 24
 
@@ -173,6 +174,11 @@ _KNOWN = {
 NAMES = tuple(_KNOWN)
 
 
+def known(asked: str | None) -> Metric | None:
+    """The built-in metric of that name, in any case."""
+    return _KNOWN.get((asked or "").casefold())
+
+
 def choose(asked: str | None, output: Tensor, shape: Shape, labels: np.ndarray) -> Metric:
     """The metric asked for, or the usual one for such labels and such an output; checked to fit.
 
@@ -189,9 +195,11 @@ def choose(asked: str | None, output: Tensor, shape: Shape, labels: np.ndarray) 
             asked = "top1"
     elif ":" in asked:
         return _custom(asked)
+    asked = asked.casefold()
     if asked not in _KNOWN:
         raise UsageError(
-            f"--metric {asked}: unknown; there are {', '.join(NAMES)} and MODULE:FUNCTION"
+            f"--metric {asked}: unknown{did_you_mean(asked, NAMES)}; there are {', '.join(NAMES)} "
+            "and MODULE:FUNCTION"
         )
     _fits(asked, output, shape, labels, integer_labels)
     return _KNOWN[asked]

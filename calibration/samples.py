@@ -27,6 +27,7 @@ from onmetal.calibration import images
 from onmetal.calibration.images import Preprocessing
 from onmetal.errors import UsageError
 from onmetal.records import Model, Tensor, plain
+from onmetal.suggest import near
 
 CHUNK_BYTES = 1 << 24
 
@@ -164,7 +165,8 @@ def load(
     elif ":" in text and not text.endswith(".npz"):
         found = _callable(text, model, cache, option)
     else:
-        raise UsageError(f"{option} {text}: there is no such file or folder")
+        likely = near(path, (".npz", ""))
+        raise UsageError(f"{option} {text}: there is no such file or folder{likely}")
     if labelled and found.labels is None:
         raise UsageError(
             f"{option} {text}: it has no labels (`y` in an .npz file, labels.csv in a folder); "

@@ -22,6 +22,7 @@ from onmetal.profilers.remote import Remote
 from onmetal.progress import Progress
 from onmetal.records import Candidate, DeviceFacts, Model, Tensor, Trial, plain
 from onmetal.sources import Hub
+from onmetal.suggest import near
 from onmetal.targets import EXACT, TFLITE, Recipe, Target
 from onmetal.task import check_fit, choose_threads
 from onmetal.terminal import PLAIN, Screen
@@ -316,7 +317,7 @@ def _from_bundle(folder: Path) -> Candidate:
 def _from_ir(path: Path, target: Target, threads: int, device: Local) -> Candidate:
     """OpenVINO's own format: its inputs are asked of OpenVINO."""
     if not path.is_file():
-        raise UsageError(f"{path}: there is no such file")
+        raise UsageError(f"{path}: there is no such file{near(path, ('.xml',))}")
     with device.worker() as worker:
         try:
             found = worker.call(

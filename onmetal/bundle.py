@@ -29,6 +29,7 @@ from onmetal.errors import DeviceError, OnmetalError, UsageError, VerificationEr
 from onmetal.profilers import Device
 from onmetal.profilers.board import Board
 from onmetal.profilers.local import Local, quiet_environment
+from onmetal.suggest import near
 from onmetal.targets import RUNTIMES, TFLITE, install
 
 SUMS = "SHA256SUMS"
@@ -202,7 +203,7 @@ def _sha256(path: Path) -> str:
 def check_folder(folder: Path) -> None:
     """Raises UsageError where the folder is no bundle."""
     if not folder.is_dir():
-        raise UsageError(f"{folder}: there is no such folder")
+        raise UsageError(f"{folder}: there is no such folder{near(folder, ('',))}")
     if not any((folder / name).exists() for name in (SUMS, "manifest.json", "run.py")):
         raise UsageError(f"{folder}: this is no bundle: it has neither manifest.json nor {SUMS}")
 

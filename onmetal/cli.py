@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from onmetal import __version__, options, suggest, terminal
-from onmetal.errors import Interrupted, OnmetalError, UsageError
+from onmetal.errors import BudgetError, Interrupted, OnmetalError, UsageError
 
 
 def _positive(value: int | None, option: str) -> int | None:
@@ -118,7 +118,7 @@ def _budget(asked: argparse.Namespace) -> Any:
         min_accuracy=parsed("--min-accuracy", budget.parse_share_or_number),
         max_latency_ms=parsed("--max-latency", budget.parse_ms),
         max_size=parsed("--max-size", budget.parse_share_or_bytes),
-        max_macs=parsed("--max-macs", budget.parse_share),
+        max_macs=parsed("--max-macs", budget.parse_share_above_zero),
         max_memory_bytes=parsed("--max-memory", budget.parse_bytes),
         max_energy_mj=parsed("--max-energy", budget.parse_mj),
     )
@@ -303,7 +303,7 @@ def _fail(error: OnmetalError, as_json: bool) -> int:
     document = dict(error.document or {})
     table = document.pop("table", None)
     with contextlib.suppress(OSError):  # a reader that went away
-        if table and not as_json:
+        if table and not as_json and isinstance(error, BudgetError):
             print(table, flush=True)
         screen = terminal.of(sys.stderr)
         if terminal.rewrites(sys.stderr):

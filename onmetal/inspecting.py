@@ -17,6 +17,7 @@ from onmetal.profilers.local import Local
 from onmetal.progress import Progress
 from onmetal.records import Model, plain
 from onmetal.sources import Hub
+from onmetal.suggest import near
 from onmetal.targets import TFLITE, Recipe, Target
 from onmetal.task import check_runtimes
 
@@ -272,7 +273,7 @@ def compare(
 def _artifact(path: Path) -> Path:
     if not path.is_dir():
         if path.suffix == ".xml" and not path.is_file():
-            raise UsageError(f"{path}: there is no such file")
+            raise UsageError(f"{path}: there is no such file{near(path, ('.xml',))}")
         return path
     manifest, problems = bundle.read_manifest(path)
     if problems:

@@ -25,6 +25,7 @@ from onmetal.profilers.board import Board
 from onmetal.profilers.local import Local
 from onmetal.profilers.remote import Remote
 from onmetal.records import Candidate, DeviceFacts, Model
+from onmetal.suggest import did_you_mean
 from onmetal.targets import Target
 
 RANDOM_SAMPLES = 8
@@ -142,6 +143,8 @@ def prepare(
     """Read and check everything that the user gave; close the task's device afterwards."""
     target = targets.load(request.target)
     check_options(target)
+    if asked := metrics.known(request.metric):
+        _check_meant(request, asked)  # as early as the metric is known
     device = _connect(request, target, cache)
     try:
         return _prepared(request, target, device, cache, progress)
@@ -164,6 +167,7 @@ def _prepared(
     shapes = model.parse_shapes(list(request.input_shapes))
     models = _read(request, target, shapes, cache, host)
     _check_same_task(models)
+    request.budget.check_sizes(models[0].size_bytes, models[0].macs)
     if request.budget.max_macs is not None and models[0].macs is None:
         raise UsageError(
             "--max-macs: the multiply-accumulates of this model could not be counted "
@@ -195,6 +199,7 @@ def _prepared(
         # Each must go with the labels and the metric; the first one's output is the one named.
         judged = [_metric(request, entry, data[str(entry.path)]) for entry in models]
         output, metric = judged[0]
+        _check_meant(request, metric)
     elif request.metric or request.output:
         raise UsageError("--metric and --output judge labelled data: give it with --data")
     warnings += [note for entry in models for note in entry.notes]
@@ -426,10 +431,19 @@ def _metric(request: Request, entry: Model, data: Samples) -> tuple[str, Metric]
     if entry.path != request.models[0] and len(names) == 1:
         output = names[0]  # competitors of one output may call it differently
     if output not in names:
-        raise UsageError(f"--output {output}: no such output; the model has: {', '.join(names)}")
+        raise UsageError(
+            f"--output {output}: no such output{did_you_mean(output, names)}; the model has: "
+            f"{', '.join(names)}"
+        )
     tensor = entry.output(output)
     shape = entry.sample_shape(tensor)
     return output, metrics.choose(request.metric, tensor, shape, data.label_array())
+
+
+def _check_meant(request: Request, metric: Metric) -> None:
+    """Custom metrics have units of their own, in which any number may be meant."""
+    if metric.proportion and metric.function is None:
+        request.budget.check_meant(metric.name)
 
 
 def _few(request: Request, labelled: bool, count: int, metric: Metric | None) -> list[str]:
