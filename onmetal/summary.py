@@ -1,6 +1,7 @@
 """What a run found, for people: the decision in a sentence, the table, the reasons that matter."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from statistics import median
 
@@ -111,15 +112,14 @@ class Clause(Struct, frozen=True):
 
 def sentence(chosen: Trial, base: Trial | None, setting: Setting) -> str:
     """What was minimized comes first, against the baseline, which it names."""
-    name = called(chosen, setting)
-    itself = base is not None and base.name == chosen.name
-    other = None if itself else base
+    if base is not None and base.name == chosen.name:
+        return _baseline_itself(chosen, setting)
     by_goal: dict[str, Callable[[], Clause | None]] = {
-        "latency": lambda: _speed(chosen, other),
-        "throughput": lambda: _throughput(chosen, other),
-        "energy": lambda: _energy(chosen, other),
-        "memory": lambda: _memory(chosen, other),
-        "size": lambda: _size(chosen, other, setting),
+        "latency": lambda: _speed(chosen, base),
+        "throughput": lambda: _throughput(chosen, base),
+        "energy": lambda: _energy(chosen, base),
+        "memory": lambda: _memory(chosen, base),
+        "size": lambda: _size(chosen, base, setting),
         "accuracy-drop": lambda: _quality(chosen, setting),
     }
     order = [setting.decided_by, "latency", "size", "accuracy-drop"]
@@ -131,8 +131,27 @@ def sentence(chosen: Trial, base: Trial | None, setting: Setting) -> str:
     for clause in clauses:
         said.append(clause.said(of))
         of = None if clause.joint else of
-    subject = f"{name}, the baseline itself" if itself else name
-    return f"{subject}: {', '.join(said)}."
+    return f"{called(chosen, setting)}: {', '.join(said)}."
+
+
+def _baseline_itself(chosen: Trial, setting: Setting) -> str:
+    """Nothing is compared: its own figures."""
+    said = [
+        clause.head + clause.tail
+        for clause in (
+            _throughput(chosen, None) if setting.decided_by == "throughput" else None,
+            _energy(chosen, None) if setting.decided_by == "energy" else None,
+            _speed(chosen, None),
+            _memory(chosen, None) if setting.decided_by == "memory" else None,
+        )
+        if clause is not None
+    ]
+    if chosen.candidate:
+        said.append(size(chosen.candidate.size_bytes))
+    if chosen.accuracy:
+        shown = level(chosen.accuracy.value, setting)
+        said.append(f"{clean(chosen.accuracy.metric)} {shown}")
+    return f"{called(chosen, setting)}, the baseline itself: {', '.join(said)}."
 
 
 def called(trial: Trial, setting: Setting) -> str:
@@ -142,7 +161,7 @@ def called(trial: Trial, setting: Setting) -> str:
 
 
 def _original(setting: Setting) -> str | None:
-    return None if setting.original_size_bytes is None else "the original file"
+    return None if setting.original_size_bytes is None else "the model's file"
 
 
 def _speed(trial: Trial, base: Trial | None) -> Clause | None:
@@ -171,7 +190,7 @@ def _ratio(versus: Versus, word: str, alike: str) -> Clause:
 
 def times(*ratios: float) -> list[str]:
     """As many digits as a ratio near 1 needs, and no more."""
-    digits = 2 if min(ratios) < 2 else 1 if min(ratios) < 20 else 0
+    digits = 2 if min(ratios) < 2 and max(ratios) < 10 else 1 if min(ratios) < 20 else 0
     return [f"{ratio:.{digits}f}" for ratio in ratios]
 
 
@@ -179,7 +198,8 @@ def _throughput(trial: Trial, base: Trial | None) -> Clause | None:
     figure = trial.throughput_per_s
     if figure is None or figure.basis == "emulated":
         return None
-    own = f"{figure.value:.3g} inferences a second"
+    rate = f"{figure.value:,.0f}" if figure.value >= 100 else f"{figure.value:.3g}"
+    own = f"{rate} inferences a second"
     mine, theirs = trial.rounds, base.rounds if base else None
     if base is not None and {trial.name, base.name} <= set(trial.again):
         mine, theirs = trial.again[trial.name], trial.again[base.name]
@@ -318,6 +338,8 @@ ORDER = {"chosen": 0, "ok": 1, "over-budget": 2}
 MARKS = {"chosen": "*", "over-budget": "!"}
 LEGEND = {"*": "chosen", "!": "over the budget"}
 LONGEST_TITLE = 12
+LEAST_FIRST = ("memory", "RAM", "p90", "rate", "energy", "change")
+"""Columns that a narrow terminal does without, in this order."""
 
 
 def table(trials: list[Trial], base: Trial | None, setting: Setting, screen: Screen) -> list[str]:
@@ -327,7 +349,7 @@ def table(trials: list[Trial], base: Trial | None, setting: Setting, screen: Scr
     if not rows:
         return ["Nothing could be measured."]
     rows.sort(key=lambda t: (ORDER[t.status], _p50(t) or 0.0, t.name))
-    columns = _columns(rows, setting)
+    columns, dropped = _fitting(_columns(rows, setting), screen.columns)
     marks = [_mark(trial, base) for trial in rows]
     names = [clean(trial.name) for trial in rows]
     gap = 2
@@ -353,7 +375,20 @@ def table(trials: list[Trial], base: Trial | None, setting: Setting, screen: Scr
     legend = [f"{mark} {LEGEND[mark]}" for mark in LEGEND if any(mark in m for m in marks)]
     if base is not None and any("=" in found for found in marks):
         legend.append(f"= the baseline, {clean(base.name)}")
+    if dropped:
+        legend.append(f"{' and '.join(dropped)}: in --json, for which there is no room here")
     return lines + (screen.prose(", ".join(legend)) if legend else [])
+
+
+def _fitting(columns: list[Column], most: int) -> tuple[list[Column], list[str]]:
+    """The columns that a line has room for, the least important left out; and which those are."""
+    dropped: list[str] = []
+    for title in LEAST_FIRST:
+        if 3 + sum(1 + column.width for column in columns) <= most:
+            break
+        dropped += [column.title for column in columns if column.title == title]
+        columns = [column for column in columns if column.title != title]
+    return columns, dropped
 
 
 def _line(
@@ -495,8 +530,9 @@ def notes(trials: list[Trial], screen: Screen) -> list[str]:
 
 
 def reasons(trials: list[Trial], setting: Setting, screen: Screen) -> list[str]:
-    """Why the others were not chosen, equal reasons together; and how many were never possible."""
-    grouped: dict[str, list[str]] = {}
+    """Why the others were not chosen, reasons that differ in numbers alone together; and how many
+    were never possible."""
+    grouped: dict[str, list[Trial]] = {}
     never = 0
     rank = {"over-budget": 0, "failed": 1, "ok": 2}
     for trial in sorted(trials, key=lambda t: rank.get(t.status, 3)):
@@ -505,16 +541,36 @@ def reasons(trials: list[Trial], setting: Setting, screen: Screen) -> list[str]:
         if trial.name in setting.impossible and not _asks_for_data(trial.reason):
             never += 1
             continue
-        grouped.setdefault(trial.reason, []).append(trial.name)
+        grouped.setdefault(NUMBER.sub("#", trial.reason), []).append(trial)
     lines = []
-    for reason, names in grouped.items():
-        lines += screen.prose(f"{', '.join(map(clean, names))}: {clean(reason)}", "  ")
+    for alike in grouped.values():
+        names = ", ".join(clean(trial.name) for trial in alike)
+        reason = together([trial.reason or "" for trial in alike])
+        lines += screen.prose(f"{names}: {clean(reason)}", "  ")
     lines = ["", "Not chosen:", *lines] if lines else []
     if never:
         noun = "candidate is" if never == 1 else "candidates are"
         said = f"{never} more {noun} not possible here; --dry-run and --json say why."
         lines += ["", *screen.prose(said)]
     return lines
+
+
+NUMBER = re.compile(r"(?<![\w.@/-])\d+(?:\.\d+)?(?![\w.@/-]*[@/])")
+"""A number that stands for itself: not one in a candidate's name."""
+
+
+def together(reasons: list[str]) -> str:
+    """Reasons that differ in numbers alone, as one, with the least and the largest of each.
+
+    >>> together(["0.29x its speed", "0.04x its speed"])
+    '0.04 to 0.29x its speed'
+    """
+    numbers = zip(*(NUMBER.findall(reason) for reason in reasons), strict=True)
+    shown = iter(
+        low if low == high else f"{low} to {high}"
+        for low, high in ((min(own, key=float), max(own, key=float)) for own in numbers)
+    )
+    return NUMBER.sub(lambda _: next(shown), reasons[0])
 
 
 def _asks_for_data(reason: str) -> bool:
