@@ -303,11 +303,11 @@ def _fail(error: OnmetalError, as_json: bool) -> int:
     document = dict(error.document or {})
     table = document.pop("table", None)
     with contextlib.suppress(OSError):  # a reader that went away
-        if table and not as_json and isinstance(error, BudgetError):
-            print(table, flush=True)
         screen = terminal.of(sys.stderr)
         if terminal.rewrites(sys.stderr):
-            sys.stderr.write("\r\x1b[K")
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        if table and not as_json and isinstance(error, BudgetError):
+            print(table, flush=True)
         for warning in document.get("data", {}).get("warnings", []):
             print(
                 f"{screen.paint('warning:', 'yellow')} {terminal.clean(warning)}", file=sys.stderr

@@ -560,10 +560,11 @@ def test_an_impossible_budget_exits_5_with_every_objection(run: Run) -> None:
     assert Path("out/manifest.json").exists()
 
 
-def test_a_refusal_is_said_on_stderr_too(tmp_path: Path) -> None:
+def test_a_refusal_is_said_on_stderr_and_the_table_on_stdout(tmp_path: Path) -> None:
     ran = deploy(*STILL, "--max-size", "1%", "--out", tmp_path / "out")
     assert ran.code == 5
-    assert ran.out == ""
+    assert "=! fp32@onnxruntime" in ran.out and "is over" not in ran.out
+    assert "=! fp32@onnxruntime" not in ran.err
     assert "fp32@onnxruntime: size" in ran.err
     assert str(tmp_path / "out" / "report.json") in ran.err
 
