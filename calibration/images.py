@@ -129,6 +129,6 @@ def read(path: Path, how: Preprocessing) -> np.ndarray:
         if values.min() < limits.min or values.max() > limits.max:
             raise UsageError(
                 f"{path}: values from {values.min():g} to {values.max():g} do not fit {dtype}; "
-                "mend scale, mean, std or dtype in data.toml"
+                "correct scale, mean, std or dtype in data.toml"
             )
     return np.ascontiguousarray(values.astype(dtype))

@@ -223,17 +223,17 @@ def _fits(
 
     if name == "rmse":
         if math.prod(shape) != math.prod(labels.shape[1:]):
-            refuse("a label must have as many numbers as the output")
+            refuse("each label must have as many numbers as the output")
         return
     if not integer_labels:
         refuse("the labels must be integers (class numbers)")
     scores = np.dtype(output.dtype).kind == "f" or _stored_scores(output, shape, labels)
     if name == "accuracy" and not scores:
         if math.prod(shape) != math.prod(labels.shape[1:]):
-            refuse("a label must have as many numbers as the output")
+            refuse("each label must have as many numbers as the output")
         return
     if labels.ndim != 1:
-        refuse("there must be one label a sample")
+        refuse("there must be one label for each sample")
     if name in ("top1", "top5", "auc") and not scores:
         refuse("the output must be scores")
     if name in ("top1", "top5") and (len(shape) != 1 or shape[0] < 2):
@@ -255,7 +255,7 @@ def _custom(asked: str) -> Metric:
     """A user's `f(outputs: dict[str, ndarray], labels: ndarray) -> float`."""
     function = import_callable(asked, "--metric")
     if not callable(function):
-        raise UsageError(f"--metric {asked}: it is no function")
+        raise UsageError(f"--metric {asked}: it is not a function")
     better = bool(getattr(function, "higher_is_better", True))
     return Metric(asked, _equal, _mean, better, proportion=False, resamples=200, function=function)
 

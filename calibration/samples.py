@@ -173,7 +173,7 @@ def load(
             "data without labels can be given as --calibration-data"
         )
     if found.count == 0:
-        raise UsageError(f"{option} {text}: it holds no sample")
+        raise UsageError(f"{option} {text}: it holds no samples")
     if labelled and found.count < 2:
         raise UsageError(f"{option} {text}: one sample is too few to judge a model by")
     return _checked(found, model, cache, progress)
@@ -241,7 +241,7 @@ def _read_header(file: IO[bytes], path: Path, size_bytes: int, what: str) -> Arr
     except (ValueError, KeyError, EOFError) as error:
         raise UsageError(f"{what} is not a readable array ({error})") from None
     if dtype.hasobject or dtype.kind not in "biuf":
-        raise UsageError(f"{what} has dtype {dtype}: only numbers can be fed to a model")
+        raise UsageError(f"{what} has dtype {dtype}: only numbers can be given to a model")
     if size_bytes < offset + math.prod(shape) * dtype.itemsize:
         raise UsageError(f"{what} is cut short")
     return ArrayFile(path, dtype.str, tuple(shape), offset, bool(fortran))
@@ -302,7 +302,7 @@ def _match(
     if not (dtype == want or narrowed or widened or real):
         raise UsageError(
             f"{source}: {name!r} has dtype {dtype}, the model takes {want}; "
-            "only float64 to float32 and lossless widening of integers are done for you"
+            "only float64 to float32 and lossless widening of integers are done automatically"
         )
 
 
@@ -310,7 +310,9 @@ def _folder(path: Path, model: Model, cache: Cache, labelled: bool) -> Samples:
     """A folder of images with data.toml and, for evaluation, labels.csv."""
     how = images.read_preprocessing(path)
     if len(model.inputs) != 1:
-        raise UsageError(f"{path}: images feed one input; this model has {len(model.inputs)}")
+        raise UsageError(
+            f"{path}: a folder of images gives one input; this model has {len(model.inputs)}"
+        )
     values: np.ndarray | None = None
     if (path / "labels.csv").exists():
         files, values = images.read_labels(path)
@@ -394,7 +396,7 @@ def _kept(text: str, cache: Cache, option: str) -> tuple[dict[str, ArrayFile], s
             for file in files.values():
                 file.close()
         if not count:
-            raise UsageError(f"{text}: it yielded no sample")
+            raise UsageError(f"{text}: it yielded no samples")
         digest.update(repr(kinds).encode())
 
         def move(folder: Path) -> None:
@@ -409,7 +411,7 @@ def _kept(text: str, cache: Cache, option: str) -> tuple[dict[str, ArrayFile], s
     for name, (dtype, _) in kinds.items():
         if np.dtype(dtype).kind not in "biuf":
             said = _words({name: kinds[name]})
-            raise UsageError(f"{text}: {said}; only numbers can be fed to a model")
+            raise UsageError(f"{text}: {said}; only numbers can be given to a model")
     return arrays, digest.hexdigest()
 
 
@@ -534,4 +536,6 @@ def _quantized(array: np.ndarray, tensor: Tensor) -> np.ndarray:
 
 def _refuse_nan(row: np.ndarray, source: str, name: str, index: int) -> None:
     if row.dtype.kind == "f" and np.isnan(row).any():
-        raise UsageError(f"{source}: {name!r} of sample {index} holds NaN; mend or drop the sample")
+        raise UsageError(
+            f"{source}: {name!r} of sample {index} holds NaN; correct or remove the sample"
+        )

@@ -105,7 +105,7 @@ def verify(folder: Path, address: str, *, run: bool) -> Shown:
         finally:
             device.close(keep=True)
     said = ", ".join(document["checks"])
-    return document, f"{folder}: as it says it is ({said})"
+    return document, f"{folder}: verified ({said})"
 
 
 # --- bench
@@ -165,7 +165,7 @@ def bench(
         )
         trials = [_trial(c, outcome, candidates[0].name, facts.emulated) for c in candidates]
         if isinstance(device, Board):
-            flashed = {"load_ms": "it lies in the firmware"}
+            flashed = {"load_ms": "the model is part of the firmware, and is not loaded"}
             trials = [replace(trial, load_ms=None, missing=flashed) for trial in trials]
         trials += failed
         opinions = _opinions(device, candidates, second_opinion, threads)
@@ -213,7 +213,7 @@ def _counted(
         "candidates": [{"name": name, "ran_on": found} for name, found in profiles.items()],
     }
     lines = [
-        f"{name}: {found['instructions_per_inference']:,} instructions an inference"
+        f"{name}: {found['instructions_per_inference']:,} instructions per inference"
         for name, found in profiles.items()
     ]
     return document, "\n".join(lines)

@@ -83,7 +83,7 @@ def steps_s(
     if task.device:
         plan = schedule(task)
         if not task.board:
-            found["asking the runtimes what really ran"] = (
+            found["reading the runtimes' profiles and peak memory"] = (
                 tried * process_s * (1 + plan.memory_runs)
             )
         count = 1 if task.board else tried

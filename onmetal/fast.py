@@ -62,7 +62,7 @@ def _fast(
         and not seen[other.name].hopeless
     ]
     if not static or task.device is None or clock.left_s(0.5) <= 0:
-        why = "no static 8-bit candidate of this runtime was timed, from which to make it"
+        why = "no static 8-bit candidate of this runtime was timed, which it would be made from"
         return replace(trial, status="skipped", reason=why)
     base = min(static, key=lambda other: seen[other.name].p50_ms)
     try:
@@ -70,7 +70,7 @@ def _fast(
     except OnmetalError as error:
         return replace(trial, status="failed", failure="conversion", reason=str(error))
     if not sources:
-        why = f"by its profile every operator of {base.name} is best as it is"
+        why = f"by its profile no operator of {base.name} would be faster in float"
         return replace(trial, status="skipped", reason=why)
     fresh = replace(trial, status="ok", reason=None)
     tried = [convert_one(task, entry, fresh, cache, progress, source) for source in sources]
@@ -86,7 +86,7 @@ def _fast(
     mine, plain = times.get(numbered[best].name), times.get(base.name)
     if mine and plain and (ratio := paired_ratio(mine, plain)) > 1:
         why = (
-            f"its profile promised more than it kept: {ratio:.2f} times as slow as {base.name} "
+            f"slower than its profile predicted: {ratio:.2f} times as slow as {base.name} "
             "in a short timing"
         )
         return replace(trial, status="skipped", reason=f"first look: {why}")

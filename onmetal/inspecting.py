@@ -92,9 +92,9 @@ def _support(
     made here: whether it can be is said by the plan."""
     support = []
     for entry in plan(target, [found], device.facts(), None, samples=True):
-        says, runs = entry.skipped or "runs, all of it", not entry.skipped
+        says, runs = entry.skipped or "runs completely", not entry.skipped
         if runs and entry.recipe.method != "float":
-            says = "can be tried" if samples else "can be tried, given data"
+            says = "can be tried" if samples else "can be tried, once calibrated with --data"
         elif runs:
             try:
                 source = Hub(found, target, None, device, cache).source(
@@ -124,7 +124,8 @@ def _on_micro(
     support: list[dict[str, Any]] = []
     last = None
     for entry in plan(target, [found], device.facts(), None, samples=True):
-        says, runs = entry.skipped or "runs, all of it, given data", not entry.skipped
+        runs = not entry.skipped
+        says = entry.skipped or "runs completely, once calibrated with --data"
         if runs:
             try:
                 lacking = embedded.lacking(entry, target, device, cache)

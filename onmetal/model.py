@@ -129,7 +129,7 @@ def _recognize(path: Path) -> Literal["onnx", "tflite"]:
         what = "a TensorFlow SavedModel" if (path / "saved_model.pb").exists() else "a folder"
         raise UsageError(f"{path}: this is {what}; an ONNX or TFLite file is wanted")
     if not path.is_file():
-        raise UsageError(f"{path}: this is no regular file; an ONNX or TFLite file is wanted")
+        raise UsageError(f"{path}: this is not a regular file; an ONNX or TFLite file is wanted")
     try:
         with path.open("rb") as file:
             head = file.read(8)

@@ -94,7 +94,7 @@ def _deploy(
         progress.step("measuring")
         trials = embedded.measure_board(task, task.board, trials, feeds, clock, progress)
     elif task.device:
-        progress.step("asking the runtimes what really ran")
+        progress.step("reading the runtimes' profiles and peak memory")
         trials = examine_all(task, task.device, trials, feeds, clock, progress)
         progress.step("measuring")
         trials = measure_all(task, task.device, trials, feeds, clock, progress)

@@ -141,7 +141,8 @@ def _needless(
         return f"the model has nothing to quantize: no {', '.join(kinds)}"
     by_matrices = recipe.method in ("weights", "dynamic") and runtime not in TFLITE
     if by_matrices and model.matmul_share < MATMUL_HEAVY:
-        return f"for models of MatMuls; {model.matmul_share:.0%} of this one's weights are theirs"
+        share = f"{model.matmul_share:.0%}"
+        return f"pays for models of MatMuls only, which hold {share} of this one's weights"
     if not samples:
         return NO_DATA
     if recipe.method == "fast" and not timed:

@@ -117,7 +117,8 @@ def embedded_lines(trial: Trial) -> list[str]:
         f"{flash['graph_bytes']:,}, code about {flash['code_bytes']:,}."
     ]
     if count := (trial.ran_on or {}).get("instructions_per_inference"):
-        lines += [f"{count:,} instructions an inference, as the emulator counts them: no time."]
+        said = "instructions per inference, counted by the emulator; this is not a time."
+        lines += [f"{count:,} {said}"]
     return lines + npu_lines(npu)
 
 

@@ -201,7 +201,7 @@ def _prepared(
         output, metric = judged[0]
         _check_meant(request, metric)
     elif request.metric or request.output:
-        raise UsageError("--metric and --output judge labelled data: give it with --data")
+        raise UsageError("--metric and --output need labelled data: give it with --data")
     warnings += [note for entry in models for note in entry.notes]
     warnings += _few(request, labelled, data[str(models[0].path)].count, metric)
     return Task(
@@ -328,7 +328,7 @@ def _check_budget(
         raise UsageError("--minimize accuracy-drop needs labelled data: give it with --data")
     if len(request.models) > 1 and budget.max_accuracy_drop is not None:
         raise UsageError(
-            "several models compete in accuracy too: give labelled data with --data, "
+            "several models are compared by accuracy too: give labelled data with --data, "
             "or switch the accuracy budget off with --max-accuracy-drop none"
         )
 
@@ -347,7 +347,7 @@ def _check_same_task(models: list[Model]) -> None:
             single = len(mine) == len(theirs) == 1
             if names[0] != names[1] and not single:
                 raise UsageError(
-                    f"{other.path} and {first.path} do not compete: their {kind} differ "
+                    f"{other.path} and {first.path} cannot be compared: their {kind} differ "
                     f"({', '.join(names[1])} against {', '.join(names[0])})"
                 )
 
@@ -379,7 +379,7 @@ def _load_data(
             notes += _shared(
                 hashes[data[place].places()],
                 hashes[calibration[place].places()],
-                "in the part of DATA that calibrates too",
+                "in the part of DATA that is used for calibration, too",
             )
         else:
             data[place] = given or samples.random(entry, cache, RANDOM_SAMPLES)
@@ -420,7 +420,7 @@ def _shared(judging: np.ndarray, calibrating: np.ndarray, where: str) -> list[st
     if not both:
         return []
     return [
-        f"samples that judge and are {where}: {both}; the accuracy of calibrated candidates will "
+        f"{both} of the evaluation samples are {where}; the accuracy of calibrated candidates will "
         "look better than it is"
     ]
 

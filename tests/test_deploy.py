@@ -460,7 +460,7 @@ def test_samples_in_both_parts_are_said(run: Run, tmp_path: Path) -> None:
     assert code == 0
     assert found["data"]["calibration_samples"] == 50
     assert found["data"]["evaluation_samples"] == 600
-    said = "samples that judge and are in --calibration-data too: 50"
+    said = "50 of the evaluation samples are in --calibration-data too;"
     assert any(text.startswith(said) for text in found["data"]["warnings"])
 
 
@@ -685,7 +685,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(flags: set[str], tmp_path: P
     assert "fp32@openvino" in would
     assert ("bf16@openvino" in would) is bool(BF16 & flags)
     assert "int8-u8s8@openvino" in would
-    assert "wi8@onnxruntime: for models of MatMuls" in would_not
+    assert "wi8@onnxruntime: pays for models of MatMuls" in would_not
     assert "fp16@onnxruntime: " in would_not
     assert list(tmp_path.iterdir()) == []
 
