@@ -298,7 +298,7 @@ def test_differing_counts_are_said(tmp_path: Path, cache: Cache, labels: Any) ->
 
 
 def test_no_sample(tmp_path: Path, cache: Cache) -> None:
-    with pytest.raises(UsageError, match="holds no sample"):
+    with pytest.raises(UsageError, match="holds no samples"):
         load(npz(tmp_path, x=floats(0, 4)), VECTOR, cache)
 
 
@@ -835,7 +835,7 @@ def test_a_generator_of_lists(cache: Cache, generators: str) -> None:
         ("no_first_label", "label"),
         ("mixed_labels", "label"),
         ("failing", "failed with KeyError: 'no such picture'"),
-        ("nothing", "yielded no sample"),
+        ("nothing", "yielded no samples"),
         ("no_pairs", r"must yield \(inputs, label\) pairs"),
         ("objects", r"'x' object\[4\]; only numbers"),
         ("ragged", "ragged"),
