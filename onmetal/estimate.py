@@ -15,6 +15,15 @@ from onmetal.records import Trial
 from onmetal.targets import EXACT
 from onmetal.task import Task
 
+CONVERTING = "calibrating and converting"
+JUDGING = "judging"
+COUNTING = "counting memory"
+PROFILING = "reading the runtimes' profiles and peak memory"
+MEASURING = "measuring"
+DECIDING = "deciding"
+WRITING = "writing the bundle"
+"""The titles of the steps, as progress shows them."""
+
 PROCESS_S = 0.4
 """Starting a worker process with its runtime, and opening an artifact in it."""
 REMOTE_PROCESS_S = 2.0
@@ -68,29 +77,27 @@ def steps_s(
     sample_s = extent.inference_ms / 1e3
     micro, tried = task.target.micro, extent.tried
     found = {
-        "calibrating and converting": load(task)
+        CONVERTING: load(task)
         * (
             extent.floats * CONVERSION_S
             + extent.quantized * (CONVERSION_S + QUANTIZATION_S)
             + extent.fast * FAST_S
             + (extent.planned * LOOKED_AT_S if extent.quantized else 0.0)
-            + 2 * calibrated * sample_s * len(task.models)
-        ),
-        "judging": tried * (process_s + samples * sample_s),
+        )
+        + 2 * calibrated * sample_s * len(task.models),
+        JUDGING: tried * (process_s + samples * sample_s),
     }
     if micro:
-        found["counting memory"] = tried * 3 * process_s
+        found[COUNTING] = tried * 3 * process_s
     if task.device:
         plan = schedule(task)
         if not task.board:
-            found["reading the runtimes' profiles and peak memory"] = (
-                tried * process_s * (1 + plan.memory_runs)
-            )
+            found[PROFILING] = tried * process_s * (1 + plan.memory_runs)
         count = 1 if task.board else tried
-        found["measuring"] = measuring_s(plan, count, process_s, sample_s)
+        found[MEASURING] = measuring_s(plan, count, process_s, sample_s)
     again = bool(task.timed and not task.board)
-    found["deciding"] = measuring_s(schedule(task), 2, process_s, sample_s) if again else 0.5
-    return {**found, "writing the bundle": 3 * process_s}
+    found[DECIDING] = measuring_s(schedule(task), 2, process_s, sample_s) if again else 0.5
+    return {**found, WRITING: 3 * process_s}
 
 
 def measuring_s(plan: Schedule, candidates: int, process_s: float, inference_s: float) -> float:
@@ -126,7 +133,7 @@ def _extent(task: Task, trials: list[Trial] | None, timed_ms: Mapping[str, float
 
 
 def guessed_ms(task: Task) -> float:
-    """Of one inference in float, by the multiply-accumulates of the largest model."""
+    """Of one inference, by the multiply-accumulates of the largest model and the load."""
     macs = max(entry.macs or 2 * entry.parameters for entry in task.models)
     per_s = MICRO_MACS_PER_S if task.target.micro else MACS_PER_S * task.threads
-    return max(LEAST_MS, 1e3 * macs / per_s)
+    return load(task) * max(LEAST_MS, 1e3 * macs / per_s)

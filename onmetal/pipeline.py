@@ -76,29 +76,29 @@ def _deploy(
     feeds = write_feeds(task, scratch)
     if task.target.micro:
         embedded.check_operators(task, cache)
-    progress.step("calibrating and converting")
+    progress.step(estimate.CONVERTING)
     trials = convert_all(task, cache, clock, progress)
     check_calibration(task, cache, clock, progress)
     trials, seen = look(task, trials, feeds, scratch, clock, progress)
     trials = add_fast(task, trials, seen, feeds, cache, clock, progress)
     timed_ms = {name: looked.p50_ms for name, looked in seen.items()}
     progress.expect(estimate.steps_s(task, trials, timed_ms), task.request.time_limit_s)
-    progress.step("judging")
+    progress.step(estimate.JUDGING)
     if task.board:
         embedded.on_board(task, task.board, trials)
     trials, reference, value = judge_all(task, trials, feeds, cache, clock, progress)
     if task.target.micro:
-        progress.step("counting memory")
+        progress.step(estimate.COUNTING)
         trials = embedded.examine_all(task, trials, feeds, progress)
     if task.board:
-        progress.step("measuring")
+        progress.step(estimate.MEASURING)
         trials = embedded.measure_board(task, task.board, trials, feeds, clock, progress)
     elif task.device:
-        progress.step("reading the runtimes' profiles and peak memory")
+        progress.step(estimate.PROFILING)
         trials = examine_all(task, task.device, trials, feeds, clock, progress)
-        progress.step("measuring")
+        progress.step(estimate.MEASURING)
         trials = measure_all(task, task.device, trials, feeds, clock, progress)
-    progress.step("deciding")
+    progress.step(estimate.DECIDING)
     budget = resolve(task, reference, value)
     trials, base, chosen = choose(task, budget, trials, reference, feeds, clock, progress)
     after = _state_after(task)
@@ -107,7 +107,7 @@ def _deploy(
     measurements = keep_raw(trials, cache)
     if chosen is None:
         _refuse(task, document, trials, out)
-    progress.step("writing the bundle")
+    progress.step(estimate.WRITING)
     assert chosen
     document["bundle"] = str(out)
     try:

@@ -306,7 +306,36 @@ def test_no_line_of_the_table_is_wider_than_the_terminal(
         assert name in text or name[:30] in text
 
 
-@settings(max_examples=60, deadline=None)
+def test_what_a_microcontroller_takes_fits_too() -> None:
+    embedded = {
+        "chip": {"ram_kib": 256, "flash_kib": 1024},
+        "flash": {"total_bytes": 218280, "weights_bytes": 92848, "graph_bytes": 1, "code_bytes": 2},
+        "npu": {
+            "accelerator": "Ethos_U55_128",
+            "clock_mhz": 500.0,
+            "cycles": {"total": 238258},
+            "cpu_operators": 1,
+            "on_cpu": [{"operator": "SOFTMAX", "output": "x" * 99, "reason": "unsupported " * 20}],
+        },
+    }
+    memory = Figure(20976.0, None, 1, "modelled", "the arena, the larger of two figures " * 5)
+    chosen = trial(
+        "int8@tflm",
+        status="chosen",
+        embedded=embedded,
+        peak_memory_bytes=memory,
+        latency_ms=None,
+        versus_baseline=None,
+    )
+    screen = Screen(80, terminal=True)
+    lines = summary.text([chosen], None, chosen, UNTIMED, screen).splitlines()
+    assert [line for line in lines if terminal.width(line) > 80] == []
+    assert any(line.endswith(", RAM 21 kB.") for line in lines)
+    assert any(line.startswith("int8@tflm: RAM 20,976 of 262,144 bytes: ") for line in lines)
+    assert lines[-1].endswith("unsupported")
+
+
+@settings(max_examples=30, deadline=None)
 @given(
     names=st.lists(
         st.text("ab-@/語", min_size=1, max_size=120), min_size=1, max_size=4, unique=True
