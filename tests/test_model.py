@@ -272,7 +272,7 @@ def test_a_sequence_input_is_unsupported(tmp_path: Path) -> None:
         [helper.make_tensor_sequence_value_info("parts", F32, [1, 2])],
         [value("y", None)],
     )
-    with pytest.raises(UnsupportedError, match="'parts' is no tensor"):
+    with pytest.raises(UnsupportedError, match="'parts' is not a tensor"):
         read(model, tmp_path)
 
 
