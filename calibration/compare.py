@@ -46,7 +46,7 @@ def tensors(
     ]
     if not names:
         raise UnsupportedError(
-            "the two files have no tensor of the same name: was the one made from the other?"
+            "the two files have no tensor of the same name: was one made from the other?"
         )
     mine, theirs = _opened(artifact, names), _opened(reference, names)
     sums = Sums(len(names))

@@ -41,7 +41,7 @@ def tensors(
                 pairs.append((tensor.name, found, op.kind))
     if not pairs:
         raise UnsupportedError(
-            "the two files have no tensor of the same name: was the one made from the other?"
+            "the two files have no tensor of the same name: was one made from the other?"
         )
     given = Exposed(mine, [found.name for _, found, _ in pairs])
     wanted = Exposed(theirs, [name for name, _, _ in pairs])

@@ -256,7 +256,7 @@ def _normalized(path: Path, values: np.ndarray, how: Preprocessing) -> np.ndarra
         if values.min() < limits.min or values.max() > limits.max:
             raise UsageError(
                 f"{path}: values from {values.min():g} to {values.max():g} do not fit {dtype}; "
-                "mend scale, mean, std or dtype in data.toml"
+                "correct scale, mean, std or dtype in data.toml"
             )
     return np.ascontiguousarray(values.astype(dtype))
 

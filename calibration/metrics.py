@@ -18,6 +18,7 @@ from onmetal.calibration.outputs import Outputs, StoredArray, chunks
 from onmetal.calibration.samples import import_callable
 from onmetal.errors import UsageError
 from onmetal.records import Shape, Tensor
+from onmetal.suggest import did_you_mean
 
 Reduce = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(outputs [n, ...], labels [n, ...]) -> [n] or [n, k] float64"""
@@ -177,6 +178,11 @@ STORED = ("int8", "uint8", "int16")
 """Whole numbers as which a quantized model may give its scores."""
 
 
+def known(asked: str | None) -> Metric | None:
+    """The built-in metric of that name, in any case."""
+    return _KNOWN.get((asked or "").casefold())
+
+
 def choose(asked: str | None, output: Tensor, shape: Shape, labels: np.ndarray) -> Metric:
     """The metric asked for, or the usual one for such labels and such an output; checked to fit.
 
@@ -193,12 +199,14 @@ def choose(asked: str | None, output: Tensor, shape: Shape, labels: np.ndarray) 
             asked = "top1"
     elif ":" in asked:
         return _custom(asked)
-    if asked.lower() not in _KNOWN:
+    asked = asked.casefold()
+    if asked not in _KNOWN:
         raise UsageError(
-            f"--metric {asked}: unknown; there are {', '.join(NAMES)} and MODULE:FUNCTION"
+            f"--metric {asked}: unknown{did_you_mean(asked, NAMES)}; there are {', '.join(NAMES)} "
+            "and MODULE:FUNCTION"
         )
-    _fits(asked.lower(), output, shape, labels, integer_labels)
-    return _KNOWN[asked.lower()]
+    _fits(asked, output, shape, labels, integer_labels)
+    return _KNOWN[asked]
 
 
 def scores(output: Tensor, shape: Shape) -> int | None:
@@ -275,17 +283,17 @@ def _fits(
 
     if name == "rmse":
         if math.prod(shape) != math.prod(labels.shape[1:]):
-            refuse("a label must have as many numbers as the output")
+            refuse("each label must have as many numbers as the output")
         return
     if not integer_labels:
         refuse("the labels must be integers (class numbers)")
     scores = np.dtype(output.dtype).kind == "f" or _stored_scores(output, shape, labels)
     if name == "accuracy" and not scores:
         if math.prod(shape) != math.prod(labels.shape[1:]):
-            refuse("a label must have as many numbers as the output")
+            refuse("each label must have as many numbers as the output")
         return
     if labels.ndim != 1:
-        refuse("there must be one label a sample")
+        refuse("there must be one label for each sample")
     if name in ("top1", "top5", "auc") and not scores:
         refuse("the output must be scores")
     if name in ("top1", "top5") and (len(shape) != 1 or shape[0] < 2):
@@ -309,7 +317,7 @@ def _custom(asked: str) -> Metric:
     """A user's `f(outputs: dict[str, ndarray], labels: ndarray) -> float`."""
     function = import_callable(asked, "--metric")
     if not callable(function):
-        raise UsageError(f"--metric {asked}: it is no function")
+        raise UsageError(f"--metric {asked}: it is not a function")
     better = bool(getattr(function, "higher_is_better", True))
     return Metric(asked, _equal, _mean, better, proportion=False, resamples=200, function=function)
 

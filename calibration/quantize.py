@@ -53,7 +53,7 @@ def activation_scale(found: Range, form: Format) -> Scale:
     """
     low, high = min(found[0], 0.0), max(found[1], 0.0)
     if not np.isfinite(high - low):
-        raise UnsupportedError(f"a range of {low:g} to {high:g} cannot be laid on 8 bits")
+        raise UnsupportedError(f"a range of {low:g} to {high:g} cannot be represented in 8 bits")
     dtype = _DTYPES[form.activation]
     least = int(np.iinfo(dtype).min)
     if form.activation_symmetric:

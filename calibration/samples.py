@@ -32,6 +32,7 @@ from onmetal.calibration.labels import listing
 from onmetal.calibration.outputs import StoredArray
 from onmetal.errors import UsageError
 from onmetal.records import Model, Shape, Tensor, plain
+from onmetal.suggest import near
 
 CHUNK_BYTES = 1 << 24
 
@@ -171,7 +172,8 @@ def load(
     elif ":" in text and not text.endswith(".npz"):
         found = _callable(text, model, cache, option)
     else:
-        raise UsageError(f"{option} {text}: there is no such file or folder")
+        likely = near(path, (".npz", ""))
+        raise UsageError(f"{option} {text}: there is no such file or folder{likely}")
     if labelled and found.labels is None:
         raise UsageError(
             f"{option} {text}: it has no labels (`y` in an .npz file, labels.csv or a "
@@ -179,7 +181,7 @@ def load(
             "--calibration-data"
         )
     if found.count == 0:
-        raise UsageError(f"{option} {text}: it holds no sample")
+        raise UsageError(f"{option} {text}: it holds no samples")
     if labelled and found.count < 2:
         raise UsageError(f"{option} {text}: one sample is too few to judge a model by")
     return _checked(found, model, cache, progress)
@@ -249,7 +251,7 @@ def _read_header(file: IO[bytes], path: Path, size_bytes: int, what: str) -> Arr
     if dtype.hasobject or dtype.kind not in "biuf":
         label = what.rpartition(" ")[2].strip("'").lower() in LABELS | {"y"}
         hint = TEXT if label and dtype.kind in "OUS" else ""
-        raise UsageError(f"{what} has dtype {dtype}: only numbers can be fed to a model{hint}")
+        raise UsageError(f"{what} has dtype {dtype}: only numbers can be given to a model{hint}")
     if size_bytes < offset + math.prod(shape) * dtype.itemsize:
         raise UsageError(f"{what} is cut short")
     return ArrayFile(path, dtype.str, tuple(shape), offset, bool(fortran))
@@ -345,7 +347,7 @@ def _match(
         line = advice(shape, dtype, expected, want)
         raise UsageError(
             f"{source}: {name!r} has dtype {dtype}, the model takes {want}; "
-            "only narrowing of floats and lossless widening of integers are done for you"
+            "only narrowing of floats and lossless widening of integers are done automatically"
             f"{f'; {line}' if line else ''}"
         )
 
@@ -370,7 +372,9 @@ def _folder(path: Path, model: Model, cache: Cache, labelled: bool, scores: int 
     """A folder of images with data.toml and, for evaluation, labels.csv or a sub-folder a class."""
     how = images.read_preprocessing(path)
     if len(model.inputs) != 1:
-        raise UsageError(f"{path}: images feed one input; this model has {len(model.inputs)}")
+        raise UsageError(
+            f"{path}: a folder of images gives one input; this model has {len(model.inputs)}"
+        )
     listed = listing(path, how.classes, scores, labelled=labelled)
     how = replace(how, classes=listed.classes)
     digest = caches.key(
@@ -455,7 +459,7 @@ def _kept(text: str, cache: Cache, option: str) -> tuple[dict[str, ArrayFile], s
             for file in files.values():
                 file.close()
         if not count:
-            raise UsageError(f"{text}: it yielded no sample")
+            raise UsageError(f"{text}: it yielded no samples")
         digest.update(repr(kinds).encode())
 
         def move(folder: Path) -> None:
@@ -471,7 +475,7 @@ def _kept(text: str, cache: Cache, option: str) -> tuple[dict[str, ArrayFile], s
         if np.dtype(dtype).kind not in "biuf":
             said = _words({name: kinds[name]})
             hint = TEXT if name == _LABEL and np.dtype(dtype).kind in "OUS" else ""
-            raise UsageError(f"{text}: {said}; only numbers can be fed to a model{hint}")
+            raise UsageError(f"{text}: {said}; only numbers can be given to a model{hint}")
     return arrays, digest.hexdigest()
 
 
@@ -606,4 +610,6 @@ def _quantized(array: np.ndarray, tensor: Tensor) -> np.ndarray:
 
 def _refuse_nan(row: np.ndarray, source: str, name: str, index: int) -> None:
     if row.dtype.kind == "f" and np.isnan(row).any():
-        raise UsageError(f"{source}: {name!r} of sample {index} holds NaN; mend or drop the sample")
+        raise UsageError(
+            f"{source}: {name!r} of sample {index} holds NaN; correct or remove the sample"
+        )

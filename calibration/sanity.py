@@ -138,7 +138,7 @@ def _growing(seen: Statistics, count: int) -> list[str]:
     said = []
     if count < FEW:
         said.append(
-            f"{count} calibration samples are few: the ranges of activations may not be all there; "
+            f"{count} calibration samples are few: the ranges of activations may be incomplete; "
             "100 to 500 are usual"
         )
     grown = [
@@ -354,8 +354,8 @@ def _apart(mine: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> list[st
         wide, narrow = max(spreads), min(spreads)
         if wide > APART * narrow or abs(means[0] - means[1]) > APART * max(wide, 1e-30):
             said.append(
-                f"the input {name!r} is unlike in what calibrates and in what judges: mean "
-                f"{means[0]:.3g} against {means[1]:.3g}, spread {spreads[0]:.3g} against "
+                f"the input {name!r} differs between the calibration and the evaluation samples: "
+                f"mean {means[0]:.3g} against {means[1]:.3g}, spread {spreads[0]:.3g} against "
                 f"{spreads[1]:.3g}; was all of it prepared the same way?"
             )
     return said

@@ -26,7 +26,7 @@ def convert(prepared: str, compute: str, folder: str) -> list[str]:
     from onmetal.converters.tflite.net import read
 
     if found := check.problems(read(Path(prepared))):
-        raise UnsupportedError(f"the file is against TFLite's specification: {found[0]}")
+        raise UnsupportedError(f"the file violates TFLite's specification: {found[0]}")
     target = Path(folder) / "model.tflite"
     try:
         os.link(prepared, target)

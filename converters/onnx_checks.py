@@ -180,4 +180,4 @@ def _check_cycles(graph: onnx.GraphProto, made: set[str], source: Path) -> None:
                 if not waiting[number]:
                     ready.append(number)
     if reached < len(graph.node):
-        raise UsageError(f"{source}: its nodes wait for one another in a cycle: damaged")
+        raise UsageError(f"{source}: its nodes depend on one another in a cycle: damaged")

@@ -95,7 +95,7 @@ def _parse(source: Path) -> onnx.ModelProto:
     except OSError as error:
         raise UsageError(f"{source}: cannot read it ({error.strerror})") from None
     if not model.graph.node and not model.graph.output:
-        raise UsageError(f"{source}: there is no graph in this file: is it an ONNX model?")
+        raise UsageError(f"{source}: this file holds no graph: is it an ONNX model?")
     if not model.opset_import or not model.ir_version:
         raise UsageError(
             f"{source}: it names no operator set or no format version: a damaged ONNX file"
@@ -129,7 +129,7 @@ def _fix_axes(
 def _give_axes(value: onnx.ValueInfoProto, asked: list[int] | None) -> None:
     """Check that the input has axes, as many as were asked for; make them where it has no shape."""
     if value.type.WhichOneof("value") != "tensor_type":
-        raise UnsupportedError(f"input {value.name!r} is no tensor; it cannot be fed")
+        raise UnsupportedError(f"input {value.name!r} is not a tensor; it cannot be given data")
     if not value.type.tensor_type.HasField("shape"):
         if not asked:
             raise ShapeError(
@@ -266,8 +266,8 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
 def _tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:
     if value.type.WhichOneof("value") != "tensor_type":
         raise UnsupportedError(
-            f"{value.name!r} is no tensor but a {value.type.WhichOneof('value') or 'nothing'}; "
-            "only tensors can be compared and fed"
+            f"{value.name!r} is not a tensor but a {value.type.WhichOneof('value') or 'nothing'}; "
+            "only tensors can be compared and given data"
         )
     kind = value.type.tensor_type
     try:

@@ -36,12 +36,14 @@ def convert(
 
     given = hardware or {"core": None, "npu": None, "split": False}
     if found := check.problems(read(Path(prepared))):
-        raise UnsupportedError(f"the file is against TFLite's specification: {found[0]}")
+        raise UnsupportedError(f"the file violates TFLite's specification: {found[0]}")
     target, made = Path(folder) / "model.tflite", {}
     if given["npu"] is None:  # Vela orders what it compiles by itself
         made["memory"] = split.lowered(prepared, folder, given["core"], given["split"])
         if target.exists() and (found := check.problems(read(target))):
-            raise UnsupportedError(f"no file was made, since it would be no TFLite: {found[0]}")
+            raise UnsupportedError(
+                f"no file was written, since it would violate TFLite's specification: {found[0]}"
+            )
     if not target.exists():
         _link(prepared, target)
     files = [target.name]

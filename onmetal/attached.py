@@ -38,7 +38,7 @@ def _local(cache: Cache) -> dict[str, Any]:
     ]
     lacks.append("a power meter: energy is not measured by this version")
     if facts.state.get("virtual_machine"):
-        lacks.append("a machine of its own: it is virtual, its neighbours disturb timings")
+        lacks.append("a machine of its own: it is virtual, others on its host disturb timings")
     if facts.state.get("governor") not in (None, "performance"):
         lacks.append(
             f"a steady clock: the governor is {facts.state['governor']}; "

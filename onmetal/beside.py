@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from onmetal import agree, bundle, manifest, model, profilers, report, targets
+from onmetal import agree, bundle, manifest, model, profilers, report, summary, targets
 from onmetal import cache as caches
 from onmetal.cache import Cache
 from onmetal.calibration import samples
@@ -22,8 +22,10 @@ from onmetal.profilers.remote import Remote
 from onmetal.progress import Progress
 from onmetal.records import Candidate, DeviceFacts, Model, Tensor, Trial, plain
 from onmetal.sources import Hub
+from onmetal.suggest import near
 from onmetal.targets import EXACT, TFLITE, Recipe, Target
 from onmetal.task import check_fit, choose_threads
+from onmetal.terminal import PLAIN, Screen
 from onmetal.trials import with_figures
 from onmetal.vectors import keep_raw
 
@@ -103,7 +105,7 @@ def verify(folder: Path, address: str, *, run: bool) -> Shown:
         finally:
             device.close(keep=True)
     said = ", ".join(document["checks"])
-    return document, f"{folder}: as it says it is ({said})"
+    return document, f"{folder}: verified ({said})"
 
 
 # --- bench
@@ -120,6 +122,7 @@ def bench(
     seed: int,
     second_opinion: Path | None,
     progress: Progress,
+    screen: Screen = PLAIN,
 ) -> Shown:
     """Time artifacts against each other; the first is the baseline.
 
@@ -162,7 +165,7 @@ def bench(
         )
         trials = [_trial(c, outcome, candidates[0].name, facts.emulated) for c in candidates]
         if isinstance(device, Board):
-            flashed = {"load_ms": "it lies in the firmware"}
+            flashed = {"load_ms": "the model is part of the firmware, and is not loaded"}
             trials = [replace(trial, load_ms=None, missing=flashed) for trial in trials]
         trials += failed
         opinions = _opinions(device, candidates, second_opinion, threads)
@@ -184,8 +187,11 @@ def bench(
             for t in trials
         ],
     }
-    lines = [report.table(trials, None), *_told(opinions)]
-    return document, "\n".join(lines)
+    base = next((t for t in trials if t.name == candidates[0].name), None)
+    lines = summary.table(trials, base, summary.Setting(p90=True), screen)
+    lines += summary.notes(trials, screen)
+    lines += [f"{t.name}: {t.reason}" for t in trials if t.reason]
+    return document, "\n".join([*lines, *_told(opinions)])
 
 
 def _check_held(board: Board, host: Local, candidates: list[Candidate], feeds: "_Feeds") -> None:
@@ -207,7 +213,7 @@ def _counted(
         "candidates": [{"name": name, "ran_on": found} for name, found in profiles.items()],
     }
     lines = [
-        f"{name}: {found['instructions_per_inference']:,} instructions an inference"
+        f"{name}: {found['instructions_per_inference']:,} instructions per inference"
         for name, found in profiles.items()
     ]
     return document, "\n".join(lines)
@@ -311,7 +317,7 @@ def _from_bundle(folder: Path) -> Candidate:
 def _from_ir(path: Path, target: Target, threads: int, device: Local) -> Candidate:
     """OpenVINO's own format: its inputs are asked of OpenVINO."""
     if not path.is_file():
-        raise UsageError(f"{path}: there is no such file")
+        raise UsageError(f"{path}: there is no such file{near(path, ('.xml',))}")
     with device.worker() as worker:
         try:
             found = worker.call(

@@ -10,10 +10,12 @@ from msgspec import Struct
 from onmetal.errors import UsageError
 from onmetal.records import Trial
 
-_MILLISECONDS = {"ns": 1e-6, "us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3, "min": 6e4, "h": 3.6e6}
-_BYTES = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-_BYTES |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-_MILLIJOULES = {"uJ": 1e-3, "µJ": 1e-3, "mJ": 1.0, "J": 1e3}
+_MILLISECONDS = {"ns": 1e-6, "us": 1e-3, "μs": 1e-3, "ms": 1.0, "s": 1e3, "min": 6e4, "h": 3.6e6}
+_BYTES = {"b": 1}
+_BYTES |= {f"{letter}{end}": 1000**n for n, letter in enumerate("kmg", 1) for end in ("b", "")}
+_BYTES |= {f"{letter}{end}": 1024**n for n, letter in enumerate("kmg", 1) for end in ("ib", "i")}
+_MILLIJOULES = {"uj": 1e-3, "μj": 1e-3, "mj": 1.0, "j": 1e3}
+"""Units in small letters (of the two signs for micro, the Greek one), as `_number` reads them."""
 
 
 class Share(Struct, frozen=True):
@@ -26,15 +28,23 @@ MOST = 10**18
 """No limit is larger, in any unit: a slip of the keyboard."""
 
 
-def _number(text: str, option: str, units: Mapping[str, float], example: str) -> Fraction:
-    """The number before the unit, exactly as written, and times what the unit stands for."""
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zA-Zµ%]+)\s*", text)
-    if match is None or match[2] not in units or len(match[1]) > 100:
-        raise UsageError(f"{option} {text}: write a number with a unit, like {example}")
-    found = Fraction(match[1]) * Fraction(repr(units[match[2]]))
-    if not 0 < found <= MOST:
+def _number(text: str, option: str, units: Mapping[str, float], *examples: str) -> Fraction:
+    """The number before the unit, exactly as written, and times what the unit stands for. Units are
+    read in any case. `examples`: units that may be meant where there is none."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zA-Zµμ%]*)\s*", text)
+    if match and not match[2] and len(match[1]) <= 100:
+        likely = " or ".join(match[1] + unit for unit in examples)
+        raise UsageError(f"{option} {text}: it has no unit; did you mean {likely}?")
+    unit = match[2].casefold() if match else ""
+    if match is None or unit not in units or len(match[1]) > 100:
+        known = ", ".join(name for name in units if name not in ("μs", "μj"))
+        raise UsageError(
+            f"{option} {text}: write a number and its unit, like 20{examples[0]}; units are {known}"
+        )
+    number = Fraction(match[1]) * Fraction(repr(units[unit]))
+    if not 0 < number <= MOST:
         raise UsageError(f"{option} {text}: must be more than zero and no more than {MOST:g}")
-    return found
+    return number
 
 
 def parse_ms(text: str, option: str = "--max-latency") -> float:
@@ -42,16 +52,19 @@ def parse_ms(text: str, option: str = "--max-latency") -> float:
     >>> parse_ms("20ms"), parse_ms("1.5s"), parse_ms("30min")
     (20.0, 1500.0, 1800000.0)
     """
-    return float(_number(text, option, _MILLISECONDS, "20ms or 1.5s"))
+    likely = ("min", "s") if option == "--time-limit" else ("ms",)
+    return float(_number(text, option, _MILLISECONDS, *likely))
 
 
 def parse_bytes(text: str, option: str) -> int:
-    """kB, MB, GB are powers of 1000; KiB, MiB, GiB of 1024.
+    """kB, MB, GB are powers of 1000; KiB, MiB, GiB of 1024; in any case, and without their B.
 
-    >>> parse_bytes("4MB", "--max-size"), parse_bytes("4MiB", "--max-size")
-    (4000000, 4194304)
+    >>> parse_bytes("4mb", "--max-size"), parse_bytes("4M", "--max-size")
+    (4000000, 4000000)
+    >>> parse_bytes("4MiB", "--max-size")
+    4194304
     """
-    found = int(_number(text, option, _BYTES, "4MB or 512KiB"))
+    found = int(_number(text, option, _BYTES, "MB", "kB"))
     if found < 1:
         raise UsageError(f"{option} {text}: must be a byte or more")
     return found
@@ -62,7 +75,10 @@ def parse_mj(text: str, option: str = "--max-energy") -> float:
     >>> parse_mj("5mJ"), parse_mj("1J")
     (5.0, 1000.0)
     """
-    return float(_number(text, option, _MILLIJOULES, "5mJ"))
+    if text.strip().endswith("MJ"):  # 10**9 times as much as mJ: read in any case, but not so far
+        likely = text.strip()[:-2].strip() + "mJ"
+        raise UsageError(f"{option} {text}: these are megajoules; did you mean {likely}?")
+    return float(_number(text, option, _MILLIJOULES, "mJ"))
 
 
 def parse_share(text: str, option: str) -> Share:
@@ -72,7 +88,14 @@ def parse_share(text: str, option: str) -> Share:
     """
     if re.fullmatch(r"\s*0*\.?0*\s*%\s*", text) and "0" in text:
         return Share(0.0)
-    return Share(float(_number(text, option, {"%": 0.01}, "1%")))
+    return Share(float(_number(text, option, {"%": 0.01}, "%")))
+
+
+def parse_share_above_zero(text: str, option: str) -> Share:
+    share = parse_share(text, option)
+    if not share.value:
+        raise UsageError(f"{option} {text}: nothing is that small; write a part, like 50%")
+    return share
 
 
 def parse_share_or_number(text: str, option: str) -> Share | float:
@@ -81,14 +104,22 @@ def parse_share_or_number(text: str, option: str) -> Share | float:
     try:
         found = float(text)
     except ValueError:
-        raise UsageError(f"{option} {text}: write 1% or a plain number like 0.01") from None
+        raise UsageError(
+            f"{option} {text}: write a percentage like 1%, or a plain number in the metric's own "
+            "units like 0.01"
+        ) from None
     if not 0 <= found <= MOST:
         raise UsageError(f"{option} {text}: must be a finite number, zero or more")
     return found
 
 
 def parse_share_or_bytes(text: str, option: str) -> Share | int:
-    return parse_share(text, option) if text.strip().endswith("%") else parse_bytes(text, option)
+    if text.strip().endswith("%"):
+        return parse_share_above_zero(text, option)
+    if re.fullmatch(r"\s*[0-9.]+\s*", text):
+        number = text.strip()
+        raise UsageError(f"{option} {text}: it has no unit; did you mean {number}% or {number}kB?")
+    return parse_bytes(text, option)
 
 
 class Asked(Struct, frozen=True):
@@ -101,6 +132,30 @@ class Asked(Struct, frozen=True):
     max_macs: Share | None = None
     max_memory_bytes: int | None = None
     max_energy_mj: float | None = None
+
+    def check_meant(self, metric: str) -> None:
+        """Refuse limits of a metric in [0, 1] that can only be a percentage without its sign, or
+        more than there is. Raises UsageError, with the likely one."""
+        limits = (("--max-accuracy-drop", self.max_accuracy_drop, True),)
+        for option, limit, drop in (*limits, ("--min-accuracy", self.min_accuracy, False)):
+            if isinstance(limit, Share) and limit.value > 1:
+                shown = f"{100 * limit.value:.6g}%"
+                raise UsageError(f"{option} {shown}: {metric} lies between 0 and 100 %")
+            if isinstance(limit, float) and (limit > 1 or (drop and limit == 1)):
+                what = f"{100 * limit:.6g} points of {metric}, which has 100"
+                likely = f"; did you mean {limit:g}%?" if limit <= 100 else ""
+                raise UsageError(f"{option} {limit:g}: these are {what}{likely}")
+
+    def check_sizes(self, size_bytes: int, macs: int | None) -> None:
+        """Refuse a part of the model's file or multiply-accumulates that comes to nothing."""
+        for option, limit, whole, unit in (
+            ("--max-size", self.max_size, size_bytes, "bytes"),
+            ("--max-macs", self.max_macs, macs, "multiply-accumulates"),
+        ):
+            if isinstance(limit, Share) and whole is not None and _part(limit, whole) < 1:
+                raise UsageError(
+                    f"{option} {100 * limit.value:.6g}%: of {whole} {unit} that is less than one"
+                )
 
     def resolve(
         self,

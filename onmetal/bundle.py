@@ -27,6 +27,7 @@ from onmetal.errors import DeviceError, OnmetalError, UsageError, VerificationEr
 from onmetal.profilers import Device
 from onmetal.profilers.board import Board
 from onmetal.profilers.local import Local, Worker, quiet_environment
+from onmetal.suggest import near
 from onmetal.targets import TFLITE, install
 
 SUMS = "SHA256SUMS"
@@ -50,11 +51,11 @@ def check_out(out: Path, force: bool) -> None:
     """Before any long work: may a bundle be written there? Raises UsageError if not."""
     if Path.cwd().is_relative_to(out.resolve()):
         raise UsageError(
-            f"--out {out}: is the folder that you stand in, or above it, and is replaced whole; "
-            "choose another"
+            f"--out {out}: this is the current folder or one above it, and --out is replaced as a "
+            "whole; choose another"
         )
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise UsageError(f"--out {out}: there is something that is no folder; choose another")
+        raise UsageError(f"--out {out}: exists and is not a folder; choose another")
     _check_there(out, force)
     ancestor = next(folder for folder in out.absolute().parents if folder.exists())
     try:
@@ -212,7 +213,7 @@ def _sha256(path: Path) -> str:
 def check_folder(folder: Path) -> None:
     """Raises UsageError where the folder is no bundle."""
     if not folder.is_dir():
-        raise UsageError(f"{folder}: there is no such folder")
+        raise UsageError(f"{folder}: there is no such folder{near(folder, ('',))}")
     if not any((folder / name).exists() for name in (SUMS, "manifest.json", "run.py")):
         raise UsageError(f"{folder}: this is no bundle: it has neither manifest.json nor {SUMS}")
 
@@ -261,15 +262,13 @@ def verify(folder: Path, host: Local, device: Device, *, run: bool) -> dict[str,
         "chosen": manifest.get("chosen"),
     }
     if problems:
-        raise VerificationError(
-            f"{folder} is not what it says it is: " + "; ".join(problems), document
-        )
+        raise VerificationError(f"{folder} failed verification: " + "; ".join(problems), document)
     return document
 
 
 def _check_files(folder: Path) -> list[str]:
     if (folder / SUMS).is_symlink():
-        return [f"{SUMS} is no regular file"]
+        return [f"{SUMS} is not a regular file"]
     try:
         text = (folder / SUMS).read_bytes().decode()
     except (OSError, UnicodeDecodeError):
@@ -286,7 +285,7 @@ def _check_files(folder: Path) -> list[str]:
     found += [f"{name} was added" for name in sorted(there.keys() - listed.keys())]
     for name in sorted(listed.keys() & there.keys()):
         if there[name].is_symlink() or not there[name].is_file():
-            found.append(f"{name} is no regular file")
+            found.append(f"{name} is not a regular file")
             continue
         try:
             if _sha256(there[name]) != listed[name]:
@@ -339,7 +338,7 @@ def _check_specification(artifact: Path, worker: Worker) -> list[str]:
         )
     except OnmetalError as error:
         return [f"{artifact.name} cannot be read: {error}"]
-    return [f"{artifact.name} is against TFLite's specification: {what}" for what in found[:5]]
+    return [f"{artifact.name} violates TFLite's specification: {what}" for what in found[:5]]
 
 
 def _check_golden(

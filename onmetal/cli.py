@@ -12,107 +12,11 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from onmetal import __version__
-from onmetal.errors import Interrupted, OnmetalError, UsageError
+from onmetal import __version__, options, suggest, terminal
+from onmetal.errors import BudgetError, Interrupted, OnmetalError, UsageError
 from onmetal.progress import silence
-
-DESCRIPTION = """\
-Convert a trained model for a target, measure every candidate on the device, choose the best that
-meets the budget, and write a bundle that anyone can verify.
-
-  deploy MODEL.onnx --target x86-64 --data DATA.npz
-
-Beside it:
-  deploy targets [NAME]     the targets, or one of them in full
-  deploy devices            what is attached and ready, and what each lacks
-  deploy inspect MODEL      inputs, operators, parameters, multiply-accumulates; where 8 bits hurt
-  deploy bench ARTIFACT …   measure artifacts against each other, interleaved
-  deploy verify BUNDLE      is a bundle whole, and does it still give what it gave?
-  deploy runner build       the program that measures on phones and boards which have nothing
-  deploy doctor             this installation: what works, and what mends the rest
-"""
-
-EPILOG = """\
-exit codes: 0 done; 2 bad usage or input; 3 not supported by the target; 4 device missing or failed;
-5 no candidate meets the budget; 6 verification failed; 130 interrupted; 1 a defect of onmetal
-"""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, whose errors are ours: `--json` and exit codes hold for them too."""
-
-    def __init__(self, prog: str, **keywords: Any) -> None:
-        super().__init__(
-            prog,
-            allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            **keywords,
-        )
-
-    def read(self, words: Sequence[str]) -> argparse.Namespace:
-        """Options and names in any order. An empty value is an error: an unset shell variable
-        would quietly mean the default."""
-        asked = self.parse_intermixed_args(words)
-        for name, value in vars(asked).items():
-            if "" in (value if isinstance(value, list) else [value]):
-                self.error(f"{name.replace('_', '-')} was given an empty value")
-        return asked
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see `{self.prog} --help`")
-
-
-def _main_parser() -> Parser:
-    parser = Parser(
-        "deploy",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        usage="deploy MODEL [MODEL …] --target T …",
-    )
-    add = parser.add_argument
-    add("models", nargs="+", metavar="MODEL", help="an ONNX file; several compete")
-    add("--target", required=True, help="a target's name, or a .toml file of your own")
-    add("--data", help="labelled samples: an .npz file, a folder of images, or MODULE:FUNCTION")
-    add("--calibration-data", help="samples without labels, in the same forms")
-    add(
-        "--metric", help="top1, top5, accuracy, precision, recall, f1, auc, rmse or MODULE:FUNCTION"
-    )
-    add("--output", help="the output that is judged; default: the first")
-    add(
-        "--device",
-        help="where to measure: local, adb[:SERIAL], ssh://user@host[:port], serial:///dev/tty…, "
-        "socket://host:port, qemu:IMAGE; none",
-    )
-    add("--no-device", action="store_true", help="the same as --device none")
-    add("--max-accuracy-drop", metavar="1%|none", help="default: 1%%")
-    add("--min-accuracy", metavar="70%")
-    add("--max-latency", metavar="20ms", help="of the p90")
-    add("--max-size", metavar="4MB|50%")
-    add("--max-macs", metavar="70%")
-    add("--max-memory", metavar="64MB")
-    add("--max-energy", metavar="5mJ")
-    add(
-        "--minimize",
-        default="latency",
-        choices=("latency", "throughput", "size", "memory", "energy", "accuracy-drop"),
-        help="default: latency (p50)",
-    )
-    add("--recipes", metavar="fp32,int8,…", help="families of candidates to choose from")
-    add("--batch", type=int, metavar="N", help="for a free batch axis; default: 1")
-    add("--threads", type=int, metavar="N", help="default: the physical cores")
-    add("--input-shape", action="append", default=[], metavar="NAME=1,3,224,224")
-    add("--out", metavar="DIR", help="the bundle; default: MODEL-TARGET/")
-    add("--force", action="store_true", help="replace what is there")
-    add("--time-limit", metavar="30min", help="after it, the best so far is taken")
-    speed = parser.add_mutually_exclusive_group()
-    speed.add_argument("--quick", action="store_true", help="measure for a minute")
-    speed.add_argument("--thorough", action="store_true", help="windows of ten seconds, five times")
-    add("--dry-run", action="store_true", help="print the plan and stop")
-    add("--json", action="store_true", help="one JSON document on standard output")
-    add("--version", action="version", version=f"onmetal {__version__}")
-    return parser
 
 
 def _positive(value: int | None, option: str) -> int | None:
@@ -121,8 +25,25 @@ def _positive(value: int | None, option: str) -> int | None:
     return value
 
 
-def _run_deploy(words: Sequence[str]) -> int:
-    asked = _main_parser().read(words)
+def _check_given(asked: argparse.Namespace) -> None:
+    """What the main job cannot do without, each with what there is to give."""
+    if not asked.models:
+        raise UsageError(
+            "no MODEL was given: `deploy MODEL.onnx --target x86-64 --data DATA.npz`, or one of "
+            f"the commands {', '.join(options.COMMANDS)}; `deploy --help` describes them"
+        )
+    for word in asked.models:
+        if word in options.COMMANDS and not Path(word).exists():
+            raise UsageError(f"{word} is a command, and comes first: `deploy {word} …`")
+    if asked.target is None:
+        raise UsageError(
+            "no --target was given, which names the hardware that the model will run on; "
+            "`deploy targets` lists them, x86-64 is this kind of machine"
+        )
+
+
+def _run_deploy(asked: argparse.Namespace) -> int:
+    _check_given(asked)
     from onmetal import budget, pipeline
     from onmetal.progress import Progress
     from onmetal.task import Request
@@ -169,14 +90,14 @@ def _run_deploy(words: Sequence[str]) -> int:
         dry_run=asked.dry_run,
     )
     progress = Progress(steps=5 if request.device == "none" else 7)
-    document = pipeline.deploy(request, progress)
+    document = pipeline.deploy(request, progress, terminal.of(sys.stdout))
     progress.clear()
     for warning in document["data"]["warnings"]:
-        progress.say(f"warning: {warning}")
+        progress.warn(warning)
     table = document.pop("table")
     _print(document, asked.json, table)
     if document["chosen"] and not asked.json:
-        print(f"\nChosen: {document['chosen']}; the bundle is in {document['bundle']}")
+        print(f"\nThe bundle is in {terminal.clean(document['bundle'])}")
     return 0
 
 
@@ -188,7 +109,7 @@ def _budget(asked: argparse.Namespace) -> Any:
         return None if text is None else parse(text, option)
 
     drop: Any = budget.Share(0.01)
-    if asked.max_accuracy_drop == "none":
+    if (asked.max_accuracy_drop or "").strip().casefold() == "none":
         drop = None
     elif asked.max_accuracy_drop is not None:
         drop = budget.parse_share_or_number(asked.max_accuracy_drop, "--max-accuracy-drop")
@@ -197,7 +118,7 @@ def _budget(asked: argparse.Namespace) -> Any:
         min_accuracy=parsed("--min-accuracy", budget.parse_share_or_number),
         max_latency_ms=parsed("--max-latency", budget.parse_ms),
         max_size=parsed("--max-size", budget.parse_share_or_bytes),
-        max_macs=parsed("--max-macs", budget.parse_share),
+        max_macs=parsed("--max-macs", budget.parse_share_above_zero),
         max_memory_bytes=parsed("--max-memory", budget.parse_bytes),
         max_energy_mj=parsed("--max-energy", budget.parse_mj),
     )
@@ -212,11 +133,7 @@ def _print(document: dict[str, Any], as_json: bool, text: str) -> None:
         print(text)
 
 
-def _run_targets(words: Sequence[str]) -> int:
-    parser = Parser("deploy targets", description="The targets, or one of them in full.")
-    parser.add_argument("name", nargs="?", help="a target's name or .toml file")
-    parser.add_argument("--json", action="store_true")
-    asked = parser.read(words)
+def _run_targets(asked: argparse.Namespace) -> int:
     from onmetal import beside
 
     document, text = beside.show_targets(asked.name)
@@ -224,16 +141,7 @@ def _run_targets(words: Sequence[str]) -> int:
     return 0
 
 
-def _run_devices(words: Sequence[str]) -> int:
-    parser = Parser("deploy devices", description="What is attached and ready; what each lacks.")
-    parser.add_argument(
-        "addresses",
-        nargs="*",
-        metavar="ADDRESS",
-        help="others to ask, such as ssh://user@host: boards are in no list",
-    )
-    parser.add_argument("--json", action="store_true")
-    asked = parser.read(words)
+def _run_devices(asked: argparse.Namespace) -> int:
     from onmetal import attached
 
     document, text = attached.show(asked.addresses)
@@ -241,24 +149,7 @@ def _run_devices(words: Sequence[str]) -> int:
     return 0
 
 
-def _run_inspect(words: Sequence[str]) -> int:
-    parser = Parser("deploy inspect", description="What a model takes, gives and costs.")
-    parser.add_argument("model", metavar="MODEL|ARTIFACT")
-    parser.add_argument("--target", help="also tell what this target cannot run, and why")
-    parser.add_argument("--data", help="samples: which operators bear the target's 8 bits badly")
-    parser.add_argument(
-        "--against",
-        metavar="FLOAT",
-        help="the float model that ARTIFACT (.onnx, .xml or a bundle) was made from: "
-        "name the first tensor that went wrong",
-    )
-    parser.add_argument(
-        "--plot", metavar="FILE.svg", help="draw the arena over time (microcontrollers)"
-    )
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--input-shape", action="append", default=[], metavar="NAME=1,3,224,224")
-    parser.add_argument("--json", action="store_true")
-    asked = parser.read(words)
+def _run_inspect(asked: argparse.Namespace) -> int:
     from onmetal import inspecting
     from onmetal.progress import Progress
 
@@ -285,27 +176,7 @@ def _run_inspect(words: Sequence[str]) -> int:
     return 0
 
 
-def _run_bench(words: Sequence[str]) -> int:
-    parser = Parser(
-        "deploy bench", description="Measure artifacts against each other, interleaved."
-    )
-    parser.add_argument("artifacts", nargs="+", metavar="MODEL|ARTIFACT|BUNDLE")
-    parser.add_argument("--target", help="default: x86-64; of a microcontroller's board, tflm")
-    parser.add_argument("--device", default="local")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--input-shape", action="append", default=[], metavar="NAME=1,3,224,224")
-    parser.add_argument("--seed", type=int, default=0, help="of the order of the rounds")
-    parser.add_argument(
-        "--benchmark-model",
-        metavar="PATH",
-        help="a copy of Google's benchmark_model for the device: its word on .tflite files too",
-    )
-    speed = parser.add_mutually_exclusive_group()
-    speed.add_argument("--quick", action="store_true")
-    speed.add_argument("--thorough", action="store_true")
-    parser.add_argument("--json", action="store_true")
-    asked = parser.read(words)
+def _run_bench(asked: argparse.Namespace) -> int:
     from onmetal import beside
     from onmetal.progress import Progress
 
@@ -321,21 +192,14 @@ def _run_bench(words: Sequence[str]) -> int:
         asked.seed,
         Path(asked.benchmark_model) if asked.benchmark_model else None,
         progress,
+        terminal.of(sys.stdout),
     )
     progress.clear()
     _print(document, asked.json, text)
     return 0
 
 
-def _run_verify(words: Sequence[str]) -> int:
-    parser = Parser(
-        "deploy verify", description="Is a bundle whole, and does it give what it gave?"
-    )
-    parser.add_argument("bundle", metavar="BUNDLE")
-    parser.add_argument("--device", default="local")
-    parser.add_argument("--run", action="store_true", help="also execute the bundle's run.py")
-    parser.add_argument("--json", action="store_true")
-    asked = parser.read(words)
+def _run_verify(asked: argparse.Namespace) -> int:
     from onmetal import beside
 
     document, text = beside.verify(Path(asked.bundle), asked.device, run=asked.run)
@@ -343,13 +207,7 @@ def _run_verify(words: Sequence[str]) -> int:
     return 0
 
 
-def _run_runner(words: Sequence[str]) -> int:
-    parser = Parser(
-        "deploy runner", description="The program that measures on devices which have nothing."
-    )
-    parser.add_argument("what", choices=("build",), help="build it, for 64-bit ARM")
-    parser.add_argument("--json", action="store_true")
-    asked = parser.read(words)
+def _run_runner(asked: argparse.Namespace) -> int:
     from onmetal import beside
 
     document, text = beside.build_runner()
@@ -357,10 +215,7 @@ def _run_runner(words: Sequence[str]) -> int:
     return 0
 
 
-def _run_doctor(words: Sequence[str]) -> int:
-    parser = Parser("deploy doctor", description="What of this installation works.")
-    parser.add_argument("--json", action="store_true")
-    asked = parser.read(words)
+def _run_doctor(asked: argparse.Namespace) -> int:
     from onmetal import doctor
 
     document, text = doctor.show()
@@ -368,7 +223,14 @@ def _run_doctor(words: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+def _run_completion(asked: argparse.Namespace) -> int:
+    from onmetal import completion
+
+    print(completion.code(asked.shell))
+    return 0
+
+
+RUNS: dict[str, Callable[[argparse.Namespace], int]] = {
     "targets": _run_targets,
     "devices": _run_devices,
     "inspect": _run_inspect,
@@ -376,23 +238,39 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "verify": _run_verify,
     "runner": _run_runner,
     "doctor": _run_doctor,
+    "completion": _run_completion,
 }
 
 
+def _run(words: list[str]) -> int:
+    """The command that the first word names, else the main job."""
+    leading = 1 if words[:1] == ["--json"] else 0
+    name = words[leading] if len(words) > leading else ""
+    if name == "help" and not Path(name).exists():
+        return _run(["--help"] if words[leading + 1 :] == [] else [words[leading + 1], "--help"])
+    if name in RUNS:
+        asked = options.COMMANDS[name]().read(words[:leading] + words[leading + 1 :])
+        return RUNS[name](asked)
+    if name.isalpha() and not Path(name).exists():
+        raise UsageError(
+            f"{name}: neither a command nor a file{suggest.did_you_mean(name, RUNS)}; "
+            f"the commands: {', '.join(RUNS)}"
+        )
+    return _run_deploy(options.deploy().read(words))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
+    if "_ARGCOMPLETE" in os.environ:
+        from onmetal import completion
+
+        completion.complete()
     words = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in words
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding, odd file names
             stream.reconfigure(errors="backslashreplace")
     try:
-        if words and words[0] in COMMANDS:
-            return _flushed(COMMANDS[words[0]], words[1:])
-        if words and words[0].isalpha() and not Path(words[0]).exists():
-            raise UsageError(
-                f"{words[0]}: neither a command nor a file; the commands: {', '.join(COMMANDS)}"
-            )
-        return _flushed(_run_deploy, words)
+        return _flushed(words)
     except OnmetalError as error:
         return _fail(error, as_json)
     except KeyboardInterrupt:
@@ -411,25 +289,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(OnmetalError(_log_defect(words)), as_json)
 
 
-def _flushed(command: Callable[[Sequence[str]], int], words: Sequence[str]) -> int:
+def _flushed(words: list[str]) -> int:
     """Run it, and write out what it printed while a reader that went away can still be met."""
     try:
-        return command(words)
+        return _run(words)
     finally:
         sys.stdout.flush()
 
 
 def _fail(error: OnmetalError, as_json: bool) -> int:
+    """Say what happened on standard error; candidates that were judged are results all the same,
+    and their table goes to standard output."""
+    document = dict(error.document or {})
+    table = document.pop("table", None)
     try:
-        if sys.stderr.isatty():
-            sys.stderr.write("\r\x1b[K")
-        for warning in (error.document or {}).get("data", {}).get("warnings", []):
-            print(f"warning: {warning}", file=sys.stderr)
-        print(f"deploy: {error}", file=sys.stderr, flush=True)
+        screen = terminal.of(sys.stderr)
+        if terminal.rewrites(sys.stderr):
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        if table and not as_json and isinstance(error, BudgetError):
+            print(table, flush=True)
+        for warning in document.get("data", {}).get("warnings", []):
+            print(
+                f"{screen.paint('warning:', 'yellow')} {terminal.clean(warning)}", file=sys.stderr
+            )
+        said = f"{screen.paint('deploy:', 'red')} {terminal.clean(str(error))}"
+        print(said, file=sys.stderr, flush=True)
     except OSError:  # a reader that went away
         silence(sys.stderr)
     if as_json:
-        document = {k: v for k, v in (error.document or {}).items() if k != "table"}
         document["error"] = {"code": error.exit_code, "message": str(error)}
         if error.document:
             from onmetal.bundle import encode

@@ -247,14 +247,15 @@ def _measured(
 ) -> Trial:
     candidate = trial.candidate
     assert candidate
-    feed, missing = feeds(candidate), {**trial.missing, "load_ms": "it lies in the firmware"}
+    feed = feeds(candidate)
+    missing = {**trial.missing, "load_ms": "the model is part of the firmware, and is not loaded"}
     try:
         trial = replace(trial, ran_on=measure.profile(board, candidate, feed))
     except OnmetalError as error:
         missing["ran_on"] = str(error)
     try:
         used = measure.peak_memory(board, candidate, feed, 1)
-        how = "the arena that was used, as the interpreter on the board counts it"
+        how = "the arena that was used, counted by the interpreter on the board"
         trial = replace(trial, peak_memory_bytes=replace(used, how=how))
     except OnmetalError as error:
         missing["peak_memory_on_board"] = str(error)
@@ -263,7 +264,7 @@ def _measured(
     schedule = measure.BOARD[task.request.mode]
     outcome = measure.measure(board, [candidate], feeds, schedule, progress, clock.deadline(0.85))
     if outcome.cut_short:
-        task.warnings.append("--time-limit cut the measuring short: its intervals are wider for it")
+        task.warnings.append("--time-limit ended the measurements early: their intervals are wider")
     trial = replace(timed(task, trial, outcome), load_ms=None)
     energy, why = _energy(board, candidate, feed, schedule.round_s)
     missing |= {**trial.missing, **({"energy_mj": why} if why else {})}

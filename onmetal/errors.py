@@ -7,7 +7,7 @@ UsageError             2  the command line, a file, the data or a budget is wron
 UnsupportedError       3  the model is readable, but this target cannot run it
 DeviceError            4  the device is missing, unfit or failed
 BudgetError            5  no candidate meets the budget
-VerificationError      6  a bundle is not what it says it is
+VerificationError      6  a bundle failed verification
 Interrupted          130  ^C
 ==================  ====  ============================================================
 

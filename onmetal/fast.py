@@ -62,7 +62,7 @@ def _fast(
         and not seen[other.name].hopeless
     ]
     if not static or task.device is None or clock.left_s(0.5) <= 0:
-        why = "no static 8-bit candidate of this runtime was timed, from which to make it"
+        why = "no static 8-bit candidate of this runtime was timed, which it would be made from"
         return replace(trial, status="skipped", reason=why)
     base = min(static, key=lambda other: seen[other.name].p50_ms)
     try:
@@ -71,7 +71,7 @@ def _fast(
         why = f"no mixture of {base.name} and float could be made: {error}"
         return replace(trial, status="failed", failure="conversion", reason=why)
     if not sources:
-        why = f"by its profile every operator of {base.name} is best as it is"
+        why = f"by its profile no operator of {base.name} would be faster in float"
         return replace(trial, status="skipped", reason=why)
     fresh = replace(trial, status="ok", reason=None)
     tried = [convert_one(task, entry, fresh, cache, progress, source) for source in sources]

@@ -17,6 +17,7 @@ from onmetal.profilers.local import Local
 from onmetal.progress import Progress
 from onmetal.records import Model, plain
 from onmetal.sources import Hub
+from onmetal.suggest import near
 from onmetal.targets import TFLITE, Recipe, Target
 from onmetal.task import check_runtimes
 
@@ -91,9 +92,9 @@ def _support(
     made here: whether it can be is said by the plan."""
     support = []
     for entry in plan(target, [found], device.facts(), None, samples=True):
-        says, runs = entry.skipped or "runs, all of it", not entry.skipped
+        says, runs = entry.skipped or "runs completely", not entry.skipped
         if runs and entry.recipe.method != "float":
-            says = "can be tried" if samples else "can be tried, given data"
+            says = "can be tried" if samples else "can be tried, once calibrated with --data"
         elif runs:
             try:
                 source = Hub(found, target, None, device, cache).source(
@@ -123,7 +124,8 @@ def _on_micro(
     support: list[dict[str, Any]] = []
     last = None
     for entry in plan(target, [found], device.facts(), None, samples=True):
-        says, runs = entry.skipped or "runs, all of it, given data", not entry.skipped
+        runs = not entry.skipped
+        says = entry.skipped or "runs completely, once calibrated with --data"
         if runs:
             try:
                 lacking = embedded.lacking(entry, target, device, cache)
@@ -284,7 +286,7 @@ def compare(
 def _artifact(path: Path) -> Path:
     if not path.is_dir():
         if path.suffix == ".xml" and not path.is_file():
-            raise UsageError(f"{path}: there is no such file")
+            raise UsageError(f"{path}: there is no such file{near(path, ('.xml',))}")
         return path
     document, problems = manifest.read(path)
     if problems:

@@ -17,6 +17,7 @@ from onmetal.cache import Cache
 from onmetal.errors import DeviceError, UnsupportedError, UsageError
 from onmetal.profilers.local import Local
 from onmetal.records import Model, Tensor
+from onmetal.suggest import near
 
 _FOREIGN = {
     b"\x89HDF": "a Keras or HDF5 file",
@@ -122,12 +123,13 @@ _READERS = {
 def _recognize(path: Path) -> Literal["onnx", "tflite"]:
     """Which format it is; refuse what is plainly none of them, saying what it is."""
     if not path.exists():
-        raise UsageError(f"{path}: there is no such file")
+        likely = near(path, (".onnx", ".tflite"))
+        raise UsageError(f"{path}: there is no such file{likely}")
     if path.is_dir():
         what = "a TensorFlow SavedModel" if (path / "saved_model.pb").exists() else "a folder"
         raise UsageError(f"{path}: this is {what}; an ONNX or TFLite file is wanted")
     if not path.is_file():
-        raise UsageError(f"{path}: this is no regular file; an ONNX or TFLite file is wanted")
+        raise UsageError(f"{path}: this is not a regular file; an ONNX or TFLite file is wanted")
     try:
         with path.open("rb") as file:
             head = file.read(8)

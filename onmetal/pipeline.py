@@ -7,7 +7,17 @@ from typing import Any, Literal
 import numpy as np
 from msgspec.structs import replace
 
-from onmetal import __version__, builds, bundle, decide, embedded, report, targets
+from onmetal import (
+    __version__,
+    builds,
+    bundle,
+    decide,
+    embedded,
+    estimate,
+    report,
+    summary,
+    targets,
+)
 from onmetal.budget import Budget
 from onmetal.cache import Cache
 from onmetal.calibration.samples import Samples
@@ -21,12 +31,13 @@ from onmetal.plan import NO_DATA, Planned
 from onmetal.progress import Progress
 from onmetal.records import Trial, plain
 from onmetal.task import Clock, Request, Task, prepare
+from onmetal.terminal import PLAIN, Screen
 from onmetal.trials import check_calibration, convert_all, examine_all, measure_all
 from onmetal.vectors import keep_raw, write_feeds, write_golden
 
 
-def deploy(request: Request, progress: Progress) -> dict[str, Any]:
-    """Do all of it. -> the document of `--json`.
+def deploy(request: Request, progress: Progress, screen: Screen = PLAIN) -> dict[str, Any]:
+    """Do all of it. -> the document of `--json`, and under `table` the text for a screen.
 
     Raises the errors of onmetal.errors; BudgetError and DeviceError carry the document where
     candidates were judged.
@@ -42,7 +53,7 @@ def deploy(request: Request, progress: Progress) -> dict[str, Any]:
         task = prepare(request, cache, progress)
         ended_well = False
         try:
-            document = _deploy(task, out, cache, scratch, clock, progress)
+            document = _deploy(task, out, cache, scratch, clock, progress, screen)
             ended_well = True
         finally:
             if task.device:
@@ -51,45 +62,55 @@ def deploy(request: Request, progress: Progress) -> dict[str, Any]:
 
 
 def _deploy(
-    task: Task, out: Path, cache: Cache, scratch: Path, clock: Clock, progress: Progress
+    task: Task,
+    out: Path,
+    cache: Cache,
+    scratch: Path,
+    clock: Clock,
+    progress: Progress,
+    screen: Screen,
 ) -> dict[str, Any]:
     """What `deploy` does once all is read and checked."""
     if task.request.dry_run:
         return _dry_run(task)
     _check_plan(task.planned)
+    progress.expect(estimate.steps_s(task), task.request.time_limit_s)
     feeds = write_feeds(task, scratch)
     if task.target.micro:
         embedded.check_operators(task, cache)
-    progress.step("calibrating and converting")
+    progress.step(estimate.CONVERTING)
     trials = convert_all(task, cache, clock, progress)
     check_calibration(task, cache, clock, progress)
     trials, seen = look(task, trials, feeds, cache, scratch, clock, progress)
     trials = add_fast(task, trials, seen, feeds, cache, clock, progress)
-    progress.step("judging")
+    timed_ms = {name: looked.p50_ms for name, looked in seen.items()}
+    progress.expect(estimate.steps_s(task, trials, timed_ms), task.request.time_limit_s)
+    progress.step(estimate.JUDGING)
     if task.board:
         embedded.on_board(task, task.board, trials)
     trials, reference, value = judge_all(task, trials, feeds, cache, clock, progress)
     budget = resolve(task, reference, value)
     trials = drop_lost(task, trials, seen, budget)
     if task.target.micro:
-        progress.step("counting memory")
+        progress.step(estimate.COUNTING)
         trials = embedded.examine_all(task, trials, feeds, progress)
     if task.board:
-        progress.step("measuring")
+        progress.step(estimate.MEASURING)
         trials = embedded.measure_board(task, task.board, trials, feeds, clock, progress)
     elif task.device:
-        progress.step("asking the runtimes what really ran")
+        progress.step(estimate.PROFILING)
         trials = examine_all(task, task.device, trials, feeds, clock, progress)
-        progress.step("measuring")
+        progress.step(estimate.MEASURING)
         trials = measure_all(task, task.device, trials, feeds, clock, progress)
-    progress.step("deciding")
+    progress.step(estimate.DECIDING)
     trials, base, chosen = choose(task, budget, trials, reference, feeds, clock, progress)
     after = _state_after(task)
     document = _document(task, budget, trials, base, chosen)
+    document["table"] = summary.text(trials, base, chosen, _setting(task, budget), screen)
     measurements = keep_raw(trials, cache)
     if chosen is None:
         _refuse(task, document, trials, out)
-    progress.step("writing the bundle")
+    progress.step(estimate.WRITING)
     assert chosen
     document["bundle"] = str(out)
     try:
@@ -138,8 +159,23 @@ def _document(
         "chosen": chosen.name if chosen else None,
         "pareto": decide.pareto(ran, task.target),
         "bundle": None,
-        "table": report.table(trials, task.metric.name if task.metric else None),
     }
+
+
+def _setting(task: Task, budget: Budget) -> summary.Setting:
+    """What the text for people says besides the trials."""
+    return summary.Setting(
+        decided_by=objective(task),
+        minimize=task.request.minimize,
+        metric=task.metric.name if task.metric else None,
+        higher_is_better=task.metric.higher_is_better if task.metric else True,
+        proportion=task.metric.proportion if task.metric else True,
+        several_models=len(task.models) > 1,
+        original_size_bytes=task.models[0].size_bytes if len(task.models) == 1 else None,
+        emulated=task.emulated,
+        p90=budget.max_latency_ms is not None,
+        impossible=frozenset(entry.name for entry in task.planned if entry.skipped),
+    )
 
 
 def _state_after(task: Task) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from onmetal.errors import UsageError
 from onmetal.records import DeviceFacts, Model
+from onmetal.suggest import did_you_mean
 from onmetal.targets import EXACT, TFLITE, Recipe, Target
 
 
@@ -47,8 +48,11 @@ def plan(
     """
     for family in asked or []:
         if not any(_belongs(recipe.name, family) for recipe in target.recipes):
-            known = ", ".join(recipe.name for recipe in target.recipes)
-            raise UsageError(f"--recipes {family}: the target {target.name} has: {known}")
+            known = [recipe.name for recipe in target.recipes]
+            raise UsageError(
+                f"--recipes {family}: unknown to the target {target.name}"
+                f"{did_you_mean(family, known)}; it has: {', '.join(known)}"
+            )
     found = []
     has_float = any(recipe.method == "float" for recipe in target.recipes)
     for recipe in target.recipes:
@@ -136,7 +140,8 @@ def _needless(
         return f"the model has nothing to quantize: no {', '.join(kinds)}"
     by_matrices = recipe.method in ("weights", "dynamic") and runtime not in TFLITE
     if by_matrices and model.matmul_share < MATMUL_HEAVY:
-        return f"for models of MatMuls; {model.matmul_share:.0%} of this one's weights are theirs"
+        share = f"{model.matmul_share:.0%}"
+        return f"pays for models of MatMuls only, which hold {share} of this one's weights"
     if not samples:
         return NO_DATA
     if recipe.method == "fast" and not timed:

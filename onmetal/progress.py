@@ -1,55 +1,130 @@
 """What is being done and what remains, on standard error.
 
-A terminal gets one line that is rewritten; a file or a pipe gets a line a step and one every ten
-seconds within it. No colour anywhere.
+A terminal gets one line that is rewritten; a file, a pipe or a terminal that cannot rewrite a line
+gets a line a step and one every ten seconds within it.
+
+The time of the whole run is estimated once, when the plan is known, and kept true: what the steps
+that are done took, against what they were expected to take, scales what is expected of the rest.
 """
 
 import contextlib
 import os
-import shutil
 import sys
 import time
+from collections.abc import Mapping
 from typing import TextIO
+
+from onmetal import terminal
+
+SETTLED_S = 2.0
+"""Where nothing was estimated, a step that has run for this long is taken to go on as it did."""
+FASTEST, SLOWEST = 0.25, 8.0
+"""How far the steps that are done may scale the estimate of the rest."""
+OVERRUN = 0.1
+"""A step that takes longer than expected will last for this part of what it took so far."""
+WRONG = 1.5
+"""A run that will take this many times as long as was said is told so."""
+WEIGHT_S = 15.0
+"""The estimate counts like steps of so many seconds, against which those that are done are set."""
 
 
 class Progress:
     def __init__(self, steps: int, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
-        self.live = self.stream.isatty()
+        self.live = terminal.rewrites(self.stream)
+        self.screen = terminal.of(self.stream)
         self.steps, self.step_number = steps, 0
         self.title = ""
-        self.began = self.told = time.monotonic()
+        self.start = self.began = self.reported = time.monotonic()
+        self.expected_s: dict[str, float] = {}
+        self.took_s: dict[str, float] = {}
+        self.limit_s: float | None = None
+        self.announced_s: float | None = None
+
+    def expect(self, seconds: Mapping[str, float], limit_s: float | None = None) -> None:
+        """How long each step will take, by its title; say so for the whole run. `limit_s`: of
+        --time-limit. May be called again, when more is known."""
+        self.expected_s, self.limit_s = dict(seconds), limit_s
+        if self.announced_s is None:
+            self._announce("the whole run takes about")
 
     def step(self, title: str) -> None:
         """The next of the steps begins."""
+        now = time.monotonic()
+        self.took_s[self.title] = now - self.began
         self.step_number += 1
-        self.title, self.began = title, time.monotonic()
-        self._write(f"[{self.step_number}/{self.steps}] {title}", last=not self.live)
-        self.told = time.monotonic()
+        self.title, self.began = title, now
+        if self.announced_s is not None and self.total_s() > WRONG * self.announced_s:
+            self._announce("slower than expected: the whole run takes about")
+        self._write(f"[{self.step_number}/{self.steps}] {title}{self._clock()}", not self.live)
+        self.reported = now
 
     def __call__(self, done: float, total: float, what: str) -> None:
-        """Within a step: how much of it is done."""
+        """Within a step, or a part of it: how much is done."""
         now = time.monotonic()
-        if now - self.told < (0.2 if self.live else 10.0):
+        if now - self.reported < (0.2 if self.live else 10.0):
             return
-        self.told = now
+        self.reported = now
+        head = f"[{self.step_number}/{self.steps}] {self.title}"
         left = ""
-        if done > 0 and total > done and now - self.began > 2:
-            left = f", about {_span((now - self.began) * (total - done) / done)} left"
-        self._write(f"[{self.step_number}/{self.steps}] {self.title}: {what}{left}", not self.live)
+        if self.announced_s is None and 0 < done < total and now - self.began > SETTLED_S:
+            left = f", about {span((now - self.began) * (total - done) / done)} left"
+        self._write(f"{head}{self._clock()}: {what}{left}", not self.live)
+
+    def total_s(self) -> float:
+        """Of the whole run: what is over and what remains."""
+        return time.monotonic() - self.start + self.left_s()
+
+    def left_s(self) -> float:
+        """What remains of this step and of the later ones."""
+        spent = time.monotonic() - self.began
+        this = self.pace() * self.expected_s.get(self.title, 0.0)
+        over = {*self.took_s, self.title}
+        later = sum(s for title, s in self.expected_s.items() if title not in over)
+        left = max(this - spent, OVERRUN * spent) + self.pace() * later
+        if self.limit_s is not None:
+            left = min(left, max(0.0, self.limit_s - (time.monotonic() - self.start)))
+        return left
+
+    def pace(self) -> float:
+        """How many times as long as expected the steps take: those that are over, and this one as
+        soon as it is late."""
+        took = {title: s for title, s in self.took_s.items() if title in self.expected_s}
+        spent = time.monotonic() - self.began
+        if spent > self.expected_s.get(self.title, spent):
+            took[self.title] = spent
+        expected = sum(self.expected_s[title] for title in took)
+        pace = (sum(took.values()) + WEIGHT_S) / (expected + WEIGHT_S)
+        return min(SLOWEST, max(FASTEST, pace))
 
     def say(self, text: str) -> None:
         """A line that stays."""
         self.clear()
-        self._put(f"{text}\n")
+        self._put(f"{terminal.clean(text)}\n")
+
+    def warn(self, text: str) -> None:
+        self.clear()
+        self._put(f"{self.screen.paint('warning:', 'yellow')} {terminal.clean(text)}\n")
 
     def clear(self) -> None:
         if self.live:
             self._put("\r\x1b[K")
 
+    def _announce(self, what: str) -> None:
+        self.announced_s = self.total_s()
+        self.say(f"{what} {span(self.announced_s)}")
+
+    def _clock(self) -> str:
+        if self.announced_s is None:
+            return ""
+        spent = time.monotonic() - self.start
+        elapsed = f"{spent:.0f} s" if spent < 90 else f"{spent / 60:.0f} min"
+        return f" ({elapsed}, about {span(self.left_s())} left)"
+
     def _write(self, text: str, last: bool) -> None:
+        text = terminal.clean(text)
         if self.live:
-            text = text[: shutil.get_terminal_size().columns - 1]
+            text = terminal.pieces(text, terminal.of(self.stream).columns - 1)[0]
             self._put(f"\r\x1b[K{text}")
         elif last:
             self._put(f"{text}\n")
@@ -70,5 +145,16 @@ def silence(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _span(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+def span(seconds: float) -> str:
+    """No more precise than an estimate can be.
+
+    >>> [span(s) for s in (3, 47, 100, 130, 2000, 5500, 9000)]
+    ['5 s', '50 s', '1.5 min', '2 min', '33 min', '1.5 h', '2.5 h']
+    """
+    if seconds < 57.5:
+        return f"{max(5, 5 * round(seconds / 5)) if seconds < 30 else 10 * round(seconds / 10)} s"
+    if seconds < 300:
+        return f"{round(seconds / 30) / 2:g} min"
+    if seconds < 3300:
+        return f"{round(seconds / 60)} min"
+    return f"{round(seconds / 1800) / 2:g} h"

@@ -1,15 +1,12 @@
-"""Trials as JSON (the contract of `--json`) and as a table for people."""
+"""Trials as JSON (the contract of `--json`), plans and bundles' READMEs as text."""
 
 from typing import Any
 
 import msgspec
 
-from onmetal.plan import LEFT_OUT
 from onmetal.records import (
     Candidate,
     DeviceFacts,
-    Figure,
-    Latency,
     Model,
     Trial,
     plain,
@@ -119,69 +116,6 @@ def milliseconds(value: float) -> str:
     return f"{value:.4g} ms" if value >= 1 else f"{value:.3f} ms"
 
 
-def _figure(figure: Figure | None) -> str:
-    return size(figure.value) if figure else "-"
-
-
-def _time(latency: Latency | None, which: str) -> str:
-    if latency is None:
-        return "-"
-    modelled = "~" if latency.basis == "modelled" else ""
-    return modelled + milliseconds(getattr(latency, which))
-
-
-def _cells(trial: Trial, metric: bool, memory: bool) -> list[str]:
-    latency, versus, accuracy = trial.latency_ms, trial.versus_baseline, trial.accuracy
-    worst = min(trial.sqnr_db.values(), default=None)
-    judged = "-" if worst is None else f"{worst:.0f} dB"
-    if accuracy:
-        judged = f"{accuracy.value:.4f}"
-    cells = [trial.name, judged]
-    if metric:
-        cells.append("-" if not accuracy or accuracy.drop is None else f"{accuracy.drop:+.4f}")
-    cells += [
-        size(trial.candidate.size_bytes) if trial.candidate else "-",
-        _time(latency, "p50"),
-        _time(latency, "p90"),
-        f"{versus.speedup:.2f}x [{versus.ci95[0]:.2f}, {versus.ci95[1]:.2f}]" if versus else "-",
-    ]
-    if memory:
-        cells.append(_figure(trial.peak_memory_bytes))
-    return [*cells, trial.status]
-
-
-def table(trials: list[Trial], metric: str | None) -> str:
-    """Candidates that were tried, the chosen one first; then why the others were not chosen."""
-    order = {"chosen": 0, "ok": 1, "over-budget": 2, "failed": 3}
-    tried = [trial for trial in trials if trial.status in order]
-    tried.sort(key=lambda t: (order[t.status], t.latency_ms.p50 if t.latency_ms else 0.0))
-    memory = any(trial.peak_memory_bytes for trial in tried)
-    head = ["candidate", metric or "fidelity", *(["drop"] if metric else []), "size", "p50", "p90"]
-    head += ["speed-up [95 %]", *(["memory"] if memory else []), "status"]
-    rows = [head] + [_cells(trial, metric is not None, memory) for trial in tried]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = []
-    for row in rows:
-        left = [cell.ljust(width) for cell, width in zip(row[:1], widths[:1], strict=True)]
-        right = [c.rjust(w) for c, w in zip(row[1:-1], widths[1:-1], strict=True)]
-        lines.append("  ".join([*left, *right, row[-1]]).rstrip())
-    lines.insert(1, "-" * max(map(len, lines)))
-    said = [t for t in trials if t.reason and t.status != "chosen" and t.reason != LEFT_OUT]
-    if any(t.latency_ms and t.latency_ms.basis == "emulated" for t in tried):
-        lines += ["", "The device is emulated: its timings mean nothing, and none decided."]
-    if any(t.latency_ms and t.latency_ms.basis == "modelled" for t in tried):
-        lines += [
-            "",
-            "~: modelled by Vela, of the NPU alone; not measured, and it decided nothing.",
-        ]
-    for trial in tried[:1]:
-        lines += embedded_lines(trial)
-    why = [f"  {t.name}: {t.reason}" for t in said]  # what the user left out, he knows
-    if why:
-        lines += ["", "Not chosen:", *why]
-    return "\n".join(lines)
-
-
 def embedded_lines(trial: Trial) -> list[str]:
     """What of a microcontroller the first candidate takes."""
     found, memory = trial.embedded, trial.peak_memory_bytes
@@ -196,7 +130,8 @@ def embedded_lines(trial: Trial) -> list[str]:
         f"{flash['graph_bytes']:,}, code about {flash['code_bytes']:,}."
     ]
     if count := (trial.ran_on or {}).get("instructions_per_inference"):
-        lines += [f"{count:,} instructions an inference, as the emulator counts them: no time."]
+        said = "instructions per inference, counted by the emulator; this is not a time."
+        lines += [f"{count:,} {said}"]
     return lines + npu_lines(npu)
 
 

@@ -27,6 +27,7 @@ from onmetal.profilers.board import Board
 from onmetal.profilers.local import Local
 from onmetal.profilers.remote import Remote
 from onmetal.records import Candidate, DeviceFacts, Model
+from onmetal.suggest import did_you_mean
 from onmetal.targets import Target
 
 RANDOM_SAMPLES = 8
@@ -144,6 +145,8 @@ def prepare(
     """Read and check everything that the user gave; close the task's device afterwards."""
     target = targets.load(request.target)
     check_options(target)
+    if asked := metrics.known(request.metric):
+        _check_meant(request, asked)  # as early as the metric is known
     device = _connect(request, target, cache)
     try:
         return _prepared(request, target, device, cache, progress)
@@ -166,6 +169,7 @@ def _prepared(
     shapes = model.parse_shapes(list(request.input_shapes))
     models = _read(request, target, shapes, cache, host)
     _check_same_task(models)
+    request.budget.check_sizes(models[0].size_bytes, models[0].macs)
     if request.budget.max_macs is not None and models[0].macs is None:
         raise UsageError(
             "--max-macs: the multiply-accumulates of this model could not be counted "
@@ -201,8 +205,10 @@ def _prepared(
             if metric.function is not None:
                 try_metric(metric, entry, data[place], target, host, cache)
         warnings += said
+        if metric:
+            _check_meant(request, metric)
     elif request.metric or request.output:
-        raise UsageError("--metric and --output judge labelled data: give it with --data")
+        raise UsageError("--metric and --output need labelled data: give it with --data")
     warnings += [note for entry in models for note in entry.notes]
     warnings += _few(request, labelled, data[str(models[0].path)].count, metric)
     return Task(
@@ -329,7 +335,7 @@ def _check_budget(
         raise UsageError("--minimize accuracy-drop needs labelled data: give it with --data")
     if len(request.models) > 1 and budget.max_accuracy_drop is not None:
         raise UsageError(
-            "several models compete in accuracy too: give labelled data with --data, "
+            "several models are compared by accuracy too: give labelled data with --data, "
             "or switch the accuracy budget off with --max-accuracy-drop none"
         )
 
@@ -348,7 +354,7 @@ def _check_same_task(models: list[Model]) -> None:
             single = len(mine) == len(theirs) == 1
             if names[0] != names[1] and not single:
                 raise UsageError(
-                    f"{other.path} and {first.path} do not compete: their {kind} differ "
+                    f"{other.path} and {first.path} cannot be compared: their {kind} differ "
                     f"({', '.join(names[1])} against {', '.join(names[0])})"
                 )
 
@@ -380,7 +386,7 @@ def _load_data(
             notes += _shared(
                 hashes[data[place].places()],
                 hashes[calibration[place].places()],
-                "in the part of DATA that calibrates too",
+                "in the part of DATA that is used for calibration, too",
             )
         else:
             data[place] = given or samples.random(entry, cache, RANDOM_SAMPLES)
@@ -428,7 +434,7 @@ def _shared(judging: np.ndarray, calibrating: np.ndarray, where: str) -> list[st
     if not both:
         return []
     return [
-        f"samples that judge and are {where}: {both}; the accuracy of calibrated candidates will "
+        f"{both} of the evaluation samples are {where}; the accuracy of calibrated candidates will "
         "look better than it is"
     ]
 
@@ -440,7 +446,10 @@ def _output(request: Request, entry: Model) -> str:
     if entry.path != request.models[0] and len(names) == 1:
         output = names[0]  # competitors of one output may call it differently
     if output not in names:
-        raise UsageError(f"--output {output}: no such output; the model has: {', '.join(names)}")
+        raise UsageError(
+            f"--output {output}: no such output{did_you_mean(output, names)}; the model has: "
+            f"{', '.join(names)}"
+        )
     return output
 
 
@@ -458,6 +467,12 @@ def _metric(
         data = samples.relabelled(data, labels, cache)
     metric = metrics.choose(request.metric, tensor, shape, data.label_array())
     return output, metric, data, [f"{data.source}: {text}" for text in said]
+
+
+def _check_meant(request: Request, metric: Metric) -> None:
+    """Custom metrics have units of their own, in which any number may be meant."""
+    if metric.proportion and metric.function is None:
+        request.budget.check_meant(metric.name)
 
 
 def _few(request: Request, labelled: bool, count: int, metric: Metric | None) -> list[str]:

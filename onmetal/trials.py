@@ -192,10 +192,10 @@ def _examine(task: Task, device: Device, trial: Trial, feeds: Feeds, runs: int) 
         half = ran_on["precision"].get("bf16", 0.0) if ran_on else 0.0
         if half < COMPUTED:
             return trial
-        reason = f"{trial.runtime} computed {half:.0%} of it in bf16, so it is no fp32"
+        reason = f"{trial.runtime} computed {half:.0%} of it in bf16, so it is not fp32"
         return replace(trial, status="failed", failure="conversion", reason=reason)
     if ran_on is None:
-        reason = f"whether it computes in {compute} could not be seen: {missing['ran_on']}"
+        reason = f"whether it computes in {compute} could not be determined: {missing['ran_on']}"
         return replace(trial, status="failed", failure="device", reason=reason)
     if ran_on["precision"].get(compute, 0.0) < COMPUTED:
         ran = ", ".join(f"{kind} {share:.0%}" for kind, share in ran_on["precision"].items())
@@ -220,7 +220,7 @@ def measure_all(
     schedule = EMULATED if task.emulated else MODES[task.request.mode]
     outcome = measure.measure(device, running, feeds, schedule, progress, clock.deadline(0.85))
     if outcome.cut_short:
-        task.warnings.append("--time-limit cut the measuring short: its intervals are wider for it")
+        task.warnings.append("--time-limit ended the measurements early: their intervals are wider")
     return [timed(task, trial, outcome) if usable(trial) else trial for trial in trials]
 
 

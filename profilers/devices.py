@@ -8,6 +8,7 @@ from onmetal.profilers import adb, boards, native, ssh
 from onmetal.profilers.board import Board
 from onmetal.profilers.local import Local
 from onmetal.profilers.remote import Remote
+from onmetal.suggest import did_you_mean
 from onmetal.targets import Target, packages
 
 TRANSPORTS = (
@@ -48,7 +49,8 @@ def check_address(address: str) -> None:
         return
     if address != "local" and not re.match(r"adb(:.|$)|ssh://.", address):
         known = ", ".join(TRANSPORTS)
-        raise UsageError(f"--device {address}: unknown; this version knows: {known}")
+        likely = did_you_mean(address, ("local", "none", "adb"))
+        raise UsageError(f"--device {address}: unknown{likely}; this version knows: {known}")
 
 
 def reach(address: str, cache: Cache) -> Device:

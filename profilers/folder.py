@@ -169,7 +169,7 @@ def ended(status: int) -> str:
     known = {
         126: "cannot be executed there",
         127: "was not found there",
-        132: "crashed: an instruction that this CPU has not (SIGILL)",
+        132: "crashed: an instruction that this CPU does not have (SIGILL)",
         134: "aborted (SIGABRT)",
         135: "crashed (SIGBUS)",
         136: "crashed (SIGFPE)",

@@ -78,7 +78,7 @@ class Serial:
             self._port.write(data)
         except self._slow:
             raise DeviceError(
-                f"{self.name} took nothing for {SEND_S:.0f} s: is its flow control on?"
+                f"{self.name} accepted no data for {SEND_S:.0f} s: is its flow control on?"
             ) from None
         except self._lost:
             raise self._gone() from None
@@ -164,6 +164,6 @@ def sent(connection: socket.socket, data: bytes, name: str) -> None:
     try:
         connection.sendall(data)
     except TimeoutError:
-        raise DeviceError(f"{name} took nothing for {SEND_S:.0f} s") from None
+        raise DeviceError(f"{name} accepted no data for {SEND_S:.0f} s") from None
     except OSError as error:
         raise DeviceError(f"the connection to {name} broke: {error.strerror or error}") from None

@@ -182,7 +182,7 @@ class Meter:
             if power_mw - idle_mw < least_mw:
                 raise DeviceError(
                     f"the board takes {power_mw:.4g} mW while it computes and {idle_mw:.4g} mW "
-                    f"while it waits; the meter does not tell less than {least_mw:.4g} mW apart. "
+                    f"while it waits; the meter cannot distinguish less than {least_mw:.4g} mW. "
                     "Let its firmware sleep while it waits, or measure longer windows"
                 )
             found.append((power_mw - idle_mw) * window.seconds / window.inferences)

@@ -37,7 +37,7 @@ def peak(
     Linux only: the peak is the kernel's own high-water mark (VmHWM), reset in between.
     """
     if sys.platform != "linux":
-        raise DeviceError("peak memory is read from /proc, which this system has not")
+        raise DeviceError("peak memory is read from /proc, which this system does not have")
     plain = runtime_options(options)
     with tempfile.TemporaryDirectory() as folder:
         trivial = Path(folder) / "trivial"

@@ -28,4 +28,4 @@ def profile(
 
 
 def layers(**_: Any) -> list[dict[str, Any]]:
-    raise UnsupportedError("LiteRT's Python has no clock for each operator")
+    raise UnsupportedError("LiteRT's Python interface reports no time per operator")

@@ -27,7 +27,7 @@ def profile(
 
 
 def layers(**_: Any) -> list[dict[str, Any]]:
-    raise UnsupportedError("TFLite Micro's Python has no clock for each operator")
+    raise UnsupportedError("TFLite Micro's Python interface reports no time per operator")
 
 
 def arena(
@@ -47,7 +47,9 @@ def arena(
         text = told()
     found: dict[str, Any] = {kind: int(count) for kind, count in _TOTAL.findall(text)}
     if set(found) != {"total", "head", "tail"}:
-        raise DeviceError(f"TFLite Micro does not tell its allocations as expected: {text[:200]!r}")
+        raise DeviceError(
+            f"TFLite Micro does not report its allocations as expected: {text[:200]!r}"
+        )
     found["categories"] = {
         name: {"used": int(used), "requested": int(asked)}
         for name, used, asked in _CATEGORY.findall(text)

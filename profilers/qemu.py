@@ -59,7 +59,7 @@ def check_image(image: Path) -> None:
     machine = struct.unpack("<H", head[18:20])[0] if len(head) == 20 else 0
     if head[:4] != b"\x7fELF" or head[4] != 1 or machine != _ARM:
         raise UsageError(
-            f"--device qemu:{image}: this is no linked ELF image for a 32-bit ARM core; "
+            f"--device qemu:{image}: this is not a linked ELF image for a 32-bit ARM core; "
             "the firmware of a bundle, built for a board that qemu emulates, makes one"
         )
 

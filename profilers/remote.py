@@ -307,7 +307,7 @@ class RemoteWorker:
             "peak_memory": self._memory,
         }
         if op not in operations:
-            raise UnsupportedError(f"{op!r} is done on this machine only, not over a line")
+            raise UnsupportedError(f"{op!r} is done on this machine only, not on a remote device")
         return operations[op](timeout_s=timeout_s, progress=progress, **arguments)
 
     def close(self) -> None:

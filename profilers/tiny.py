@@ -202,7 +202,7 @@ class Tiny:
         except _Garbled as error:
             raise DeviceError(
                 f"the answer of {self.link.name} to {what} came damaged twice: {error}; check the "
-                "cable, or let both sides speak slower (?baud=)"
+                "cable, or use a lower baud rate (?baud=)"
             ) from None
 
     # --- what the board is
@@ -239,7 +239,7 @@ class Tiny:
                 "and does it run firmware with this protocol?"
             )
         elif odd > len(text) / 10:
-            why = "what comes is no text: the baud rate is another one; give it with ?baud="
+            why = "what it sends is not text: probably the baud rate differs; give it with ?baud="
         else:
             last = [line.strip() for line in text.splitlines() if line.strip()][-1]
             why = (

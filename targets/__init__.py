@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 
 import onmetal
 from onmetal.errors import UsageError
+from onmetal.suggest import did_you_mean, near
 
 RUNTIMES = tuple(
     sorted(
@@ -241,6 +242,9 @@ def load(name: str) -> Target:
         source = name
         try:
             text = Path(name).read_text("utf-8")
+        except FileNotFoundError:
+            likely = near(Path(name), (".toml",))
+            raise UsageError(f"--target {name}: there is no such file{likely}") from None
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--target {name}: cannot read this file: {error}") from None
     elif name in names():
@@ -248,8 +252,8 @@ def load(name: str) -> Target:
         text = files(__name__).joinpath(source).read_text("utf-8")
     else:
         raise UsageError(
-            f"no target {name!r}; there are: {', '.join(names())}, "
-            "or give the path of a .toml file of your own"
+            f"there is no target {name!r}{did_you_mean(name, names())}; there are: "
+            f"{', '.join(names())}, or give the path of a .toml file of your own"
         )
     return parse(text, source)
 

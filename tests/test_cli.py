@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from onmetal import cli, pipeline
+from onmetal import __version__, cli, pipeline
 from tests.conftest import DIGITS, FLOAT, deploy
 from tests.test_devices_command import stand_in
 
 MODEL = str(DIGITS / "digits_cnn.onnx")
 DATA = str(DIGITS / "digits.npz")
 PLAIN = (MODEL, "--target", "x86-64")
-HEAVY = ("numpy", "msgspec", "psutil", "PIL", "onnx", "onnxruntime", "openvino")
+HEAVY = ("numpy", "msgspec", "psutil", "PIL", "onnx", "onnxruntime", "openvino", "argcomplete")
 LATER = "converting"
 """The first step that takes long, as progress calls it."""
 
@@ -70,7 +70,7 @@ def buffered() -> dict[str, str]:
 # --- help
 
 
-@pytest.mark.parametrize("words", [["--help"], ["bench", "--help"], ["verify", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["bench", "--help"], ["help", "verify"]])
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "onmetal.cli", *words],
@@ -92,6 +92,42 @@ def test_help_names_every_option_of_the_main_job(capsys: Capture) -> None:
     said = capsys.readouterr().out
     for option in OPTIONS:
         assert f"--{option}" in said
+
+
+def test_help_says_what_a_percentage_is_of(capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "50% of --max-size is of the model's file" in said
+    assert "70% of --max-macs of its multiply-accumulates" in said
+    assert "one percent of the float model's value of any other (rmse" in said
+
+
+@pytest.mark.parametrize("words", [["help"], ["--help"], ["--json", "help"], ["-h"]])
+def test_help_is_a_word_too(words: list[str], capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: deploy MODEL")
+
+
+@pytest.mark.parametrize("words", [[], ["bench"], ["completion"]])
+def test_every_command_says_its_version(words: list[str], capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*words, "--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"onmetal {__version__}\n"
+
+
+def test_without_arguments_what_to_write_is_said(capsys: Capture) -> None:
+    said = refused(capsys, 2)
+    assert "no MODEL was given: `deploy MODEL.onnx --target x86-64 --data DATA.npz`" in said
+    assert "`deploy targets` lists them" in refused(capsys, 2, MODEL)
+
+
+def test_a_command_may_come_behind_json(capsys: Capture) -> None:
+    assert cli.main(["--json", "targets", "x86-64"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "x86-64"
 
 
 # --- words

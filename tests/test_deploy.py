@@ -459,7 +459,7 @@ def test_samples_in_both_parts_are_said(run: Run, tmp_path: Path) -> None:
     assert code == 0
     assert found["data"]["calibration_samples"] == 50
     assert found["data"]["evaluation_samples"] == 600
-    said = "samples that judge and are in --calibration-data too: 50"
+    said = "50 of the evaluation samples are in --calibration-data too;"
     assert any(text.startswith(said) for text in found["data"]["warnings"])
 
 
@@ -559,10 +559,11 @@ def test_an_impossible_budget_exits_5_with_every_objection(run: Run) -> None:
     assert Path("out/manifest.json").exists()
 
 
-def test_a_refusal_is_said_on_stderr_too(tmp_path: Path) -> None:
+def test_a_refusal_is_said_on_stderr_and_the_table_on_stdout(tmp_path: Path) -> None:
     ran = deploy(*STILL, "--max-size", "1%", "--out", tmp_path / "out")
     assert ran.code == 5
-    assert ran.out == ""
+    assert "=! fp32@onnxruntime" in ran.out and "is over" not in ran.out
+    assert "=! fp32@onnxruntime" not in ran.err
     assert "fp32@onnxruntime: size" in ran.err
     assert str(tmp_path / "out" / "report.json") in ran.err
 
@@ -683,7 +684,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(flags: set[str], tmp_path: P
     assert "fp32@openvino" in would
     assert ("bf16@openvino" in would) is bool(BF16 & flags)
     assert "int8-u8s8@openvino" in would
-    assert "wi8@onnxruntime: for models of MatMuls" in would_not
+    assert "wi8@onnxruntime: pays for models of MatMuls" in would_not
     assert "fp16@onnxruntime: " in would_not
     assert list(tmp_path.iterdir()) == []
 

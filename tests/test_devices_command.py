@@ -1086,7 +1086,7 @@ def link(folder: Path) -> str:
     """To the same content."""
     (folder / KOTLIN).rename(folder.parent / "Model.kt")
     (folder / KOTLIN).symlink_to(folder.parent / "Model.kt")
-    return f"{KOTLIN} is no regular file"
+    return f"{KOTLIN} is not a regular file"
 
 
 def link_folder(folder: Path) -> str:

@@ -230,7 +230,7 @@ def test_without_data_there_is_no_sensitivity(inspect: Inspect) -> None:
     assert code == 0
     assert found["sensitivity"] is None
     said = {entry["candidate"]: entry["says"] for entry in found["support"]}
-    assert said["int8-u8s8@openvino"] == "can be tried, given data"
+    assert said["int8-u8s8@openvino"] == "can be tried, once calibrated with --data"
 
 
 def test_two_inputs_are_fed_by_their_names(inspect: Inspect, tmp_path: Path) -> None:

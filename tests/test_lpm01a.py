@@ -90,7 +90,7 @@ def test_what_is_idle_is_subtracted() -> None:
 def test_less_than_the_meter_tells_is_refused(idle_mw: float) -> None:
     with MeterPeer() as double:
         meter = Meter(Serial(double.path, lpm01a.BAUD))
-        with pytest.raises(DeviceError, match=r"does not tell less than 0\.5 mW apart.*sleep"):
+        with pytest.raises(DeviceError, match=r"cannot distinguish less than 0\.5 mW.*sleep"):
             meter.energy([Window(0.025, 1000, 10)], idle_mw)
         meter.close()
 

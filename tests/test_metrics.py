@@ -181,7 +181,7 @@ REFUSED: list[tuple[str | None, str, tuple[int, ...], np.ndarray, str]] = [
     ("f1", "float32", (6,), LABELS / 2, "integers"),
     ("accuracy", "float32", (6,), LABELS / 2, "integers"),
     ("auc", "float32", (6,), LABELS / 2, "integers"),
-    ("top1", "float32", (6,), LABELS[:, None], "one label a sample"),
+    ("top1", "float32", (6,), LABELS[:, None], "one label for each sample"),
     ("top1", "float32", (1,), LABELS % 2, "one score per class"),
     ("top1", "float32", (), LABELS % 2, "one score per class"),
     ("top1", "float32", (2, 3), LABELS, "one score per class"),

@@ -262,7 +262,7 @@ def test_a_sequence_output_is_unsupported(tmp_path: Path) -> None:
         [value("x", [1, 2])],
         [helper.make_tensor_sequence_value_info("pair", F32, [1, 2])],
     )
-    with pytest.raises(UnsupportedError, match="'pair' is no tensor but a sequence_type"):
+    with pytest.raises(UnsupportedError, match="'pair' is not a tensor but a sequence_type"):
         read(model, tmp_path)
 
 
@@ -272,7 +272,7 @@ def test_a_sequence_input_is_unsupported(tmp_path: Path) -> None:
         [helper.make_tensor_sequence_value_info("parts", F32, [1, 2])],
         [value("y", None)],
     )
-    with pytest.raises(UnsupportedError, match="'parts' is no tensor"):
+    with pytest.raises(UnsupportedError, match="'parts' is not a tensor"):
         read(model, tmp_path)
 
 

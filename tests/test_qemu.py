@@ -141,10 +141,10 @@ def test_its_clock_is_not_held_against_this_machines(folder: Path, cache: Cache)
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "no linked ELF image"),
-        (b"\x7fELF\x01\x01\x01" + bytes(11) + b"\x28", "no linked ELF image"),
-        (b"\x7fELF\x02\x01\x01" + bytes(11) + b"\x3e\x00" + bytes(40), "no linked ELF image"),
-        (b"\x7fELF\x01\x01\x01" + bytes(11) + b"\xf3\x00" + bytes(40), "no linked ELF image"),
+        (b"", "not a linked ELF image"),
+        (b"\x7fELF\x01\x01\x01" + bytes(11) + b"\x28", "not a linked ELF image"),
+        (b"\x7fELF\x02\x01\x01" + bytes(11) + b"\x3e\x00" + bytes(40), "not a linked ELF image"),
+        (b"\x7fELF\x01\x01\x01" + bytes(11) + b"\xf3\x00" + bytes(40), "not a linked ELF image"),
     ],
 )
 def test_a_file_that_is_no_image(tmp_path: Path, cache: Cache, content: bytes, said: str) -> None:

@@ -300,7 +300,7 @@ def test_differing_counts_are_said(tmp_path: Path, cache: Cache, labels: Any) ->
 
 
 def test_no_sample(tmp_path: Path, cache: Cache) -> None:
-    with pytest.raises(UsageError, match="holds no sample"):
+    with pytest.raises(UsageError, match="holds no samples"):
         load(npz(tmp_path, x=floats(0, 4)), VECTOR, cache)
 
 
@@ -657,7 +657,7 @@ def test_images_are_fed_in_the_dtype_of_the_model(
 
 
 def test_images_for_a_model_of_two_inputs(tmp_path: Path, cache: Cache) -> None:
-    with pytest.raises(UsageError, match="images feed one input; this model has 2"):
+    with pytest.raises(UsageError, match="a folder of images gives one input; this model has 2"):
         load(folder_of(tmp_path, ""), PAIR, cache)
 
 
@@ -815,7 +815,7 @@ def test_a_generator_of_lists(cache: Cache, generators: str) -> None:
         ("no_first_label", "label"),
         ("mixed_labels", "label"),
         ("failing", "failed with KeyError: 'no such picture'"),
-        ("nothing", "yielded no sample"),
+        ("nothing", "yielded no samples"),
         ("no_pairs", r"must yield \(inputs, label\) pairs"),
         ("objects", r"'x' object\[4\]; only numbers"),
         ("ragged", "ragged"),
@@ -863,7 +863,7 @@ def test_an_overlap_of_the_two_parts_is_said(tmp_path: Path, cache: Cache) -> No
         models=(model,), target="x86-64", data=str(data), calibration_data=str(calibration)
     )
     task = prepare(request, cache)
-    said = "samples that judge and are in --calibration-data too: 3;"
+    said = "3 of the evaluation samples are in --calibration-data too;"
     assert [w for w in task.warnings if w.startswith(said)]
     assert task.calibration_samples == 7
     np.savez(calibration, a=values[8:], b=values[8:])
@@ -890,7 +890,7 @@ def test_the_command_warns_of_an_overlap(tmp_path: Path) -> None:
         tmp_path / "out",
     )
     assert ran.code == 0
-    said = "samples that judge and are in --calibration-data too: 3;"
+    said = "3 of the evaluation samples are in --calibration-data too;"
     assert f"warning: {said}" in ran.err
     assert any(warning.startswith(said) for warning in ran.document["data"]["warnings"])
 

@@ -163,7 +163,7 @@ class TestTheArena:
         monkeypatch.setattr(
             runtime.Interpreter, "print_allocations", lambda self: None, raising=True
         )
-        with pytest.raises(DeviceError, match="does not tell its allocations"):
+        with pytest.raises(DeviceError, match="does not report its allocations"):
             profile_tflm.arena({"x": floats(1, 3, 8, 8)}, [str(int8)], {}, ["x"], ["t0"])
 
     def test_the_profile_tells_what_it_computes_in(self, int8: Path) -> None:

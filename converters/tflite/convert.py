@@ -73,7 +73,7 @@ def _open(net: Net, walk: lowering.Lowering) -> None:
         if number and int(number.group(1)) < len(net.ops):  # beyond are the delegates
             node = walk.makers.get(net.ops[int(number.group(1))].outputs[0])
             made = f"{node.op_type} {node.name!r}" if node else made
-        raise UnsupportedError(f"{made}: LiteRT cannot open what it becomes: {said}") from None
+        raise UnsupportedError(f"{made}: LiteRT cannot open the converted file: {said}") from None
 
 
 def to_float(path: str, folder: str) -> None:

@@ -114,7 +114,7 @@ def _refusal(net: Net) -> str | None:
             pass
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
-        return f"it ends TFLite Micro by {signal.Signals(os.WTERMSIG(status)).name}"
+        return f"it makes TFLite Micro crash by {signal.Signals(os.WTERMSIG(status)).name}"
     return _SOURCES.sub("", said) or None
 
 

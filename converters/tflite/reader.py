@@ -28,7 +28,7 @@ def examine(
         raise UsageError(f"{source}: the model has no {'input' if net.outputs else 'output'}")
     if found := check.problems(net):
         raise UnsupportedError(
-            f"{source}: it is against TFLite's specification, so that runtimes may compute "
+            f"{source}: it violates TFLite's specification, so that runtimes may compute "
             f"anything: {found[0]}; convert the model again"
         )
     names = signature_names(net)
@@ -85,7 +85,7 @@ def _quantized(net: Net) -> int:
 
 def _tensor(name: str, tensor: Tensor) -> dict[str, Any]:
     if tensor.dtype.kind not in "biuf":
-        raise UnsupportedError(f"{name!r} holds {tensor.dtype}, which cannot be fed")
+        raise UnsupportedError(f"{name!r} holds {tensor.dtype}, which cannot be given data")
     if any(size <= 0 for size in tensor.shape):
         raise UnsupportedError(f"the shape of {name!r} is not static: {list(tensor.shape)}")
     found = {"name": name, "dtype": tensor.dtype.name, "shape": list(tensor.shape)}

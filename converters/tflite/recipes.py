@@ -152,7 +152,9 @@ def _finished(
     turned = io.channels_last(net) if target_io["layout"] == "nhwc" else []
     content = write(net)
     if problems := check.problems(read(content)):
-        raise UnsupportedError(f"no file was made, since it would be no TFLite: {problems[0]}")
+        raise UnsupportedError(
+            f"no file was written, since it would violate TFLite's specification: {problems[0]}"
+        )
     (Path(folder) / "model.tflite").write_bytes(content)
     kinds = [op.kind for op in net.ops]
     details |= {
