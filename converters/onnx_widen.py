@@ -91,8 +91,15 @@ def _cast_inputs(model: onnx.ModelProto) -> None:
         if value.name in constants:  # a constant that may be overridden
             value.type.tensor_type.elem_type = FULL
             continue
+        takers = [
+            node
+            for node in onnx_checks.nodes(model.graph)
+            if value.name in node.input and node.op_type != "Cast"
+        ]
+        if not takers:
+            continue
         wide = _free(model, f"{value.name}/float32")
-        for node in onnx_checks.nodes(model.graph):
+        for node in takers:
             _rename(node.input, value.name, wide)
         casts.append(helper.make_node("Cast", [value.name], [wide], name=wide, to=FULL))
     for cast in reversed(casts):
@@ -104,6 +111,11 @@ def _cast_outputs(model: onnx.ModelProto) -> None:
     for value in model.graph.output:
         if value.type.tensor_type.elem_type != HALF or value.name in given:
             continue
+        maker = next((node for node in model.graph.node if value.name in node.output), None)
+        inside = any(value.name in node.input for node in onnx_checks.nodes(model.graph))
+        if maker is not None and maker.op_type == "Cast" and not inside:
+            _give_half(maker)
+            continue
         wide = _free(model, f"{value.name}/float32")
         for tensor in model.graph.initializer:
             if tensor.name == value.name:
@@ -113,6 +125,13 @@ def _cast_outputs(model: onnx.ModelProto) -> None:
         for node in model.graph.node:
             _rename(node.output, value.name, wide)
         model.graph.node.append(helper.make_node("Cast", [wide], [value.name], name=wide, to=HALF))
+
+
+def _give_half(cast: onnx.NodeProto) -> None:
+    """The model's own Cast gives the output."""
+    for entry in cast.attribute:
+        if entry.name == "to":
+            entry.i = HALF
 
 
 def _rename(names: MutableSequence[str], old: str, new: str) -> None:

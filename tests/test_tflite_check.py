@@ -508,11 +508,6 @@ def an_output_that_nothing_makes(found: Net) -> None:
     found.ops.remove(op(found, "SOFTMAX"))
 
 
-@wrong(lambda n: [repr(op(n, "PAD").outputs[0].name)])
-def two_tensors_of_one_name(found: Net) -> None:
-    op(found, "ADD").outputs[0].name = op(found, "PAD").outputs[0].name
-
-
 @pytest.mark.parametrize("label", WRONG)
 def test_a_violation_is_named(label: str) -> None:
     """By the checker of the net, and of the file that it would be."""
