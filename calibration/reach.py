@@ -5,10 +5,10 @@ from typing import Literal
 
 Range = tuple[float, float]
 
-BEYOND = 0.25
-"""How far beyond calibration's range, in parts of it, other samples may reach on one side without a
-word. Ten times as many samples of one normal distribution reach about 0.1 farther, of one with
-exponential tails about 0.17."""
+BEYOND = 0.5
+"""How much wider than calibration's range, in parts of it, that of other samples may be without a
+word. Ten times as many samples of a normal distribution make it about 0.2 wider, of one with
+exponential tails about 0.35."""
 
 
 def range_warning(
@@ -16,8 +16,8 @@ def range_warning(
 ) -> str | None:
     """Says that what judges reaches far beyond what calibrated: 8 bits clip it there."""
     low, high = calibrated
-    over = max(low - judged[0], judged[1] - high)
-    if not math.isfinite(over) or over <= BEYOND * (high - low):
+    over = max(low - judged[0], 0.0) + max(judged[1] - high, 0.0)
+    if not all(map(math.isfinite, (*calibrated, *judged))) or over <= BEYOND * (high - low):
         return None
     return (
         f"the {kind} {name!r} goes from {judged[0]:.3g} to {judged[1]:.3g} in the samples that "

@@ -256,7 +256,14 @@ class _Quantizer:
         """Float tensor -> its integer form."""
         self.operands: dict[tuple[Tensor, float, int], Tensor] = {}
         """Constants in integers, by what they stand for and their grid."""
-        self.named: dict[str, int] = {}
+        self.named = {
+            tensor.name: 1
+            for op in net.ops
+            if op not in self.integer
+            for tensor in op.taken
+            if tensor.data is not None
+        }
+        """How many forms of a constant there are: what floats take keeps its name."""
         self.floats: dict[Tensor, Tensor] = {tensor: tensor for tensor in net.inputs}
 
     # --- which
@@ -268,6 +275,7 @@ class _Quantizer:
             if _fits(op, self.activation)
             and op.outputs[0].name not in keep_float
             and all(self._ranged(tensor) for tensor in (*activations(op), *results(op)))
+            and self._multiplies(op)
         }
         while True:
             lost = {
@@ -294,6 +302,20 @@ class _Quantizer:
         width = unlike.width((low, high))
         finest = width == 0.0 or width >= unlike.LEAST_WIDTH
         return bool(low > -FARTHEST and high < FARTHEST and finest)
+
+    def _multiplies(self, op: Op) -> bool:
+        """Whether the scale of its products is one."""
+        if op.kind not in (*WEIGHTED, "BATCH_MATMUL", "DIV", "MUL", "SQUARED_DIFFERENCE"):
+            return True
+        numbers = [tensor for tensor in op.taken if tensor.is_float]
+        widths = [
+            unlike.width(self.ranges[t.name] if t.data is None else t.data) for t in numbers[:2]
+        ]
+        if op.kind == "DIV":
+            return widths[0] < FARTHEST * widths[1] or not widths[1]
+        if op.kind == "SQUARED_DIFFERENCE":
+            return max(widths) ** 2 < FARTHEST
+        return bool(np.prod(widths) < FARTHEST)
 
     def _linked(self, chosen: set[Op]) -> set[Op]:
         """What only moves values does so in integers where that leads, over others of its kind,
