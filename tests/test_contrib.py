@@ -95,7 +95,8 @@ def fix_outputs(tail: list[Any]) -> list[Any]:
 
 def statics() -> dict[str, Format]:
     recipes = targets.load("x86-64").recipes
-    return {r.name: r.format for r in recipes if r.method == "static" and r.format.operators}  # type: ignore[union-attr]
+    formats = {r.name: r.format for r in recipes if r.method == "static"}
+    return {name: form for name, form in formats.items() if form and form.operators}
 
 
 @pytest.mark.parametrize("name", FUSED)

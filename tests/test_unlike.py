@@ -14,7 +14,7 @@ from onmetal.calibration import quantize as qdq
 from onmetal.calibration.exposed import Exposed
 from onmetal.calibration.graph import Graph
 from onmetal.calibration.placement import place
-from onmetal.calibration.sanity import range_warning
+from onmetal.calibration.reach import range_warning
 from onmetal.calibration.unlike import Role, Step, stay_float
 from onmetal.converters import onnx_float
 from onmetal.converters.tflite import check, quantize
