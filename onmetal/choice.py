@@ -121,7 +121,7 @@ def _flagged(trial: Trial, budget: Budget, reference: str) -> Trial:
     computation in another runtime."""
     if not budget.crossed(trial) or (trial.recipe == EXACT and trial.model == reference):
         return trial
-    said = "the 95 % interval of its accuracy drop reaches over the budget: give more samples"
+    said = "the 95 % interval of its accuracy drop reaches beyond the budget: give more samples"
     return replace(trial, warnings=(*trial.warnings, said))
 
 

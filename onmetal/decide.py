@@ -291,8 +291,8 @@ def why_not(trial: Trial, chosen: Trial, objective: Objective, target: Target) -
             return f"{versus.verdict} than {chosen.name}: {versus.speedup:.2f}x its speed"
         low, high = versus.ci95
         return (
-            f"its {objective} and that of {chosen.name} are equal within noise "
-            f"({versus.speedup:.2f}x its speed [{low:.2f}, {high:.2f}]), and {chosen.name} "
+            f"no measurable difference in {objective} from {chosen.name} "
+            f"({versus.speedup:.2f}x its speed [{low:.2f}, {high:.2f}]), which "
             f"{_preferred(trial, chosen, target)}"
         )
     mine, other = value(trial, objective), value(chosen, objective)
@@ -300,10 +300,11 @@ def why_not(trial: Trial, chosen: Trial, objective: Objective, target: Target) -
         return f"its {objective} is not known"
     show = report.size if objective in ("size", "memory") else "{:.4g}".format
     if better(chosen, trial, objective):
-        return f"more {objective} than {chosen.name}: {show(mine)} against {show(other)}"
+        what = "larger than" if objective == "size" else f"more {objective} than"
+        return f"{what} {chosen.name}: {show(mine)} against {show(other)}"
     return (
-        f"its {objective} and that of {chosen.name} are equal ({show(mine)} against {show(other)})"
-        f", and {chosen.name} {_preferred(trial, chosen, target)}"
+        f"no real difference in {objective} from {chosen.name} ({show(mine)} against "
+        f"{show(other)}), which {_preferred(trial, chosen, target)}"
     )
 
 

@@ -137,8 +137,8 @@ def _agreed(task: Task, trial: Trial, feeds: Feeds) -> Trial:
         if task.board and task.board.holds is None:
             raise wrong_model(task.board.address, trial.name, found)
         warnings.append(
-            f"on the device it computes otherwise than here: off by "
-            f"{found.largest_difference:.3g} where outputs reach {found.peak:.3g}"
+            f"its outputs on the device differ from this machine's by up to "
+            f"{found.largest_difference:.3g}, where they reach {found.peak:.3g}"
         )
     elif task.board and not found.identical:
         warnings.append(

@@ -155,8 +155,8 @@ def drop_lost(
         if look and look.hopeless and usable(trial):
             reasons = decide.likeness_objections(trial, budget, higher)
         if look and reasons:
-            lost = f"{look.sqnr_db:.1f} dB of fidelity on calibration samples"
-            reason = f"not timed, nothing of it is left: {lost}; {'; '.join(reasons)}"
+            lost = f"its outputs have only {look.sqnr_db:.1f} dB of fidelity on calibration samples"
+            reason = f"not timed: {lost}; {'; '.join(reasons)}"
             trial = replace(trial, status="skipped", reason=reason)
         done.append(trial)
     return done
@@ -168,9 +168,10 @@ def _beaten(mine: Looked, other: Looked, name: str) -> str | None:
         return None
     gain = other.sqnr_db - mine.sqnr_db
     if gain >= 0 and (ratio := _slower(mine, other)):
-        return f"{ratio:.2f} times as slow as {name} in a short timing, and no closer to the float"
+        slow = f"{ratio:.2f} times as slow as {name} in a short timing"
+        return f"{slow}, and not closer to the original's outputs"
     if gain >= BETTER_DB and paired_ratio(mine.rounds_ms, other.rounds_ms) >= 1:
-        return f"{gain:.0f} dB further from the float than {name}, and no faster in a short timing"
+        return f"{gain:.0f} dB less fidelity than {name}, and not faster in a short timing"
     return None
 
 
