@@ -95,7 +95,7 @@ def fix_outputs(tail: list[Any]) -> list[Any]:
 
 def statics() -> dict[str, Format]:
     recipes = targets.load("x86-64").recipes
-    return {r.name: r.format for r in recipes if r.method == "static" and r.format.operators}  # type: ignore[union-attr]
+    return {r.name: r.format for r in recipes if r.format and r.format.operators}
 
 
 @pytest.mark.parametrize("name", FUSED)

@@ -30,7 +30,7 @@ from onmetal.calibration.fidelity import sqnr_db
 from onmetal.calibration.graph import Graph
 from onmetal.calibration.quantize import quantize
 from onmetal.converters.onnx_float import LEAST_OPSET, MOST_OPSET
-from onmetal.profilers.run_openvino import openvino
+from onmetal.profilers import run_openvino
 from onmetal.targets import OPERATORS, Format
 from tests.onnx_models import build, constant, node, value
 
@@ -403,7 +403,7 @@ def by_onnxruntime(model: Any, feed: Arrays, level: str = "ORT_ENABLE_ALL") -> A
 
 
 def by_openvino(model: Any, feed: Arrays) -> Arrays:
-    core = openvino.Core()
+    core = run_openvino.openvino.Core()  # type: ignore[attr-defined]
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", options)
     request = compiled.create_infer_request()
