@@ -30,17 +30,12 @@ def kept_float(graph: Graph, runtime: str) -> list[str]:
     )
 
 
-def _padded(node: onnx.NodeProto) -> bool:
-    same = attribute(node, "auto_pad", b"NOTSET") in (b"SAME_UPPER", b"SAME_LOWER")
-    return same or any(attribute(node, "pads", ()))
-
-
 def _counts_beyond(node: onnx.NodeProto, graph: Graph) -> bool:
     return bool(attribute(node, "ceil_mode", 0) and attribute(node, "count_include_pad", 0))
 
 
-def _counts_padding(node: onnx.NodeProto, graph: Graph) -> bool:
-    return bool(attribute(node, "count_include_pad", 0) and _padded(node))
+def _dilated(node: onnx.NodeProto, graph: Graph) -> bool:
+    return any(step != 1 for step in attribute(node, "dilations", ()))
 
 
 def _of_a_vector(node: onnx.NodeProto, graph: Graph) -> bool:
@@ -57,11 +52,10 @@ RULES = (
         "another count than the float one",
     ),
     Rule(
-        "openvino",
+        "onnxruntime",
         ("AveragePool",),
-        _counts_padding,
-        "with count_include_pad it takes the padding for the integer 0, which stands for another "
-        "number wherever the zero point is not 0",
+        _dilated,
+        "the 8-bit operator has no dilations: the file cannot be opened",
     ),
     Rule(
         "openvino",

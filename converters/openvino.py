@@ -6,7 +6,7 @@ from typing import Any
 
 from onmetal.errors import UnsupportedError, reason
 
-VERSION = 1
+VERSION = 2
 ALONE = True
 """OpenVINO numbers nodes without a name through the life of a process, and writes these numbers."""
 OPTIONS: dict[str, Any] = dict.fromkeys(
@@ -35,6 +35,7 @@ RESERVED = frozenset({"INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS", "NUM_
 def convert(prepared: str, compute: str, folder: str) -> list[str]:
     openvino = import_module("onmetal.profilers.run_openvino").openvino  # without its telemetry
     _refuse_signed_concat(prepared)
+    _refuse_counted_padding(prepared)
     try:
         model = openvino.Core().read_model(prepared)
         openvino.save_model(
@@ -59,6 +60,25 @@ def _refuse_signed_concat(path: str) -> None:
             raise UnsupportedError(
                 "OpenVINO computes Concat wrong where activations are signed 8-bit integers; "
                 "the same model with unsigned ones (int8-u8s8) is right"
+            )
+
+
+def _refuse_counted_padding(path: str) -> None:
+    """OpenVINO 2026.4 takes the padding that an AveragePool counts for the integer 0 where what it
+    pools was quantized, even if the pool itself stays float: it moves the scale behind the pool."""
+    import onnx  # options are asked for where nothing so heavy is loaded
+
+    graph = onnx.load(path, load_external_data=False).graph
+    if not any(node.op_type == "QuantizeLinear" for node in graph.node):
+        return
+    for node in graph.node:
+        given = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+        padded = any(given.get("pads", ())) or given.get("auto_pad", b"").startswith(b"SAME")
+        if node.op_type == "AveragePool" and given.get("count_include_pad") and padded:
+            raise UnsupportedError(
+                f"OpenVINO computes AveragePool {node.name!r}, which counts its padding "
+                "(count_include_pad), wrong in 8 bits; export the model without it, or use "
+                "another runtime"
             )
 
 
