@@ -20,6 +20,8 @@ from onmetal.likeness import compared
 from onmetal.manifest import TOLERANCE
 from onmetal.profilers import Device, measure
 from onmetal.profilers.board import Board
+from onmetal.profilers.local import Worker
+from onmetal.profilers.measure import AnyWorker
 from onmetal.profilers.remote import Remote
 from onmetal.progress import Progress
 from onmetal.records import Model, Trial, plain
@@ -171,22 +173,32 @@ def _judge(
         raise DeviceError("no time left")
     data = task.data[str(candidate.model.path)]
 
+    def run(worker: AnyWorker, folder: Path) -> None:
+        worker.call(
+            "open", timeout_s=3600, runtime=candidate.runtime, **measure.arguments(candidate)
+        )
+        worker.call(
+            "outputs",
+            timeout_s=max(1.0, limit_s),
+            progress=lambda done, count: progress(
+                done, count, f"{trial.name}: sample {done} of {count}"
+            ),
+            samples=plain(data),
+            model=plain(candidate.model),
+            count=data.count,
+            folder=str(folder),
+        )
+
+    def run_here(workers: list[Worker], folder: Path) -> None:
+        run(workers[0], folder)
+        workers[0].call("let_go", timeout_s=600)
+
     def build(folder: Path) -> None:
-        with (remote or task.host).worker() as worker:
-            worker.call(
-                "open", timeout_s=3600, runtime=candidate.runtime, **measure.arguments(candidate)
-            )
-            worker.call(
-                "outputs",
-                timeout_s=max(1.0, limit_s),
-                progress=lambda done, count: progress(
-                    done, count, f"{trial.name}: sample {done} of {count}"
-                ),
-                samples=plain(data),
-                model=plain(candidate.model),
-                count=data.count,
-                folder=str(folder),
-            )
+        if remote:
+            with remote.worker() as worker:
+                run(worker, folder)
+        else:
+            task.host.helped(candidate.runtime, lambda workers: run_here(workers, folder))
 
     digest = caches.key(
         artifact=candidate.sha256,

@@ -14,6 +14,7 @@ from onmetal.choice import objective, resolve
 from onmetal.errors import OnmetalError
 from onmetal.likeness import LOST_DB, least_float_db
 from onmetal.profilers import measure
+from onmetal.profilers.local import Worker
 from onmetal.profilers.measure import Schedule
 from onmetal.progress import Progress
 from onmetal.records import Model, Trial
@@ -261,12 +262,17 @@ def _outputs(task: Task, trial: Trial, feed: Path, scratch: Path) -> dict[str, n
     assert candidate
     folder = scratch / f"look-{trial.name.replace('/', '.')}"
     folder.mkdir(exist_ok=True)
+
+    def run(workers: list[Worker]) -> None:
+        (worker,) = workers
+        worker.call(
+            "open", timeout_s=3600, runtime=candidate.runtime, **measure.arguments(candidate)
+        )
+        worker.call("run", timeout_s=3600, path=str(feed), folder=str(folder))
+        worker.call("let_go", timeout_s=600)
+
     try:
-        with task.host.worker() as worker:
-            worker.call(
-                "open", timeout_s=3600, runtime=candidate.runtime, **measure.arguments(candidate)
-            )
-            worker.call("run", timeout_s=3600, path=str(feed), folder=str(folder))
+        task.host.helped(candidate.runtime, run)
     except OnmetalError:
         return None
     count = len(list(folder.glob("*-0.npy")))
