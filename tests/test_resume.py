@@ -107,7 +107,7 @@ def work(tmp_path: Path) -> Path:
         ("converting", ["--no-device"]),
         ("judging", ["--no-device"]),
         ("writing the bundle", ["--no-device"]),
-        ("what really ran", ["--quick"]),
+        ("reading the runtimes", ["--quick"]),
         ("measuring", ["--quick"]),
     ],
 )
