@@ -354,10 +354,18 @@ def test_samples_go_through(single: Path, cache: Cache, tmp_path: Path) -> None:
 # --- what it costs
 
 
-def test_a_window_is_one_measurement(file: Path, cache: Cache, tmp_path: Path) -> None:
-    with Peer(file) as there:
+@pytest.fixture
+def steady(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same file, which takes as long whatever else this machine does."""
+    monkeypatch.setattr(peer, "Model", peer.Steady)
+    (tmp_path / "steady").mkdir()
+    return shutil.copyfile(file, tmp_path / "steady" / file.name)
+
+
+def test_a_window_is_one_measurement(steady: Path, cache: Cache, tmp_path: Path) -> None:
+    with Peer(steady) as there:
         board = reached(there, cache)
-        worker = opened(board, file, tmp_path)
+        worker = opened(board, steady, tmp_path)
         assert 1 <= worker.call("warm", timeout_s=60, seconds=0.05, least=5) <= 5
         found = timed(worker, 0.4)
         counts = [int(c.split()[1]) for c in there.commands if c.startswith("infer")]
@@ -391,14 +399,6 @@ def test_a_window_longer_than_the_clock_counts(file: Path, cache: Cache, tmp_pat
         with pytest.raises(DeviceError, match="longer than the board's clock counts"):
             timed(worker, 0.01, least=1 << 30)
         board.close()
-
-
-@pytest.fixture
-def steady(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same file, which takes as long whatever else this machine does."""
-    monkeypatch.setattr(peer, "Model", peer.Steady)
-    (tmp_path / "steady").mkdir()
-    return shutil.copyfile(file, tmp_path / "steady" / file.name)
 
 
 @pytest.mark.parametrize(("clock", "seconds"), [(0.6, 0.9), (1.7, 2.0)])

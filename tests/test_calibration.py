@@ -1529,7 +1529,7 @@ def test_what_is_not_finite_stays_float_and_the_rest_does_not(tmp_path: Path) ->
     with Cache(tmp_path / "cache") as cache:
         given = hub(roots(), tmp_path, cache, x=data)
         found = Statistics(given.statistics(told))
-        assert found.not_finite == {"root"}
+        assert found.not_finite == {"root", "y"}
         source = given.quantized(FORMATS[0], told)
         graph = onnx.load(str(source.path))
         by_output = {name: entry for entry in graph.graph.node for name in entry.output}

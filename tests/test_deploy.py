@@ -15,7 +15,7 @@ import pytest
 from onnx import helper, numpy_helper
 from PIL import Image
 
-from onmetal import cli
+from onmetal import cli, targets
 from onmetal.profilers.local import quiet_environment
 from onmetal.profilers.measure import MODES, Schedule
 from tests import onnx_models
@@ -249,17 +249,20 @@ def test_halves_are_tried_where_the_cpu_computes_them(document: Document, flags:
         assert found[f"{recipe}@onnxruntime"]["status"] == "skipped"
 
 
-def test_no_tried_candidate_beats_one_of_the_pareto_set(document: Document) -> None:
+def test_what_is_not_in_the_pareto_set_is_dominated(document: Document) -> None:
+    """In exactness, accuracy and size at least; latency and memory have noise."""
+    target = targets.load("x86-64")
+
     def cost(entry: Document) -> tuple[float, float, float]:
-        return entry["accuracy"]["drop"], entry["latency_ms"]["p50"], entry["size_bytes"]
+        rank = target.exactness(entry["recipe"])
+        return rank, entry["accuracy"]["drop"], entry["size_bytes"]
 
     costs = {entry["name"]: cost(entry) for entry in tried(document)}
-    for name, mine in costs.items():
-        beaten = any(
-            other != mine and all(a <= b for a, b in zip(other, mine, strict=True))
-            for other in costs.values()
-        )
-        assert (name in document["pareto"]) is not beaten
+    assert document["chosen"] in document["pareto"]
+    assert set(document["pareto"]) <= set(costs)
+    for name in costs.keys() - set(document["pareto"]):
+        others = [mine for other, mine in costs.items() if other != name]
+        assert any(all(a <= b for a, b in zip(o, costs[name], strict=True)) for o in others)
 
 
 # --- accuracy, by programs that know nothing of onmetal

@@ -35,6 +35,7 @@ ON_GRAPHS = (
     *(
         "compare",
         "compare_tflite",
+        "exceptions",
         "exposed",
         "graph",
         "mixed",

@@ -313,7 +313,7 @@ def test_a_tflite_model_is_litert_s_alone() -> None:
 def test_a_tflite_model_that_is_quantized_already_is_left_as_it_is() -> None:
     found = in_tflite(quantized=5)
     assert tried(found) == ["fp32@litert"]
-    assert "5 quantized operators" in reasons(found)["fp16@litert"]
+    assert "5 operators hold integers" in reasons(found)["fp16@litert"]
 
 
 def test_a_tflite_model_without_weights_has_nothing_to_quantize() -> None:

@@ -449,7 +449,9 @@ def test_one_candidate_crashes(device: Phone | Board, few: Path, tmp_path: Path)
     assert ran.code == 0, ran.err
     found = candidates(ran.document)
     assert found[ONNXRUNTIME]["status"] == "failed"
-    assert "was killed (SIGKILL): out of memory?" in found[ONNXRUNTIME]["reason"]
+    # The second is of a shell that was killed before it had become the runner.
+    reasons = ("was killed (SIGKILL): out of memory?", "was cut: Killed")
+    assert any(reason in found[ONNXRUNTIME]["reason"] for reason in reasons)
     assert found[LITERT]["status"] == "chosen" and found[LITERT]["latency_ms"]
     assert deploy("verify", tmp_path / "out").code == 0
     only_kept(device)
