@@ -13,6 +13,7 @@ import onnx
 from msgspec import Struct
 from onnx import helper, numpy_helper
 
+from onmetal.calibration import exceptions
 from onmetal.calibration.graph import Graph, attribute
 from onmetal.calibration.placement import MOVERS, PAIRED, WEIGHTED, Placement, activations, result
 from onmetal.calibration.ranges import Grid, Range
@@ -150,6 +151,13 @@ class _Writer:
         self.numbers: dict[Key, int] = {}
         """What is quantized -> its number."""
         self.mark = self.graph.mark
+        self.float_only = frozenset(
+            name
+            for rule in exceptions.RULES
+            for name in exceptions.kept_float(self.graph, rule.runtime)
+            if name not in placement.integer
+        )
+        """Nodes that some runtime computes wrong in 8 bits, and that are left in float."""
         self.followers = {
             follower: next(n for n in self.graph.nodes if n.name == name)
             for name, follower in placement.after.items()
@@ -202,7 +210,18 @@ class _Writer:
         """Where 8-bit operators take what is made in float: Q and DQ beside it."""
         if name in self.placement.roots:
             self.dequantized[name] = self._name(name, "dequantized")
-            self._qdq(name, name, self.dequantized[name])
+            self._qdq(name, self._apart(name), self.dequantized[name])
+
+    def _apart(self, name: str) -> str:
+        """What is quantized of a tensor. ONNX Runtime makes an 8-bit operator of any that it finds
+        between DequantizeLinear and QuantizeLinear, so one that must stay float gets a Sum of one
+        behind it, which it leaves alone."""
+        maker = self.graph.producer.get(name)
+        if maker is None or maker.name not in self.float_only:
+            return name
+        copy = self._name(name, "float")
+        self.nodes.append(helper.make_node("Sum", [name], [copy], self._name(name, "Sum")))
+        return copy
 
     def _name(self, of: Key, what: str) -> str:
         number = self.numbers.setdefault(of, len(self.numbers))

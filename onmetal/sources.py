@@ -24,7 +24,7 @@ from onmetal.profilers.local import Local, Worker
 from onmetal.records import Model, Source, plain
 from onmetal.targets import TFLITE, Format, Recipe, Target
 
-VERSION = 3
+VERSION = 4
 HELPERS = "calibrating"
 MOST_WORKERS = 4
 """Calibration runs in up to so many processes at once, each with the memory of one batch."""

@@ -523,3 +523,52 @@ def test_all_operators_are_covered() -> None:
         for made in model.graph.node:
             covered[made.op_type] += made.name in placed.integer
     assert all(covered[kind] for kind in OPERATORS), covered
+
+
+def between_8_bit_operators(**attributes: Any) -> Any:
+    random = np.random.default_rng(5)
+    weights = [
+        constant("w", random.normal(size=(4, 3, 3, 3)) * 0.3),
+        constant("v", random.normal(size=(5, 4, 1, 1)) * 0.5),
+    ]
+    nodes = [
+        node("Conv", "x w", "c", pads=[1] * 4, name="first"),
+        node("Relu", "c", "r", name="relu"),
+        node("AveragePool", "r", "p", name="pool", **attributes),
+        node("Conv", "p v", "y", name="last"),
+    ]
+    ends = [value("x", [1, 3, 12, 12])], [value("y", ["n", "c", "h", "w"])]
+    return onnx.shape_inference.infer_shapes(build(nodes, *ends, weights, opset=19))
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"ceil_mode": 1, "count_include_pad": 1, "pads": [1] * 4, "strides": [2, 2]},
+        {"ceil_mode": 1, "count_include_pad": 1, "strides": [3, 2]},
+        {"dilations": [2, 2]},
+    ],
+)
+def test_what_stays_float_is_float_between_8_bit_operators(
+    name: str, attributes: dict[str, Any]
+) -> None:
+    """ONNX Runtime would fuse it with what is quantized around it."""
+    model = between_8_bit_operators(kernel_shape=[3, 3], **attributes)
+    feed = {"x": np.random.default_rng(6).normal(size=(1, 3, 12, 12)).astype(np.float32)}
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model)
+    whole.graph.output.extend(helper.make_empty_tensor_value_info(key) for key in ("c", "r", "p"))
+    trace = feed | by_onnxruntime(whole, feed, "ORT_DISABLE_ALL")
+    graph = Graph(model)
+    kept = frozenset(exceptions.kept_float(graph, "onnxruntime"))
+    assert kept == {"pool"}
+    placed = placement.place(graph, FORMS[name], kept)
+    assert {"first", "last"} <= placed.integer
+    ranges = {key: (float(array.min()), float(array.max())) for key, array in trace.items()}
+    made = quantize(model, FORMS[name], placed, ranges)
+    written, ran = (
+        near_db(trace["y"], by_onnxruntime(made, feed, level)["y"])
+        for level in ("ORT_DISABLE_ALL", "ORT_ENABLE_ALL")
+    )
+    assert ran > written - LOST_DB
