@@ -17,6 +17,9 @@ NEARLY = 1 / 64
 """Of the original output's span: no further off than 8 bits may be."""
 ONE_CLASS = 0.9
 """The share of samples with one prediction that is no chance, where there are several classes."""
+ROUNDING_DB = 110.0
+"""Fidelity from which on nothing but float32's own rounding differs: what is lost is lost to a tie,
+such as the larger of two equal scores."""
 FEWEST = 20
 """Samples without which the commonest prediction says nothing."""
 
@@ -28,11 +31,13 @@ def collapsed(
 
     `fidelity`: of the two, where it is known already.
     """
-    if reference.shape != output.shape or len(output) < 2:
+    if reference.shape != output.shape:
         return []
     fidelity = fidelity or compare(reference, output)
     if fidelity.invalid:
         return [f"the output {name!r} holds NaN or infinity, where the original model's does not"]
+    if len(output) < 2 or fidelity.constant or (fidelity.least_db or 0.0) >= ROUNDING_DB:
+        return []
     if fidelity.dead:
         return [f"the output {name!r} is dead: the same for every sample"]
     reasons = []

@@ -29,7 +29,7 @@ SHARES = 1e-3
 """Values along an axis that sum to 1 this closely are shares of one whole, as a softmax gives."""
 ROUNDING = 1e-6
 """Of an output's largest magnitude: a root mean square of differences below it is float32's own
-rounding, whatever slice it is in."""
+rounding, whatever slice it is in; so is all that a constant output varies by."""
 DEAD_ROWS = 2
 """So many samples it takes to see that a value never changes."""
 
@@ -45,6 +45,8 @@ class Fidelity(Struct, frozen=True):
     """The share of equal elements of an output of whole numbers or booleans."""
     invalid: bool
     """Whether it holds NaN or infinity where the original has none."""
+    constant: bool
+    """Whether the original is the same for every sample, but for rounding."""
     dead: bool
     """Whether it is the same for every sample, where the original is not."""
     dead_slices: tuple[Slice, ...]
@@ -131,7 +133,7 @@ def extent(reference: Outputs) -> Extent:
     shape = reference.shape[1:]
     low, high = np.full(shape, np.inf), np.full(shape, -np.inf)
     axes = [axis for axis, size in enumerate(shape) if size > 1]
-    shares = dict.fromkeys(axes, reference.dtype.kind == "f")
+    shares = dict.fromkeys(axes, reference.dtype.kind == "f" and low.size > 0)
     for part in chunks(reference):
         values = np.asarray(reference[part], np.float64)
         finite = np.isfinite(values)
@@ -148,8 +150,10 @@ def extent(reference: Outputs) -> Extent:
 def perfect(output: Outputs) -> Fidelity:
     """Of an output that is the original's own."""
     if output.dtype.kind in "biu":
-        return Fidelity(None, None, 1.0, invalid=False, dead=False, dead_slices=())
-    return Fidelity(PERFECT_DB, None, None, invalid=False, dead=False, dead_slices=())
+        return Fidelity(None, None, 1.0, invalid=False, constant=False, dead=False, dead_slices=())
+    return Fidelity(
+        PERFECT_DB, None, None, invalid=False, constant=False, dead=False, dead_slices=()
+    )
 
 
 def compare(reference: Outputs, output: Outputs, known: Extent | None = None) -> Fidelity:
@@ -159,6 +163,8 @@ def compare(reference: Outputs, output: Outputs, known: Extent | None = None) ->
     """
     if reference.shape != output.shape:
         raise ValueError(f"shapes {reference.shape} and {output.shape} differ")
+    if not math.prod(reference.shape):
+        return perfect(reference)  # there is nothing in it
     known = known or extent(reference)
     shape, count = reference.shape[1:], len(reference)
     peak = known.peak or 1.0
@@ -174,13 +180,16 @@ def compare(reference: Outputs, output: Outputs, known: Extent | None = None) ->
         signal, noise = signal + signals.sum(axis=0), noise + noises.sum(axis=0)
         low, high = np.fmin(low, given.min(axis=0)), np.fmax(high, given.max(axis=0))
     whole = reference.dtype.kind in "biu"
-    dead = count >= DEAD_ROWS and bool((low == high).all() and (known.low < known.high).any())
-    dead_slices = () if dead or count < DEAD_ROWS else tuple(_dead_slices(known, low, high))
+    least = 0.0 if whole else ROUNDING * known.peak
+    constant = not (known.high - known.low > least).any()
+    dead = count >= DEAD_ROWS and bool((low == high).all()) and not constant
+    dead_slices = () if dead or count < DEAD_ROWS else tuple(_dead_slices(known, low, high, least))
     return Fidelity(
         sqnr_db=None if whole else _decibels(float(signal.sum()), float(noise.sum())),
         worst_slice=None if whole else _worst_slice(known, signal, noise, count),
         equal=equal / max(1, count * signal.size) if whole else None,
         invalid=invalid,
+        constant=constant,
         dead=dead,
         dead_slices=dead_slices,
     )
@@ -217,9 +226,9 @@ def _worst_slice(known: Extent, signal: np.ndarray, noise: np.ndarray, count: in
     return None
 
 
-def _dead_slices(known: Extent, low: np.ndarray, high: np.ndarray) -> Iterator[Slice]:
-    """Slices whose every value is one number, where the original's range is a good part of the
-    widest slice's."""
+def _dead_slices(known: Extent, low: np.ndarray, high: np.ndarray, least: float) -> Iterator[Slice]:
+    """Slices whose every value is one number, where the original's range is more than `least`, and
+    a good part of the widest slice's."""
     for axis, size in enumerate(low.shape):
         if size < 2 or axis in known.shares:
             continue
@@ -229,7 +238,7 @@ def _dead_slices(known: Extent, low: np.ndarray, high: np.ndarray) -> Iterator[S
         with np.errstate(invalid="ignore"):
             ranges = ends[1] - ends[0]
         widest = ranges[np.isfinite(ranges)].max(initial=0.0)
-        for index in np.flatnonzero(constant & (ranges * UNEVEN >= widest) & (ranges > 0)):
+        for index in np.flatnonzero(constant & (ranges * UNEVEN >= widest) & (ranges > least)):
             yield Slice(
                 axis, int(index), -PERFECT_DB, (float(ends[0][index]), float(ends[1][index]))
             )

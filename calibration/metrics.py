@@ -8,7 +8,7 @@ import contextlib
 import math
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -419,6 +419,11 @@ class _ReadOutputs(dict[str, np.ndarray]):
         self._read.add(name)
         return array
 
+    def __iter__(self) -> Iterator[str]:
+        """As a dict's own. Because it is not that itself, dict(outputs), **outputs, outputs | {}
+        and the like take the arrays by __getitem__, and not past it."""
+        return super().__iter__()
+
     def get(self, name: str, default: Any = None) -> Any:
         self._read.add(name)
         return super().get(name, default)
@@ -426,6 +431,18 @@ class _ReadOutputs(dict[str, np.ndarray]):
     def pop(self, name: str, *default: Any) -> Any:
         self._read.add(name)
         return super().pop(name, *default)
+
+    def popitem(self) -> tuple[str, np.ndarray]:
+        name, array = super().popitem()
+        self._read.add(name)
+        return name, array
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        self._read.add(name)
+        return super().setdefault(name, default)
+
+    def copy(self) -> dict[str, np.ndarray]:
+        return dict(self)
 
     def items(self) -> Any:
         self._read.update(self)

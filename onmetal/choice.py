@@ -84,7 +84,17 @@ def choose(
                 by_name[trial.name] = replace(by_name[trial.name], reason=why)
         doubts = (*chosen.warnings, *chosen.unlike)
         task.warnings.extend(f"{chosen.name}: {said}" for said in doubts)
+    else:
+        for name, trial in by_name.items():
+            if trial.status == "ok":  # it fits, but nothing is known of it that it could win by
+                by_name[name] = _unranked(trial, goal)
     return [by_name[trial.name] for trial in trials], base, chosen
+
+
+def _unranked(trial: Trial, goal: Objective) -> Trial:
+    keys = {"memory": "peak_memory_bytes", "energy": "energy_mj", "throughput": "throughput_per_s"}
+    why = trial.missing.get(keys.get(goal, ""), "no reason given")
+    return replace(trial, status="skipped", reason=f"its {goal} is not known: {why}")
 
 
 def _fits(trial: Trial, budget: Budget, task: Task, higher: bool) -> bool:

@@ -61,15 +61,21 @@ def value(trial: Trial, objective: Objective) -> float | None:
 
 def better(mine: Trial, other: Trial, objective: Objective) -> bool:
     """Whether a trial is better than another in one respect, beyond noise. What is not known is
-    better than nothing, and worse than all that is known."""
+    better than nothing, and worse than all that is known.
+
+    Speeds are compared by paired rounds alone: the figures of what was measured again are of
+    another time, when the whole machine may have been slower.
+    """
     own, others = value(mine, objective), value(other, objective)
     if own is None or others is None:
         return own is not None
+    if objective in ("latency", "throughput") and mine.rounds and other.rounds:
+        mean = objective == "throughput"
+        if not statistics.speedup(other.rounds, mine.rounds, mean=mean) > 1:
+            return False
+        return statistics.compare(other.rounds, mine.rounds, mean=mean).verdict == "faster"
     if own >= others:
         return False
-    if objective in ("latency", "throughput") and mine.rounds and other.rounds:
-        versus = statistics.compare(other.rounds, mine.rounds, mean=objective == "throughput")
-        return versus.verdict == "faster"
     if objective == "accuracy-drop":
         return not (_within(own, other) or _within(others, mine))
     if objective == "energy" and mine.energy_mj and other.energy_mj:

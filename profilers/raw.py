@@ -123,7 +123,7 @@ def read_feeds(path: Path) -> list[dict[str, np.ndarray]]:
     with np.load(path, allow_pickle=False) as stored:
         for name in stored.files:
             number, _, tensor = name.partition("/")
-            found.setdefault(int(number), {})[tensor] = np.ascontiguousarray(stored[name])
+            found.setdefault(int(number), {})[tensor] = np.asarray(stored[name], order="C")
     return [found[number] for number in sorted(found)]
 
 

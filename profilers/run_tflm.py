@@ -131,7 +131,7 @@ class Session:
             if array.dtype != dtype and scale:
                 limits = np.iinfo(dtype)
                 array = np.clip(np.rint(array / scale) + zero, limits.min, limits.max).astype(dtype)
-            self.set(np.ascontiguousarray(array), place)
+            self.set(np.asarray(array, order="C"), place)
         self.invoke()
         found = []
         for place, turned, half, dtype, scale, zero in self.given:

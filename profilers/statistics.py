@@ -124,13 +124,9 @@ def compare(baseline: Rounds, other: Rounds, *, mean: bool = False) -> Versus:
     round. Its interval is the widest of: the bootstrap of rounds in blocks; Student's t over the
     medians of the blocks, which alone knows how little three or five blocks say; RESOLUTION.
     """
-    keys = sorted(baseline.samples_ns.keys() & other.samples_ns.keys())
+    keys, logs = _paired(baseline, other, mean)
     if not keys:
         return Versus(float("nan"), (0.0, math.inf), "inconclusive")
-    middle = np.mean if mean else np.median
-    logs = np.array(
-        [math.log(middle(baseline.samples_ns[k]) / middle(other.samples_ns[k])) for k in keys]
-    )
     point = float(np.median(logs))
     drawn = _draws(keys).astype(np.int64)
     resampled = _medians(logs, drawn)
@@ -146,6 +142,23 @@ def compare(baseline: Rounds, other: Rounds, *, mean: bool = False) -> Versus:
     resolution = math.log1p(RESOLUTION)
     low, high = min(low, point - resolution), max(high, point + resolution)
     return Versus(math.exp(point), (math.exp(low), math.exp(high)), _verdict(low, high))
+
+
+def speedup(baseline: Rounds, other: Rounds, *, mean: bool = False) -> float:
+    """How many times faster `other` is, as `compare` has it, without its interval; NaN where they
+    have no round in common. Where it is 1 or less, the verdict is not "faster"."""
+    keys, logs = _paired(baseline, other, mean)
+    return math.exp(float(np.median(logs))) if keys else math.nan
+
+
+def _paired(
+    baseline: Rounds, other: Rounds, mean: bool
+) -> tuple[list[tuple[int, int]], np.ndarray]:
+    """-> the rounds that both have, and the logarithms of how many times faster `other` is."""
+    keys = sorted(baseline.samples_ns.keys() & other.samples_ns.keys())
+    middle = np.mean if mean else np.median
+    ratios = [middle(baseline.samples_ns[k]) / middle(other.samples_ns[k]) for k in keys]
+    return keys, np.log(np.array(ratios))
 
 
 def _medians(values: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -377,6 +377,22 @@ def test_whether_it_pays_is_judged_by_what_is_minimized() -> None:
     assert decide.does_not_pay(half, exact, "size") is None
 
 
+@pytest.mark.parametrize("again_ms", [0.7, 1.05, 2.0])
+def test_what_was_measured_again_on_a_slower_machine_stays_on_the_front(again_ms: float) -> None:
+    """Its figures are fresh, and its rounds are those that the others were measured beside."""
+    exact, fast = trial("fp32@openvino", 1.0), trial("bf16@openvino", 0.8, seed=1)
+    fresh = rounds(again_ms, 5)
+    chosen = replace(
+        fast,
+        status="chosen",
+        latency_ms=statistics.latency(fresh),
+        throughput_per_s=statistics.throughput(fresh, 1),
+    )
+    assert decide.pareto([exact, chosen], TARGET) == [exact.name, chosen.name]
+    slow = replace(chosen, rounds=rounds(1.2, 1))
+    assert decide.pareto([exact, slow], TARGET) == [exact.name]
+
+
 def test_what_is_within_the_budget_is_not_pushed_off_the_front_by_what_is_over_it() -> None:
     small = trial("int8-u8s8@openvino", 2.0, size=900, drop=0.0)
     large = replace(trial("fp32@openvino", 1.0, size=900, drop=0.0), status="over-budget")

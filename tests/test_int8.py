@@ -1379,6 +1379,21 @@ def test_slow_8_bits_win_by_size(cache: Cache) -> None:
     assert chosen_of(cache, fp32, equal, minimize="size")[0] == fp32.name
 
 
+def test_what_cannot_be_ranked_says_so(cache: Cache) -> None:
+    """It fits, but what is minimized is not known of it."""
+    unknown = replace(
+        trial("fp32@openvino", 1.0), missing={"peak_memory_bytes": "the process was gone"}
+    )
+    pick, found = chosen_of(cache, unknown, minimize="memory")
+    assert pick is None
+    assert found[unknown.name].status == "skipped"
+    assert found[unknown.name].reason == "its memory is not known: the process was gone"
+    known = trial("fp32@onnxruntime", 2.0, memory=1e6)
+    pick, found = chosen_of(cache, unknown, known, minimize="memory")
+    assert pick == known.name
+    assert found[unknown.name].status == "ok"
+
+
 def test_a_smaller_bundle_in_8_bits_ships_where_size_decides(measured: Made) -> None:
     found = measured.document
     assert found["decided_by"] == found["minimize"] == "size"

@@ -117,6 +117,35 @@ def test_what_is_not_finite_is_seen_anywhere() -> None:
     assert compare(both, both).sqnr_db == PERFECT_DB
 
 
+@pytest.mark.parametrize("shape", [(5, 0), (5, 4, 0), (5, 0, 4)])
+@pytest.mark.parametrize("dtype", ["float32", "int64", "bool"])
+def test_an_output_that_holds_nothing_is_followed(shape: tuple[int, ...], dtype: str) -> None:
+    empty = np.zeros(shape, dtype)
+    found = compare(empty, empty.copy(), extent(empty))
+    assert (found.sqnr_db, found.equal) == ((PERFECT_DB, None) if dtype == "float32" else (None, 1))
+    assert collapse.collapsed("y", empty, empty.copy()) == []
+
+
+def test_what_is_not_finite_is_seen_in_a_single_sample() -> None:
+    one = np.ones((1, 4), np.float32)
+    (reason,) = collapse.collapsed("y", one, np.where(np.arange(4) == 2, np.nan, one))
+    assert "NaN" in reason
+
+
+def test_a_constant_that_varies_by_rounding_is_not_dead() -> None:
+    """Such as the sum of a softmax, which another runtime may give as 1 throughout."""
+    sums = np.where(np.arange(60).reshape(30, 2) % 3, 1.0, 1 - 2**-24).astype(np.float32)
+    assert collapse.collapsed("y", sums, np.ones_like(sums)) == []
+    beside = np.stack([sums[:, 0], sums[:, 0] * 0 + 1 - 2**-24], axis=1)
+    assert collapse.collapsed("y", sums, beside) == []
+    assert collapse.collapsed("y", sums, sums * np.float32(1.01)) == []
+    twins = np.repeat(RANDOM.normal(size=(30, 1)), 2, axis=1).astype(np.float32)
+    other = np.nextafter(twins, np.where(RANDOM.random(twins.shape) < 0.5, -9, 9), dtype=np.float32)
+    assert collapse.collapsed("y", other, twins) == []
+    counts = np.where(np.arange(60).reshape(30, 2) % 3, 10**7, 10**7 + 1)
+    assert "dead" in collapse.collapsed("y", counts, np.full_like(counts, 10**7))[0]
+
+
 def test_whole_numbers_are_counted() -> None:
     before = RANDOM.integers(0, 9, (50, 4))
     after = before.copy()

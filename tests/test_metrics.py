@@ -1,5 +1,9 @@
 """Metrics against scikit-learn, the usual choice, what is refused, and a user's own."""
 
+import copy
+import operator
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from sklearn import metrics as reference
 
 from onmetal.calibration import metrics
@@ -352,6 +357,44 @@ def test_a_users_own_metric(own: str) -> None:
     assert found(None) == pytest.approx(score("top1", SCORES, LABELS))
     picked = np.arange(0, N, 3)
     assert found(picked) == pytest.approx(score("top1", SCORES[picked], LABELS[picked]))
+
+
+READINGS: dict[str, Callable[[Any], Any]] = {
+    "one by one": lambda given: (given["out"], given.get("out"), given.setdefault("out")),
+    "in a loop": lambda given: [given[name] for name in given if name == "out"],
+    "a pattern": operator.itemgetter("out"),
+    "taken out": lambda given: given.pop("out"),
+}
+WHOLE: dict[str, Callable[[Any], Any]] = {
+    "items": lambda given: sorted(given.items()),
+    "values": lambda given: list(given.values()),
+    "dict": dict,
+    "keywords": lambda given: (lambda out, other: out)(**given),
+    "unpacked": lambda given: {**given},
+    "merged": lambda given: given | {},
+    "merged into": lambda given: {} | given,
+    "updated": lambda given: {}.update(given),
+    "own copy": lambda given: given.copy(),
+    "copied": copy.copy,
+    "copied deep": copy.deepcopy,
+    "pickled": lambda given: pickle.loads(pickle.dumps(given)),
+    "one after another": lambda given: [given.popitem() for _ in range(len(given))],
+}
+
+
+@pytest.mark.parametrize("how", [*READINGS, *WHOLE])
+def test_what_a_users_own_metric_reads_is_known(how: str) -> None:
+    """However it reads it: of the other outputs more is asked."""
+
+    def metric(given: dict[str, np.ndarray], labels: np.ndarray) -> float:
+        (READINGS | WHOLE)[how](given)
+        return 1.0
+
+    own = replace(choose("top1", FLOATS, (CLASSES,), LABELS), function=metric)
+    found = Scorer(own, {"out": SCORES, "other": LABELS}, "out", LABELS)
+    assert found.read == set()
+    assert found(None) == 1.0
+    assert found.read == ({"out"} if how in READINGS else {"out", "other"})
 
 
 def test_a_users_own_metric_may_be_better_when_lower(own: str) -> None:

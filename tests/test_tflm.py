@@ -56,6 +56,15 @@ def in_8_bits(path: Path) -> Path:
     return out
 
 
+def test_an_input_of_no_axes_is_run_as_it_is(tmp_path: Path) -> None:
+    ends = [value("x", [1, 4]), value("s", [])], [value("y", [1, 4])]
+    model = build([node("Mul", "x s", "y", name="times")], *ends)
+    to_float(str(save(model, tmp_path / "model.onnx")), str(tmp_path))
+    session = Session([str(tmp_path / "model.tflite")], {}, ["x", "s"], ["y"])
+    (found,) = session.run({"x": np.ones((1, 4), np.float32), "s": np.array(3, np.float32)})
+    assert found.tolist() == [[3] * 4]
+
+
 @pytest.fixture
 def int8(tmp_path: Path) -> Path:
     return in_8_bits(small(tmp_path / "small", "Relu"))

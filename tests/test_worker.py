@@ -18,9 +18,10 @@ from onmetal.cache import Cache
 from onmetal.calibration import samples
 from onmetal.errors import DeviceError, NeedlessError, UnsupportedError, UsageError
 from onmetal.profilers.local import Local, Worker, quiet_environment
+from onmetal.profilers.raw import read_feeds
 from onmetal.records import plain
 from tests.conftest import DIGITS
-from tests.onnx_models import build, constant, node, read, value
+from tests.onnx_models import build, constant, node, read, save, value
 
 
 @pytest.fixture
@@ -288,6 +289,20 @@ def slow_model(steps: int) -> Any:
         [value("y", ["N", 4])],
         [constant("times", steps, "int64"), constant("two", 2.0)],
     )
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_an_input_of_no_axes_is_run_as_it_is(worker: Worker, tmp_path: Path, runtime: str) -> None:
+    model = build([node("Mul", "x s", "y")], [value("x", [2]), value("s", [])], [value("y", [2])])
+    path = save(model, tmp_path / "scaled.onnx")
+    arrays: dict[str, Any] = {"0/x": np.float32([1, 2]), "0/s": np.float32(3)}
+    np.savez(tmp_path / "feeds.npz", **arrays)
+    names: dict[str, Any] = {"inputs": ["x", "s"], "outputs": ["y"], "options": {}}
+    worker.call("open", timeout_s=60, runtime=runtime, files=[str(path)], **names)
+    worker.call("run", timeout_s=60, path=str(tmp_path / "feeds.npz"), folder=str(tmp_path))
+    assert np.load(tmp_path / "0-0.npy").tolist() == [3, 6]
+    (feed,) = read_feeds(tmp_path / "feeds.npz")
+    assert feed["s"].shape == ()
 
 
 def test_progress_is_told_while_outputs_are_computed(worker: Worker, tmp_path: Path) -> None:
