@@ -158,8 +158,11 @@ def _fold_dequantized(model: onnx.ModelProto) -> int:
             continue
         data, scale, *zero = [np.asarray(value) for value in values]
         axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-        blocks = any(a.name == "block_size" and a.i for a in node.attribute)
-        if blocks or (data.dtype.kind not in "iu" and data.dtype.name not in FOUR_BITS):
+        block = next((a.i for a in node.attribute if a.name == "block_size"), 0)
+        if data.dtype.kind not in "iu" and data.dtype.name not in FOUR_BITS:
+            continue
+        if block:  # one scale for so many values along the axis
+            folded += _fold_blocks(model, node, data, scale, zero, axis, block)
             continue
         shape = [1] * data.ndim
         if scale.size > 1:
@@ -175,6 +178,29 @@ def _fold_dequantized(model: onnx.ModelProto) -> int:
         model.graph.node.remove(node)
         folded += 1
     return folded
+
+
+def _fold_blocks(
+    model: onnx.ModelProto,
+    node: onnx.NodeProto,
+    data: np.ndarray,
+    scale: np.ndarray,
+    zero: list[np.ndarray],
+    axis: int,
+    block: int,
+) -> bool:
+    """As _fold_dequantized, of one node with `block_size`. -> whether it is plain enough."""
+    shape = list(data.shape)
+    shape[axis] = -(-shape[axis] // block)
+    if list(scale.shape) != shape or any(list(values.shape) != shape for values in zero):
+        return False
+    kept = tuple(slice(size) for size in data.shape)  # the last block may be cut
+    steps = np.repeat(scale.astype(np.float64), block, axis)[kept]
+    offsets = [np.repeat(values.astype(np.int64), block, axis)[kept] for values in zero]
+    real = ((data.astype(np.int64) - (offsets[0] if offsets else 0)) * steps).astype(scale.dtype)
+    model.graph.initializer.append(numpy_helper.from_array(real, node.output[0]))
+    model.graph.node.remove(node)
+    return True
 
 
 def _fold_norms(model: onnx.ModelProto) -> int:

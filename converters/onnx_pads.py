@@ -1,8 +1,12 @@
-"""ConvTranspose with its padding written out, where an ONNX file asks for SAME.
+"""Padding written so that every reader of an ONNX file infers the shapes that come out.
 
-The specification's output is input x stride. ONNX's shape inference adds `output_padding` to that,
-so that every shape behind such a node is told wrong; with pads in numbers it is right.
+Of a ConvTranspose that asks for SAME, the specification's output is input x stride; ONNX's shape
+inference adds `output_padding` to that. Of a pool with `ceil_mode`, a last window that would begin
+behind the input is left out; some inferences count it. Every shape behind such a node is then told
+wrong, unless the node is written in another way.
 """
+
+from typing import Any
 
 import onnx
 from onnx import helper
@@ -21,13 +25,16 @@ def explicit(model: onnx.ModelProto) -> bool:
         for node in onnx_checks.nodes(model.graph)
         if node.op_type == "ConvTranspose" and node.domain in ("", "ai.onnx")
     ]
-    if not any(rewritten):
-        return False
+    if any(rewritten):
+        _forget_shapes(model)
+    return any(rewritten)
+
+
+def _forget_shapes(model: onnx.ModelProto) -> None:
     del model.graph.value_info[:]
     for value in model.graph.output:
         if value.type.WhichOneof("value") == "tensor_type":
             value.type.tensor_type.ClearField("shape")
-    return True
 
 
 def _write_out(node: onnx.NodeProto, kernel: list[int]) -> bool:
@@ -61,3 +68,69 @@ def same(
         begin.append(total // 2 if auto == "SAME_UPPER" else total - total // 2)
         end.append(total - begin[-1])
     return begin + end
+
+
+def whole_windows(model: onnx.ModelProto) -> bool:
+    """Write every pool of `ceil_mode` whose last window would begin behind the input so that no
+    such window is counted. -> whether any was. The axes of inputs are static."""
+    rewritten = False
+    pools = [
+        node
+        for node in model.graph.node
+        if node.op_type in ("MaxPool", "AveragePool") and node.domain in ("", "ai.onnx")
+    ]
+    while any(_setting(node, "ceil_mode", 0) for node in pools):
+        shapes = _shapes(model)  # those behind a pool that was rewritten are other ones
+        if not any(_leave_out(node, shapes.get(node.input[0], [])) for node in pools):
+            break
+        rewritten = True
+        _forget_shapes(model)
+    return rewritten
+
+
+def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
+    """Of every tensor that is known; 0 for an axis that is not."""
+    try:
+        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    except Exception:  # whoever opens the model says what is wrong
+        return {}
+    values = (*graph.input, *graph.value_info)
+    return {
+        value.name: [axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for value in values
+    }
+
+
+def _setting(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    found = [entry for entry in node.attribute if entry.name == name]
+    return helper.get_attribute_value(found[0]) if found else default
+
+
+def _leave_out(node: onnx.NodeProto, shape: list[int]) -> bool:
+    """No `ceil_mode`, or less padding at the end, where the windows are then those that count."""
+    kernel, sizes = list(_setting(node, "kernel_shape", [])), shape[2:]
+    axes = len(kernel)
+    strides = _setting(node, "strides", [1] * axes)
+    dilations = _setting(node, "dilations", [1] * axes)
+    pads = list(_setting(node, "pads", [0, 0] * axes))
+    rounded = _setting(node, "ceil_mode", 0) and len(sizes) == axes and min(sizes) > 0
+    if not rounded or _setting(node, "auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+        return False
+    surplus, partial, fits = False, False, True
+    for axis, (size, stride) in enumerate(zip(sizes, strides, strict=True)):
+        reach, padded = (kernel[axis] - 1) * dilations[axis] + 1, size + pads[axis]
+        last, rest = divmod(padded + pads[axes + axis] - reach, stride)  # of whole windows
+        if rest and (last + 1) * stride >= padded:
+            surplus = True
+            pads[axes + axis] = max(0, last * stride + reach - padded)
+            fits = fits and padded + pads[axes + axis] == last * stride + reach
+        elif rest:
+            partial = True
+    if not surplus or (partial and not fits):
+        return False
+    name = "pads" if partial else "ceil_mode"
+    for entry in [entry for entry in node.attribute if entry.name == name]:
+        node.attribute.remove(entry)
+    if partial:
+        node.attribute.append(helper.make_attribute("pads", pads))
+    return True

@@ -42,7 +42,7 @@ def examine(
     onnx_checks.check_sizes(model, source)
     padded = onnx_pads.explicit(model)
     changed, size_of_batch, notes = _fix_axes(model, shapes, batch)
-    changed |= padded
+    changed |= onnx_pads.whole_windows(model) | padded
     inferred = _infer(model)
     prepared = Path(folder) / "model.onnx"
     if changed:

@@ -19,7 +19,7 @@ from onmetal.targets import EXACT, Format, Io, Recipe
 if TYPE_CHECKING:
     from onmetal.sources import Hub
 
-VERSION = 3
+VERSION = 4
 RECIPES = "converters.tflite.recipes"
 NO_SAMPLES = "no samples to calibrate it with"
 

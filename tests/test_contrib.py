@@ -264,3 +264,34 @@ def test_weights_of_4_bits_become_float_unchanged(tmp_path: Path) -> None:
     weight = Graph(plain).constant(plain.graph.node[0].input[1])
     assert weight is not None
     np.testing.assert_allclose(weight.ravel(), [0.05, -0.1] * 64, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("axis", "block", "zero"), [(0, 4, True), (0, 6, False), (1, 3, True)])
+def test_weights_of_blocks_are_folded(axis: int, block: int, zero: bool, tmp_path: Path) -> None:
+    """One scale for so many values along an axis; the last block may be cut."""
+    chance = np.random.default_rng(0)
+    weight, shape = chance.integers(-7, 8, (16, 8)), [16, 8]
+    shape[axis] = -(-shape[axis] // block)
+    four = helper.make_tensor("w", TensorProto.INT4, weight.shape, weight.flatten().tolist())
+    steps = chance.uniform(0.1, 0.4, shape).astype(np.float32)
+    offsets = chance.integers(-3, 4, shape)
+    zeros = helper.make_tensor("z", TensorProto.INT4, shape, offsets.flatten().tolist())
+    dequantize = node("DequantizeLinear", "w s z" if zero else "w s", "v")
+    dequantize.attribute.extend(
+        [helper.make_attribute("axis", axis), helper.make_attribute("block_size", block)]
+    )
+    model = build(
+        [dequantize, node("MatMul", "x v", "y")],
+        [value("x", [2, 16])],
+        [value("y", [2, 8])],
+        [four, constant("s", steps, "float32"), *([zeros] if zero else [])],
+        opset=21,
+        ir=10,
+    )
+    onnx_float.simplify(str(save(model, tmp_path / "x.onnx")), str(tmp_path))
+    folded = onnx.load(tmp_path / "model.onnx")
+    assert [entry.op_type for entry in folded.graph.node] == ["MatMul"]
+    each = np.arange(weight.shape[axis]) // block
+    wanted = weight - (np.take(offsets, each, axis) if zero else 0)
+    found = onnx.numpy_helper.to_array(folded.graph.initializer[0])
+    np.testing.assert_allclose(found, wanted * np.take(steps, each, axis), rtol=1e-6)

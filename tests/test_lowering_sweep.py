@@ -781,7 +781,7 @@ def outcome(kind: str, case: Case, stored: str, folder: Path) -> str:
     if made is None or any(0 in array.shape for array in made.wanted.values()):
         return "none"
     model = made.model
-    if onnx_pads.explicit(model):
+    if onnx_pads.explicit(model) | onnx_pads.whole_windows(model):
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     path = save(model, folder / "given.onnx")
     try:

@@ -8,6 +8,9 @@ import onnx_ir as ir
 from onmetal.converters.tflite.lowering import Lowering, Order, attribute, lowers, refuse
 from onmetal.converters.tflite.net import Tensor
 
+ROOT = 5e-4
+"""How near a file's root of 2 is to the number, in parts of it: float16 has 1.4140625."""
+
 
 def _scaled(low: Lowering, tensor: Tensor, factor: float) -> Tensor:
     return low.binary("MUL", tensor, low.like(tensor, factor))
@@ -201,7 +204,7 @@ def _halved_root(low: Lowering, value: ir.Value) -> ir.Value | None:
     wanted = math.sqrt(2) if maker.op_type == "Div" else math.sqrt(0.5)
     for place in (0, 1) if maker.op_type == "Mul" else (0,):
         factor = _scalar(low, maker.inputs[1 - place])
-        if factor is not None and math.isclose(factor, wanted, rel_tol=1e-4):
+        if factor is not None and math.isclose(factor, wanted, rel_tol=ROOT):
             return maker.inputs[place]
     return None
 

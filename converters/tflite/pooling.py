@@ -35,6 +35,10 @@ def _window(low: Lowering, node: ir.Node) -> Window:
     )
     if any(d != 1 for d in window.dilations):
         raise refuse(node, f"dilations {window.dilations} are not supported")
+    expected = low.shape(node.outputs[0])[2:]
+    if tuple(window.out) != tuple(expected):
+        what = f"its windows give {list(window.out)} values, not the {list(expected)} that follow"
+        raise refuse(node, f"{what} from the shapes in the file")
     return window
 
 
