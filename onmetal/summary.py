@@ -557,20 +557,32 @@ def reasons(trials: list[Trial], setting: Setting, screen: Screen) -> list[str]:
 
 NUMBER = re.compile(r"(?<![\w.@/-])\d+(?:\.\d+)?(?![\w.@/-]*[@/])")
 """A number that stands for itself: not one in a candidate's name."""
+INTERVAL_START = re.compile(r"\[-?$")
+INTERVAL_END = re.compile(r"\[[^\[\]]*, -?$")
 
 
 def together(reasons: list[str]) -> str:
-    """Reasons that differ in numbers alone, as one, with the least and the largest of each.
+    """Reasons that differ in numbers alone, as one, with the least and the largest of each, and
+    of intervals the one that holds them all.
 
     >>> together(["0.29x its speed", "0.04x its speed"])
     '0.04 to 0.29x its speed'
+    >>> together(["0.9x [0.8, 1.1]", "1.0x [0.9, 1.2]"])
+    '0.9 to 1.0x [0.8, 1.2]'
     """
     numbers = zip(*(NUMBER.findall(reason) for reason in reasons), strict=True)
-    shown = iter(
-        low if low == high else f"{low} to {high}"
-        for low, high in ((min(own, key=float), max(own, key=float)) for own in numbers)
-    )
-    return NUMBER.sub(lambda _: next(shown), reasons[0])
+    spans = iter([(min(own, key=float), max(own, key=float)) for own in numbers])
+
+    def shown(match: re.Match[str]) -> str:
+        low, high = next(spans)
+        before, after = reasons[0][: match.start()], reasons[0][match.end() :]
+        if INTERVAL_START.search(before) and after.startswith(","):
+            return low
+        if INTERVAL_END.search(before) and after.startswith("]"):
+            return high
+        return low if low == high else f"{low} to {high}"
+
+    return NUMBER.sub(shown, reasons[0])
 
 
 def _asks_for_data(reason: str) -> bool:
