@@ -2,7 +2,8 @@
 
 The rule is in docs/fidelity.md: fp32 gives every output with 60 dB or more (30 where the source
 rounds); fp16 and bf16 with 20 dB; what is quantized or trained with 20 dB, except the output that a
-metric reads, where there are labels. Whole numbers are equal in 99 % of the elements, of float candidates.
+metric reads, where there are labels. Whole numbers are equal in 99 % of the elements, of float
+candidates.
 """
 
 from collections.abc import Collection, Mapping
