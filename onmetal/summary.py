@@ -378,6 +378,8 @@ def table(trials: list[Trial], base: Trial | None, setting: Setting, screen: Scr
     legend = [f"{mark} {LEGEND[mark]}" for mark in LEGEND if any(mark in m for m in marks)]
     if base is not None and any("=" in found for found in marks):
         legend.append(f"= the baseline, {clean(base.name)}")
+    elif base is not None:
+        legend.append(f"the baseline, {clean(base.name)}, is run as the reference only")
     if dropped:
         legend.append(f"{' and '.join(dropped)}: in --json, for which there is no room here")
     return lines + (screen.prose(", ".join(legend)) if legend else [])

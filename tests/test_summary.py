@@ -431,3 +431,9 @@ def test_colours_are_for_terminals_and_change_no_word() -> None:
     for code in ("1", "2", "32", "0"):
         coloured = coloured.replace(f"\x1b[{code}m", "")
     assert coloured == summary.text([BASE, FAST], BASE, FAST, TOP1, plain)
+
+
+def test_a_baseline_that_is_only_the_reference_is_named_below_the_table() -> None:
+    reference = replace(BASE, status="skipped", reason=LEFT_OUT)
+    lines = summary.table([FAST, reference], reference, TOP1, PLAIN)
+    assert f"the baseline, {BASE.name}, is run as the reference only" in " ".join(lines)
