@@ -261,7 +261,7 @@ class Budget(Struct, frozen=True, omit_defaults=True):
         if self.max_size_bytes is not None:
             size = candidate.size_bytes if candidate else None
             if size is None or size > self.max_size_bytes:
-                found.append(f"size {size} bytes is over {self.max_size_bytes}")
+                found.append(f"size {size} bytes is over {self.max_size_bytes} bytes")
         if self.max_macs is not None:
             macs = candidate.model.macs if candidate else None
             if macs is None or macs > self.max_macs:
@@ -276,7 +276,8 @@ class Budget(Struct, frozen=True, omit_defaults=True):
                 why = trial.missing.get("latency_ms", "no reason given")
                 found.append(f"latency was not measured ({why})")
             elif not latency.p90 <= self.max_latency_ms:
-                found.append(f"p90 latency {latency.p90:.4g} ms is over {self.max_latency_ms:.4g}")
+                limit_ms = f"{self.max_latency_ms:.4g} ms"
+                found.append(f"p90 latency {latency.p90:.4g} ms is over {limit_ms}")
         for key, figure, limit, unit in (
             ("peak_memory_bytes", trial.peak_memory_bytes, self.max_memory_bytes, "bytes"),
             ("energy_mj", trial.energy_mj, self.max_energy_mj, "mJ"),
@@ -288,7 +289,7 @@ class Budget(Struct, frozen=True, omit_defaults=True):
                 why = trial.missing.get(key, "no reason given")
                 found.append(f"{word} was not measured ({why})")
             elif not figure.value <= limit:
-                found.append(f"{word} {figure.value:.6g} {unit} is over {limit}")
+                found.append(f"{word} {figure.value:.6g} {unit} is over {limit} {unit}")
         return found
 
     def crossed(self, trial: Trial) -> bool:

@@ -7,6 +7,7 @@ from statistics import median
 
 from msgspec import Struct
 
+from onmetal.calibration.fidelity import PERFECT_DB
 from onmetal.plan import LEFT_OUT, NO_DATA
 from onmetal.profilers import statistics
 from onmetal.records import Accuracy, Figure, Trial, Versus
@@ -79,13 +80,13 @@ def decision(
         lines += [screen.paint(line, "bold") for line in screen.prose(said)]
     else:
         lines += screen.prose(screen.paint("No candidate meets the budget.", "bold"))
-    if why := replaced(setting):
+    if why := replaced(setting, chosen):
         lines += screen.prose(why)
     return lines
 
 
-def replaced(setting: Setting) -> str:
-    """Which goal took the place of the one that was asked for, and why."""
+def replaced(setting: Setting, chosen: Trial | None) -> str:
+    """Which goal replaced the one that was asked for, and why; without a choice, why alone."""
     if setting.decided_by == setting.minimize:
         return ""
     why = (
@@ -93,6 +94,8 @@ def replaced(setting: Setting) -> str:
         if setting.emulated
         else "Nothing was timed, because no device was given"
     )
+    if chosen is None:
+        return f"{why}."
     ties = f" {TIES}" if setting.decided_by == "size" else ""
     return f"{why}: decided by {setting.decided_by} instead of {setting.minimize}.{ties}"
 
@@ -270,7 +273,7 @@ def _fidelity(trial: Trial) -> Clause | None:
     if not trial.sqnr_db:
         return None
     worst = min(trial.sqnr_db.values())
-    if worst == math.inf:
+    if worst >= PERFECT_DB:
         return Clause("its outputs are those of the original model", None)
     return Clause(f"fidelity {worst:.0f} dB (no task metric was measured)", None)
 
@@ -375,6 +378,8 @@ def table(trials: list[Trial], base: Trial | None, setting: Setting, screen: Scr
     legend = [f"{mark} {LEGEND[mark]}" for mark in LEGEND if any(mark in m for m in marks)]
     if base is not None and any("=" in found for found in marks):
         legend.append(f"= the baseline, {clean(base.name)}")
+    elif base is not None:
+        legend.append(f"the baseline, {clean(base.name)}, is run as the reference only")
     if dropped:
         legend.append(f"{' and '.join(dropped)}: in --json, for which there is no room here")
     return lines + (screen.prose(", ".join(legend)) if legend else [])
@@ -434,7 +439,9 @@ def _columns(rows: list[Trial], setting: Setting) -> list[Column]:
 def _judged(rows: list[Trial], setting: Setting) -> list[Column]:
     if setting.metric is None:
         worst = [min(t.sqnr_db.values(), default=None) for t in rows]
-        shown = ["-" if db is None else "equal" if db == math.inf else f"{db:.0f}" for db in worst]
+        shown = [
+            "-" if db is None else "equal" if db >= PERFECT_DB else f"{db:.0f}" for db in worst
+        ]
         return [Column("fidelity", "dB", tuple(shown))]
     title = clean(setting.metric)
     if width(title) > LONGEST_TITLE:
@@ -451,6 +458,10 @@ def _judged(rows: list[Trial], setting: Setting) -> list[Column]:
         Column(title, "%" if setting.proportion else "", tuple(shown)),
         Column("change", unit, tuple(cells)),
     ]
+
+
+def decibels(worst: float) -> str:
+    return "equal" if worst >= PERFECT_DB else f"{worst:.0f}"
 
 
 BYTES = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0))
@@ -557,20 +568,33 @@ def reasons(trials: list[Trial], setting: Setting, screen: Screen) -> list[str]:
 
 NUMBER = re.compile(r"(?<![\w.@/-])\d+(?:\.\d+)?(?![\w.@/-]*[@/])")
 """A number that stands for itself: not one in a candidate's name."""
+INTERVAL_START = re.compile(r"\[-?$")
+INTERVAL_END = re.compile(r"\[[^\[\]]*, -?$")
 
 
 def together(reasons: list[str]) -> str:
-    """Reasons that differ in numbers alone, as one, with the least and the largest of each.
+    """Reasons that differ in numbers alone, as one, with the least and the largest of each, and
+    of intervals the one that holds them all.
 
     >>> together(["0.29x its speed", "0.04x its speed"])
     '0.04 to 0.29x its speed'
+    >>> together(["0.9x [0.8, 1.1]", "1.0x [0.9, 1.2]"])
+    '0.9 to 1.0x [0.8, 1.2]'
     """
     numbers = zip(*(NUMBER.findall(reason) for reason in reasons), strict=True)
-    shown = iter(
-        low if low == high else f"{low} to {high}"
-        for low, high in ((min(own, key=float), max(own, key=float)) for own in numbers)
-    )
-    return NUMBER.sub(lambda _: next(shown), reasons[0])
+    ends: list[tuple[str, str]] = [(min(own, key=float), max(own, key=float)) for own in numbers]
+    spans = iter(ends)
+
+    def shown(match: re.Match[str]) -> str:
+        low, high = next(spans)
+        before, after = reasons[0][: match.start()], reasons[0][match.end() :]
+        if INTERVAL_START.search(before) and after.startswith(","):
+            return low
+        if INTERVAL_END.search(before) and after.startswith("]"):
+            return high
+        return low if low == high else f"{low} to {high}"
+
+    return NUMBER.sub(shown, reasons[0])
 
 
 def _asks_for_data(reason: str) -> bool:

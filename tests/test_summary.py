@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from onmetal import summary, terminal
+from onmetal.calibration.fidelity import PERFECT_DB
 from onmetal.plan import LEFT_OUT, NO_DATA
 from onmetal.records import Accuracy, Candidate, Figure, Latency, Model, Rounds, Trial, Versus
 from onmetal.summary import Setting
@@ -139,6 +140,7 @@ def test_a_drop_that_is_not_known_is_said(drop: float | None) -> None:
     [
         ({"a": 34.2, "b": 51.0}, "fidelity 34 dB (no task metric was measured)."),
         ({"a": math.inf}, "its outputs are those of the original model."),
+        ({"a": PERFECT_DB}, "its outputs are those of the original model."),
         ({}, "3.7x smaller."),
     ],
 )
@@ -174,7 +176,7 @@ def test_what_was_minimized_comes_first(goal: str, start: str) -> None:
     )
     setting = replace(TOP1, decided_by=goal, minimize=goal)
     assert said(chosen, base, setting).startswith(f"int8-u8s8 on OpenVINO: {start}")
-    assert summary.replaced(setting) == ""
+    assert summary.replaced(setting, None) == ""
 
 
 def test_a_goal_that_was_replaced_is_named_with_the_reason() -> None:
@@ -406,6 +408,8 @@ def test_without_a_choice_the_table_comes_all_the_same() -> None:
     over = replace(BASE, status="over-budget", reason="size 400000 bytes is over 3000")
     text = summary.text([over], over, None, TOP1, PLAIN)
     assert text.startswith("No candidate meets the budget.")
+    untimed = summary.text([over], over, None, replace(TOP1, decided_by="size"), PLAIN)
+    assert "Nothing was timed" in untimed and "decided by" not in untimed  # nothing was
     assert "=! fp32@openvino" in text
     assert "is over 3000" not in text  # the error says it
 
@@ -427,3 +431,9 @@ def test_colours_are_for_terminals_and_change_no_word() -> None:
     for code in ("1", "2", "32", "0"):
         coloured = coloured.replace(f"\x1b[{code}m", "")
     assert coloured == summary.text([BASE, FAST], BASE, FAST, TOP1, plain)
+
+
+def test_a_baseline_that_is_only_the_reference_is_named_below_the_table() -> None:
+    reference = replace(BASE, status="skipped", reason=LEFT_OUT)
+    lines = summary.table([FAST, reference], reference, TOP1, PLAIN)
+    assert f"the baseline, {BASE.name}, is run as the reference only" in " ".join(lines)

@@ -64,7 +64,6 @@ _BINARY = {
     "Or": "LOGICAL_OR",
     "Xor": "NOT_EQUAL",
 }
-_TRUTHS = frozenset(_BINARY.values()) - {"ADD", "SUB", "MUL", "DIV"}
 
 
 def _given(low: Lowering, out: ir.Value, tensor: Tensor, order: Order) -> None:

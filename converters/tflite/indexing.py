@@ -10,8 +10,6 @@ from onmetal.converters.tflite.lowering import Lowering, attribute, lowers, refu
 from onmetal.converters.tflite.net import Tensor, constant
 from onmetal.converters.tflite.reshape import tiled
 
-LONGEST = 2**31 - 1
-
 
 def strided(
     low: Lowering, tensor: Tensor, first: list[int], last: list[int], steps: list[int]

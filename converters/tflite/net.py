@@ -42,9 +42,6 @@ _CODES = {kind: code for code, kind in _TYPES.items()}
 _KINDS = {
     code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)
 }
-_OPTION_TYPES = {
-    code: name for name, code in vars(schema.BuiltinOptions).items() if isinstance(code, int)
-}
 
 _DAMAGE = (
     *(AttributeError, IndexError, KeyError, MemoryError, OverflowError, TypeError, ValueError),
