@@ -1582,7 +1582,7 @@ def written(lines: list[str]) -> list[Any]:
 
 def gelu(lines: list[str], root: str = "Div x root e", plus: str = "Add f one p") -> Graph:
     w = {"root": scalar(2**0.5), "inverse": scalar(0.5**0.5), "half": scalar(0.5)}
-    w |= {"coarse": scalar(np.float16(2**0.5)), "rough": scalar(np.float16(0.5**0.5))}
+    w |= {"coarse": scalar(float(np.float16(2**0.5))), "rough": scalar(float(np.float16(0.5**0.5)))}
     w |= {"two": scalar(2), "one": scalar(1), "wrong": scalar(0.4)}
     return graph(written([root, "Erf e f", plus, *lines]), {"x": floats(2, 3, 8) * 3}, w)
 
