@@ -221,7 +221,8 @@ def objections(trial: Trial, budget: Budget, target: Target, higher_is_better: b
     limits, candidate, memory = target.limits, trial.candidate, trial.peak_memory_bytes
     if limits.storage_kib and candidate and candidate.size_bytes > limits.storage_kib * 1024:
         found.append(
-            f"size {candidate.size_bytes} bytes is over the target's {limits.storage_kib} KiB"
+            f"size {candidate.size_bytes} bytes is over the {limits.storage_kib * 1024} bytes "
+            f"({limits.storage_kib} KiB) of the target"
         )
     if limits.memory_kib and memory is None and trial.latency_ms:
         why = trial.missing.get("peak_memory_bytes", "no reason given")
@@ -229,7 +230,10 @@ def objections(trial: Trial, budget: Budget, target: Target, higher_is_better: b
     if target.chip:
         found += chip_objections(trial, target.chip)
     if limits.memory_kib and memory and memory.value > limits.memory_kib * 1024:
-        found.append(f"peak memory {memory.value:.0f} bytes is over {limits.memory_kib} KiB")
+        found.append(
+            f"peak memory {memory.value:.0f} bytes is over the {limits.memory_kib * 1024} bytes "
+            f"({limits.memory_kib} KiB) of the target"
+        )
     return found
 
 

@@ -80,7 +80,7 @@ def untrue_tensors(run: dict[str, Any], artifact: dict[str, list[dict[str, Any]]
     `artifact`: as a converter's `describe` has it. Both are matched by name, else in order.
     """
     channels_last = run["options"].get("nhwc", [])
-    half = run["options"].get("float16", [])
+    widened = run["options"].get("float16", [])
     problems = []
     for side in ("inputs", "outputs"):
         said, stored = restore(run[side], tuple[Tensor, ...]), artifact[side]
@@ -93,9 +93,9 @@ def untrue_tensors(run: dict[str, Any], artifact: dict[str, list[dict[str, Any]]
         if {tensor.name for tensor in said} <= by_name.keys():
             stored = [by_name[tensor.name] for tensor in said]
         for tensor, end in zip(said, stored, strict=True):
-            if tensor.name in half and tensor.dtype == "float16":
-                tensor = replace(tensor, dtype="float32")  # run.py casts it
-            if why := _untrue(tensor, end, tensor.name in channels_last):
+            half = tensor.name in widened and tensor.dtype == "float16"  # run.py casts it
+            held = replace(tensor, dtype="float32") if half else tensor
+            if why := _untrue(held, end, tensor.name in channels_last):
                 problems.append(f"manifest.json says of {side[:-1]} {tensor.name!r} that {why}")
     return problems
 
