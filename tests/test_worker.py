@@ -295,7 +295,7 @@ def slow_model(steps: int) -> Any:
 def test_an_input_of_no_axes_is_run_as_it_is(worker: Worker, tmp_path: Path, runtime: str) -> None:
     model = build([node("Mul", "x s", "y")], [value("x", [2]), value("s", [])], [value("y", [2])])
     path = save(model, tmp_path / "scaled.onnx")
-    arrays: dict[str, Any] = {"0/x": np.float32([1, 2]), "0/s": np.float32(3)}
+    arrays: dict[str, Any] = {"0/x": np.array([1, 2], np.float32), "0/s": np.float32(3)}
     np.savez(tmp_path / "feeds.npz", **arrays)
     names: dict[str, Any] = {"inputs": ["x", "s"], "outputs": ["y"], "options": {}}
     worker.call("open", timeout_s=60, runtime=runtime, files=[str(path)], **names)
