@@ -55,7 +55,8 @@ def value(trial: Trial, objective: Objective) -> float | None:
     if objective == "energy":
         return trial.energy_mj.value if trial.energy_mj else None
     if trial.accuracy is not None:
-        return trial.accuracy.drop
+        drop = trial.accuracy.drop
+        return None if drop is None or math.isnan(drop) else drop
     return -min(trial.sqnr_db.values()) if trial.sqnr_db else None
 
 

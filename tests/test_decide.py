@@ -255,6 +255,13 @@ def test_what_was_not_measured_is_not_ranked() -> None:
     ]
 
 
+def test_a_metric_that_is_no_number_is_not_known() -> None:
+    undefined = trial("int8-u8s8@openvino", drop=float("nan"), size=500)
+    exact = trial("fp32@openvino", drop=0.0)
+    assert ranked("accuracy-drop", undefined, exact) == [exact.name]
+    assert not decide.dominates(replace(undefined, recipe="fp32"), exact, TARGET)
+
+
 def test_without_labels_fidelity_stands_for_the_drop() -> None:
     worse = replace(trial("bf16@openvino"), sqnr_db={"a": 90.0, "b": 30.0})
     better = replace(trial("fp16@openvino"), sqnr_db={"a": 50.0, "b": 60.0})
