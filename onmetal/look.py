@@ -158,7 +158,7 @@ def drop_lost(
         if look and reasons:
             lost = f"its outputs have only {look.sqnr_db:.1f} dB of fidelity on calibration samples"
             reason = f"not timed: {lost}; {'; '.join(reasons)}"
-            trial = replace(trial, status="skipped", reason=reason)
+            trial = replace(trial, status="over-budget", reason=reason)
         done.append(trial)
     return done
 

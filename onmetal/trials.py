@@ -134,7 +134,8 @@ def out_of_time(trial: Trial, what: str) -> Trial:
 
 
 def usable(trial: Trial) -> bool:
-    return trial.candidate is not None and trial.failure is None and trial.status != "skipped"
+    """Whether there is something to judge and to time, and nothing speaks against it yet."""
+    return trial.candidate is not None and trial.failure is None and trial.status == "ok"
 
 
 def examine_all(
