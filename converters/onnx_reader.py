@@ -81,6 +81,7 @@ def examine(
         "notes": notes,
         "matmul_share": _matmul_share(model),
         "quantized": _quantized(model),
+        "half": _computes_in_half(inferred),
     }
 
 
@@ -341,6 +342,18 @@ def _quantized(model: onnx.ModelProto) -> int:
         or node.op_type.startswith("QLinear")
         or (node.op_type == "DequantizeLinear" and node.input[0] in small)
         for node in onnx_checks.nodes(model.graph)
+    )
+
+
+def _computes_in_half(inferred: onnx.ModelProto) -> bool:
+    """Whether any result is rounded to float16: not where weights are only stored so."""
+    kind = onnx.TensorProto.FLOAT16
+    graph = inferred.graph
+    values = (*graph.value_info, *graph.output)
+    half = {value.name for value in values if value.type.tensor_type.elem_type == kind}
+    return any(
+        node.op_type not in ("Cast", "Constant") and not half.isdisjoint(node.output)
+        for node in graph.node
     )
 
 

@@ -92,9 +92,8 @@ def least_float_db(trial: Trial) -> float:
 
 def _coarse(model: Model) -> bool:
     """Whether the source rounds its own values to few bits."""
-    return bool(model.quantized) or any(
-        tensor.dtype == "float16" for tensor in (*model.inputs, *model.outputs)
-    )
+    ends = (*model.inputs, *model.outputs)
+    return bool(model.quantized or model.half or any(end.dtype == "float16" for end in ends))
 
 
 def _another_form(outputs: Mapping[str, Outputs], original: Mapping[str, Outputs]) -> str | None:

@@ -97,6 +97,7 @@ def read(
         notes=tuple(facts["notes"]),
         matmul_share=facts["matmul_share"],
         quantized=facts["quantized"],
+        half=facts.get("half", False),
         wide=facts.get("wide", False),
         stateful=facts.get("stateful", False),
     )

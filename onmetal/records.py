@@ -73,6 +73,8 @@ class Model(Struct, frozen=True):
     """Of its weights, how many are those of MatMul and Gemm."""
     quantized: int = 0
     """Of its operators, how many are quantized already."""
+    half: bool = False
+    """Whether it computes in float16."""
     wide: bool = False
     """Whether what is quantized has 16-bit activations."""
     stateful: bool = False

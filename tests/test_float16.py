@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onmetal import ports
 from onmetal.calibration.exposed import Exposed
-from onmetal.converters import onnx_float
+from onmetal.converters import onnx_float, onnx_reader
 from onmetal.converters.tflite.convert import lower
 from onmetal.converters.tflite.net import Net, read, write
 from onmetal.errors import UnsupportedError
@@ -242,3 +242,24 @@ def test_a_deployment(kind: str, dtype: Any, tmp_path: Path) -> None:
     wanted = run(network(), feed)["map"].astype(np.float32)
     error = np.abs(golden["output/map/0"].astype(np.float32) - wanted).max() / np.abs(wanted).max()
     assert error < 0.1
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_model_that_computes_in_float16_is_known_as_one(stored: bool, tmp_path: Path) -> None:
+    """Its inputs and outputs may be float32; weights that are only stored in float16 are exact."""
+    cast = [node("Cast", "w", "k", to=FULL), node("MatMul", "x k", "y")]
+    whole = [
+        node("Cast", "x", "h", to=HALF),
+        node("MatMul", "h w", "m"),
+        node("Cast", "m", "y", to=FULL),
+    ]
+    model = build(
+        cast if stored else whole,
+        [value("x", [2, 8])],
+        [value("y", [2, 4])],
+        constants(w=half(8, 4)),
+    )
+    (tmp_path / "read").mkdir()
+    path = save(model, tmp_path / "x.onnx")
+    facts = onnx_reader.examine(str(path), {}, None, str(tmp_path / "read"))
+    assert facts["half"] is not stored
