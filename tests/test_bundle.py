@@ -273,11 +273,13 @@ def test_run_py_says_where_golden_vectors_disagree(
 
 
 def runner(folder: Path) -> Any:
-    """The bundle's run.py as a module."""
+    """The bundle's run.py as a module, without a `__pycache__` that others would find there."""
     spec = importlib.util.spec_from_file_location("run", folder / "run.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "dont_write_bytecode", True)
+        spec.loader.exec_module(module)
     return module
 
 

@@ -241,7 +241,6 @@ def test_a_data_toml_that_cannot_be_meant(
     [
         ("uint8", "", r'dtype float32, the model takes uint8.*write dtype = "uint8" and no scale'),
         ("int8", "", r'write dtype = "int8" and mean = \[128\]'),
-        ("float16", "", r'write dtype = "float16"'),
         ("float32", "layout = 'NHWC'", r'write layout = "NCHW"'),
         ("float32", "channels = 'L'", r'write channels = "RGB"'),
         ("float32", "size = 12", r"write size = 5, crop = \[4, 5\]"),

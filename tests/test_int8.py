@@ -1523,7 +1523,7 @@ def test_a_dead_candidate_is_refused_without_any_accuracy_budget(run: Run, tmp_p
     assert entry["status"] == "over-budget"
     assert "dead" in entry["reason"]
     assert any("dead" in text for text in entry["warnings"])
-    (text,) = said_of(found, "unlike")
+    (text,) = said_of(found, "differs between the calibration and the evaluation")
     assert "'x'" in text
     assert text in err
 
@@ -1678,9 +1678,11 @@ def test_one_prediction_for_all_is_said(batch: int, tmp_path: Path) -> None:
 def test_calibration_data_unlike_what_is_judged_is_said(tmp_path: Path) -> None:
     x = balanced(64)
     for other in (x * 6, x + 30, x / 6):
-        one(warned(convolutions(), tmp_path, {"x": other}, x=x), "'x'", "unlike")
+        one(warned(convolutions(), tmp_path, {"x": other}, x=x), "'x'", "differs between")
     for other in (balanced(64, 9), x * 2, x + 1):
-        assert not [s for s in warned(convolutions(), tmp_path, {"x": other}, x=x) if "unlike" in s]
+        assert not [
+            s for s in warned(convolutions(), tmp_path, {"x": other}, x=x) if "differs between" in s
+        ]
 
 
 def test_parts_of_one_data_that_are_unlike_are_called_what_they_are(
@@ -1691,7 +1693,7 @@ def test_parts_of_one_data_that_are_unlike_are_called_what_they_are(
     path, data = labelled(convolutions(), tmp_path, "y", x=x)
     words: Words = (path, "--target", "x86-onnxruntime", "--data", data, "--no-device")
     _, found, _ = run(*words, "--max-accuracy-drop", "none", "--recipes", "int8-s8s8")
-    (text,) = said_of(found, "unlike")
+    (text,) = said_of(found, "differs between the calibration and the evaluation")
     assert "--calibration-data" not in text
     entry = candidates(found)["int8-s8s8@onnxruntime"]
     assert entry["fidelity"]["sqnr_db"]["y"] < LOST_DB
