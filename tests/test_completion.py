@@ -13,6 +13,7 @@ import pytest
 
 from onmetal import cli, options
 from onmetal.calibration import metrics
+from tests.arm64 import needs
 from tests.conftest import DIGITS
 
 LIMIT_S = 120.0
@@ -29,13 +30,6 @@ CASES = [
     ("deploy targets tflite", "tflite-x86"),
 ]
 """What was typed before TAB, and the word that comes of it."""
-
-
-def started(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        pytest.skip(f"{name} is not installed")
-    return found
 
 
 @pytest.fixture
@@ -85,7 +79,7 @@ def expect(terminal: int, wanted: str) -> None:
 
 def test_bash_completes(place: tuple[Path, dict[str, str]]) -> None:
     typed(
-        [started("bash"), "--norc", "--noprofile", "-i"],
+        [needs("bash", "bash"), "--norc", "--noprofile", "-i"],
         ["bind 'set enable-bracketed-paste off'", 'eval "$(deploy completion bash)"'],
         place,
     )
@@ -93,7 +87,7 @@ def test_bash_completes(place: tuple[Path, dict[str, str]]) -> None:
 
 def test_zsh_completes(place: tuple[Path, dict[str, str]]) -> None:
     typed(
-        [started("zsh"), "-f", "-i"],
+        [needs("zsh", "zsh"), "-f", "-i"],
         ["autoload -U compinit; compinit -u -D", 'eval "$(deploy completion zsh)"'],
         place,
     )
@@ -103,7 +97,7 @@ def test_fish_completes(place: tuple[Path, dict[str, str]]) -> None:
     folder, env = place
     asked = "; ".join(f"complete -C '{start}'" for start, _ in CASES)
     done = subprocess.run(
-        [started("fish"), "-c", f"deploy completion fish | source; {asked}"],
+        [needs("fish", "fish"), "-c", f"deploy completion fish | source; {asked}"],
         cwd=folder,
         env=env,
         capture_output=True,
