@@ -1,17 +1,21 @@
 """Which trial is chosen: judged by the budget, ranked, and measured again before it is believed."""
 
+import numpy as np
 from msgspec.structs import replace
 
 from onmetal import decide
 from onmetal.budget import Budget
 from onmetal.decide import Objective
 from onmetal.profilers import measure, statistics
-from onmetal.profilers.measure import MODES
+from onmetal.profilers.measure import MODES, Settled
 from onmetal.progress import Progress
-from onmetal.records import Trial
+from onmetal.records import Rounds, Trial
 from onmetal.targets import EXACT
 from onmetal.task import Clock, Task
 from onmetal.trials import Feeds, timed, usable, with_figures
+
+FAR_BEHIND = 0.9
+"""A candidate of less than this part of another's speed, beyond noise, is timed no further."""
 
 
 def resolve(task: Task, reference: str, value: float | None) -> Budget:
@@ -33,6 +37,49 @@ def objective(task: Task) -> Objective:
         return wanted  # the arena is known without a device
     timed = wanted in ("latency", "throughput", "memory", "energy")
     return "size" if timed and not task.timed else wanted
+
+
+def settled(task: Task, budget: Budget, trials: list[Trial], reference: str) -> Settled | None:
+    """Which candidates are so much slower than one that fits the budget that no further round
+    changes the choice; None where it is not speed that decides.
+
+    The fastest exact one is timed to the end: it is the baseline.
+    """
+    goal = objective(task)
+    if goal not in ("latency", "throughput"):
+        return None
+    higher = task.metric.higher_is_better if task.metric else True
+    left_out = {entry.name for entry in task.planned if entry.reference_only}
+
+    def far_behind(rounds: dict[str, Rounds]) -> set[str]:
+        timed = sorted(
+            (replace(trial, rounds=rounds[trial.name]) for trial in trials if trial.name in rounds),
+            key=_median_ns,
+        )
+        base = next((t for t in timed if t.recipe == EXACT and t.model == reference), None)
+        fitting = (t for t in timed if t.name not in left_out)
+        best = next((t for t in fitting if _fits(_with_figures(t), budget, task, higher)), None)
+        behind = {t.name for t in timed if best and _far_behind(t, best, goal)}
+        return behind - ({base.name} if base else set())
+
+    return far_behind
+
+
+def _far_behind(trial: Trial, best: Trial, goal: Objective) -> bool:
+    if trial.rounds is None or best.rounds is None or trial.name == best.name:
+        return False
+    versus = statistics.compare(best.rounds, trial.rounds, mean=goal == "throughput")
+    return versus.verdict == "slower" and versus.speedup < FAR_BEHIND
+
+
+def _median_ns(trial: Trial) -> float:
+    assert trial.rounds
+    return float(np.median(np.concatenate(list(trial.rounds.samples_ns.values()))))
+
+
+def _with_figures(trial: Trial) -> Trial:
+    assert trial.rounds and trial.candidate
+    return with_figures(trial, trial.rounds, trial.candidate.model.batch, emulated=False)
 
 
 def choose(

@@ -24,9 +24,11 @@ headers and names of a file, pages and allocators of a process."""
 
 
 def baseline(trials: list[Trial], model: str) -> Trial | None:
-    """The fastest exact float candidate of the reference model; plan order where none was timed."""
+    """The fastest exact float candidate of the reference model, of those that were timed to the
+    end; plan order where none was timed."""
     exact = [t for t in trials if t.recipe == EXACT and t.model == model and t.failure is None]
-    timed = [t for t in exact if t.latency_ms is not None]
+    most = max((t.latency_ms.rounds for t in exact if t.latency_ms), default=0)
+    timed = [t for t in exact if t.latency_ms and t.latency_ms.rounds == most]
     if timed:
         return min(timed, key=lambda t: t.latency_ms.p50 if t.latency_ms else 0.0)
     return next((t for t in exact if t.candidate is not None), None)

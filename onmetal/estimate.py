@@ -39,6 +39,8 @@ LOOKED_AT_S = 0.9
 """The first look at a candidate: a short timing, and a few samples in a process of its own."""
 SURVIVING = 0.5
 """Of the quantized candidates, how many are tried further after the first look."""
+STILL_TIMED = 0.5
+"""Of what is measured, how many are not far behind after the least number of blocks."""
 MACS_PER_S = 1.5e10
 """Of one thread."""
 MICRO_MACS_PER_S = 5e8
@@ -94,17 +96,27 @@ def steps_s(
         if not task.board:
             found[PROFILING] = tried * process_s * (1 + plan.memory_runs)
         count = 1 if task.board else tried
-        found[MEASURING] = measuring_s(plan, count, process_s, sample_s)
+        last = max(min(count, 2), round(STILL_TIMED * count)) if plan.least_blocks else count
+        found[MEASURING] = measuring_s(plan, count, process_s, sample_s, last)
     again = bool(task.timed and not task.board)
     found[DECIDING] = measuring_s(schedule(task), 2, process_s, sample_s) if again else 0.5
     return {**found, WRITING: 3 * process_s}
 
 
-def measuring_s(plan: Schedule, candidates: int, process_s: float, inference_s: float) -> float:
-    """What a schedule takes; a round lasts for one inference at least."""
+def measuring_s(
+    plan: Schedule,
+    candidates: int,
+    process_s: float,
+    inference_s: float,
+    last: int | None = None,
+) -> float:
+    """What a schedule takes; a round lasts for one inference at least. `last`: how many of the
+    candidates are timed in every block, not only in the least number of them; None: all."""
     start_s = process_s + max(plan.warm_s, 5 * inference_s)
     round_s = max(plan.round_s, inference_s) + max(plan.round_warm_s, inference_s)
-    return plan.blocks * candidates * (start_s + plan.rounds * round_s)
+    least = plan.least_blocks or plan.blocks
+    started = least * candidates + (plan.blocks - least) * (candidates if last is None else last)
+    return started * (start_s + plan.rounds * round_s)
 
 
 def schedule(task: Task) -> Schedule:

@@ -21,7 +21,7 @@ from onmetal import (
 from onmetal.budget import Budget
 from onmetal.cache import Cache
 from onmetal.calibration.samples import Samples
-from onmetal.choice import choose, objective, resolve
+from onmetal.choice import choose, objective, resolve, settled
 from onmetal.errors import BudgetError, DeviceError, UnsupportedError, UsageError
 from onmetal.fast import add_fast
 from onmetal.judge import judge_all
@@ -101,7 +101,8 @@ def _deploy(
         progress.step(estimate.PROFILING)
         trials = examine_all(task, task.device, trials, feeds, clock, progress)
         progress.step(estimate.MEASURING)
-        trials = measure_all(task, task.device, trials, feeds, clock, progress)
+        enough = settled(task, budget, trials, reference)
+        trials = measure_all(task, task.device, trials, feeds, clock, progress, enough)
     progress.step(estimate.DECIDING)
     trials, base, chosen = choose(task, budget, trials, reference, feeds, clock, progress)
     after = _state_after(task)

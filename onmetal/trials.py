@@ -10,7 +10,7 @@ from onmetal.converters import convert
 from onmetal.errors import NeedlessError, OnmetalError, UnsupportedError
 from onmetal.plan import Planned, calibrates
 from onmetal.profilers import Device, measure, statistics
-from onmetal.profilers.measure import EMULATED, MODES
+from onmetal.profilers.measure import EMULATED, MODES, Settled
 from onmetal.progress import Progress
 from onmetal.records import Basis, Candidate, Model, Rounds, Source, Trial
 from onmetal.sources import Hub
@@ -216,10 +216,14 @@ def measure_all(
     feeds: Feeds,
     clock: Clock,
     progress: Progress,
+    settled: Settled | None = None,
 ) -> list[Trial]:
+    """Time all that are usable; `settled` says which need no more of it."""
     running = [trial.candidate for trial in trials if usable(trial) and trial.candidate]
     schedule = EMULATED if task.emulated else MODES[task.request.mode]
-    outcome = measure.measure(device, running, feeds, schedule, progress, clock.deadline(0.85))
+    outcome = measure.measure(
+        device, running, feeds, schedule, progress, clock.deadline(0.85), settled=settled
+    )
     if outcome.cut_short:
         task.warnings.append("--time-limit ended the measurements early: their intervals are wider")
     return [timed(task, trial, outcome) if usable(trial) else trial for trial in trials]

@@ -31,11 +31,13 @@ class Schedule(Struct, frozen=True):
     round_warm_s: float
     """Before each timed part of a round: caches and clocks that the others took."""
     memory_runs: int
+    least_blocks: int | None = None
+    """After so many blocks, what cannot be chosen any more is not timed further; None: all is."""
 
 
 MODES = {
     "quick": Schedule(3, 5, 0.08, 0.2, 0.02, 1),
-    "default": Schedule(5, 6, 0.15, 0.4, 0.03, 3),
+    "default": Schedule(5, 5, 0.1, 0.25, 0.03, 3, least_blocks=3),
     "thorough": Schedule(5, 10, 1.0, 1.0, 0.1, 3),
 }
 """`--thorough`: five windows of ten seconds each, as MLPerf and pyperf advise for publication."""
@@ -56,6 +58,12 @@ AnyWorker = Worker | RemoteWorker | BoardWorker
 
 class Progress(Protocol):
     def __call__(self, done: float, total: float, what: str) -> None: ...
+
+
+class Settled(Protocol):
+    """Says which candidates need not be timed further, by the rounds so far."""
+
+    def __call__(self, rounds: dict[str, Rounds]) -> set[str]: ...
 
 
 class Outcome(Struct, frozen=True):
@@ -89,20 +97,26 @@ def measure(
     progress: Progress,
     deadline: float | None = None,
     seed: int = 0,
+    settled: Settled | None = None,
 ) -> Outcome:
     """Time the candidates, interleaved; `feeds` gives the .npz of a candidate's inputs.
 
-    Only rounds that every surviving candidate finished are kept, so that all are paired. `deadline`
-    is a time.monotonic(). A candidate that fails is left out from then on.
+    Only rounds that all who were timed in them finished are kept, so that all are paired.
+    `deadline` is a time.monotonic(). A candidate that fails is left out from then on; one that is
+    settled after the schedule's least number of blocks keeps what it has.
     """
     shuffled = random.Random(seed)
     samples: dict[str, dict[tuple[int, int], np.ndarray]] = {c.name: {} for c in candidates}
     loads: dict[str, list[float]] = {c.name: [] for c in candidates}
     failures: dict[str, str] = {}
+    ended: dict[str, int] = {}
     total = schedule.blocks * schedule.rounds
     cut_short = False
     for block in range(schedule.blocks):
-        alive = [c for c in candidates if c.name not in failures]
+        if settled and schedule.least_blocks and block >= schedule.least_blocks:
+            so_far = _paired(samples, loads, failures, ended)
+            ended |= {name: block for name in settled(so_far) if name not in ended}
+        alive = [c for c in candidates if c.name not in failures and c.name not in ended]
         if cut_short or not alive:
             break
         with contextlib.ExitStack() as stack:
@@ -138,20 +152,30 @@ def measure(
                     except OnmetalError as error:
                         failures[name] = str(error)
                         del workers[name]
-    complete = _complete(samples, failures)
-    rounds = {
-        name: Rounds({key: samples[name][key] for key in complete}, tuple(loads[name]))
-        for name in samples
-        if name not in failures and complete
+    return Outcome(_paired(samples, loads, failures, ended), failures, cut_short)
+
+
+def _paired(
+    samples: dict[str, dict[tuple[int, int], np.ndarray]],
+    loads: dict[str, list[float]],
+    failures: dict[str, str],
+    ended: dict[str, int],
+) -> dict[str, Rounds]:
+    """The rounds that all finished who were timed in them. `ended`: name -> the first block in
+    which it was timed no more."""
+    alive = [name for name in samples if name not in failures]
+    begun = sorted(set().union(*(samples[name] for name in alive)))
+    complete = [
+        key
+        for key in begun
+        if all(key in samples[name] or ended.get(name, key[0] + 1) <= key[0] for name in alive)
+    ]
+    kept = {name: [key for key in complete if key in samples[name]] for name in alive}
+    return {
+        name: Rounds({key: samples[name][key] for key in keys}, tuple(loads[name]))
+        for name, keys in kept.items()
+        if keys
     }
-    return Outcome(rounds, failures, cut_short)
-
-
-def _complete(
-    samples: dict[str, dict[tuple[int, int], np.ndarray]], failures: dict[str, str]
-) -> list[tuple[int, int]]:
-    finished = [set(found) for name, found in samples.items() if name not in failures]
-    return sorted(set.intersection(*finished)) if finished else []
 
 
 def _launch(device: Device, candidate: Candidate) -> AnyWorker:

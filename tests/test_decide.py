@@ -87,6 +87,16 @@ def test_the_baseline_is_of_the_reference_model() -> None:
     assert decide.baseline([other, own], "net") == own
 
 
+def test_the_baseline_was_timed_to_the_end() -> None:
+    """What was left behind early may look faster, by the hour at which it was timed."""
+    kept, left = trial("fp32@openvino", 1.5), trial("fp32@onnxruntime", 1.4, seed=1)
+    assert left.rounds
+    early = {key: taken for key, taken in left.rounds.samples_ns.items() if key[0] < 2}
+    few = Rounds(early, left.rounds.load_ms[:2])
+    left = replace(left, rounds=few, latency_ms=statistics.latency(few))
+    assert decide.baseline([left, kept], "net") == kept
+
+
 def test_a_failed_candidate_is_no_baseline() -> None:
     failed = replace(trial("fp32@openvino", 1.0), failure="device", status="failed")
     slow = trial("fp32@onnxruntime", 2.0)

@@ -966,6 +966,40 @@ def test_a_short_timing_is_trusted_where_rounds_agree(cache: Cache) -> None:
     assert list(look.pointless(task(cache), trials, seen)) == [trials[1].name]
 
 
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        (Budget(), {"wi8@onnxruntime", "fp32@openvino"}),
+        (Budget(max_latency_ms=1.5), {"wi8@onnxruntime", "fp32@openvino"}),
+        (Budget(max_latency_ms=0.5), set()),  # the fastest misses it: none is better
+        (Budget(max_size_bytes=600), set()),  # the fast ones are too large
+        (Budget(max_accuracy_drop=0.001), {"wi8@onnxruntime"}),  # behind fp32 too
+    ],
+)
+def test_what_is_far_behind_is_timed_no_further(
+    cache: Cache, budget: Budget, expected: set[str]
+) -> None:
+    trials = [
+        trial("int8-s8s8@onnxruntime", 1.0, drop=0.005),
+        trial("int8-u8s8@onnxruntime", 1.05, seed=1, drop=0.005),
+        trial("fp32@onnxruntime", 2.0, seed=2, drop=0.0),
+        trial("fp32@openvino", 2.1, seed=3, drop=0.0),
+        trial("wi8@onnxruntime", 3.0, seed=4, drop=0.0, size=500),
+    ]
+    rounds = {t.name: t.rounds for t in trials if t.rounds}
+    bare = [replace(t, rounds=None, latency_ms=None, throughput_per_s=None) for t in trials]
+    settled = choice.settled(task(cache), budget, bare, "net")
+    assert settled
+    assert settled(rounds) == expected
+
+
+@pytest.mark.parametrize("minimize", ["size", "memory", "energy", "accuracy-drop"])
+def test_all_are_timed_to_the_end_where_speed_is_not_the_aim(
+    cache: Cache, minimize: Objective
+) -> None:
+    assert choice.settled(task(cache, minimize), Budget(), [], "net") is None
+
+
 def test_what_another_beats_is_dropped(cache: Cache) -> None:
     base = Glance("int8-u8s8@onnxruntime", 0.5, 40)
     for mine, word in (

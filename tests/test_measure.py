@@ -28,7 +28,7 @@ from onmetal.profilers.measure import (
     peak_memory,
     profile,
 )
-from onmetal.records import Candidate
+from onmetal.records import Candidate, Rounds
 from tests import onnx_models
 from tests.conftest import DIGITS
 
@@ -169,6 +169,26 @@ def test_modes_are_as_documented() -> None:
     thorough = MODES["thorough"]
     assert thorough.blocks >= 5
     assert thorough.rounds * thorough.round_s >= 10
+
+
+def test_what_is_settled_is_timed_no_further(
+    device: Local, pair: list[Candidate], feeds: Path
+) -> None:
+    """And keeps its rounds, which are paired with those of the others."""
+    asked: list[dict[str, int]] = []
+
+    def settled(rounds: dict[str, Rounds]) -> set[str]:
+        asked.append({name: len(of.samples_ns) for name, of in rounds.items()})
+        return {pair[0].name}
+
+    schedule = Schedule(4, 2, 0.01, 0.01, 0.0, 1, least_blocks=2)
+    outcome = measure(device, pair, lambda _: feeds, schedule, lambda *_: None, settled=settled)
+    one, other = (outcome.rounds[candidate.name] for candidate in pair)
+    assert asked == [dict.fromkeys(outcome.rounds, 4), {pair[0].name: 4, pair[1].name: 6}]
+    assert sorted(one.samples_ns) == [(block, n) for block in range(2) for n in range(2)]
+    assert sorted(other.samples_ns) == [(block, n) for block in range(4) for n in range(2)]
+    assert (len(one.load_ms), len(other.load_ms)) == (2, 4)
+    assert outcome.failures == {}
 
 
 # --- failures
