@@ -40,6 +40,7 @@ import psutil
 from msgspec.structs import replace
 
 from onmetal import model, targets
+from onmetal.arrays import ArrayFile
 from onmetal.cache import Cache
 from onmetal.calibration import samples
 from onmetal.calibration.ranges import BINS, Grid, estimate
@@ -104,7 +105,7 @@ def _hub(given: Found, cache: Cache) -> Hub:
     return hub
 
 
-def _array(hub: Hub) -> samples.ArrayFile:
+def _array(hub: Hub) -> ArrayFile:
     assert hub.samples
     return hub.samples.arrays[hub.model.inputs[0].name]
 
@@ -127,7 +128,7 @@ def theirs(given: Found) -> Found:
     from onnxruntime import quantization as ort
     from onnxruntime.quantization.calibrate import create_calibrator
 
-    array, rows = restore(given["array"], samples.ArrayFile), range(given["images"])
+    array, rows = restore(given["array"], ArrayFile), range(given["images"])
     opened = array.open()
     found: Found = {}
 

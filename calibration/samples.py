@@ -24,12 +24,13 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
+from onmetal import arrays as arrays_of_files
 from onmetal import cache as caches
+from onmetal.arrays import ArrayFile, TextArrayError
 from onmetal.cache import Cache
 from onmetal.calibration import images
 from onmetal.calibration.images import Preprocessing
 from onmetal.calibration.labels import listing
-from onmetal.calibration.outputs import StoredArray
 from onmetal.errors import UsageError
 from onmetal.records import Model, Shape, Tensor, plain
 from onmetal.suggest import near
@@ -38,30 +39,6 @@ CHUNK_BYTES = 1 << 24
 
 Told = Callable[[float, float, str], None]
 """Told of long work: how much of it is done, of how much, in words."""
-
-
-class ArrayFile(Struct, frozen=True):
-    """An array on disk: where its bytes begin, and how to read them."""
-
-    path: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    fortran: bool = False
-
-    def open(self) -> np.ndarray:
-        if 0 in self.shape:
-            return np.zeros(self.shape, self.dtype)
-        order: Literal["F", "C"] = "F" if self.fortran else "C"
-        return np.memmap(self.path, self.dtype, "r", self.offset, self.shape, order)
-
-    def row(self, index: int) -> np.ndarray:
-        """One sample, read from the file: pages of a mapped file would count as memory."""
-        if self.fortran or 0 in self.shape:
-            return np.array(self.open()[index])
-        stored = StoredArray(self.path, self.shape, np.dtype(self.dtype), self.offset)
-        values: np.ndarray = stored[index : index + 1][0]
-        return values
 
 
 CALIBRATION_MOST = 512
@@ -193,24 +170,15 @@ def _npz(path: Path, model: Model, cache: Cache) -> Samples:
     What their headers say is checked before: unpacking may take long.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
-            if strange := [name for name in members if not name.endswith(".npy")]:
-                raise UsageError(f"{path}: {strange[0]!r} in it is no array")
-            headers = {}
-            for number, member in enumerate(members):
-                with archive.open(member) as packed:
-                    headers[member.removesuffix(".npy")] = _read_header(
-                        packed,
-                        Path(f"{number}.npy"),
-                        archive.getinfo(member).file_size,
-                        f"{path}: member {member.removesuffix('.npy')!r}",
-                    )
-            found = _with_labels(str(path), "", headers, model)
+        with arrays_of_files.opened(path) as (archive, members):
+            found = _with_labels(str(path), "", dict(members), model)
             digest = caches.sha256(path)
-            folder = cache.get("data", digest, lambda folder: _unpack(archive, folder))
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise UsageError(f"{path}: not a readable .npz file ({error})") from None
+            _check_room(path, archive, cache)
+            folder = cache.get("data", digest, lambda folder: _unpack(path, archive, folder))
+    except TextArrayError as error:
+        label = str(error).partition(" has dtype")[0].rpartition(" ")[2].strip("'").lower()
+        hint = TEXT if label in LABELS | {"y"} else ""
+        raise UsageError(f"{error}{hint}") from None
 
     def placed(array: ArrayFile) -> ArrayFile:
         return replace(array, path=folder / array.path)
@@ -223,10 +191,23 @@ def _npz(path: Path, model: Model, cache: Cache) -> Samples:
     )
 
 
-def _unpack(archive: zipfile.ZipFile, folder: Path) -> None:
-    for number, member in enumerate(archive.namelist()):
-        with archive.open(member) as packed, (folder / f"{number}.npy").open("wb") as plain:
+def _check_room(path: Path, archive: zipfile.ZipFile, cache: Cache) -> None:
+    """Before it is unpacked: a small file may hold very much."""
+    unpacked = sum(entry.file_size for entry in archive.infolist())
+    free = shutil.disk_usage(cache.root).free
+    if unpacked > free:
+        raise UsageError(
+            f"{path}: unpacked it takes {unpacked} bytes, and where the cache is ({cache.root}) "
+            f"{free} are free; set ONMETAL_HOME to a folder with more room"
+        )
+
+
+def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> None:
+    for number, entry in enumerate(archive.infolist()):
+        with archive.open(entry) as packed, (folder / f"{number}.npy").open("wb") as plain:
             shutil.copyfileobj(packed, plain, CHUNK_BYTES)
+            if plain.tell() != entry.file_size:
+                raise UsageError(f"{path}: member {entry.filename!r} is cut short")
 
 
 def _with_labels(source: str, digest: str, arrays: dict[str, ArrayFile], model: Model) -> Samples:
@@ -234,33 +215,6 @@ def _with_labels(source: str, digest: str, arrays: dict[str, ArrayFile], model: 
     labelled = "y" not in {tensor.name for tensor in model.inputs}
     labels = arrays.pop("y", None) if labelled else None
     return _named(source, digest, arrays, labels, model)
-
-
-def _read_header(file: IO[bytes], path: Path, size_bytes: int, what: str) -> ArrayFile:
-    """What the head of an .npy file says. Raises UsageError where it is no array of numbers."""
-    try:
-        version = np.lib.format.read_magic(file)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, fortran, dtype = read(file)
-        offset = file.tell()
-    except (ValueError, KeyError, EOFError) as error:
-        raise UsageError(f"{what} is not a readable array ({error})") from None
-    if dtype.hasobject or dtype.kind not in "biuf":
-        label = what.rpartition(" ")[2].strip("'").lower() in LABELS | {"y"}
-        hint = TEXT if label and dtype.kind in "OUS" else ""
-        raise UsageError(f"{what} has dtype {dtype}: only numbers can be given to a model{hint}")
-    if size_bytes < offset + math.prod(shape) * dtype.itemsize:
-        raise UsageError(f"{what} is cut short")
-    return ArrayFile(path, dtype.str, tuple(shape), offset, bool(fortran))
-
-
-def _stored(path: Path) -> ArrayFile:
-    """An .npy file of our own making."""
-    with path.open("rb") as file:
-        return _read_header(file, path, path.stat().st_size, str(path))
 
 
 def _named(
@@ -397,7 +351,7 @@ def _folder(path: Path, model: Model, cache: Cache, labelled: bool, scores: int 
 
 def _kept_labels(labels: np.ndarray, digest: str, cache: Cache) -> ArrayFile:
     folder = cache.get("labels", digest, lambda folder: np.save(folder / "y.npy", labels))
-    return _stored(folder / "y.npy")
+    return arrays_of_files.stored(folder / "y.npy")
 
 
 def relabelled(samples: Samples, labels: np.ndarray, cache: Cache) -> Samples:
@@ -530,7 +484,7 @@ def random(model: Model, cache: Cache, count: int) -> Samples:
 
     folder = cache.get("random", digest, build)
     arrays = {
-        tensor.name: _stored(folder / f"{number}.npy") for number, tensor in enumerate(model.inputs)
+        tensor.name: arrays_of_files.stored(folder / f"{number}.npy") for number, tensor in enumerate(model.inputs)
     }
     return Samples("random inputs", digest, count, arrays)
 
