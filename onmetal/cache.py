@@ -1,34 +1,47 @@
 """What outlives a run: conversions, outputs and unpacked data, under content-addressed keys.
 
-An entry is a folder that is complete or absent: it is built beside its place and renamed into it,
-so that a killed run leaves nothing half done, and of two runs that build the same entry one wins
-and both go on. Whoever uses an entry holds a shared lock on its folder; the sweep that keeps the
-cache within its size takes only entries that nobody holds. Timings are never kept here.
+An entry is a folder that is complete or absent: it is built beside its place, flushed to the disk
+and renamed, so that a killed run leaves nothing half done, and of two runs that build the same
+entry one wins and both go on. It holds what was built under `content`, and the digests of that,
+which are checked when a run first uses it: a damaged entry is made anew. Whoever uses an entry
+holds a shared lock on its folder; the sweep that keeps the cache within its size takes only entries
+that nobody holds. Timings are never kept here.
+
+The cache is its user's alone: others may neither read nor write it.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import shlex
 import shutil
+import stat
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from onmetal import terminal
 from onmetal.budget import parse_bytes
 from onmetal.errors import UsageError
+from onmetal.reading import open_regular, read_bytes
 
 LIMIT_BYTES = 10 * 10**9
+CONTENT = "content"
+SUMS = "SHA256SUMS"
+"""Of an entry: its name, then the digest of every file under `content`."""
 
 
 def home() -> Path:
-    """`$ONMETAL_HOME`, else `onmetal` in the user's cache folder."""
+    """`$ONMETAL_HOME`, else `onmetal` in the user's cache folder; links are followed."""
     if asked := os.environ.get("ONMETAL_HOME"):
-        return Path(asked).expanduser().absolute()
+        return Path(asked).expanduser().resolve()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser().absolute() / "onmetal"
+    return (Path(base).expanduser() / "onmetal").resolve()
 
 
 def key(**parts: Any) -> str:
@@ -41,10 +54,69 @@ def sha256(*paths: Path) -> str:
     """Over the bytes of the files, in order."""
     digest = hashlib.sha256()
     for path in paths:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while piece := file.read(1 << 20):
                 digest.update(piece)
     return digest.hexdigest()
+
+
+def _check_owner(root: Path) -> None:
+    """Raises UsageError where others could put into the cache what is then believed."""
+    facts = root.stat()
+    advice = "set ONMETAL_HOME to a folder of your own"
+    if hasattr(os, "geteuid") and facts.st_uid != os.geteuid():
+        raise UsageError(
+            f"the cache folder {root} belongs to another user (number {facts.st_uid}), who could "
+            f"change what is kept there; {advice}"
+        )
+    if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise UsageError(
+            f"the cache folder {root} may be written to by other users, who could change what is "
+            f"kept there; `chmod go-w {shlex.quote(str(root))}` if all in it is yours, or {advice}"
+        )
+    root.chmod(0o700)
+
+
+def _flush(path: Path) -> None:
+    held = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(held)
+    finally:
+        os.close(held)
+
+
+def _seal(folder: Path, name: str) -> None:
+    """Make of what was built a complete entry: its user's alone, digests beside it, on the disk."""
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(stat.S_IMODE(path.stat().st_mode) & 0o700 | (0o700 if path.is_dir() else 0))
+            _flush(path)
+    sums = folder / SUMS
+    sums.write_text(_sums(folder / CONTENT, name), "utf-8")
+    sums.chmod(0o600)
+    _flush(sums)
+    _flush(folder)
+
+
+def _sums(content: Path, name: str) -> str:
+    """The text of an entry's digests. Raises OSError where something in it cannot be read, or is
+    neither file nor folder."""
+    lines = [f"# {name}\n"]
+    for path in sorted(content.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise OSError(errno.EINVAL, "it is neither a file nor a folder", str(path))
+        if path.is_file():
+            lines.append(f"{sha256(path)}  {path.relative_to(content).as_posix()}\n")
+    return "".join(lines)
+
+
+def _intact(folder: Path) -> bool:
+    """Whether an entry is what it was when it was made."""
+    try:
+        recorded = read_bytes(folder / SUMS)
+        return recorded == _sums(folder / CONTENT, folder.name).encode()
+    except (OSError, UnicodeError):
+        return False
 
 
 def _lock(folder: Path, kind: int) -> int | None:
@@ -68,19 +140,33 @@ def _lock(folder: Path, kind: int) -> int | None:
     return None
 
 
+def _to_standard_error(text: str) -> None:
+    sys.stderr.write(f"warning: {terminal.clean(text)}\n")
+
+
 class Cache:
     """One run's view of the cache; close it when the run ends, so that its locks are dropped."""
 
-    def __init__(self, root: Path | None = None, limit_bytes: int | None = None) -> None:
-        self.root = root or home()
+    def __init__(
+        self,
+        root: Path | None = None,
+        limit_bytes: int | None = None,
+        say: Callable[[str], object] = _to_standard_error,
+    ) -> None:
+        """`say` is told of entries that were damaged. Raises UsageError where the folder cannot be
+        written to, or others can write to it."""
+        self.root = (root or home()).resolve()
+        self.say = say
         asked = os.environ.get("ONMETAL_CACHE_LIMIT")
         if limit_bytes is None and asked:
             limit_bytes = parse_bytes(asked, "ONMETAL_CACHE_LIMIT")
         self.limit_bytes = LIMIT_BYTES if limit_bytes is None else limit_bytes
         self._held: dict[Path, int] = {}
         try:
-            for name in ("entries", "building", "home/intel", "logs"):
-                (self.root / name).mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _check_owner(self.root)
+            for name in ("entries", "building", "home", "home/intel", "logs"):
+                (self.root / name).mkdir(mode=0o700, exist_ok=True)
             # OpenVINO's own switch for its telemetry, in the home folder that workers are given.
             (self.root / "home/intel/openvino_telemetry").write_text("0")
         except OSError as error:
@@ -99,32 +185,67 @@ class Cache:
         self.sweep()
 
     def find(self, kind: str, digest: str) -> Path | None:
-        """The entry's folder, held until the cache is closed; None if there is none."""
-        folder = self.root / "entries" / f"{kind}-{digest}"
+        """What the entry holds, locked until the cache is closed; None if there is none. One that
+        is damaged is removed, which is said."""
+        return self._find(self._place(kind, digest), sealed_here=False)
+
+    def _place(self, kind: str, digest: str) -> Path:
+        return self.root / "entries" / f"{kind}-{digest}"
+
+    def _find(self, folder: Path, *, sealed_here: bool) -> Path | None:
+        """`sealed_here`: its digests were taken just now."""
         if folder in self._held:
-            return folder
+            return folder / CONTENT
         held = _lock(folder, fcntl.LOCK_SH)
         if held is None:
+            return None
+        if not sealed_here and not _intact(folder):
+            self._discard(folder, held)
             return None
         self._held[folder] = held
         with contextlib.suppress(OSError):
             os.utime(folder)  # the sweep takes those unused for longest
-        return folder
+        return folder / CONTENT
+
+    def _discard(self, folder: Path, held: int) -> None:
+        """A damaged entry, even one that another run holds: it must not be believed. One without
+        digests is of an older version, of which nothing is said."""
+        try:
+            sealed = (folder / SUMS).exists()
+            if folder.stat().st_ino != os.fstat(held).st_ino:
+                return  # another run has replaced it
+            doomed = self.root / "building" / uuid.uuid4().hex
+            folder.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+        except OSError:
+            return
+        finally:
+            os.close(held)
+        if sealed:
+            self.say(
+                f"the cache entry {folder.name} was damaged and is made anew; if this comes again, "
+                f"look at the disk of {self.root}"
+            )
 
     def get(self, kind: str, digest: str, build: Callable[[Path], object]) -> Path:
-        """The entry's folder, built first (by `build(empty folder)`) where there is none."""
-        place = self.root / "entries" / f"{kind}-{digest}"
+        """What the entry holds, built first (by `build(empty folder)`) where there is none."""
+        place = self._place(kind, digest)
         for _ in range(5):  # another run's sweep may take the entry between two steps
-            if found := self.find(kind, digest):
-                return found
+            if content := self._find(place, sealed_here=False):
+                return content
             with self.scratch() as folder:
-                build(folder)
-                if not any(folder.iterdir()):
+                (folder / CONTENT).mkdir()
+                build(folder / CONTENT)
+                if not any((folder / CONTENT).iterdir()):
                     break  # what was to be moved here is gone
+                _seal(folder, place.name)
+                renamed = False
                 with contextlib.suppress(OSError):  # another run was faster: its entry is as good
                     folder.rename(place)
-            if found := self.find(kind, digest):
-                return found
+                    renamed = True
+                    _flush(place.parent)
+            if content := self._find(place, sealed_here=renamed):
+                return content
         raise UsageError(
             f"the cache entry {place.name} vanished while it was in use: "
             f"is something else clearing {self.root}?"
@@ -136,7 +257,7 @@ class Cache:
         held = None
         while held is None:  # another run's sweep may take it before it is locked
             folder = self.root / "building" / uuid.uuid4().hex
-            folder.mkdir()
+            folder.mkdir(mode=0o700)
             held = _lock(folder, fcntl.LOCK_SH)
         try:
             yield folder
@@ -150,8 +271,11 @@ class Cache:
             self._remove(folder)
         entries = []
         for folder in (self.root / "entries").iterdir():
+            if not (folder / SUMS).exists() and self._remove(folder):  # of an older version
+                continue
             with contextlib.suppress(FileNotFoundError):
-                size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+                content = (folder / CONTENT).rglob("*")
+                size = sum(file.stat().st_size for file in content if file.is_file())
                 entries.append((folder.stat().st_mtime, size, folder))
         total = sum(size for _, size, _ in entries)
         for _, size, folder in sorted(entries, key=lambda entry: entry[0]):

@@ -48,12 +48,13 @@ def deploy(request: Request, progress: Progress, screen: Screen = PLAIN) -> dict
     if targets.load(request.target).micro:
         progress.steps = 6 if request.device in (None, "none") else 7
     clock = Clock(request.time_limit_s)
-    with Cache() as cache, cache.scratch() as scratch:
+    damages: list[str] = []
+    with Cache(say=damages.append) as cache, cache.scratch() as scratch:
         progress.step("reading the model and the data")
         task = prepare(request, cache, progress)
         ended_well = False
         try:
-            document = _deploy(task, out, cache, scratch, clock, progress, screen)
+            document = _deploy(task, out, cache, scratch, clock, progress, screen, damages)
             ended_well = True
         finally:
             if task.device:
@@ -69,8 +70,10 @@ def _deploy(
     clock: Clock,
     progress: Progress,
     screen: Screen,
+    damages: list[str],
 ) -> dict[str, Any]:
-    """What `deploy` does once all is read and checked."""
+    """What `deploy` does once all is read and checked. `damages`: of the cache, in words, as they
+    are met."""
     if task.request.dry_run:
         return _dry_run(task)
     _check_plan(task.planned)
@@ -106,6 +109,7 @@ def _deploy(
     progress.step(estimate.DECIDING)
     trials, base, chosen = choose(task, budget, trials, reference, feeds, clock, progress)
     after = _state_after(task)
+    task.warnings.extend(damages)
     document = _document(task, budget, trials, base, chosen)
     document["table"] = summary.text(trials, base, chosen, _setting(task, budget), screen)
     measurements = keep_raw(trials, cache)

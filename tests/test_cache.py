@@ -1,10 +1,11 @@
 import fcntl
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -208,7 +209,7 @@ def test_a_sweep_leaves_what_another_process_is_building(root: Path) -> None:
         with Cache() as other:
             other.sweep()
         (folder,) = building(root)
-        assert (folder / "first").read_text() == "done"
+        assert (folder / caches.CONTENT / "first").read_text() == "done"
     finally:
         end(process)
 
@@ -216,7 +217,7 @@ def test_a_sweep_leaves_what_another_process_is_building(root: Path) -> None:
 def test_the_sweep_takes_those_unused_for_longest(root: Path) -> None:
     with Cache() as first:
         for age, name in enumerate(["new", "middle", "old"]):
-            folder = first.get("kind", name, fill)
+            folder = first.get("kind", name, fill).parent
             os.utime(folder, (0, time.time() - 1000 * age))
     Cache(limit_bytes=2500).sweep()
     assert entries(root) == ["kind-middle", "kind-new"]
@@ -229,7 +230,7 @@ def test_the_sweep_takes_those_unused_for_longest(root: Path) -> None:
 def test_a_use_makes_an_entry_young(root: Path) -> None:
     with Cache() as first:
         for age, name in enumerate(["new", "old"], 1):
-            os.utime(first.get("kind", name, fill), (0, time.time() - 1000 * age))
+            os.utime(first.get("kind", name, fill).parent, (0, time.time() - 1000 * age))
     with Cache() as second:
         assert second.find("kind", "old")
     Cache(limit_bytes=1000).sweep()
@@ -264,7 +265,7 @@ def test_a_sweep_of_another_process_is_waited_out(root: Path) -> None:
     """An entry that is just being removed is built again, not found half there."""
     with Cache() as first:
         place = first.get("kind", "digest", fill)
-    doomed = os.open(place, os.O_RDONLY)
+    doomed = os.open(place.parent, os.O_RDONLY)
     fcntl.flock(doomed, fcntl.LOCK_EX)
     try:
         with Cache() as second:
@@ -341,3 +342,167 @@ def test_files_that_do_not_belong_there_do_no_harm(root: Path, where: str, limit
         opened.get("kind", "digest", fill)
     with Cache() as again:
         assert bool(again.find("kind", "digest")) == bool(limit)
+
+
+# --- what is believed
+
+
+def rewritten(content: Path) -> None:
+    file = content / "content"
+    facts = file.stat()
+    file.write_bytes(b"\1" + bytes(facts.st_size - 1))
+    os.utime(file, ns=(facts.st_atime_ns, facts.st_mtime_ns))  # as a disk's fault leaves it
+
+
+def cut_short(content: Path) -> None:
+    os.truncate(content / "content", 10)
+
+
+def removed(content: Path) -> None:
+    (content / "content").unlink()
+
+
+def added(content: Path) -> None:
+    (content / "more").write_text("more")
+
+
+def linked(content: Path) -> None:
+    aside = content.parent.parent.parent / "aside"
+    (content / "content").rename(aside)
+    (content / "content").symlink_to(aside)
+
+
+def not_readable_as_text(content: Path) -> None:
+    (content.parent / caches.SUMS).write_bytes(b"\xff\xfe")
+
+
+def of_another_entry(content: Path) -> None:
+    sums = content.parent / caches.SUMS
+    sums.write_text(sums.read_text().replace("kind-digest", "kind-other"))
+
+
+def a_pipe(content: Path) -> None:
+    (content / "content").unlink()
+    os.mkfifo(content / "content")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        rewritten,
+        cut_short,
+        removed,
+        added,
+        linked,
+        not_readable_as_text,
+        of_another_entry,
+        a_pipe,
+    ],
+)
+def test_a_damaged_entry_is_made_anew_and_said(root: Path, damage: Callable[[Path], None]) -> None:
+    with Cache() as first:
+        damage(first.get("kind", "digest", fill))
+    said: list[str] = []
+    with Cache(say=said.append) as second:
+        content = second.get("kind", "digest", fill)
+        assert (content / "content").read_bytes() == bytes(1000)
+        assert [path.name for path in content.iterdir()] == ["content"]
+    assert len(said) == 1
+    assert "kind-digest was damaged and is made anew" in said[0]
+    with Cache(say=said.append) as third:
+        assert third.find("kind", "digest") == content
+    assert len(said) == 1
+    assert building(root) == []
+
+
+def test_an_entry_of_an_older_version_is_made_anew_in_silence(root: Path) -> None:
+    with Cache():
+        old, other = root / "entries/kind-digest", root / "entries/kind-other"
+        for folder in (old, other):
+            folder.mkdir()
+            (folder / "content").write_bytes(b"old")
+    old.mkdir(exist_ok=True)
+    (old / "content").write_bytes(b"old")
+    said: list[str] = []
+    with Cache(say=said.append) as cache:
+        assert (cache.get("kind", "digest", fill) / "content").read_bytes() == bytes(1000)
+    assert said == []
+    assert entries(root) == ["kind-digest"], "what nobody can use is swept"
+
+
+def test_two_runs_that_meet_one_damaged_entry_both_go_on(root: Path) -> None:
+    with Cache() as first:
+        rewritten(first.get("kind", "digest", fill))
+    script = """
+import sys
+from onmetal.cache import Cache
+with Cache() as cache:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    def fill(folder):
+        (folder / "content").write_bytes(bytes(1000))
+    content = cache.get("kind", "digest", fill)
+    assert (content / "content").read_bytes() == bytes(1000)
+"""
+    processes = [start(script) for _ in range(3)]
+    for process in processes:
+        assert process.stdin
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+    for process in processes:
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+    assert entries(root) == ["kind-digest"]
+
+
+def test_the_cache_is_its_user_s_alone(root: Path) -> None:
+    mask = os.umask(0)
+    try:
+        with Cache() as cache:
+            content = cache.get("kind", "digest", fill)
+            with cache.scratch() as scratch:
+                assert stat.S_IMODE(scratch.stat().st_mode) == 0o700
+    finally:
+        os.umask(mask)
+    for path in (root, *root.glob("*"), content, content.parent):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700, path
+    for path in (content / "content", content.parent / caches.SUMS):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+
+def test_what_was_executable_stays_so(root: Path) -> None:
+    def build(folder: Path) -> None:
+        (folder / "program").write_text("#!/bin/sh")
+        (folder / "program").chmod(0o755)
+
+    with Cache() as cache:
+        program = cache.get("kind", "digest", build) / "program"
+    assert stat.S_IMODE(program.stat().st_mode) == 0o700
+
+
+def test_the_cache_folder_may_be_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "disk").mkdir(mode=0o755)
+    (tmp_path / "home").symlink_to(tmp_path / "disk")
+    monkeypatch.setenv("ONMETAL_HOME", str(tmp_path / "home"))
+    with Cache() as cache:
+        assert cache.root == tmp_path / "disk"
+        assert cache.get("kind", "digest", fill).is_relative_to(tmp_path / "disk")
+    assert stat.S_IMODE((tmp_path / "disk").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o702, 0o1777])
+def test_a_cache_that_others_may_write_to_is_refused(root: Path, mode: int) -> None:
+    root.mkdir()
+    root.chmod(mode)
+    with pytest.raises(UsageError, match=r"written to by other users.*chmod go-w"):
+        Cache()
+    assert list(root.iterdir()) == []
+
+
+def test_a_cache_of_another_user_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root.mkdir(mode=0o700)
+    mine = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: mine + 1)  # only root could give the folder away
+    with pytest.raises(UsageError, match=f"another user .number {mine}."):
+        Cache()
+    assert list(root.iterdir()) == []
