@@ -484,7 +484,8 @@ def random(model: Model, cache: Cache, count: int) -> Samples:
 
     folder = cache.get("random", digest, build)
     arrays = {
-        tensor.name: arrays_of_files.stored(folder / f"{number}.npy") for number, tensor in enumerate(model.inputs)
+        tensor.name: arrays_of_files.stored(folder / f"{number}.npy")
+        for number, tensor in enumerate(model.inputs)
     }
     return Samples("random inputs", digest, count, arrays)
 

@@ -18,6 +18,7 @@ from onmetal import cache as caches
 from onmetal.cache import Cache
 from onmetal.calibration.samples import Samples
 from onmetal.errors import NeedlessError, OnmetalError, UnsupportedError, UsageError
+from onmetal.profilers import limits
 from onmetal.profilers.local import Local, Worker
 from onmetal.records import Candidate, Model, Source, plain
 from onmetal.targets import Recipe, Target
@@ -131,17 +132,33 @@ def convert(
         "outputs": [tensor.name for tensor in model.outputs],
     }
 
+    size_bytes = max(source.path.stat().st_size, model.size_bytes)
+    most_bytes = limits.converting_bytes(size_bytes, model.largest_bytes)
+    if recipe.method == "nncf":
+        most_bytes *= 2  # PyTorch and its own copies
+
     def build(folder: Path) -> None:
         def made(workers: list[Worker]) -> list[str]:
             for entry in folder.iterdir():  # left by a process that failed over it
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             files: list[str] = workers[0].call(
-                "call", timeout_s=3600, prepared=str(source.path), folder=str(folder), **how
+                "call",
+                timeout_s=3600,
+                most_bytes=most_bytes,
+                prepared=str(source.path),
+                folder=str(folder),
+                **how,
             )
             paths = [str(folder / file) for file in files]
             try:
                 workers[0].call(
-                    "open", timeout_s=3600, runtime=runtime, files=paths, options=options, **names
+                    "open",
+                    timeout_s=3600,
+                    most_bytes=most_bytes,
+                    runtime=runtime,
+                    files=paths,
+                    options=options,
+                    **names,
                 )
             except OnmetalError as error:
                 raise UnsupportedError(f"cannot open it: {error}") from None

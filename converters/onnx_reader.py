@@ -1,5 +1,6 @@
 """Looks at an ONNX file, in a child process: checks it, makes its axes static, counts its work."""
 
+import contextlib
 import math
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,7 @@ from google.protobuf.message import DecodeError
 from onmetal import cache as caches
 from onmetal.converters import onnx_checks, onnx_functions, onnx_names, onnx_pads, onnx_types
 from onmetal.errors import ShapeError, UnsupportedError, UsageError
+from onmetal.profilers import limits
 
 ONE_FILE_BYTES = 1_900_000_000
 """Protobuf ends at 2 GiB; a larger model keeps its weights in a file beside it."""
@@ -38,6 +40,7 @@ def examine(
     digest = caches.sha256(source, *external)
     size = sum(file.stat().st_size for file in (source, *external))
     if external:
+        limits.widen_reading(size)
         onnx.load_external_data_for_model(model, str(source.resolve().parent))
     onnx_checks.check_sizes(model, source)
     padded = onnx_pads.explicit(model)
@@ -82,6 +85,7 @@ def examine(
         "matmul_share": _matmul_share(model),
         "quantized": _quantized(model),
         "half": _computes_in_half(inferred),
+        "largest_bytes": _largest_bytes(inferred),
     }
 
 
@@ -321,6 +325,20 @@ def _folded(prepared: Path, place: Path) -> onnx.ModelProto | None:
         return None
     finally:
         place.unlink(missing_ok=True)
+
+
+def _largest_bytes(inferred: onnx.ModelProto) -> int:
+    """Of the tensors between operators whose shape is known, the largest."""
+    values = (*inferred.graph.value_info, *inferred.graph.output)
+    return max((_size_bytes(value) for value in values if _is_static(value)), default=0)
+
+
+def _size_bytes(value: onnx.ValueInfoProto) -> int:
+    kind = value.type.tensor_type
+    width = 1
+    with contextlib.suppress(KeyError):  # strings, and numbers of less than a byte
+        width = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)).itemsize
+    return width * math.prod(int(axis.dim_value) for axis in kind.shape.dim)
 
 
 def _parameters(model: onnx.ModelProto) -> int:

@@ -56,9 +56,11 @@ def read(
     it is sound but holds operators that no runtime knows.
     """
     form = _recognize(path)
+    size_bytes = path.stat().st_size
     with cache.scratch() as scratch:
         with device.worker() as worker:
             try:
+                worker.call("restrict_reading", timeout_s=600, size_bytes=size_bytes)
                 facts: dict[str, Any] = worker.call(
                     "call",
                     timeout_s=600,
@@ -69,7 +71,8 @@ def read(
                     folder=str(scratch),
                 )
             except DeviceError as error:
-                raise UsageError(f"{path}: reading it failed: {error}") from None
+                why = str(error).replace(*_OUT_OF_TIME)
+                raise UsageError(f"{path}: reading it failed: {why}") from None
             except (UsageError, UnsupportedError) as error:
                 said = str(error)
                 named = said if said.startswith(str(path)) else f"{path}: {said}"
@@ -100,7 +103,11 @@ def read(
         half=facts.get("half", False),
         wide=facts.get("wide", False),
         stateful=facts.get("stateful", False),
+        largest_bytes=facts["largest_bytes"],
     )
+
+
+_OUT_OF_TIME = ("was ended by SIGXCPU", "took more processor time than a file of its size may")
 
 
 def _check_memory(path: Path, facts: dict[str, Any]) -> None:
@@ -113,6 +120,11 @@ def _check_memory(path: Path, facts: dict[str, Any]) -> None:
                 f"{path}: {tensor['name']!r} of shape {tensor['shape']} takes {size} bytes, "
                 f"too much for this machine's memory of {most}"
             )
+    if facts["largest_bytes"] > most // 2:
+        raise UnsupportedError(
+            f"{path}: a tensor between its operators takes {facts['largest_bytes']} bytes, too "
+            f"much for this machine's memory of {most}"
+        )
 
 
 _READERS = {

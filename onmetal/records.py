@@ -80,6 +80,8 @@ class Model(Struct, frozen=True):
     stateful: bool = False
     """Whether it keeps state from one inference to the next, in variable tensors; every sample is
     run from the state that it begins with."""
+    largest_bytes: int = 0
+    """Of the largest tensor of a known shape between its operators."""
 
     @property
     def stem(self) -> str:

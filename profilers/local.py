@@ -15,12 +15,16 @@ from typing import Any, TypeVar
 import psutil
 
 from onmetal.cache import Cache
-from onmetal.errors import NeedlessError, OnmetalError
+from onmetal.errors import DeviceError, NeedlessError, OnmetalError
+from onmetal.profilers import limits
 from onmetal.profilers.line import Line, Told
 from onmetal.records import DeviceFacts
 from onmetal.targets import RUNTIMES, packages
 
 T = TypeVar("T")
+
+UNWATCHED = frozenset({"round", "warm", "let_go"})
+"""Operations that are timed, or take no memory."""
 
 
 def quiet_environment(home: Path) -> dict[str, str]:
@@ -175,8 +179,29 @@ class Worker(Line):
         return self
 
     def call(
-        self, op: str, *, timeout_s: float, progress: Told | None = None, **arguments: Any
+        self,
+        op: str,
+        *,
+        timeout_s: float,
+        progress: Told | None = None,
+        most_bytes: int | None = None,
+        **arguments: Any,
     ) -> Any:
-        """Ask for one operation of profilers/worker.py and wait for its answer; errors as `ask`."""
+        """Ask for one operation of profilers/worker.py and wait for its answer; errors as `ask`.
+
+        Where the process takes more than `most_bytes` of memory (None: than is free), it is ended,
+        which is a DeviceError; not while it is timed.
+        """
         request = json.dumps({"op": op, "arguments": arguments}).encode()
-        return self.ask(request, repr(op), timeout_s=timeout_s, progress=progress)
+        if op in UNWATCHED:
+            return self.ask(request, repr(op), timeout_s=timeout_s, progress=progress)
+        with limits.watched(self, most_bytes) as watch:
+            try:
+                return self.ask(request, repr(op), timeout_s=timeout_s, progress=progress)
+            except DeviceError:
+                if not watch.exceeded:
+                    raise
+        why = "far more than such a model needs" if most_bytes else "all that this machine has free"
+        raise DeviceError(
+            f"it took more than {watch.most_bytes / 1e9:.1f} GB of memory, {why}, and was ended"
+        )

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from onmetal.errors import DeviceError, OnmetalError, UnsupportedError, reason
-from onmetal.profilers import memory, runtime_module
+from onmetal.profilers import limits, memory, runtime_module
 from onmetal.profilers.raw import Rows, read_feeds
 
 _answers = sys.stdout
@@ -249,6 +249,7 @@ def peak_memory(runtime: str, options: dict[str, Any], **arguments: Any) -> dict
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
+    "restrict_reading": limits.restrict_reading,
     "call": call,
     "open": open_,
     "let_go": let_go,

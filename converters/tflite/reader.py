@@ -61,6 +61,10 @@ def examine(
         "quantized": _quantized(net),
         "wide": wide(net),
         "stateful": any(tensor.variable for tensor in net.tensors()),
+        "largest_bytes": max(
+            (math.prod(t.shape) * np.dtype(t.dtype).itemsize for op in net.ops for t in op.outputs),
+            default=0,
+        ),
     }
 
 

@@ -1,0 +1,141 @@
+"""What a child process may take of this machine: a file of two kilobytes may ask for all of it.
+
+Reading and converting run under limits of the kernel. Elsewhere a limit of the address space would
+break runtimes, which reserve far more than they use, so the resident set is watched from outside.
+Nothing is watched while something is timed.
+"""
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+
+CONVERTING_BYTES = 4 << 30
+"""To convert a small model and to open it; FOLD times its size and its largest tensor besides."""
+POLL_S = 0.05
+READING_BYTES = 2 << 30
+"""To look at a small model file; a larger one may take FOLD times its size besides."""
+FOLD = 8
+READING_CPU_S = 30
+BYTES_PER_CPU_S = 5 << 20
+"""A larger file may take longer: a second more for so many bytes."""
+RESERVE = 0.1
+"""The part of this machine's memory that is left to others."""
+
+
+def converting_bytes(size_bytes: int, largest_bytes: int) -> int:
+    """What a process may take that converts a model of this size with a tensor so large."""
+    return min(CONVERTING_BYTES + FOLD * (size_bytes + largest_bytes), free_bytes())
+
+
+def restrict_reading(size_bytes: int) -> None:
+    """Limits of this process from now on, to read a model file of this size: memory of its own
+    (Linux: private pages that can be written, setrlimit(2) RLIMIT_DATA), the size of what it writes,
+    and the time of all its threads."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    memory_bytes = min(READING_BYTES + FOLD * size_bytes, free_bytes())
+    for kind, most in (
+        (resource.RLIMIT_DATA, memory_bytes),
+        (resource.RLIMIT_FSIZE, memory_bytes),
+        (resource.RLIMIT_CPU, READING_CPU_S + size_bytes // BYTES_PER_CPU_S),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        hard = resource.getrlimit(kind)[1]
+        if hard == resource.RLIM_INFINITY or most < hard:
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(kind, (most, hard))
+
+
+def widen_reading(size_bytes: int) -> None:
+    """Where this process is restricted: for a model that turns out to be larger than its file."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    if resource.getrlimit(resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY:
+        restrict_reading(size_bytes)
+
+
+def free_bytes() -> int:
+    """What a process may take of this machine's memory, or of its container's, at this moment."""
+    memory = psutil.virtual_memory()
+    free = memory.available - int(RESERVE * memory.total)
+    with contextlib.suppress(OSError, ValueError):  # "max": a ValueError
+        group = Path("/sys/fs/cgroup")
+        most = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+        cached = _inactive_file(group)
+        free = min(free, most - (used - cached) - int(RESERVE * most))
+    return max(free, READING_BYTES // 2)
+
+
+def _inactive_file(group: Path) -> int:
+    """Pages of files that the kernel takes back before it ends a process."""
+    for line in (group / "memory.stat").read_text().splitlines():
+        name, _, value = line.partition(" ")
+        if name == "inactive_file":
+            return int(value)
+    return 0
+
+
+class Process(Protocol):
+    @property
+    def pid(self) -> int: ...
+
+    def kill(self) -> None: ...
+
+
+class Watch:
+    """Ends a process that takes more memory than it may."""
+
+    def __init__(self, process: Process, most_bytes: int) -> None:
+        self.most_bytes = most_bytes
+        self.exceeded = False
+        self._process = process
+        self._over = threading.Event()
+
+    def look(self) -> None:
+        while not self._over.wait(POLL_S):
+            if resident_bytes(self._process.pid) > self.most_bytes:
+                self.exceeded = True
+                self._process.kill()
+                return
+
+    def end(self) -> None:
+        self._over.set()
+
+
+@contextlib.contextmanager
+def watched(process: Process, most_bytes: int | None = None) -> Iterator[Watch]:
+    """Meanwhile a process is ended when its resident set exceeds `most_bytes`, by default what is
+    free when it begins beside what it holds already."""
+    if most_bytes is None:
+        most_bytes = free_bytes() + resident_bytes(process.pid)
+    watch = Watch(process, most_bytes)
+    thread = threading.Thread(target=watch.look, daemon=True)
+    thread.start()
+    try:
+        yield watch
+    finally:
+        watch.end()
+        thread.join()
+
+
+def resident_bytes(pid: int) -> int:
+    """Of the process, 0 once it is gone; anonymous memory alone where the kernel tells it, since
+    the pages of mapped files can be taken back."""
+    try:
+        _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_bytes().split()
+        return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        with contextlib.suppress(psutil.Error):
+            return int(psutil.Process(pid).memory_info().rss)
+        return 0
