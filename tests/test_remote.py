@@ -673,7 +673,7 @@ def test_hostile_file_names(far: Far, tmp_path: Path) -> None:
         found = {path.name: path.read_text() for path in far.here(place).iterdir()}
         assert found == {name: name for name in HOSTILE_NAMES}
         for name in HOSTILE_NAMES:
-            run.pull(f"{place}/{name}", tmp_path / "pulled")
+            run.pull(f"{place}/{name}", tmp_path / "pulled", 1000)
             assert (tmp_path / "pulled").read_text() == name
         odd = f"{place}/{HOSTILE_NAMES[3]}"
         run.remove(odd, f"{place}/-rf")
@@ -1098,7 +1098,7 @@ class Spoken:
         worker = ROOT / "profilers/board_worker.py"
         argv = [str(compiled)] if kind == "native" else [sys.executable, "-P", str(worker)]
         self.line = Line(argv, None, f"the {kind} runner")
-        first = self.line.answer(LONG_S, "its start")
+        first = self.line.answer(LONG_S, "its start", dict)
         assert first["runner"] == kind and first["pid"] == self.line.pid
 
     def __enter__(self) -> "Spoken":
