@@ -11,7 +11,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from onmetal.errors import DeviceError
-from onmetal.profilers.output import Done, collect, quoted, too_much
+from onmetal.profilers.output import Done, collect, megabytes, quoted, too_much
 
 ADVICE = {
     "unauthorized": "unlock it and allow this computer's key in the dialog; if there is none, "
@@ -154,7 +154,7 @@ class Adb:
         done = _adb([self.adb, "-s", self.serial, *words], timeout_s, file_bytes)
         if done.code == -signal.SIGXFSZ:
             assert file_bytes
-            raise too_much(f"{self.address}: {words[1]}", file_bytes)
+            raise too_much(f"{self.address}: {words[1]}", megabytes(file_bytes))
         if done.code:
             raise DeviceError(f"{self.address}: `adb {words[0]}` failed: {_said(done)}")
 

@@ -146,9 +146,9 @@ of cores differ by more. Only where the kernel states no capacities."""
 MAX_CPUS = 4096
 """More than any kernel is built for: larger numbers are garbage."""
 
-TEXT_LENGTH, LINE_LENGTH = 8_000_000, 32_768
-"""Most characters that are read, of all and of a line: a server with 256 CPUs says 400,000, and its
-lines of flags have 2500."""
+TEXT_LENGTH, LINES, LINE_LENGTH = 8_000_000, 300_000, 32_768
+"""Most characters that are read, lines, and characters of a line: a server with 256 CPUs says
+400,000 in 10,000 lines, and its lines of flags have 2500."""
 
 NAME_LENGTH, FLAGS = 200, 2000
 """Most characters of a name, and most flags of a CPU."""
@@ -514,7 +514,7 @@ def _sections(text: str) -> dict[str, list[str]]:
     is what old versions of adb make of a line's end."""
     found: dict[str, list[str]] = {name: [] for name in _NAMES}
     lines: list[str] = []
-    for line in text[:TEXT_LENGTH].replace("\r", "").split("\n"):
+    for line in text[:TEXT_LENGTH].replace("\r", "").split("\n", LINES)[:LINES]:
         if line.startswith("@@") and line[2:] in found:
             lines = found[line[2:]]
         elif stripped := line[:LINE_LENGTH].strip():

@@ -20,13 +20,14 @@ import msgspec
 from msgspec import Struct
 
 from onmetal.errors import BY_NAME, DeviceError
-from onmetal.profilers.output import LINE_BYTES, PIECE_BYTES, Lines, Tail, quoted, too_much
+from onmetal.profilers.output import LINE_BYTES, PIECE_BYTES, Lines, Tail, megabytes, quoted, too_much
 
 Told = Callable[[int, int], None]
 T = TypeVar("T")
 
-CHATTER_BYTES = 2 * LINE_BYTES
-"""Most that may come until an answer is there: itself, and progress and what a shell prints."""
+CHATTER_BYTES, CHATTER_LINES = 2 * LINE_BYTES, 100_000
+"""Most that may come until an answer is there: itself, what a shell prints, and progress, of which
+each half second brings a line."""
 MESSAGE = 2000
 """Most characters of a device's error: native/runner.c has as many."""
 
@@ -74,7 +75,7 @@ class Line:
         os.set_blocking(self._process.stdin.fileno(), False)
         self._log = Tail(self._process.stderr)
         self._lines = Lines()
-        self._room = CHATTER_BYTES
+        self._room, self._passed = CHATTER_BYTES, 0
         self.closed = False
 
     def __enter__(self) -> "Line":
@@ -109,7 +110,7 @@ class Line:
         if self.closed:
             raise DeviceError(f"{self.who} was ended before it was asked for {what}")
         deadline = time.monotonic() + timeout_s
-        self._room = CHATTER_BYTES
+        self._room, self._passed = CHATTER_BYTES, 0
         self._send(request + b"\n", deadline, what)
         while True:
             line = self._object(deadline, what)
@@ -127,7 +128,7 @@ class Line:
 
     def answer(self, timeout_s: float, what: str, kind: type[T]) -> T:
         """The next line of JSON, of this type; it was not asked for."""
-        self._room = CHATTER_BYTES
+        self._room, self._passed = CHATTER_BYTES, 0
         line = self._object(time.monotonic() + timeout_s, what)
         try:
             return decode(line, kind)
@@ -145,6 +146,10 @@ class Line:
                 line = self._line(deadline, what)
             except _Ended:
                 raise self.death() from None
+            self._passed += 1
+            if self._passed > CHATTER_LINES:
+                self.close()
+                raise too_much(f"{self.who}, asked for {what},", f"{CHATTER_LINES} lines")
             if line.startswith(b'{"'):
                 return line
             self.overheard(line)
@@ -191,7 +196,7 @@ class Line:
                 if self._room < 0 or len(self._lines.part) > LINE_BYTES:
                     self.close()
                     most = CHATTER_BYTES if self._room < 0 else LINE_BYTES
-                    raise too_much(f"{self.who}, asked for {what},", most)
+                    raise too_much(f"{self.who}, asked for {what},", megabytes(most))
         return line
 
     def drain(self, timeout_s: float) -> bool:
@@ -271,12 +276,12 @@ def _plain(line: bytes) -> _Plain:
     try:
         found = json.loads(line.decode(errors="replace"))
         if not found.keys() & {"result", "error", "progress"}:
-            raise ValueError("JSON that is no answer")
+            raise ValueError("it is no answer")
         rest = {name: value for name, value in found.items() if name != "result"}
         return msgspec.structs.replace(msgspec.convert(rest, _Plain), result=found.get("result"))
     except RecursionError:
         raise ValueError("JSON that is nested too deeply") from None
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, ValueError) as error:
         raise ValueError(f"JSON of another form ({error})") from None
 
 

@@ -168,14 +168,18 @@ def _read(
                 left[key.data] -= len(piece)
                 if left[key.data] < 0:
                     most = most_bytes if key.data == "out" else OUTPUT_BYTES
-                    raise too_much(who, most)
+                    raise too_much(who, megabytes(most))
                 keep(key.data, piece)
 
 
-def too_much(who: str, most_bytes: int) -> DeviceError:
+def megabytes(count: int) -> str:
+    return f"{count / 1e6:.0f} MB"
+
+
+def too_much(who: str, most: str) -> DeviceError:
     return DeviceError(
-        f"{who} sent more than {most_bytes / 1e6:.0f} MB, more than any answer has: the program "
-        "there is broken, or is not the one that was expected"
+        f"{who} sent more than {most}, more than any answer has: the program there is broken, or "
+        "is not the one that was expected"
     )
 
 

@@ -95,7 +95,12 @@ class Remote:
         self._arguments = (
             f'set -- "{transport.place.rpartition("/")[0]}" {shlex.quote(transport.python)}\n'
         )
-        self.found = device_facts.parse(shell(transport, self._arguments + device_facts.SCRIPT))
+        try:
+            text = shell(transport, self._arguments + device_facts.SCRIPT)
+            self.found = device_facts.parse(text)
+        except BaseException:
+            self.close()
+            raise
 
     def take(self) -> None:
         """Make this run's folder there now. Raises DeviceError where another run has the device."""

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from onmetal.errors import DeviceError
 from onmetal.profilers.link import Link
-from onmetal.profilers.output import QUOTED, Lines, too_much
+from onmetal.profilers.output import QUOTED, Lines, megabytes, too_much
 
 ANSWER_S = 5.0
 """For an answer that needs no inference."""
@@ -143,7 +143,7 @@ class Tiny:
             piece = self.link.read(left)
             self._room -= len(piece)
             if self._room < 0:
-                raise too_much(f"{self.link.name}, asked for {what},", ANSWER_BYTES)
+                raise too_much(f"{self.link.name}, asked for {what},", megabytes(ANSWER_BYTES))
             self._lines.add(piece)
             if len(self._lines.part) > LONGEST_LINE:
                 self._pass_over(f"{len(self._lines.part)} bytes without an end")
@@ -197,10 +197,8 @@ class Tiny:
                 strange.append(line)
                 self._pass_over(line)
             if len(lines) + len(errors) + len(strange) > ANSWER_LINES:
-                raise DeviceError(
-                    f"{self.link.name} answered {what} with more than {ANSWER_LINES} lines and no "
-                    f"{READY}: its firmware is broken, or speaks another protocol"
-                )
+                who = f"{self.link.name}, asked for {what},"
+                raise too_much(who, f"{ANSWER_LINES} lines")
 
     def _restarted(self, when: str) -> DeviceError:
         return DeviceError(
