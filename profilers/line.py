@@ -20,7 +20,15 @@ import msgspec
 from msgspec import Struct
 
 from onmetal.errors import BY_NAME, DeviceError
-from onmetal.profilers.output import LINE_BYTES, PIECE_BYTES, Lines, Tail, megabytes, quoted, too_much
+from onmetal.profilers.output import (
+    LINE_BYTES,
+    PIECE_BYTES,
+    Lines,
+    Tail,
+    megabytes,
+    quoted,
+    too_much,
+)
 
 Told = Callable[[int, int], None]
 T = TypeVar("T")
@@ -28,6 +36,8 @@ T = TypeVar("T")
 CHATTER_BYTES, CHATTER_LINES = 2 * LINE_BYTES, 100_000
 """Most that may come until an answer is there: itself, what a shell prints, and progress, of which
 each half second brings a line."""
+DYING_S = 1.0
+"""How long a process that answered only in part has to show that it died of that."""
 MESSAGE = 2000
 """Most characters of a device's error: native/runner.c has as many."""
 
@@ -156,7 +166,7 @@ class Line:
 
     def _no_answer(self, what: str, why: str) -> DeviceError:
         """Where what came is damaged since the process died in the middle of it, that is why."""
-        if self.drain(1):
+        if self.drain(DYING_S):
             return self.death()
         self.close()
         return DeviceError(f"{self.who} answered {what} with {why}, and was ended")

@@ -25,7 +25,7 @@ import pytest
 from onmetal import profilers
 from onmetal.cache import Cache
 from onmetal.errors import DeviceError, OnmetalError, UsageError
-from onmetal.profilers import adb, answers, benchmark_model, facts, output, tiny
+from onmetal.profilers import adb, answers, benchmark_model, facts, line, output, tiny
 from onmetal.profilers import ssh as sshs
 from onmetal.profilers.board import Board
 from onmetal.profilers.folder import Folder, shell
@@ -34,13 +34,20 @@ from onmetal.profilers.link import Tcp
 from onmetal.profilers.lpm01a import Stream
 from onmetal.profilers.remote import Remote, RemoteWorker, Runner
 from onmetal.profilers.tiny import Tiny
-from tests.conftest import deploy
+from tests.conftest import DIGITS, deploy
 from tests.mutations_devices import BOARD, OTHERS, SIZES, Replay, read, seeds
 
 T = TypeVar("T")
 GUARD_S = 60.0
 LONG_S = 120.0
 """A limit that only a defect reaches."""
+
+
+@pytest.fixture(autouse=True)
+def _impatient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever lies here does not die of it."""
+    if "death" not in request.node.name:
+        monkeypatch.setattr(line, "DYING_S", 0.01)
 
 
 def within(work: Callable[[], T]) -> T:
@@ -61,6 +68,12 @@ def within(work: Callable[[], T]) -> T:
     if raised:
         raise raised[0]
     return found[0]
+
+
+def executable(path: Path, script: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{script}")
+    path.chmod(stat.S_IRWXU)
+    return path
 
 
 def refused(work: Callable[[], object]) -> str:
@@ -119,9 +132,9 @@ def speaker(code: str) -> Iterator[Line]:
     """A process that speaks by itself."""
     with Line(
         [sys.executable, "-c", f"import sys, time\n{code}"], None, "the runner on here"
-    ) as line:
-        yield line
-    assert not line.running
+    ) as speaking:
+        yield speaking
+    assert not speaking.running
 
 
 WRITE = "while True: sys.stdout.buffer.write({piece}); sys.stdout.flush(){more}"
@@ -140,8 +153,8 @@ WRITE = "while True: sys.stdout.buffer.write({piece}); sys.stdout.flush(){more}"
     ids=["one line", "lines", "empty lines", "progress", "long lines", "open"],
 )
 def test_a_process_that_floods(piece: str, wanted: str) -> None:
-    with speaker(WRITE.format(piece=piece, more="")) as line:
-        said = refused(lambda: line.ask(b"x", "'open'", timeout_s=30, kind=NoneType))
+    with speaker(WRITE.format(piece=piece, more="")) as speaking:
+        said = refused(lambda: speaking.ask(b"x", "'open'", timeout_s=30, kind=NoneType))
     assert "the runner on here" in said and re.search(wanted, said)
 
 
@@ -149,24 +162,28 @@ def test_a_process_that_floods(piece: str, wanted: str) -> None:
     "piece", ["b'x'", "b'x\\n'", "b'{\"progress\": [1, 2]}\\n'"], ids=["bytes", "lines", "progress"]
 )
 def test_a_process_that_never_stops_is_ended_at_its_deadline(piece: str) -> None:
-    with speaker(WRITE.format(piece=piece, more="; time.sleep(0.001)")) as line:
-        said = refused(lambda: line.ask(b"x", "'open'", timeout_s=0.5, kind=NoneType))
+    with speaker(WRITE.format(piece=piece, more="; time.sleep(0.001)")) as speaking:
+        said = refused(lambda: speaking.ask(b"x", "'open'", timeout_s=0.5, kind=NoneType))
     assert "did not finish 'open' in time" in said
 
 
 def test_a_process_that_floods_its_log_fills_neither_disk_nor_memory(tmp_path: Path) -> None:
     code = "while True: sys.stderr.buffer.write(b'said so\\n' * 8192)"
-    with speaker(code) as line:
-        assert "in time" in refused(lambda: line.ask(b"x", "'open'", timeout_s=1, kind=NoneType))
-        assert 0 < len(line._log.text(0)) <= output.TAIL_BYTES
-    with speaker("sys.stderr.write('much\\n' * 1000000 + 'the reason\\n'); sys.exit(3)") as line:
-        said = refused(lambda: line.ask(b"x", "'open'", timeout_s=60, kind=NoneType))
+    with speaker(code) as speaking:
+        assert "in time" in refused(
+            lambda: speaking.ask(b"x", "'open'", timeout_s=1, kind=NoneType)
+        )
+        assert 0 < len(speaking._log.text(0)) <= output.TAIL_BYTES
+    with speaker(
+        "sys.stderr.write('much\\n' * 1000000 + 'the reason\\n'); sys.exit(3)"
+    ) as speaking:
+        said = refused(lambda: speaking.ask(b"x", "'open'", timeout_s=60, kind=NoneType))
     assert "ended with code 3: much / much / the reason" in said
 
 
 def test_draining_a_process_that_never_stops() -> None:
-    with speaker("while True: print('x', flush=True); time.sleep(0.001)") as line:
-        assert within(lambda: line.drain(0.3)) is False
+    with speaker("while True: print('x', flush=True); time.sleep(0.001)") as speaking:
+        assert within(lambda: speaking.drain(0.3)) is False
 
 
 LIES = {
@@ -191,8 +208,8 @@ LIES = {
 def test_what_is_no_answer(lie: str, tmp_path: Path) -> None:
     (tmp_path / "lie").write_bytes(LIES[lie] + b"\n")
     code = f"sys.stdout.buffer.write(open({str(tmp_path / 'lie')!r}, 'rb').read())\n"
-    with speaker(f"{code}sys.stdout.flush(); time.sleep(600)") as line:
-        said = refused(lambda: line.ask(b"x", "'warm'", timeout_s=LONG_S, kind=answers.Warmed))
+    with speaker(f"{code}sys.stdout.flush(); time.sleep(600)") as speaking:
+        said = refused(lambda: speaking.ask(b"x", "'warm'", timeout_s=LONG_S, kind=answers.Warmed))
     assert "the runner on here answered 'warm' with JSON" in said
 
 
@@ -201,22 +218,26 @@ def test_what_is_no_answer_of_a_worker_here(lie: str, tmp_path: Path) -> None:
     """Without a type, as workers on this machine are asked, which may answer with NaN."""
     (tmp_path / "lie").write_bytes(b'{"result": [NaN]}\n' + LIES[lie] + b"\n")
     code = f"sys.stdout.buffer.write(open({str(tmp_path / 'lie')!r}, 'rb').read())\n"
-    with speaker(f"{code}sys.stdout.flush(); time.sleep(600)") as line:
-        (found,) = line.ask(b"x", "'warm'", timeout_s=LONG_S)
+    with speaker(f"{code}sys.stdout.flush(); time.sleep(600)") as speaking:
+        (found,) = speaking.ask(b"x", "'warm'", timeout_s=LONG_S)
         assert found != found
-        assert "with JSON" in refused(lambda: line.ask(b"x", "'warm'", timeout_s=LONG_S))
+        assert "with JSON" in refused(lambda: speaking.ask(b"x", "'warm'", timeout_s=LONG_S))
 
 
 def test_an_answer_that_is_cut_off_by_a_death_is_a_death() -> None:
-    with speaker("print('{\"result\": [1, 2', flush=True); sys.exit(9)") as line:
-        assert "ended with code 9" in refused(lambda: line.ask(b"x", "'warm'", timeout_s=LONG_S))
+    with speaker("print('{\"result\": [1, 2', flush=True); sys.exit(9)") as speaking:
+        assert "ended with code 9" in refused(
+            lambda: speaking.ask(b"x", "'warm'", timeout_s=LONG_S)
+        )
 
 
 def test_the_largest_honest_answer() -> None:
     """A second's latencies of 200 ns each."""
     code = "print('{\"result\": \"' + 'AAAAAAAA' * 6_700_000 + '\"}', flush=True); time.sleep(600)"
-    with speaker(code) as line:
-        assert len(within(lambda: line.ask(b"x", "'round'", timeout_s=60, kind=str))) == 53_600_000
+    with speaker(code) as speaking:
+        assert (
+            len(within(lambda: speaking.ask(b"x", "'round'", timeout_s=60, kind=str))) == 53_600_000
+        )
 
 
 # --- output of commands ---------------------------------------------------------------------------
@@ -310,16 +331,21 @@ def test_lists_of_cpus() -> None:
 # --- a runner that lies, on a device that is reached by ssh ---------------------------------------
 
 
-@pytest.fixture
-def near(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+@contextlib.contextmanager
+def shell_by_ssh(folder: Path) -> Iterator[str]:
     """The address of a device whose ssh leads to a shell of this machine."""
-    program = tmp_path / "ssh"
-    program.write_text('#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("ONMETAL_SSH", str(program))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "device"))
-    monkeypatch.setattr(sshs.Ssh, "lock", str(tmp_path / "lock"))
-    return "ssh://near"
+    program = executable(folder / "ssh", 'for last; do :; done\nexec sh -c "$last"\n')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONMETAL_SSH", str(program))
+        patch.setenv("XDG_CACHE_HOME", str(folder / "device"))
+        patch.setattr(sshs.Ssh, "lock", str(folder / "lock"))
+        yield "ssh://near"
+
+
+@pytest.fixture
+def near(tmp_path: Path) -> Iterator[str]:
+    with shell_by_ssh(tmp_path) as address:
+        yield address
 
 
 LIAR = """\
@@ -340,33 +366,38 @@ PORT = b'{"name": "x", "dtype": "float32", "bytes": 4, "scale": 0, "zero": 0, "s
 HONEST = OPENED % (PORT, PORT)
 
 
-@contextlib.contextmanager
-def liar(address: str, folder: Path, **files: bytes) -> Iterator[RemoteWorker]:
-    for name, content in {"open": HONEST, **files}.items():
-        (folder / name).write_bytes(content)
-    (folder / "liar").write_text(LIAR % {"folder": folder})
-    (folder / "model").write_bytes(b"a model")
-    with Cache() as cache:
-        device = Remote(sshs.choose(address), cache)
+class Lying:
+    """A device with a runner that answers what is in files."""
+
+    address = "ssh://near"
+
+    def __init__(self, folder: Path, device: Remote) -> None:
+        self.folder, self.device = folder, device
+        (folder / "liar").write_text(LIAR % {"folder": folder})
+        (folder / "model").write_bytes(b"a model")
         device._runners["litert"] = Runner("native", "1", {"l": folder / "liar"}, "sh ./l", "-")
+
+    def worker(self, **files: bytes) -> RemoteWorker:
+        for name, content in {"open": HONEST, **files}.items():
+            (self.folder / name).write_bytes(content)
+        return self.device.worker()
+
+    def arguments(self) -> dict[str, Any]:
+        model = str(self.folder / "model")
+        names = {"inputs": ["x"], "outputs": ["x"]}
+        return {"timeout_s": LONG_S, "runtime": "litert", "files": [model], "options": {}, **names}
+
+
+@pytest.fixture(scope="module")
+def lying(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lying]:
+    folder = tmp_path_factory.mktemp("lying")
+    with shell_by_ssh(folder) as address, Cache(folder / "cache") as cache:
+        device = Remote(sshs.choose(address), cache)
         try:
-            with device.worker() as worker:
-                yield worker
+            yield Lying(folder, device)
         finally:
             device.close()
     assert not list(folder.glob("device/*"))
-
-
-def opened(worker: RemoteWorker, folder: Path) -> None:
-    worker.call(
-        "open",
-        timeout_s=LONG_S,
-        runtime="litert",
-        files=[str(folder / "model")],
-        options={},
-        inputs=["x"],
-        outputs=["x"],
-    )
 
 
 def changed(**values: bytes) -> bytes:
@@ -400,9 +431,9 @@ def changed(**values: bytes) -> bytes:
         b'{"error": "UsageError"}\n'[:-3] + b"\n",
     ],
 )  # fmt: skip
-def test_a_model_that_a_device_describes_wrongly(near: str, tmp_path: Path, answer: bytes) -> None:
-    with liar(near, tmp_path, open=answer) as worker:
-        assert near in refused(lambda: opened(worker, tmp_path))
+def test_a_model_that_a_device_describes_wrongly(lying: Lying, answer: bytes) -> None:
+    with lying.worker(open=answer) as worker:
+        assert lying.address in refused(lambda: worker.call("open", **lying.arguments()))
 
 
 def packed(*values: int) -> bytes:
@@ -423,29 +454,22 @@ def packed(*values: int) -> bytes:
         (b'{"result": [1000, 1000, 1000]}\n', "another form"),
     ],
 )
-def test_latencies_that_are_none(near: str, tmp_path: Path, answer: bytes, wanted: str) -> None:
-    with liar(near, tmp_path, round=answer) as worker:
-        opened(worker, tmp_path)
-        said = refused(
-            lambda: worker.call(
-                "round", timeout_s=LONG_S, seconds=0.1, least=3, warm_seconds=0, feed=0
-            )
-        )
-    assert near in said and wanted in said
+def test_latencies_that_are_none(lying: Lying, answer: bytes, wanted: str) -> None:
+    asked = {"timeout_s": LONG_S, "seconds": 0.1, "least": 3, "warm_seconds": 0, "feed": 0}
+    with lying.worker(round=answer) as worker:
+        worker.call("open", **lying.arguments())
+        said = refused(lambda: worker.call("round", **asked))
+    assert lying.address in said and wanted in said
 
 
-def test_other_answers_that_are_none(near: str, tmp_path: Path) -> None:
-    with liar(near, tmp_path) as worker:
-        opened(worker, tmp_path)
-        assert near in refused(lambda: worker.call("warm", timeout_s=LONG_S, seconds=0.1, least=3))
-    with liar(near, tmp_path) as worker:
-        arguments: dict[str, Any] = {"runtime": "litert", "files": [str(tmp_path / "model")]}
-        assert near in refused(
-            lambda: worker.call("peak_memory", timeout_s=LONG_S, options={}, **arguments)
-        )
-    with liar(near, tmp_path) as worker:
-        arguments |= {"options": {}, "inputs": ["x"], "outputs": ["x"]}
-        assert near in refused(lambda: worker.call("profile", timeout_s=LONG_S, **arguments))
+@pytest.mark.parametrize("operation", ["warm", "peak_memory", "profile"])
+def test_other_answers_that_are_none(lying: Lying, operation: str) -> None:
+    with lying.worker() as worker:
+        asked = lying.arguments()
+        if operation == "warm":
+            worker.call("open", **asked)
+            asked = {"timeout_s": LONG_S, "seconds": 0.1, "least": 3}
+        assert lying.address in refused(lambda: worker.call(operation, **asked))
 
 
 def test_latencies_that_are_some() -> None:
@@ -493,31 +517,24 @@ def test_odd_folders_that_a_device_may_name(
     assert not list(tmp_path.rglob("injected")) and not Path("injected").exists()
 
 
-@pytest.mark.parametrize(
-    "script", ["yes", "printf '@@uname\\nLinux\\n'; yes >&2", "head -c 300000000 /dev/zero"]
-)
+FLOODS = ("yes", "printf '@@uname\\nLinux\\n'; yes >&2", "head -c 300000000 /dev/zero")
+
+
+@pytest.mark.parametrize("script", FLOODS)
 def test_a_device_that_floods_where_it_is_asked_for_facts(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = tmp_path / "ssh"
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(stat.S_IRWXU)
-    monkeypatch.setenv("ONMETAL_SSH", str(program))
+    monkeypatch.setenv("ONMETAL_SSH", str(executable(tmp_path / "ssh", f"{script}\n")))
     with Cache() as cache:
         said = refused(lambda: profilers.reach("ssh://flood", cache))
     assert "ssh://flood sent more than 8 MB" in said
 
 
 def test_a_flood_is_exit_code_4_with_the_address(tmp_path: Path) -> None:
-    program = tmp_path / "ssh"
-    program.write_text("#!/bin/sh\nyes\n")
-    program.chmod(stat.S_IRWXU)
-    from tests.conftest import DIGITS
-
     ran = deploy(
         *(DIGITS / "digits_cnn.onnx", "--target", "linux-arm64", "--data", DIGITS / "digits.npz"),
         *("--device", "ssh://flood", "--recipes", "fp32", "--out", tmp_path / "out"),
-        env={"ONMETAL_SSH": str(program)},
+        env={"ONMETAL_SSH": str(executable(tmp_path / "ssh", "yes\n"))},
     )
     assert ran.code == 4, ran.err
     assert "ssh://flood sent more than" in ran.err
@@ -541,13 +558,10 @@ def test_a_flood_is_exit_code_4_with_the_address(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_hostile_addresses(address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Options, metacharacters, control characters: refused before any program sees them."""
-    program = tmp_path / "ssh"
-    program.write_text(f"#!/bin/sh\ntouch '{tmp_path}/called'\n")
-    program.chmod(stat.S_IRWXU)
-    monkeypatch.setenv("ONMETAL_SSH", str(program))
+    for program in ("ssh", "qemu-system-arm"):
+        executable(tmp_path / program, f"touch '{tmp_path}/called'\n")
+    monkeypatch.setenv("ONMETAL_SSH", str(tmp_path / "ssh"))
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    (tmp_path / "qemu-system-arm").write_text(program.read_text())
-    (tmp_path / "qemu-system-arm").chmod(stat.S_IRWXU)
     with pytest.raises((UsageError, DeviceError)), Cache() as cache:
         profilers.reach(address, cache)
     assert not (tmp_path / "called").exists()
@@ -560,9 +574,8 @@ def test_hosts_that_no_dns_has(host: str) -> None:
 
 def test_what_adb_lists() -> None:
     serials = ["-s", "$(reboot)", "a;b", "x" * 300]
-    text = "List of devices attached\n" + "".join(
-        f"{s}\tdevice model:{'m' * 500}\n" for s in serials
-    )
+    text = "List of devices attached\n"
+    text += "".join(f"{serial}\tdevice model:{'m' * 500}\n" for serial in serials)
     found = adb.listed(text + "y" * 100_000 + " " * 100_000 + "device\n" + "\0\n")
     assert [one.serial for one in found] == serials
     assert all(len(one.model or "") <= 100 for one in found)
@@ -721,7 +734,5 @@ def test_logs_without_end(text: str) -> None:
 
 
 def test_a_benchmark_model_that_floods(tmp_path: Path) -> None:
-    program = tmp_path / "benchmark_model"
-    program.write_text("#!/bin/sh\nyes\n")
-    program.chmod(stat.S_IRWXU)
+    program = executable(tmp_path / "benchmark_model", "yes\n")
     assert "sent more than" in refused(lambda: benchmark_model._here([str(program)]))
