@@ -14,10 +14,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from onmetal.errors import BY_NAME, DeviceError
 from onmetal.profilers.output import (
@@ -46,13 +46,16 @@ class _Ended(Exception):
     """The process closed its output."""
 
 
+Progress = Annotated[int, Meta(ge=0, le=1 << 50)]
+
+
 class Envelope(Struct, frozen=True):
     """A line of JSON from a device, its result not yet read."""
 
     result: msgspec.Raw = msgspec.Raw()
     error: str | None = None
     message: str = ""
-    progress: tuple[int, int] | None = None
+    progress: tuple[Progress, Progress] | None = None
 
 
 def decode(data: bytes | msgspec.Raw, kind: type[T]) -> T:

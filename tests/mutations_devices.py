@@ -89,7 +89,14 @@ def _read_facts(data: bytes) -> None:
 
 def _read_runner(data: bytes) -> None:
     """A runner's lines: its greeting, then what it answers to one operation after another."""
-    kinds = (answers.Opened, type(None), answers.Warmed, str, answers.Profiled, answers.Memory)
+    kinds: tuple[Any, ...] = (
+        answers.Opened,
+        type(None),
+        answers.Warmed,
+        str,
+        answers.Profiled,
+        answers.Memory,
+    )
     try:
         greeting, *lines = data.split(b"\n")
         decode(greeting, answers.Hello)

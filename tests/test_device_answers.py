@@ -132,9 +132,9 @@ def speaker(code: str) -> Iterator[Line]:
     """A process that speaks by itself."""
     with Line(
         [sys.executable, "-c", f"import sys, time\n{code}"], None, "the runner on here"
-    ) as speaking:
-        yield speaking
-    assert not speaking.running
+    ) as child:
+        yield child
+    assert not child.running
 
 
 WRITE = "while True: sys.stdout.buffer.write({piece}); sys.stdout.flush(){more}"
@@ -153,8 +153,8 @@ WRITE = "while True: sys.stdout.buffer.write({piece}); sys.stdout.flush(){more}"
     ids=["one line", "lines", "empty lines", "progress", "long lines", "open"],
 )
 def test_a_process_that_floods(piece: str, wanted: str) -> None:
-    with speaker(WRITE.format(piece=piece, more="")) as speaking:
-        said = refused(lambda: speaking.ask(b"x", "'open'", timeout_s=30, kind=NoneType))
+    with speaker(WRITE.format(piece=piece, more="")) as child:
+        said = refused(lambda: child.ask(b"x", "'open'", timeout_s=30, kind=NoneType))
     assert "the runner on here" in said and re.search(wanted, said)
 
 
@@ -162,28 +162,24 @@ def test_a_process_that_floods(piece: str, wanted: str) -> None:
     "piece", ["b'x'", "b'x\\n'", "b'{\"progress\": [1, 2]}\\n'"], ids=["bytes", "lines", "progress"]
 )
 def test_a_process_that_never_stops_is_ended_at_its_deadline(piece: str) -> None:
-    with speaker(WRITE.format(piece=piece, more="; time.sleep(0.001)")) as speaking:
-        said = refused(lambda: speaking.ask(b"x", "'open'", timeout_s=0.5, kind=NoneType))
+    with speaker(WRITE.format(piece=piece, more="; time.sleep(0.001)")) as child:
+        said = refused(lambda: child.ask(b"x", "'open'", timeout_s=0.5, kind=NoneType))
     assert "did not finish 'open' in time" in said
 
 
 def test_a_process_that_floods_its_log_fills_neither_disk_nor_memory(tmp_path: Path) -> None:
     code = "while True: sys.stderr.buffer.write(b'said so\\n' * 8192)"
-    with speaker(code) as speaking:
-        assert "in time" in refused(
-            lambda: speaking.ask(b"x", "'open'", timeout_s=1, kind=NoneType)
-        )
-        assert 0 < len(speaking._log.text(0)) <= output.TAIL_BYTES
-    with speaker(
-        "sys.stderr.write('much\\n' * 1000000 + 'the reason\\n'); sys.exit(3)"
-    ) as speaking:
-        said = refused(lambda: speaking.ask(b"x", "'open'", timeout_s=60, kind=NoneType))
+    with speaker(code) as child:
+        assert "in time" in refused(lambda: child.ask(b"x", "'open'", timeout_s=1, kind=NoneType))
+        assert 0 < len(child._log.text(0)) <= output.TAIL_BYTES
+    with speaker("sys.stderr.write('much\\n' * 1000000 + 'the reason\\n'); sys.exit(3)") as child:
+        said = refused(lambda: child.ask(b"x", "'open'", timeout_s=60, kind=NoneType))
     assert "ended with code 3: much / much / the reason" in said
 
 
 def test_draining_a_process_that_never_stops() -> None:
-    with speaker("while True: print('x', flush=True); time.sleep(0.001)") as speaking:
-        assert within(lambda: speaking.drain(0.3)) is False
+    with speaker("while True: print('x', flush=True); time.sleep(0.001)") as child:
+        assert within(lambda: child.drain(0.3)) is False
 
 
 LIES = {
@@ -198,6 +194,7 @@ LIES = {
     "no result": b'{"other": 5}',
     "an error of another type": b'{"error": 5}',
     "progress of another type": b'{"progress": "half"}',
+    "negative progress": b'{"progress": [-1, 1]}',
     "large progress": b'{"progress": [' + b"9" * 5000 + b", 1]}",
     "cut": b'{"result": 5',
     "no UTF-8": b'{"result": "\xff"}',
@@ -208,8 +205,8 @@ LIES = {
 def test_what_is_no_answer(lie: str, tmp_path: Path) -> None:
     (tmp_path / "lie").write_bytes(LIES[lie] + b"\n")
     code = f"sys.stdout.buffer.write(open({str(tmp_path / 'lie')!r}, 'rb').read())\n"
-    with speaker(f"{code}sys.stdout.flush(); time.sleep(600)") as speaking:
-        said = refused(lambda: speaking.ask(b"x", "'warm'", timeout_s=LONG_S, kind=answers.Warmed))
+    with speaker(f"{code}sys.stdout.flush(); time.sleep(600)") as child:
+        said = refused(lambda: child.ask(b"x", "'warm'", timeout_s=LONG_S, kind=answers.Warmed))
     assert "the runner on here answered 'warm' with JSON" in said
 
 
@@ -218,26 +215,22 @@ def test_what_is_no_answer_of_a_worker_here(lie: str, tmp_path: Path) -> None:
     """Without a type, as workers on this machine are asked, which may answer with NaN."""
     (tmp_path / "lie").write_bytes(b'{"result": [NaN]}\n' + LIES[lie] + b"\n")
     code = f"sys.stdout.buffer.write(open({str(tmp_path / 'lie')!r}, 'rb').read())\n"
-    with speaker(f"{code}sys.stdout.flush(); time.sleep(600)") as speaking:
-        (found,) = speaking.ask(b"x", "'warm'", timeout_s=LONG_S)
+    with speaker(f"{code}sys.stdout.flush(); time.sleep(600)") as child:
+        (found,) = child.ask(b"x", "'warm'", timeout_s=LONG_S)
         assert found != found
-        assert "with JSON" in refused(lambda: speaking.ask(b"x", "'warm'", timeout_s=LONG_S))
+        assert "with JSON" in refused(lambda: child.ask(b"x", "'warm'", timeout_s=LONG_S))
 
 
 def test_an_answer_that_is_cut_off_by_a_death_is_a_death() -> None:
-    with speaker("print('{\"result\": [1, 2', flush=True); sys.exit(9)") as speaking:
-        assert "ended with code 9" in refused(
-            lambda: speaking.ask(b"x", "'warm'", timeout_s=LONG_S)
-        )
+    with speaker("print('{\"result\": [1, 2', flush=True); sys.exit(9)") as child:
+        assert "ended with code 9" in refused(lambda: child.ask(b"x", "'warm'", timeout_s=LONG_S))
 
 
 def test_the_largest_honest_answer() -> None:
     """A second's latencies of 200 ns each."""
     code = "print('{\"result\": \"' + 'AAAAAAAA' * 6_700_000 + '\"}', flush=True); time.sleep(600)"
-    with speaker(code) as speaking:
-        assert (
-            len(within(lambda: speaking.ask(b"x", "'round'", timeout_s=60, kind=str))) == 53_600_000
-        )
+    with speaker(code) as child:
+        assert len(within(lambda: child.ask(b"x", "'round'", timeout_s=60, kind=str))) == 53_600_000
 
 
 # --- output of commands ---------------------------------------------------------------------------
@@ -270,7 +263,8 @@ def test_a_command_whose_file_grows(tmp_path: Path) -> None:
 def test_lines_are_put_together_from_any_pieces() -> None:
     data = b"a\n\nbc\nd" + b"e" * 1000 + b"\n\n\nrest"
     for size in (1, 2, 3, 7, 5000):
-        lines, found = output.Lines(), []
+        lines = output.Lines()
+        found: list[bytes] = []
         for start in range(0, len(data), size):
             lines.add(data[start : start + size])
             found += lines.take() if size % 2 else iter(lines.next, None)
@@ -455,7 +449,8 @@ def packed(*values: int) -> bytes:
     ],
 )
 def test_latencies_that_are_none(lying: Lying, answer: bytes, wanted: str) -> None:
-    asked = {"timeout_s": LONG_S, "seconds": 0.1, "least": 3, "warm_seconds": 0, "feed": 0}
+    asked: dict[str, Any] = {"timeout_s": LONG_S, "seconds": 0.1, "least": 3}
+    asked |= {"warm_seconds": 0, "feed": 0}
     with lying.worker(round=answer) as worker:
         worker.call("open", **lying.arguments())
         said = refused(lambda: worker.call("round", **asked))
@@ -700,8 +695,8 @@ def test_results_that_are_no_numbers() -> None:
 
 def test_a_meter_that_sends_nonsense() -> None:
     stream = Stream()
-    for line in ("ack start", "1000-09", "9999+99", "event " + "9" * 5000 + " ris", "event 3 ris"):
-        stream.line(line)
+    for text in ("ack start", "1000-09", "9999+99", "event " + "9" * 5000 + " ris", "event 3 ris"):
+        stream.line(text)
     assert stream.joules[0] == pytest.approx(1e-6)
     assert stream.joules[1] != stream.joules[1]
     assert stream.events == [(3, 2)]
