@@ -103,9 +103,10 @@ def _checked(found: dict[str, Any]) -> dict[str, Any]:
 
 
 _ROW = re.compile(
-    r"^\s*(?P<kind>\S.*?)\s+-?[\d.]+\s+-?[\d.]+\s+-?[\d.]+\s+(?P<share>[\d.]+)%\s+[\d.]+%\s+[\d.]+"
-    r"\s+\d+\s+\[(?P<name>\w+)\]:\d+\s*$"
+    r"(?P<kind>\S.*?) -?[\d.]+ -?[\d.]+ -?[\d.]+ (?P<share>[\d.]+)% [\d.]+% [\d.]+ \d+"
+    r" \[(?P<name>\w+)\]:\d+"
 )
+"""With one blank between its columns: of many, each would be tried as the first."""
 _KINDS = (
     ("QD8", "i8"),
     ("QS8", "i8"),
@@ -124,8 +125,8 @@ def litert_summary(text: str, kinds: dict[str, str]) -> dict[str, Any]:
     own kernels, which compute in what the file says (`kinds`).
     """
     part = text.partition("Run Order")[2].partition("=====\n")[2].partition("\n=====")[0]
-    lines = [line for line in part.splitlines() if len(line) <= ROW_LENGTH]
-    rows = [found for line in lines if (found := _ROW.match(line))]
+    lines = [" ".join(line.split()) for line in part.splitlines() if len(line) <= ROW_LENGTH]
+    rows = [found for line in lines if (found := _ROW.fullmatch(line))]
     if not rows:
         raise ValueError("it has no rows")
     providers: dict[str, float] = defaultdict(float)
