@@ -294,6 +294,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(OnmetalError(_log_defect(words)), as_json)
 
 
+TIDYING_S = 60.0
+"""A device that does not answer any more is waited for no longer."""
+
+
 class _Terminate(KeyboardInterrupt):
     """SIGTERM: all that tidies up after ^C does so after it."""
 
@@ -301,11 +305,14 @@ class _Terminate(KeyboardInterrupt):
 @contextlib.contextmanager
 def _orderly_end() -> Iterator[None]:
     """While it lasts SIGTERM ends the run as ^C does, with nothing left behind here or on a device;
-    another one does not disturb that. Python would leave all of it where it is."""
+    another one does not disturb that soon. Python would leave all of it where it is."""
+    first_s: float | None = None
 
     def end(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise _Terminate
+        nonlocal first_s
+        if first_s is None or time.monotonic() - first_s > TIDYING_S:
+            first_s = time.monotonic()
+            raise _Terminate
 
     mine = threading.current_thread() is threading.main_thread()
     if not mine or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
@@ -315,8 +322,7 @@ def _orderly_end() -> Iterator[None]:
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGTERM) == end:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if first_s is None else signal.SIG_IGN)
 
 
 def _flushed(words: list[str]) -> int:
