@@ -4,18 +4,22 @@ Nothing heavy is imported before it is known what is wanted: `--help` answers at
 """
 
 import argparse
+import contextlib
 import io
 import json
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from onmetal import __version__, options, suggest, terminal
-from onmetal.errors import BudgetError, Interrupted, OnmetalError, UsageError
+from onmetal.errors import BudgetError, Interrupted, OnmetalError, Terminated, UsageError
 from onmetal.progress import silence
 
 
@@ -269,15 +273,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding, odd file names
             stream.reconfigure(errors="backslashreplace")
+    kept = "conversions and accuracies are kept, run it again to go on"
     try:
-        return _flushed(words)
+        with _orderly_end():
+            return _flushed(words)
     except OnmetalError as error:
         return _fail(error, as_json)
+    except _Terminate:
+        return _fail(Terminated(f"ended by SIGTERM; {kept}"), as_json)
     except KeyboardInterrupt:
-        return _fail(
-            Interrupted("interrupted; conversions and accuracies are kept, run it again to go on"),
-            as_json,
-        )
+        return _fail(Interrupted(f"interrupted; {kept}"), as_json)
     except BrokenPipeError:  # `deploy targets | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -287,6 +292,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(UsageError(f"{error.filename}: {error.strerror}"), as_json)
     except Exception:
         return _fail(OnmetalError(_log_defect(words)), as_json)
+
+
+TIDYING_S = 60.0
+"""A device that does not answer any more is waited for no longer."""
+
+
+class _Terminate(KeyboardInterrupt):
+    """SIGTERM: all that tidies up after ^C does so after it."""
+
+
+@contextlib.contextmanager
+def _orderly_end() -> Iterator[None]:
+    """While it lasts SIGTERM ends the run as ^C does, with nothing left behind here or on a device;
+    another one does not disturb that soon. Python would leave all of it where it is."""
+    first_s: float | None = None
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal first_s
+        if first_s is None or time.monotonic() - first_s > TIDYING_S:
+            first_s = time.monotonic()
+            raise _Terminate
+
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if first_s is None else signal.SIG_IGN)
 
 
 def _flushed(words: list[str]) -> int:

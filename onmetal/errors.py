@@ -9,6 +9,7 @@ DeviceError            4  the device is missing, unfit or failed
 BudgetError            5  no candidate meets the budget
 VerificationError      6  a bundle failed verification
 Interrupted          130  ^C
+Terminated           143  SIGTERM, as `kill` and systems that shut down send it
 ==================  ====  ============================================================
 
 Anything else is a defect of onmetal itself (1). A message says what happened, why, and what to do.
@@ -57,6 +58,10 @@ class VerificationError(OnmetalError):
 
 class Interrupted(OnmetalError):
     exit_code = 130
+
+
+class Terminated(OnmetalError):
+    exit_code = 143
 
 
 BY_NAME: dict[str, type[OnmetalError]] = {

@@ -4,13 +4,14 @@ PyPI's `adbutils` brings. adb itself respects ANDROID_SERIAL and ANDROID_ADB_SER
 import os
 import re
 import shutil
-import subprocess
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 
 from msgspec import Struct
 
 from onmetal.errors import DeviceError
+from onmetal.profilers.output import Done, collect, megabytes, quoted, too_much
 
 ADVICE = {
     "unauthorized": "unlock it and allow this computer's key in the dialog; if there is none, "
@@ -61,17 +62,24 @@ def client() -> str | None:
 def attached(adb: str) -> list[Attached]:
     """What `adb devices` lists. Raises DeviceError where adb itself fails."""
     done = _adb([adb, "devices", "-l"], 30)
-    if done.returncode:
+    if done.code:
         raise DeviceError(f"`adb devices` failed: {_said(done)}")
+    return listed(_text(done.out))
+
+
+def listed(text: str) -> list[Attached]:
+    """The entries in the output of `adb devices -l`."""
     found = []
-    for line in done.stdout.partition(_HEADER)[2].splitlines():
-        if entry := _ENTRY.match(line):
-            model = re.search(r"\bmodel:(\S+)", entry["rest"])
+    for line in text.partition(_HEADER)[2].splitlines():
+        if len(line) <= _ENTRY_LENGTH and (entry := _ENTRY.match(line)):
+            model = re.search(r"\bmodel:(\S{1,100})", entry["rest"])
             found.append(Attached(entry["serial"], entry["state"], model[1] if model else None))
     return found
 
 
 _HEADER = "List of devices attached"
+_ENTRY_LENGTH = 1000
+"""adb itself takes serials of up to 256 characters."""
 _ENTRY = re.compile(
     r"^(?P<serial>\S.*?)\s+(?P<state>no permissions|device|offline|unauthorized|authorizing"
     r"|connecting|detached|bootloader|recovery|rescue|sideload|host|unknown)\b(?P<rest>.*)$"
@@ -126,7 +134,7 @@ class Adb:
             return [self.adb, "-s", self.serial, "shell", script]
         if self._streams is None:
             features = _adb([self.adb, "-s", self.serial, "features"], 30)
-            self._streams = "shell_v2" in features.stdout
+            self._streams = b"shell_v2" in features.out
         if not self._streams:
             raise DeviceError(
                 f"{self.address} speaks the old shell protocol of Android 6 and before, through "
@@ -137,35 +145,36 @@ class Adb:
     def push(self, source: Path, target: str, timeout_s: float) -> None:
         self._copy(["push", str(source), target], timeout_s)
 
-    def pull(self, source: str, target: Path, timeout_s: float) -> None:
-        self._copy(["pull", source, str(target)], timeout_s)
+    def pull(self, source: str, target: Path, timeout_s: float, most_bytes: int) -> None:
+        # A server that adb started in between would have the limit too.
+        _adb([self.adb, "start-server"], 30)
+        self._copy(["pull", source, str(target)], timeout_s, most_bytes)
 
-    def _copy(self, words: list[str], timeout_s: float) -> None:
-        done = _adb([self.adb, "-s", self.serial, *words], timeout_s)
-        if done.returncode:
+    def _copy(self, words: list[str], timeout_s: float, file_bytes: int | None = None) -> None:
+        done = _adb([self.adb, "-s", self.serial, *words], timeout_s, file_bytes)
+        if done.code == -signal.SIGXFSZ:
+            assert file_bytes
+            raise too_much(f"{self.address}: {words[1]}", megabytes(file_bytes))
+        if done.code:
             raise DeviceError(f"{self.address}: `adb {words[0]}` failed: {_said(done)}")
 
     def close(self) -> None:
         """adb's server goes on; it is the user's."""
 
 
-def _adb(argv: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+def _adb(argv: list[str], timeout_s: float, file_bytes: int | None = None) -> Done:
+    operation = argv[3] if argv[1] == "-s" else argv[1]
     try:
-        return subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-        )
-    except subprocess.TimeoutExpired:
-        raise DeviceError(f"`adb {argv[-2]}` did not end within {timeout_s:.0f} s") from None
+        return collect(argv, timeout_s, f"`adb {operation}`", file_bytes=file_bytes)
     except OSError as error:
         raise DeviceError(f"{argv[0]} cannot be run ({error.strerror}): {INSTALL}") from None
 
 
-def _said(done: subprocess.CompletedProcess[str]) -> str:
-    lines = (done.stderr + "\n" + done.stdout).strip().splitlines()
-    wanted = [line.strip() for line in lines if line.strip() and not line.startswith("* daemon")]
-    return " / ".join(wanted[-2:]) or f"code {done.returncode}"
+def _said(done: Done) -> str:
+    lines = (_text(done.err) + "\n" + _text(done.out)).splitlines()
+    wanted = [line for line in lines if not line.startswith("* daemon")]
+    return quoted("\n".join(wanted), 2) or f"code {done.code}"
+
+
+def _text(printed: bytes) -> str:
+    return printed.decode(errors="replace").replace("\r\n", "\n")

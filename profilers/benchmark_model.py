@@ -4,7 +4,6 @@ it. https://ai.google.dev/edge/litert/models/measurement"""
 
 import re
 import shlex
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,19 @@ from onmetal.profilers import Device
 from onmetal.profilers.board import Board
 from onmetal.profilers.folder import shell
 from onmetal.profilers.local import Local
+from onmetal.profilers.output import collect, quoted
 
 LIMIT_S = 300.0
 RUNS, SECONDS = 50, 2.0
-_NUMBER = r"(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)"
-_COUNT = re.compile(r"count=(\d+)\b(.*)")
-_VALUE = re.compile(rf"(\w+)={_NUMBER}(?![\w.])")
-_TIMINGS = re.compile(rf"Init:\s*{_NUMBER}.*?First inference:\s*{_NUMBER}")
-_MEMORY = re.compile(
-    rf"(?:Memory footprint delta|Peak memory footprint).*?overall={_NUMBER}", re.DOTALL
-)
+LOG_LENGTH, LINE_LENGTH = 1 << 20, 1000
+"""Most characters of its log, and of a line in it, that are read; an ordinary log has 5000."""
+_NUMBER = r"([0-9]{1,18}(?:\.[0-9]{1,18})?(?:[eE][+-]?[0-9]{1,2})?)(?![\w.])"
+_COUNT = re.compile(r"\bcount=([0-9]{1,9})\b(.*)")
+_VALUE = re.compile(rf"\b(\w{{1,20}})={_NUMBER}")
+_INIT = re.compile(rf"Init:\s?{_NUMBER}")
+_FIRST = re.compile(rf"First inference:\s?{_NUMBER}")
+_FOOTPRINT = re.compile("Memory footprint delta|Peak memory footprint")
+_OVERALL = re.compile(rf"overall={_NUMBER}")
 
 
 def check(program: Path) -> None:
@@ -53,18 +55,21 @@ def run(device: Device, program: Path, artifact: Path, threads: int) -> dict[str
         there = device.folder.put([program, artifact])
         argv = [there[0], f"--graph={there[1]}", *words]
         text = shell(device.transport, " ".join(map(shlex.quote, argv)) + " 2>&1", LIMIT_S)
-    return parse(text)
+    try:
+        return parse(text)
+    except DeviceError as error:
+        raise DeviceError(f"{device.address}: {error}") from None
 
 
 def _here(argv: list[str]) -> str:
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT_S)
-    except (OSError, subprocess.TimeoutExpired) as error:
+        done = collect(argv, LIMIT_S, "benchmark_model")
+    except OSError as error:
         raise DeviceError(f"benchmark_model could not be run: {error}") from None
-    if done.returncode:
-        said = " / ".join((done.stdout + done.stderr).strip().splitlines()[-2:])
-        raise DeviceError(f"benchmark_model failed with code {done.returncode}: {said}")
-    return done.stdout + done.stderr
+    text = (done.out + done.err).decode(errors="replace")
+    if done.code:
+        raise DeviceError(f"benchmark_model failed with code {done.code}: {quoted(text, 2)}")
+    return text
 
 
 def parse(text: str) -> dict[str, Any]:
@@ -72,10 +77,11 @@ def parse(text: str) -> dict[str, Any]:
 
     Raises DeviceError where there are none.
     """
-    counts = [found for found in _COUNT.findall(text) if int(found[0])]
+    lines = [line[:LINE_LENGTH] for line in text[-LOG_LENGTH:].splitlines()]
+    matches = [match for line in lines if (match := _COUNT.search(line))]
+    counts = [match.groups() for match in matches if int(match[1])]
     if not counts:
-        said = " / ".join(text.strip().splitlines()[-2:])
-        raise DeviceError(f"benchmark_model gave no timings: {said}")
+        raise DeviceError(f"benchmark_model gave no timings: {quoted(text, 2)}")
     values = {name: float(value) for name, value in _VALUE.findall(counts[-1][1])}
     if "avg" not in values and "curr" in values:  # one run, or all of one length
         values |= dict.fromkeys(("avg", "min", "max"), values["curr"])
@@ -83,9 +89,13 @@ def parse(text: str) -> dict[str, Any]:
     for name in ("avg", "min", "max", "std", "median", "p5", "p95"):
         if name in values:
             found[f"{name}_ms"] = values[name] / 1e3
-    if timings := _TIMINGS.search(text):
-        found["init_ms"] = float(timings[1]) / 1e3
-        found["first_ms"] = float(timings[2]) / 1e3
-    if memory := _MEMORY.search(text):
+    timings = [(_INIT.search(line), _FIRST.search(line)) for line in lines if "Init:" in line]
+    for init, first in timings:
+        if init and first:
+            found |= {"init_ms": float(init[1]) / 1e3, "first_ms": float(first[1]) / 1e3}
+            break
+    begun = next((n for n, line in enumerate(lines) if _FOOTPRINT.search(line)), len(lines))
+    memory = next((match for line in lines[begun:] if (match := _OVERALL.search(line))), None)
+    if memory:
         found["memory_bytes"] = float(memory[1]) * 2**20  # its MB are KiB / 1024
     return found

@@ -16,19 +16,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from onmetal.cache import Cache
 from onmetal.calibration.samples import Samples
 from onmetal.errors import DeviceError, UnsupportedError
+from onmetal.profilers.answers import Port, Ports
 from onmetal.profilers.line import Told
 from onmetal.profilers.local import Local
 from onmetal.profilers.lpm01a import Meter
 from onmetal.profilers.qemu import Qemu
 from onmetal.profilers.raw import (
     Edges,
-    Port,
-    Ports,
     Rows,
     edges,
     order,
@@ -63,6 +63,9 @@ PACED_S = 0.3
 """The delays of a line are little of it."""
 ENERGY_WINDOWS = 3
 IDLE_S = 1.0
+MOST_WINDOW = 1_000_000_000
+"""No board runs so many inferences in the shortest window that is timed: it would take less than a
+nanosecond for each."""
 MOST_INFERENCES = 200
 """To count instructions by."""
 MOST_INSTRUCTIONS = 1_000_000_000
@@ -172,7 +175,11 @@ class Board:
     def ports(self, file: str) -> Ports:
         digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
         if digest not in self._ports:
-            self._ports[digest] = restore(self._here("ports", file), Ports)
+            try:
+                self._ports[digest] = restore(self._here("ports", file), Ports)
+            except msgspec.ValidationError as error:
+                why = f"a board cannot be handed the tensors of this model: {error}"
+                raise UnsupportedError(why) from None
         return self._ports[digest]
 
     def operators(self, file: str) -> dict[str, Any]:
@@ -238,6 +245,7 @@ class Board:
         wanted_s, count, more = min(TIMED_S, seconds), 0, 1
         while self._rests_on_us < 1e6 * wanted_s and more > count:
             count = more
+            self._check_count(count)
             self.infer(count, 0, timeout_s)
             assert self.inference_s and self.host_s
             fit = 1 + min(1.2 * wanted_s / self.inference_s, STILL_S / self.host_s)
@@ -245,6 +253,13 @@ class Board:
         assert self.inference_s and self.host_s
         each_s = max(self.inference_s, self.host_s) if self.qemu else self.inference_s
         return max(least, _times(LONGER * seconds, each_s))
+
+    def _check_count(self, count: int) -> None:
+        if count > MOST_WINDOW:
+            raise DeviceError(
+                f"the board at {self.address} answers at once, however many inferences it is asked "
+                "for: its firmware does not run them"
+            )
 
     def instructions(self, timeout_s: float) -> dict[str, Any]:
         """Of what was loaded: what an inference takes in instructions, as an emulator that lets one
@@ -265,6 +280,11 @@ class Board:
         more = max(1, min(MOST_INFERENCES, int(5 * tick), fit))
         both = self.infer(1 + more, 0, timeout_s)
         found = (_nanoseconds(both) - _nanoseconds(first)) / more
+        if found <= 0:
+            raise DeviceError(
+                f"the clock of {self.address} counted no more for {more + 1} inferences than for "
+                "one: its firmware does not run them, or its timer stands still"
+            )
         off = 2 * tick / more
         # Else so coarse that what is off hardly ever shows: the same figure comes every time.
         unit = 1 if off < 0.5 else 10 ** math.ceil(math.log10(100 * off))
@@ -301,6 +321,7 @@ class Board:
             if took_s >= min(PACED_S, seconds):
                 return max(1, _times(PACED_LONGER * seconds, took_s / count))
             count *= 4
+            self._check_count(count)
 
     def _metered(self, count: int, timeout_s: float) -> None:
         self.tiny.infer_untimed(count, 0, timeout_s)
@@ -418,6 +439,11 @@ class BoardWorker:
             count = math.ceil(1.05 * count * 1e6 * seconds / max(1, laps.us))
             laps = self.board.infer(count, warm, timeout_s)
         each = np.array([round(laps.us * 1000 / count)], np.int64)
+        if each[0] <= 0:
+            raise DeviceError(
+                f"the clock of the board at {self.board.address} counted {laps.us} µs for {count} "
+                "inferences: its timer stands still, or its firmware does not run them"
+            )
         return base64.b64encode(each.tobytes()).decode()
 
     def _through(self, feed: dict[str, np.ndarray], timeout_s: float) -> list[np.ndarray]:
@@ -542,10 +568,17 @@ def _stored(printed: tuple[float, ...], outputs: tuple[Port, ...], address: str)
             f"the firmware of {address} printed {reals.size} results, where the model's output has "
             f"{first.bytes // kind.itemsize} numbers: is another model on the board?"
         )
-    if not first.scale:
+    if kind.kind == "f":
         return bytes(reals.astype(kind).tobytes())
+    if not np.isfinite(reals).all():
+        raise DeviceError(
+            f"the firmware of {address} printed results that are no numbers, where the model's "
+            f"output is {first.dtype}"
+        )
+    if kind.kind == "b":
+        return bytes((reals != 0).tobytes())
     limits = np.iinfo(kind)
-    whole = np.rint(reals / first.scale) + first.zero
+    whole = np.rint(reals / first.scale) + first.zero if first.scale else np.rint(reals)
     return bytes(np.clip(whole, limits.min, limits.max).astype(kind).tobytes())
 
 

@@ -20,6 +20,7 @@ SERIAL = "serial:///dev/tty…[?baud=N][&meter=lpm01a:/dev/tty…]"
 SOCKET = "socket://host:port[?meter=lpm01a:/dev/tty…]"
 QEMU = "qemu:IMAGE[?machine=NAME]"
 MOST_BAUD = 20_000_000
+_CONTROL, _ODD = re.compile(r"[\x00-\x1f\x7f]"), re.compile(r"[\x00-\x1f\x7f]|\s")
 _MACHINE = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -50,7 +51,7 @@ def _serial(address: str) -> Place:
     path, options = _parted(address.removeprefix("serial:"), ("baud", "meter"), address, SERIAL)
     baud = options.get("baud", str(link.BAUD))
     fits = re.fullmatch(r"[1-9]\d{0,7}", baud) and int(baud) <= MOST_BAUD
-    if not re.fullmatch(r"///[^/\0][^\0]*", path) or not fits:
+    if not re.fullmatch(r"///[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*", path) or not fits:
         raise _refused(address, SERIAL)
     meter = _meter(options, address, SERIAL)
     if meter == path[2:]:
@@ -65,7 +66,7 @@ def _socket(address: str) -> Place:
         parts = urlsplit(where)
         port = parts.port
     odd = not port or not parts.hostname or parts.path or parts.fragment or "@" in where
-    if odd or not where.startswith("socket://") or re.search(r"\s", where):
+    if odd or not where.startswith("socket://") or _ODD.search(where):
         raise _refused(address, SOCKET)
     assert port and parts.hostname
     meter = _meter(options, address, SOCKET)
@@ -74,7 +75,8 @@ def _socket(address: str) -> Place:
 
 def _qemu(address: str) -> Place:
     image, mark, name = address.removeprefix("qemu:").partition("?machine=")
-    if not image or "?machine" in image or (mark and not _MACHINE.fullmatch(name)):
+    odd = not image or "?machine" in image or _CONTROL.search(image)
+    if odd or (mark and not _MACHINE.fullmatch(name)):
         raise _refused(address, QEMU)
     return Place(address, image=image, machine=name or MACHINE)
 
@@ -97,7 +99,7 @@ def _meter(options: dict[str, str], address: str, form: str) -> str:
     if "meter" not in options:
         return ""
     kind, _, port = options["meter"].partition(":")
-    if kind != Meter.kind or not port.startswith("/"):
+    if kind != Meter.kind or not port.startswith("/") or _CONTROL.search(port):
         raise _refused(address, form)
     return port
 

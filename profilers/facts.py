@@ -99,6 +99,11 @@ s end
 onmetal_facts "$@" 2>/dev/null </dev/null
 """
 
+METERS = ("rapl", "ina3221", "odpm", "battery", "pmic")
+"""What the script prints of the power meters that can be read."""
+
+_VERSION = re.compile(r"[0-9][0-9A-Za-z.+!_-]{0,60}")
+
 _PACKAGES = ("numpy", *(package for runtime in RUNTIMES for package in packages_of(runtime)))
 
 SCRIPT: str = _HEAD + _FACTS.replace("PACKAGES", " ".join(_PACKAGES)) + _STATE + _TAIL
@@ -140,6 +145,17 @@ of cores differ by more. Only where the kernel states no capacities."""
 
 MAX_CPUS = 4096
 """More than any kernel is built for: larger numbers are garbage."""
+
+TEXT_LENGTH, LINES, LINE_LENGTH = 8_000_000, 300_000, 32_768
+"""Most characters that are read, lines, and characters of a line: a server with 256 CPUs says
+400,000 in 10,000 lines, and its lines of flags have 2500."""
+
+NAME_LENGTH, FLAGS = 200, 2000
+"""Most characters of a name, and most flags of a CPU."""
+
+MAX_MEMORY_BYTES = 1 << 53
+MAX_KHZ = 100_000_000
+"""Of a clock: larger numbers are garbage."""
 
 THERMAL_STATUS = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
 """PowerManager.THERMAL_STATUS_*, from 0."""
@@ -318,14 +334,14 @@ def parse(text: str) -> Facts:
     allowed = _allowed(said["allowed"])
     state = _state(said)
     return Facts(
-        model=_model(properties, _strings(said["dt_model"]), dmi),
-        soc=_soc(properties, device_tree, processors),
-        cpu=_cpu(processors),
-        arch=arch,
+        model=_named(_model(properties, _strings(said["dt_model"]), dmi)),
+        soc=_named(_soc(properties, device_tree, processors)),
+        cpu=_named(_cpu(processors)) or "unknown",
+        arch=_named(arch),
         abis=abis,
-        os=_os(properties, said["os_release"], uname),
-        build=properties.get("ro.build.fingerprint") or _tegra(said["tegra"]),
-        kernel=uname[1] or None,
+        os=_named(_os(properties, said["os_release"], uname)),
+        build=_named(properties.get("ro.build.fingerprint") or _tegra(said["tegra"])),
+        kernel=_named(uname[1]),
         cores=_cores(said, processors, online, allowed),
         online=len(online) or None,
         allowed=allowed,
@@ -335,14 +351,14 @@ def parse(text: str) -> Facts:
         flags=_flags(processors),
         clusters=_clusters(_clocks(said["clocks"]), online),
         emulated=why is not None,
-        emulated_why=why,
+        emulated_why=_named(why),
         virtual=why is not None or _virtual(properties, processors, device_tree, dmi, uname[1]),
         runtimes=runtimes,
         packages=packages,
         numpy=versions.get("numpy"),
         python=python,
-        meters=tuple(said["meters"]),
-        boot_id=next(iter(said["boot_id"]), None),
+        meters=tuple(name for name in METERS if name in said["meters"]),
+        boot_id=_named(next(iter(said["boot_id"]), None)),
         state=state,
     )
 
@@ -498,10 +514,10 @@ def _sections(text: str) -> dict[str, list[str]]:
     is what old versions of adb make of a line's end."""
     found: dict[str, list[str]] = {name: [] for name in _NAMES}
     lines: list[str] = []
-    for line in text.replace("\r", "").split("\n"):
+    for line in text[:TEXT_LENGTH].replace("\r", "").split("\n", LINES)[:LINES]:
         if line.startswith("@@") and line[2:] in found:
             lines = found[line[2:]]
-        elif stripped := line.strip():
+        elif stripped := line[:LINE_LENGTH].strip():
             lines.append(stripped)
     return found
 
@@ -545,14 +561,27 @@ def _hexadecimal(text: str | None) -> int | None:
     return None
 
 
+def _within(number: int | None, most: int) -> int | None:
+    """None where it is negative or larger: no such thing is counted so."""
+    return number if number is not None and 0 <= number <= most else None
+
+
+def _named(text: str | None) -> str | None:
+    """A name that the device gives: on one line, of a bounded length, None where it is empty."""
+    return " ".join(text[:LINE_LENGTH].split())[:NAME_LENGTH].strip() or None if text else None
+
+
 def _range(text: str) -> tuple[int, ...]:
     """The kernel's lists of CPUs, "0-3,6"."""
-    found: set[int] = set()
-    for part in text.split(","):
-        if match := re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", part.strip()):
-            first, last = int(match[1]), int(match[2] or match[1])
-            found.update(range(first, min(last, MAX_CPUS) + 1))
-    return tuple(sorted(found))
+    parts = (
+        re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", part.strip()) for part in text.split(",")
+    )
+    found: list[int] = []
+    # In their order, so that what was counted is not counted again.
+    for first, last in sorted((int(m[1]), int(m[2] or m[1])) for m in parts if m):
+        begin = max(first, found[-1] + 1) if found else first
+        found += range(begin, min(last, MAX_CPUS - 1) + 1)
+    return tuple(found)
 
 
 # --- Who it is ------------------------------------------------------------------------------------
@@ -566,8 +595,9 @@ def _properties(lines: Iterable[str]) -> dict[str, str]:
 
 def _abis(properties: Mapping[str, str]) -> tuple[str, ...]:
     for name in ("ro.product.cpu.abilist", "ro.vendor.product.cpu.abilist", "ro.product.cpu.abi"):
-        if abis := tuple(abi.strip() for abi in properties.get(name, "").split(",") if abi.strip()):
-            return abis
+        abis = [abi.strip()[:NAME_LENGTH] for abi in properties.get(name, "").split(",")]
+        if abis := [abi for abi in abis if abi]:
+            return tuple(abis[:16])
     return ()
 
 
@@ -640,7 +670,11 @@ def _tegra(lines: Iterable[str]) -> str | None:
 
 def _python(lines: Iterable[str]) -> tuple[str | None, dict[str, str]]:
     """Its version, and those of the packages asked for."""
-    versions = _first(lines, " ")
+    versions = {
+        name: version
+        for name, version in _first(lines, " ").items()
+        if name in (*_PACKAGES, "python") and _VERSION.fullmatch(version)
+    }
     return versions.pop("python", None), versions
 
 
@@ -663,7 +697,7 @@ def _processors(lines: Iterable[str]) -> list[dict[str, str]]:
     kernels say most of it once, at the end, and it lands in the last one's."""
     found: list[dict[str, str]] = [{}]
     for name, value in _pairs(lines, ":"):
-        if name == "processor":
+        if name == "processor" and len(found) <= MAX_CPUS:
             found.append({})
         found[-1].setdefault(name, value)
     return found
@@ -703,11 +737,15 @@ def _flags(processors: Iterable[Mapping[str, str]]) -> tuple[str, ...]:
         for name in ("flags", "Features")
         if name in fields
     ]
-    return tuple(sorted(set.intersection(*said))) if said else ()
+    flags = sorted(set.intersection(*said)) if said else []
+    return tuple(flag[:NAME_LENGTH] for flag in flags[:FLAGS])
 
 
 def _allowed(lines: Iterable[str]) -> tuple[int, ...]:
     return _range(_first(lines, ":").get("Cpus_allowed_list", ""))
+
+
+_CLOCK = re.compile(r"cpu([0-9]{1,4})/(?:cpufreq/)?([a-z_]{1,40})")
 
 
 def _clocks(lines: Iterable[str]) -> dict[int, dict[str, str]]:
@@ -716,7 +754,7 @@ def _clocks(lines: Iterable[str]) -> dict[int, dict[str, str]]:
     for name, value in _pairs(lines, ":"):
         if name == "online":
             found[-1]["online"] = value
-        elif match := re.fullmatch(r"cpu([0-9]{1,4})/(?:cpufreq/)?([a-z_]+)", name):
+        elif (match := _CLOCK.fullmatch(name)) and int(match[1]) < MAX_CPUS:
             found.setdefault(int(match[1]), {})[match[2]] = value
     return found
 
@@ -784,7 +822,7 @@ def _of_each(
     clocks: Mapping[int, Mapping[str, str]], cpus: Iterable[int], name: str
 ) -> dict[int, int]:
     numbers = {cpu: _integer(clocks.get(cpu, {}).get(name)) for cpu in cpus}
-    return {cpu: number for cpu, number in numbers.items() if number is not None and number > 0}
+    return {cpu: number for cpu, number in numbers.items() if number and 0 < number <= MAX_KHZ}
 
 
 def _rounded(speed: Mapping[int, int]) -> dict[int, int]:
@@ -870,10 +908,10 @@ def _virtual(
 
 
 def _state(said: Sections) -> dict[str, Any]:
-    load = _number(" ".join(said["loadavg"]).partition(" ")[0])
+    load = _number(next(iter(said["loadavg"]), "").partition(" ")[0])
     saver = next(iter(said["low_power"]), "")
     found = {
-        "load_1min": load,
+        "load_1min": load if load is None or 0 <= load <= 1e6 else None,
         "temperature_c": _temperature(said),
         "thermal_status": _thermal_status(said["thermalservice"]),
         "low_power": {"0": False, "1": True}.get(saver),
@@ -903,9 +941,7 @@ def _clock_state(clocks: Mapping[int, Mapping[str, str]]) -> dict[str, Any]:
 
 
 def _joined(clocks: Mapping[int, Mapping[str, str]], name: str) -> str | None:
-    return (
-        ", ".join(sorted({fields[name] for fields in clocks.values() if fields.get(name)})) or None
-    )
+    return _named(", ".join(sorted({fields.get(name, "") for fields in clocks.values()} - {""})))
 
 
 def _highest(clusters: Iterable[Cluster], khz: Mapping[int, int]) -> list[int | None] | None:
@@ -916,15 +952,18 @@ def _highest(clusters: Iterable[Cluster], khz: Mapping[int, int]) -> list[int | 
 
 def _kib(lines: Iterable[str], name: str) -> int | None:
     kib = _integer(_first(lines, ":").get(name, "").removesuffix("kB").strip())
-    return None if kib is None else kib * 1024
+    return None if kib is None else _within(kib * 1024, MAX_MEMORY_BYTES)
 
 
 def _free(lines: Iterable[str]) -> int | None:
     """Of df -k the available blocks; a long device name breaks the line of old versions."""
-    match = re.search(
-        r"\s([0-9]{1,18})\s+([0-9]{1,18})\s+(-?[0-9]{1,18})\s+[0-9]+%", " ".join(lines)
-    )
-    return max(0, int(match[3])) * 1024 if match else None
+    words = " ".join(lines).split()
+    for at, word in enumerate(words[4:], 4):
+        if re.fullmatch("[0-9]{1,3}%", word):
+            numbers = [_integer(before) for before in words[at - 3 : at]]
+            if None not in numbers:
+                return _within(max(0, numbers[-1] or 0) * 1024, MAX_MEMORY_BYTES)
+    return None
 
 
 def _temperature(said: Sections) -> float | None:
@@ -947,6 +986,10 @@ def _thermal_status(lines: list[str]) -> int | None:
     return max((status for status in known if 0 <= status < len(THERMAL_STATUS)), default=None)
 
 
+_HAL = re.compile(r"mValue=([^,\s]{1,30}), mType=([0-9]{1,3}),")
+_STATUS = re.compile(r"mStatus=([0-9]{1,3})")
+
+
 def _hal(lines: list[str]) -> Iterator[tuple[int, str, int]]:
     """(mType, mValue, mStatus) of the temperatures that the HAL reads now; those cached are of the
     last change of status."""
@@ -954,10 +997,8 @@ def _hal(lines: list[str]) -> Iterator[tuple[int, str, int]]:
     for line in lines:
         if not line.startswith("Temperature{"):
             current = line.startswith("Current temperatures")
-        elif current and (
-            match := re.search(r"mValue=([^,]+), mType=([0-9]{1,3}), .*mStatus=([0-9]{1,3})", line)
-        ):
-            yield int(match[2]), match[1], int(match[3])
+        elif current and (match := _HAL.search(line)) and (status := _STATUS.search(line)):
+            yield int(match[2]), match[1], int(status[1])
 
 
 def _zones(lines: Iterable[str]) -> float | None:
@@ -1001,14 +1042,15 @@ def _dumped(lines: Iterable[str]) -> dict[str, Any]:
     """The battery by Android's dumpsys; empty where there is none."""
     said = _first(lines, ":")
     level, scale = _integer(said.get("level")), _integer(said.get("scale")) or 100
-    if said.get("present") == "false" or level is None:
+    percent = None if level is None else _within(round(100 * level / scale), 100)
+    if said.get("present") == "false" or percent is None:
         return {}
     tenths = _integer(said.get("temperature"))
     names = {"AC": "AC", "USB": "USB", "Wireless": "wireless", "Dock": "dock"}
     by = [name for source, name in names.items() if said.get(f"{source} powered") == "true"]
     status = _integer(said.get("status"))  # BatteryManager: 1 unknown, 2 charging, 3 discharging,
     return {  # 4 not charging, 5 full
-        "battery_percent": round(100 * level / scale),
+        "battery_percent": percent,
         "battery_temperature_c": None if tenths is None else _sane(tenths / 10),
         "charging": bool(by) if status in (None, 1) else status == 2,
         "charging_by": " + ".join(by) or None,
@@ -1021,8 +1063,9 @@ def _supplied(lines: Iterable[str]) -> dict[str, Any]:
     for name, value in _pairs(lines, ":"):
         supply, _, kind = name.rpartition("/")
         supplies.setdefault(supply, {})[kind] = value
-    battery = next((one for one in supplies.values() if one.get("type") == "Battery"), None)
-    if battery is None or _integer(battery.get("capacity")) is None:
+    battery = next((one for one in supplies.values() if one.get("type") == "Battery"), {})
+    percent = _within(_integer(battery.get("capacity")), 100)
+    if percent is None:
         return {}
     tenths = _number(battery.get("temp"))
     by = {
@@ -1031,8 +1074,8 @@ def _supplied(lines: Iterable[str]) -> dict[str, Any]:
         if one.get("online") == "1" and one.get("type", "Battery") != "Battery"
     }
     return {
-        "battery_percent": _integer(battery["capacity"]),
+        "battery_percent": percent,
         "battery_temperature_c": None if tenths is None else _sane(tenths / 10),
         "charging": battery.get("status") == "Charging",
-        "charging_by": " + ".join(sorted(by)) or None,
+        "charging_by": _named(" + ".join(sorted(by))),
     }

@@ -13,13 +13,16 @@ import re
 import secrets
 import shlex
 import socket
-import subprocess
 from pathlib import Path
-from typing import Protocol
+from types import NoneType
+from typing import Annotated, Protocol
+
+from msgspec import Meta, Struct
 
 from onmetal import cache as caches
 from onmetal.errors import DeviceError
 from onmetal.profilers.line import Line
+from onmetal.profilers.output import QUOTED, collect, quoted
 
 SHELL_S = 60.0
 COPY_S = 900.0
@@ -39,7 +42,9 @@ class Transport(Protocol):
 
     def argv(self, script: str, *, stream: bool, main: bool = False) -> list[str]: ...
     def push(self, source: Path, target: str, timeout_s: float) -> None: ...
-    def pull(self, source: str, target: Path, timeout_s: float) -> None: ...
+    def pull(self, source: str, target: Path, timeout_s: float, most_bytes: int) -> None:
+        """Raises DeviceError where it is larger than `most_bytes`."""
+
     def close(self) -> None: ...
 
 
@@ -51,23 +56,14 @@ def shell(transport: Transport, script: str, timeout_s: float = SHELL_S) -> str:
     """
     end = secrets.token_hex(8)
     argv = transport.argv(f"( {script}\n); s=$?; echo; echo onmetal:{end}:$s", stream=False)
-    try:
-        done = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout_s,
-        )
-    except subprocess.TimeoutExpired:
-        raise DeviceError(f"{transport.address} did not answer within {timeout_s:.0f} s") from None
-    text = done.stdout.decode(errors="replace").replace("\r\n", "\n")
+    done = collect(argv, timeout_s, transport.address)
+    text = done.out.decode(errors="replace").replace("\r\n", "\n")
     said, found, code = text.rpartition(f"\nonmetal:{end}:")
-    errors = done.stderr.decode(errors="replace")
+    errors = done.err.decode(errors="replace")
     if not found:
         raise DeviceError(lost(transport.address, errors))
     if code.strip() != "0":
-        lines = (errors + "\n" + said).strip().splitlines()[-3:]
-        why = " / ".join(line.strip() for line in lines) or f"code {code.strip()}"
+        why = quoted(errors + "\n" + said, 3) or f"code {code.strip()[:QUOTED]}"
         raise DeviceError(f"{transport.address}: {why}")
     return said.removesuffix("\n")
 
@@ -83,8 +79,8 @@ def lost(address: str, said: str) -> str:
         return f"{address}: its host key is unknown: connect once by hand to accept it"
     if "Permission denied" in said and address.startswith("ssh:"):
         return f"{address}: the login was refused: set up a key (`ssh-copy-id`) or the agent"
-    lines = [line.strip() for line in said.strip().splitlines() if line.strip()]
-    return f"the line to {address} was cut" + (f": {' / '.join(lines[-2:])}" if lines else "")
+    last = quoted(said, 2)
+    return f"the line to {address} was cut" + (f": {last}" if last else "")
 
 
 # Signals are ignored, by what it starts too: where a line is cut, adbd sends SIGHUP just when the
@@ -149,7 +145,7 @@ class RemoteLine(Line):
         return self
 
     def overheard(self, line: bytes) -> None:
-        if found := re.search(rf"onmetal:{self._end}:(\d+)".encode(), line):
+        if found := re.search(rf"onmetal:{self._end}:([0-9]{{1,3}})".encode(), line):
             self.status = int(found[1])
 
     def death(self) -> DeviceError:
@@ -180,31 +176,51 @@ def ended(status: int) -> str:
     return known.get(status, f"ended with code {status}")
 
 
+class Held(Struct, frozen=True):
+    """What the guard says first."""
+
+    kept: Annotated[str, Meta(max_length=1 << 20)] = ""
+    """Names of files, with blanks between them."""
+    busy: Annotated[str, Meta(max_length=200)] | None = None
+    """Who has the device."""
+
+
+def _checked(address: str, folder: str) -> str:
+    """The folder that the device names goes into its scripts and into requests of one line.
+    Raises DeviceError where it is no path that could."""
+    if not re.fullmatch(r"/[^\x00-\x1f\x7f]{1,1000}", folder):
+        raise DeviceError(
+            f"{address}: its folder for caches is {folder[:QUOTED]!r}, which is no absolute path "
+            "without line breaks: set HOME or XDG_CACHE_HOME there"
+        )
+    return folder
+
+
 class Folder:
     """This run's folder on the device, from the first use to `close`."""
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
         name = secrets.token_hex(6)
-        self.base = shell(transport, f'printf %s "{transport.place}"')
+        self.base = _checked(transport.address, shell(transport, f'printf %s "{transport.place}"'))
         self.path = f"{self.base}/run-{name}"
         who = re.sub(r"[^A-Za-z0-9_.@-]", "", f"{_user()}@{socket.gethostname()}")
         script = GUARD % {"name": name, "who": who, "limit": KEPT_MB * 1000}
         places = f"base={shlex.quote(self.base)}; lock={shlex.quote(transport.lock)}\n"
         self._guard = RemoteLine(transport, places + script, "onmetal's guard there", main=True)
         try:
-            first = self._guard.answer(SHELL_S, "its folder")
+            first = self._guard.answer(SHELL_S, "its folder", Held)
         except DeviceError:
             self._guard.close()
             raise
-        if "busy" in first:
+        if first.busy is not None:
             self._guard.close()
             raise DeviceError(
-                f"{transport.address} is in use by another run of onmetal ({first['busy']}): two "
+                f"{transport.address} is in use by another run of onmetal ({first.busy}): two "
                 f"would disturb each other's timings; wait, or remove {transport.lock} there if "
                 "you know that it is left over"
             )
-        self._kept = set(first["kept"].split())
+        self._kept = set(first.kept.split())
         self._trusted: set[str] = set()
         """Of what was kept, what was looked at in this run."""
         self._new: set[str] = set()
@@ -253,7 +269,7 @@ class Folder:
             "done",
             COPY_S,
         )
-        bad = {line.split()[1] for line in said.splitlines() if line.startswith("bad ")}
+        bad = {line.removeprefix("bad ") for line in said.splitlines() if line.startswith("bad ")}
         self._kept -= bad
         self._trusted |= names - bad
 
@@ -302,8 +318,8 @@ class Folder:
         self.transport.push(source, place, COPY_S)
         return place
 
-    def pull(self, source: str, target: Path) -> None:
-        self.transport.pull(source, target, COPY_S)
+    def pull(self, source: str, target: Path, most_bytes: int) -> None:
+        self.transport.pull(source, target, COPY_S, most_bytes)
 
     def remove(self, *paths: str) -> None:
         shell(self.transport, "rm -rf " + " ".join(map(shlex.quote, paths)))
@@ -314,7 +330,7 @@ class Folder:
             return
         if keep:
             with contextlib.suppress(DeviceError):  # the guard removes what there is
-                self._guard.ask(b"keep", "tidying up", timeout_s=SHELL_S)
+                self._guard.ask(b"keep", "tidying up", timeout_s=SHELL_S, kind=NoneType)
         self._guard.hang_up(20)
         self._guard.close()
 

@@ -2,7 +2,8 @@
 or one on a device at the other end of adb or ssh.
 
 An answer is {"result": …}, or {"error": name of an exception, "message": …}; before it there may be
-any number of {"progress": [done, total]}.
+any number of {"progress": [done, total]}. Answers that are asked for with a type are read as that
+type and nothing else; those without one are of onmetal's own workers.
 """
 
 import contextlib
@@ -11,39 +12,85 @@ import os
 import selectors
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
 
 from onmetal.errors import BY_NAME, DeviceError
+from onmetal.profilers.output import (
+    LINE_BYTES,
+    PIECE_BYTES,
+    Lines,
+    Tail,
+    megabytes,
+    quoted,
+    too_much,
+)
 
 Told = Callable[[int, int], None]
+T = TypeVar("T")
+
+CHATTER_BYTES, CHATTER_LINES = 2 * LINE_BYTES, 100_000
+"""Most that may come until an answer is there: itself, what a shell prints, and progress, of which
+each half second brings a line."""
+DYING_S = 1.0
+"""How long a process that answered only in part has to show that it died of that."""
+MESSAGE = 2000
+"""Most characters of a device's error: native/runner.c has as many."""
 
 
 class _Ended(Exception):
     """The process closed its output."""
 
 
+Progress = Annotated[int, Meta(ge=0, le=1 << 50)]
+
+
+class Envelope(Struct, frozen=True):
+    """A line of JSON from a device, its result not yet read."""
+
+    result: msgspec.Raw = msgspec.Raw()
+    error: str | None = None
+    message: str = ""
+    progress: tuple[Progress, Progress] | None = None
+
+
+def decode(data: bytes | msgspec.Raw, kind: type[T]) -> T:
+    """JSON of this type. Raises ValueError with what is wrong with it: too deep, of another form,
+    no JSON at all."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except RecursionError:
+        raise ValueError("JSON that is nested too deeply") from None
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise ValueError(f"JSON of another form ({str(error)[:200]})") from None
+
+
 class Line:
-    """What the process prints to standard error goes to a log of its own, quoted where it dies."""
+    """Of what the process prints to standard error the last is kept, and quoted where it dies."""
 
     def __init__(self, argv: Sequence[str], environment: dict[str, str] | None, who: str) -> None:
         """`environment`: None is this process's own. `who`: its name in errors."""
         self.who = who
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the line
         # A session of its own: ^C at the terminal is for the parent, which ends its children.
         self._process = subprocess.Popen(
             argv,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._log,
+            stderr=subprocess.PIPE,
             env=environment,
             start_new_session=True,
         )
-        assert self._process.stdin
+        assert self._process.stdin and self._process.stderr
         os.set_blocking(self._process.stdin.fileno(), False)
-        self._buffer = b""
+        self._log = Tail(self._process.stderr)
+        self._lines = Lines()
+        self._room, self._passed = CHATTER_BYTES, 0
+        self._late = False
+        self.closed = False
 
     def __enter__(self) -> "Line":
         return self
@@ -56,67 +103,97 @@ class Line:
         return self._process.pid
 
     @property
-    def closed(self) -> bool:
-        return self._log.closed
-
-    @property
     def running(self) -> bool:
         return self._process.poll() is None
 
     def ask(
-        self, request: bytes, what: str, *, timeout_s: float, progress: Told | None = None
+        self,
+        request: bytes,
+        what: str,
+        *,
+        timeout_s: float,
+        progress: Told | None = None,
+        kind: Any = None,
     ) -> Any:
-        """Send a line and wait for its answer; `what` names it in errors.
+        """Send a line and wait for its answer; `what` names it in errors, `kind` is the type of
+        its result.
 
-        Raises the error that was answered; DeviceError where the process died or took longer than
-        `timeout_s`, after which it is gone.
+        Raises the error that was answered; DeviceError where the process died, sent what is no
+        answer or took longer than `timeout_s`, after which it is gone.
         """
         if self.closed:
             raise DeviceError(f"{self.who} was ended before it was asked for {what}")
         deadline = time.monotonic() + timeout_s
+        self._room, self._passed = CHATTER_BYTES, 0
         self._send(request + b"\n", deadline, what)
         while True:
-            answer = self.answer(deadline - time.monotonic(), what)
-            if "progress" in answer:
-                if progress:
-                    progress(*answer["progress"])
-                continue
-            if "error" in answer:
-                raise BY_NAME.get(answer["error"], DeviceError)(answer["message"])
-            return answer["result"]
+            line = self._object(deadline, what)
+            try:
+                found = _plain(line) if kind is None else decode(line, Envelope)
+                if found.error is None and found.progress is None:
+                    return found.result if kind is None else decode(found.result, kind)
+            except ValueError as error:
+                raise self._no_answer(what, str(error)) from None
+            if found.error is not None:
+                message = found.message if kind is None else found.message[:MESSAGE]
+                raise BY_NAME.get(found.error, DeviceError)(message)
+            if progress and found.progress:
+                progress(*found.progress)
 
-    def answer(self, timeout_s: float, what: str) -> dict[str, Any]:
-        """The next line of JSON; other lines, which a shell or a linker may print, are passed."""
-        deadline = time.monotonic() + timeout_s
+    def answer(self, timeout_s: float, what: str, kind: type[T]) -> T:
+        """The next line of JSON, of this type; it was not asked for."""
+        self._room, self._passed = CHATTER_BYTES, 0
+        line = self._object(time.monotonic() + timeout_s, what)
+        try:
+            return decode(line, kind)
+        except ValueError as error:
+            raise self._no_answer(what, str(error)) from None
+
+    def overheard(self, line: bytes) -> None:
+        """A line that is no answer."""
+
+    def _object(self, deadline: float, what: str) -> bytes:
+        """The next line that is an object of JSON, or begins as one; others, which a shell or a
+        linker may print, are passed."""
         while True:
             try:
                 line = self._line(deadline, what)
             except _Ended:
                 raise self.death() from None
-            with contextlib.suppress(ValueError):
-                found = json.loads(line.decode(errors="replace"))
-                if isinstance(found, dict):
-                    return found
+            self._passed += 1
+            if self._passed > CHATTER_LINES:
+                self.close()
+                raise too_much(f"{self.who}, asked for {what},", f"{CHATTER_LINES} lines")
+            if line.startswith(b'{"'):
+                return line
             self.overheard(line)
 
-    def overheard(self, line: bytes) -> None:
-        """A line that is no answer."""
+    def _no_answer(self, what: str, why: str) -> DeviceError:
+        """Where what came is damaged since the process died in the middle of it, that is why."""
+        if self.drain(DYING_S):
+            return self.death()
+        self.close()
+        return DeviceError(f"{self.who} answered {what} with {why}, and was ended")
 
     def _send(self, request: bytes, deadline: float, what: str) -> None:
         """In pieces: a pipe holds 64 KiB, and a process that hangs does not empty it."""
         assert self._process.stdin
         descriptor = self._process.stdin.fileno()
+        left = memoryview(request)
         with selectors.DefaultSelector() as selector:
             selector.register(descriptor, selectors.EVENT_WRITE)
-            while request:
+            while left:
                 self._wait(selector, deadline, what)
                 try:
-                    request = request[os.write(descriptor, request) :]
+                    left = left[os.write(descriptor, left) :]
                 except BrokenPipeError:
                     raise self.death() from None
 
     def _wait(self, selector: selectors.BaseSelector, deadline: float, what: str) -> None:
-        if not selector.select(max(0.0, deadline - time.monotonic())):
+        """Once after the deadline too, for what had come by then: a busy machine looks late."""
+        ready = selector.select(max(0.0, deadline - time.monotonic()))
+        late, self._late = self._late, time.monotonic() > deadline
+        if not ready or (late and self._late):
             self.close()
             raise DeviceError(f"{self.who} did not finish {what} in time and was ended")
 
@@ -125,36 +202,49 @@ class Line:
         descriptor = self._process.stdout.fileno()
         with selectors.DefaultSelector() as selector:
             selector.register(descriptor, selectors.EVENT_READ)
-            while b"\n" not in self._buffer:
+            while (line := self._lines.next()) is None:
                 self._wait(selector, deadline, what)
-                piece = os.read(descriptor, 1 << 20)
+                piece = os.read(descriptor, PIECE_BYTES)
                 if not piece:
                     raise _Ended
-                self._buffer += piece
-        line, _, self._buffer = self._buffer.partition(b"\n")
+                self._room -= len(piece)
+                self._lines.add(piece)
+                if self._room < 0 or len(self._lines.part) > LINE_BYTES:
+                    self.close()
+                    most = CHATTER_BYTES if self._room < 0 else LINE_BYTES
+                    raise too_much(f"{self.who}, asked for {what},", megabytes(most))
         return line
 
-    def drain(self, timeout_s: float) -> None:
-        """Read what is left of a process that ended, to `overheard`."""
+    def drain(self, timeout_s: float) -> bool:
+        """Read what is left of a process that ended, to `overheard`; so much as an answer may be.
+        -> whether it came to the end of it."""
         assert self._process.stdout
         descriptor, end = self._process.stdout.fileno(), time.monotonic() + timeout_s
+        room = CHATTER_BYTES
         with selectors.DefaultSelector() as selector:
             selector.register(descriptor, selectors.EVENT_READ)
-            while selector.select(max(0.0, end - time.monotonic())):
-                piece = os.read(descriptor, 1 << 20)
+            while room > 0 and selector.select(max(0.0, end - time.monotonic())):
+                piece = os.read(descriptor, PIECE_BYTES)
                 if not piece:
+                    return True
+                room -= len(piece)
+                self._lines.add(piece)
+                for line in self._lines.take():
+                    self.overheard(line)
+                if time.monotonic() > end:
                     break
-                self._buffer += piece
-        *lines, self._buffer = self._buffer.split(b"\n")
-        for line in lines:
-            self.overheard(line)
+        return False
 
     def death(self) -> DeviceError:
         """Why the process is gone."""
-        code = self._process.wait(10)
+        try:
+            code = self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.close()
+            return DeviceError(f"{self.who} closed its output, went on, and was ended")
         why = f"ended with code {code}"
         if code < 0:
-            why = f"was ended by {signal.Signals(-code).name}"
+            why = f"was ended by {_signal(-code)}"
             if -code == signal.SIGKILL:
                 why += " (out of memory?)"
         said = self.said()
@@ -162,8 +252,7 @@ class Line:
 
     def said(self) -> str:
         """The last that it printed to standard error."""
-        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 2000))
-        return " / ".join(self._log.read().decode(errors="replace").strip().splitlines()[-3:])
+        return quoted(self._log.text(1)[-2000:], 3)
 
     def hang_up(self, grace_s: float) -> None:
         """Close its standard input and wait for it to end by itself; then it is killed."""
@@ -180,8 +269,39 @@ class Line:
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
+        self.closed = True
         for stream in (self._process.stdin, self._process.stdout):
             if stream:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
         self._log.close()
+
+
+class _Plain(Struct, frozen=True):
+    """An answer of a worker on this machine. `result`: any JSON."""
+
+    result: Any = None
+    error: str | None = None
+    message: str = ""
+    progress: tuple[int, int] | None = None
+
+
+def _plain(line: bytes) -> _Plain:
+    """By Python's own reader: what workers here compute may be no number (NaN), which is not in
+    JSON. Raises ValueError as `decode`."""
+    try:
+        found = json.loads(line.decode(errors="replace"))
+        if not found.keys() & {"result", "error", "progress"}:
+            raise ValueError("it is no answer")
+        rest = {name: value for name, value in found.items() if name != "result"}
+        return msgspec.structs.replace(msgspec.convert(rest, _Plain), result=found.get("result"))
+    except RecursionError:
+        raise ValueError("JSON that is nested too deeply") from None
+    except (msgspec.ValidationError, ValueError) as error:
+        raise ValueError(f"JSON of another form ({error})") from None
+
+
+def _signal(number: int) -> str:
+    with contextlib.suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"

@@ -126,9 +126,10 @@ class Tcp:
         self.name = f"{host}:{port}"
         try:
             self._socket = socket.create_connection((host, port), CONNECT_S)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: no name that DNS could have
+            why = getattr(error, "strerror", None) or error
             raise DeviceError(
-                f"{self.name} cannot be reached ({error.strerror or error}): is it switched on, "
+                f"{self.name} cannot be reached ({why}): is it switched on, "
                 "and does a program listen there?"
             ) from None
         # Commands are short and each waits for its answer.

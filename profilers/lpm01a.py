@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from onmetal.errors import DeviceError
 from onmetal.profilers.link import Link
+from onmetal.profilers.output import QUOTED, Lines
 
 BAUD = 3_686_400
 RATE_HZ = 1000
@@ -34,13 +35,18 @@ ACCURACY = 0.02
 ANSWER_S = 5.0
 TAIL_S = 0.3
 """After a window, until the event at its end has surely come."""
+MOST_J = 1.0
+"""A sample of more came damaged: in a millisecond that would be a kilowatt."""
+MOST_LINES = 5_000_000
+"""Of an acquisition: more than an hour of samples."""
+LONGEST_LINE = 1 << 16
 DAMAGED = 1e-3
 """Most of a window's samples that may have come damaged."""
 
 _PROMPT = "PowerShield >"
-_SAMPLE = re.compile(r"(\d{4})([+-]\d{2})")
-_EVENT = re.compile(r"event (\d+) ris.*")
-_STAMP = re.compile(r"TimeStamp:\D*(\d+)s (\d+)ms, buff (\d+)%")
+_SAMPLE = re.compile(r"([0-9]{4})([+-][0-9]{2})")
+_EVENT = re.compile(r"event ([0-9]{1,9}) ris.*")
+_STAMP = re.compile(r"TimeStamp:[^0-9]*[0-9]+s [0-9]+ms, buff [0-9]+%")
 _ENDS = ("end", "summary beg", "Acquisition completed")
 
 SETUP = (
@@ -80,22 +86,28 @@ class Stream:
         self.stamps: list[int] = []
         """How many samples came before each; 1000 lie between two."""
         self.errors: list[str] = []
+        self.lines = 0
         self.begun = False
         self.ended = False
 
     def line(self, text: str) -> None:
-        """A summary of figures follows the end; they are no samples."""
+        """A summary of figures follows the end; they are no samples. Raises ValueError where there
+        are too many of them."""
+        self.lines += 1
+        if self.lines > MOST_LINES:
+            raise ValueError(f"it sent more than {MOST_LINES} lines")
         text = text.removeprefix(_PROMPT).strip()
         if text.startswith("ack start"):
             self.begun = True
         elif text.startswith(_ENDS):
             self.ended = True
         elif text.startswith("err"):
-            self.errors.append(text)
+            self.errors.append(text[:QUOTED])
         elif self.ended or not self.begun or not text:
             return
         elif sample := _SAMPLE.fullmatch(text):
-            self.joules.append(int(sample[1]) * 10.0 ** int(sample[2]))
+            joules = int(sample[1]) * 10.0 ** int(sample[2])
+            self.joules.append(joules if joules <= MOST_J else math.nan)
         elif event := _EVENT.fullmatch(text):
             self.events.append((int(event[1]), len(self.joules)))
         elif _STAMP.fullmatch(text):
@@ -113,7 +125,7 @@ class Meter:
         """Takes the meter over and feeds the board. Raises DeviceError where it is no such meter
         or refuses."""
         self.link = link
-        self._buffer = b""
+        self._came = Lines()
         self._command("htc", "take over")
         for command in SETUP:
             self._command(command, f"`{command}`")
@@ -133,6 +145,7 @@ class Meter:
             time.sleep(seconds)
         if not stream.joules:
             raise self._wrong("it sent no samples", stream)
+        self._check_damage(stream.joules, stream)
         return _milliwatts(_sum(stream.joules), len(stream.joules) / RATE_HZ)
 
     def window(self, run: Callable[[], None], inferences: int) -> Window:
@@ -166,9 +179,12 @@ class Meter:
                     stream,
                 )
         inside = stream.joules[begin:end]
-        if sum(map(math.isnan, inside)) > DAMAGED * len(inside):
-            raise self._wrong("many of its samples came damaged", stream)
+        self._check_damage(inside, stream)
         return Window(_sum(inside), len(inside), inferences)
+
+    def _check_damage(self, joules: Sequence[float], stream: Stream) -> None:
+        if sum(map(math.isnan, joules)) > DAMAGED * len(joules):
+            raise self._wrong("many of its samples came damaged", stream)
 
     def energy(self, windows: Sequence[Window], idle_mw: float) -> dict[str, Any]:
         """Of an inference, above what the board takes while it waits; the median of the windows.
@@ -202,9 +218,10 @@ class Meter:
 
     def _lines(self, timeout_s: float) -> list[str]:
         """What came in the time, as soon as a line is whole; none: nothing did."""
-        self._buffer += self.link.read(timeout_s)
-        *lines, self._buffer = self._buffer.split(b"\n")
-        return [line.decode("ascii", "replace").strip("\r\0 ") for line in lines]
+        self._came.add(self.link.read(timeout_s))
+        if len(self._came.part) > LONGEST_LINE:
+            self._came.part.clear()  # no line of the meter's
+        return [line.decode("ascii", "replace").strip("\r\0 ") for line in self._came.take()]
 
     def _command(self, command: str, what: str) -> None:
         """Raises DeviceError where it is refused, or not answered in time."""
@@ -219,7 +236,8 @@ class Meter:
                 if text.startswith(f"ack {word}"):
                     return
                 if text.startswith(("err ", "error ")) and word in text:
-                    raise DeviceError(f"the meter at {self.link.name} refuses {what}: {text}")
+                    said = text[:QUOTED]
+                    raise DeviceError(f"the meter at {self.link.name} refuses {what}: {said}")
         raise DeviceError(
             f"the meter at {self.link.name} does not answer {what}: is it an X-NUCLEO-LPM01A, "
             "powered, and is this its USB port?"
@@ -244,6 +262,9 @@ class Meter:
                         end = time.monotonic() + ANSWER_S
             except DeviceError as error:
                 lost.append(error)
+                begun.set()
+            except ValueError as error:
+                lost.append(self._wrong(str(error), stream))
                 begun.set()
 
         self.link.write(b"start\r\n")

@@ -1,13 +1,57 @@
 """What a runtime on a device really ran, from the profile that its runner brought: text in, shares
 out, in the form that profilers/profile_*.py give."""
 
-import json
+import math
 import re
 from collections import defaultdict
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
 
 from onmetal.errors import UnsupportedError
 from onmetal.profilers import ort_events, tflite_ops
+from onmetal.profilers.line import decode
+
+MOST_KINDS, KIND_LENGTH = 1000, 200
+ROW_LENGTH = 1000
+"""Longer rows are none of LiteRT's, whose names of kernels have up to 100 characters."""
+WHY, SHAPES_LENGTH = 300, 10_000
+
+Index = Annotated[int, Meta(ge=-1, lt=1 << 31)]
+Name = Annotated[str, Meta(max_length=KIND_LENGTH)]
+DType = Annotated[str, Meta(pattern="^[a-z0-9_]{1,20}$")]
+Micros = Annotated[float, Meta(ge=0, le=1e15)]
+
+
+class _Arguments(Struct, frozen=True):
+    op_name: Name = ""
+    provider: Name = ""
+    output_type_shape: msgspec.Raw = msgspec.Raw(b"[]")
+
+
+class _Event(Struct, frozen=True):
+    """Of ONNX Runtime's trace."""
+
+    name: str
+    cat: str = ""
+    dur: Micros = 0.0
+    args: _Arguments = _Arguments()
+
+
+class _Op(Struct, frozen=True):
+    """As board_worker.py writes it."""
+
+    index: Index
+    op_name: Name
+    inputs: list[Index]
+    outputs: list[Index]
+
+
+class _Graph(Struct, frozen=True):
+    ops: list[_Op]
+    types: dict[Annotated[str, Meta(pattern="^[0-9]{1,9}$")], DType]
+    """Of its tensors, as NumPy names them."""
 
 
 def read(runtime: str, text: str, runs: int, kinds: dict[str, str]) -> dict[str, Any]:
@@ -17,22 +61,52 @@ def read(runtime: str, text: str, runs: int, kinds: dict[str, str]) -> dict[str,
     """
     try:
         if runtime == "onnxruntime":
-            return ort_events.shares(ort_events.kernels(json.loads(text), runs))
-        if text.startswith("{"):
-            found = json.loads(text)
-            types = {int(index): kind for index, kind in found["types"].items()}
-            return tflite_ops.shares(found["ops"], types)
-        return litert_summary(text, kinds)
+            found = ort_events.shares(ort_events.kernels(_events(text), runs))
+        elif text.startswith("{"):
+            graph = decode(text.encode(errors="replace"), _Graph)
+            types = {int(index): kind for index, kind in graph.types.items()}
+            found = tflite_ops.shares([msgspec.structs.asdict(op) for op in graph.ops], types)
+        else:
+            found = litert_summary(text, kinds)
+        return _checked(found)
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        raise UnsupportedError(f"the profile of {runtime} could not be read: {error}") from None
-    except RecursionError:
-        raise UnsupportedError(f"the profile of {runtime} could not be read: too deep") from None
+        why = str(error)[:WHY]
+        raise UnsupportedError(f"the profile of {runtime} could not be read: {why}") from None
+
+
+def _events(text: str) -> list[dict[str, Any]]:
+    """Of ONNX Runtime's trace what is used of it. A device that was cut off in the middle of
+    writing leaves no end, which is an error."""
+    events = decode(text.encode(errors="replace"), list[_Event])
+    return [_plain(event) for event in events if event.cat == "Node"]
+
+
+def _plain(event: _Event) -> dict[str, Any]:
+    """As ort_events takes it; of the outputs of a kernel there are few."""
+    if event.name.endswith("_kernel_time") and not event.args.op_name:
+        raise ValueError("a kernel without the name of its operator")
+    shapes = event.args.output_type_shape
+    outputs = decode(shapes, list[dict[Name, Any]]) if len(bytes(shapes)) <= SHAPES_LENGTH else []
+    detail = {**msgspec.structs.asdict(event.args), "output_type_shape": outputs}
+    return {**msgspec.structs.asdict(event), "args": detail}
+
+
+def _checked(found: dict[str, Any]) -> dict[str, Any]:
+    """Raises ValueError where the device names more than a model has, or what is no share."""
+    for name in ("provider", "precision", "operators", "not_delegated"):
+        entries = found.get(name, {})
+        if len(entries) > MOST_KINDS or any(len(kind) > KIND_LENGTH for kind in entries):
+            raise ValueError(f"more than {MOST_KINDS} kinds of operators, or one of a long name")
+        if not all(math.isfinite(share) and share >= 0 for share in entries.values()):
+            raise ValueError("a share that is no number, or negative")
+    return found
 
 
 _ROW = re.compile(
-    r"^\s*(?P<kind>\S.*?)\s+-?[\d.]+\s+-?[\d.]+\s+-?[\d.]+\s+(?P<share>[\d.]+)%\s+[\d.]+%\s+[\d.]+"
-    r"\s+\d+\s+\[(?P<name>\w+)\]:\d+\s*$"
+    r"(?P<kind>\S.*?) -?[\d.]+ -?[\d.]+ -?[\d.]+ (?P<share>[\d.]+)% [\d.]+% [\d.]+ \d+"
+    r" \[(?P<name>\w+)\]:\d+"
 )
+"""With one blank between its columns: of many, each would be tried as the first."""
 _KINDS = (
     ("QD8", "i8"),
     ("QS8", "i8"),
@@ -51,7 +125,8 @@ def litert_summary(text: str, kinds: dict[str, str]) -> dict[str, Any]:
     own kernels, which compute in what the file says (`kinds`).
     """
     part = text.partition("Run Order")[2].partition("=====\n")[2].partition("\n=====")[0]
-    rows = [found for line in part.splitlines() if (found := _ROW.match(line))]
+    lines = [" ".join(line.split()) for line in part.splitlines() if len(line) <= ROW_LENGTH]
+    rows = [found for line in lines if (found := _ROW.fullmatch(line))]
     if not rows:
         raise ValueError("it has no rows")
     providers: dict[str, float] = defaultdict(float)

@@ -29,6 +29,7 @@ from msgspec import Struct
 
 from onmetal.errors import DeviceError, UsageError
 from onmetal.profilers.link import received, sent
+from onmetal.profilers.output import Tail, collect
 
 PROGRAM = "qemu-system-arm"
 MACHINE = "mps3-an547"
@@ -85,13 +86,12 @@ def _program() -> str:
 def _machines(program: str) -> dict[str, Machine]:
     """The boards with a Cortex-M, by what qemu itself lists."""
     try:
-        done = subprocess.run(
-            [program, "-M", "help"], capture_output=True, text=True, errors="replace", timeout=30
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
+        done = collect([program, "-M", "help"], 30, f"`{PROGRAM} -M help`")
+    except OSError as error:
         raise DeviceError(f"`{PROGRAM} -M help` failed: {error}") from None
-    lines = [line.split(None, 1) for line in done.stdout.splitlines() if "Cortex-M" in line]
-    return {name: Machine(name, described.strip()) for name, described in lines}
+    text = done.out.decode(errors="replace")
+    lines = [line.split(None, 1) for line in text.splitlines() if "Cortex-M" in line]
+    return {words[0]: Machine(words[0], words[-1].strip()) for words in lines}
 
 
 class Qemu:
@@ -105,7 +105,7 @@ class Qemu:
         check_image(image)
         self.machine = machine(name)
         self.name = f"qemu ({self.machine.name})"
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the link
+        self._log: Tail | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="onmetal-")
         self._process: subprocess.Popen[bytes] | None = None
         self._line: socket.socket | None = None
@@ -130,12 +130,15 @@ class Qemu:
                     *("-serial", f"unix:{place}"),
                 ],
                 stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=self._log,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 # ^C at the terminal is for the parent, which ends its children.
                 start_new_session=True,
                 preexec_fn=_dies_with_parent(),
             )
+            assert self._process.stdout
+            # An image may print without end: semihosting writes to the emulator's own output.
+            self._log = Tail(self._process.stdout)
             for _ in range(int(START_S / 0.2)):
                 with contextlib.suppress(TimeoutError):
                     self._line = listener.accept()[0]
@@ -173,8 +176,8 @@ class Qemu:
         why = f"ended with code {code}"
         if code < 0:
             why = f"was ended by {signal.Signals(-code).name}"
-        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 2000))
-        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        assert self._log
+        lines = self._log.text(1)[-2000:].strip().splitlines()
         said = " / ".join(re.sub(r"\s+", " ", line) for line in lines[:2])
         return DeviceError(f"{self.name} {why}" + (f": {said[:300]}" if said else ""))
 
@@ -186,7 +189,8 @@ class Qemu:
             self._process.kill()
             self._process.wait()
             self._process = None
-        self._log.close()
+        if self._log is not None:
+            self._log.close()
         self._folder.cleanup()
 
 

@@ -9,38 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from msgspec import Struct
 
 from onmetal.errors import DeviceError, UnsupportedError
+from onmetal.profilers.answers import Port
 from onmetal.records import Model
 
 NHWC, NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
-
-
-class Port(Struct, frozen=True):
-    """An input or output as the runner on the device reports it. `scale` 0: not quantized."""
-
-    name: str
-    dtype: str
-    bytes: int
-    scale: float
-    zero: int
-    shape: tuple[int, ...]
-
-
-class Ports(Struct, frozen=True):
-    """All of a model, in the runner's order."""
-
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
-
-    @property
-    def input_bytes(self) -> int:
-        return sum(port.bytes for port in self.inputs)
-
-    @property
-    def output_bytes(self) -> int:
-        return sum(port.bytes for port in self.outputs)
 
 
 def order(ports: Sequence[Port], names: Sequence[str]) -> list[str]:

@@ -13,12 +13,13 @@ import hashlib
 import re
 import shlex
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
-import msgspec
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
@@ -28,12 +29,20 @@ from onmetal.calibration.samples import Samples
 from onmetal.errors import DeviceError, UnsupportedError
 from onmetal.profilers import facts as device_facts
 from onmetal.profilers import memory, native, native_profile
+from onmetal.profilers.answers import (
+    Hello,
+    Memory,
+    Opened,
+    Ports,
+    Profiled,
+    Warmed,
+    latencies,
+)
 from onmetal.profilers.folder import Folder, RemoteLine, Transport, shell
 from onmetal.profilers.line import Told
 from onmetal.profilers.local import Local
 from onmetal.profilers.raw import (
     Edges,
-    Ports,
     Rows,
     edges,
     order,
@@ -52,6 +61,10 @@ DATA_BYTES = 100_000_000
 NEEDED_BYTES = 300_000_000
 """Of free space: the runner with its libraries, artifacts, and samples."""
 PROFILED_S = 0.5
+PROFILE_BYTES = 64 << 20
+"""Most of a profile: ONNX Runtime's has about 400 bytes for each of an operator's runs."""
+SPARE_BYTES = 1 << 20
+"""An output that changes its shape may be larger than it was; that is said of it, then."""
 
 
 class Runner(Struct, frozen=True):
@@ -82,7 +95,12 @@ class Remote:
         self._arguments = (
             f'set -- "{transport.place.rpartition("/")[0]}" {shlex.quote(transport.python)}\n'
         )
-        self.found = device_facts.parse(shell(transport, self._arguments + device_facts.SCRIPT))
+        try:
+            text = shell(transport, self._arguments + device_facts.SCRIPT)
+            self.found = device_facts.parse(text)
+        except BaseException:
+            self.close()
+            raise
 
     def take(self) -> None:
         """Make this run's folder there now. Raises DeviceError where another run has the device."""
@@ -193,7 +211,7 @@ class Remote:
             )
         return found
 
-    def launch(self, runtime: str) -> tuple[RemoteLine, str, dict[str, Any]]:
+    def launch(self, runtime: str) -> tuple[RemoteLine, str, Hello]:
         """A fresh process of the runtime's runner. -> its line, the file of its number, and what
         it said first."""
         runner = self.runner(runtime)
@@ -212,7 +230,7 @@ class Remote:
         )
         line = RemoteLine(self.transport, script, f"the {runner.kind} runner on {self.address}")
         try:
-            first = line.answer(START_S, "its start")
+            first = line.answer(START_S, "its start", Hello)
         except BaseException:
             line.close()
             self.end(number)
@@ -275,7 +293,7 @@ class RemoteWorker:
         self.device = device
         self._line: RemoteLine | None = None
         self._number = ""
-        self._cores: list[int] = []
+        self._cores: tuple[int, ...] = ()
         """That the process may run on, as it says itself."""
         self._feeds: Path | None = None
         self._ports = Ports((), ())
@@ -327,19 +345,22 @@ class RemoteWorker:
         if self._line:
             self._line.kill()
 
-    def _ask(self, words: Sequence[object], timeout_s: float, progress: Told | None = None) -> Any:
+    def _ask(
+        self, words: Sequence[object], timeout_s: float, kind: Any, progress: Told | None = None
+    ) -> Any:
+        """`kind`: the type of the result."""
         assert self._line
         request = "\t".join(map(str, words))
         if "\n" in request or request.count("\t") != len(words) - 1:
             raise UnsupportedError("an option of the runtime holds a tab or a line break")
         return self._line.ask(
-            request.encode(), repr(words[0]), timeout_s=timeout_s, progress=progress
+            request.encode(), repr(words[0]), timeout_s=timeout_s, progress=progress, kind=kind
         )
 
     def _start(self, runtime: str) -> None:
         if self._line is None:
             self._line, self._number, first = self.device.launch(runtime)
-            self._cores = first.get("cores", [])
+            self._cores = first.cores
 
     def _open(
         self,
@@ -357,16 +378,20 @@ class RemoteWorker:
         self._start(runtime)
         words = [*_words(options), *([f"profile={profile}"] if profile else [])]
         library = self.device.runner(runtime).library
-        found = self._ask(["open", runtime, library, there, *words], timeout_s)
-        self._ports = msgspec.convert(
-            {"inputs": found["inputs"], "outputs": found["outputs"]}, Ports
-        )
+        found: Opened = self._ask(["open", runtime, library, there, *words], timeout_s, Opened)
+        self._ports = found
         self._edges = edges(options)
-        self._names = (order(self._ports.inputs, inputs), order(self._ports.outputs, outputs))
+        try:
+            self._names = (order(found.inputs, inputs), order(found.outputs, outputs))
+        except DeviceError as error:
+            raise self._wrong(str(error)) from None
         self._wanted = outputs
         if self._feeds:
             self._give_feeds(timeout_s)
-        return {"load_ms": float(found["load_ms"])}
+        return {"load_ms": found.load_ms}
+
+    def _wrong(self, why: str) -> DeviceError:
+        return DeviceError(f"{self.device.address}: {why}")
 
     def _keep_feeds(self, *, timeout_s: float, progress: Told | None, path: str) -> None:
         self._feeds = Path(path)
@@ -377,13 +402,17 @@ class RemoteWorker:
         assert self._feeds
         packed = [self._packed(feed) for feed in read_feeds(self._feeds)]
         there = self.device.content(b"".join(packed))
-        self._ask(["feeds", there, len(packed)], timeout_s)
+        self._ask(["feeds", there, len(packed)], timeout_s, NoneType)
 
     def _packed(self, feed: dict[str, np.ndarray]) -> bytes:
-        return pack(feed, self._ports.inputs, self._names[0], self._edges)
+        try:
+            return pack(feed, self._ports.inputs, self._names[0], self._edges)
+        except DeviceError as error:
+            raise self._wrong(str(error)) from None
 
     def _warm(self, *, timeout_s: float, progress: Told | None, seconds: float, least: int) -> int:
-        return int(self._ask(["warm", seconds, least], timeout_s))
+        ran: int = self._ask(["warm", seconds, least], timeout_s, Warmed)
+        return ran
 
     def _round(
         self,
@@ -395,7 +424,13 @@ class RemoteWorker:
         warm_seconds: float,
         feed: int,
     ) -> str:
-        return str(self._ask(["round", seconds, least, warm_seconds, feed], timeout_s))
+        began = time.monotonic()
+        text: str = self._ask(["round", seconds, least, warm_seconds, feed], timeout_s, str)
+        try:
+            latencies(text, least, time.monotonic() - began)
+        except ValueError as error:
+            raise self._wrong(f"its runner answered 'round' with {error}") from None
+        return text
 
     def _outputs(
         self,
@@ -447,12 +482,12 @@ class RemoteWorker:
         """The path there of inputs of `count` inferences -> the outputs of each."""
         folder, here = self.device.folder, self.device.scratch / "through"
         taken = folder.name("out")
-        self._ask(["run", given, count, taken], timeout_s, told)
-        folder.pull(taken, here)
+        size = self._ports.output_bytes
+        self._ask(["run", given, count, taken], timeout_s, NoneType, told)
+        folder.pull(taken, here, 2 * size * count + SPARE_BYTES)
         folder.remove(taken)
         content = memoryview(here.read_bytes())
         here.unlink()
-        size = self._ports.output_bytes
         if len(content) != size * count:
             raise UnsupportedError(
                 f"the model gave {len(content)} bytes for {count} samples where {size} each were "
@@ -481,14 +516,14 @@ class RemoteWorker:
     ) -> dict[str, Any]:
         there = self.device.folder.name("profile")
         self._open(timeout_s=timeout_s, progress=None, runtime=runtime, profile=there, **arguments)
-        runs = self._ask(["profile", PROFILED_S], timeout_s)["inferences"]
+        runs = self._ask(["profile", PROFILED_S], timeout_s, Profiled).inferences
         here = self.device.scratch / "profile"
-        self.device.folder.pull(there, here)
+        self.device.folder.pull(there, here, PROFILE_BYTES)
         self.device.folder.remove(there)
         runner = self.device.runner(runtime)
         kinds = {} if runtime != "litert" else self.device.kinds(Path(arguments["files"][0]))
         found = native_profile.read(runtime, here.read_text(errors="replace"), runs, kinds)
-        how = {"runner": runner.kind, "runtime_version": runner.version, "cores": self._cores}
+        how = {"runner": runner.kind, "runtime_version": runner.version, "cores": [*self._cores]}
         return {**found, **how}
 
     def _memory(
@@ -508,10 +543,10 @@ class RemoteWorker:
         there = self.device.artifact([Path(file) for file in files])
         self._start(runtime)
         library = self.device.runner(runtime).library
-        found: dict[str, int] = self._ask(
-            ["memory", runtime, library, first, there, *_words(options)], timeout_s
+        found: Memory = self._ask(
+            ["memory", runtime, library, first, there, *_words(options)], timeout_s, Memory
         )
-        return found
+        return {"baseline": found.baseline, "peak": found.peak}
 
 
 def _kind(said: str) -> str:

@@ -5,12 +5,12 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from onmetal.errors import DeviceError, UsageError
+from onmetal.profilers.output import Done, collect, quoted
 
 OPTIONS = (
     "BatchMode=yes",  # a question would hang where nobody sees it
@@ -27,6 +27,8 @@ def choose(address: str) -> "Ssh":
         f"--device {address}: must be ssh://[user@]host[:port][?python=PATH], the Python of an "
         "environment there"
     )
+    if re.search(r"[\x00-\x1f\x7f]", address):  # urlsplit drops some of these
+        raise refused
     try:
         parts = urlsplit(address)
         port = parts.port
@@ -73,27 +75,22 @@ class Ssh:
         return [*self._argv, *shared, "-S", self._socket, "-T", *self._target, "--", command]
 
     def push(self, source: Path, target: str, timeout_s: float) -> None:
+        argv = self.argv(f"cat > {shlex.quote(target)}", stream=True)
         with source.open("rb") as file:
-            self._copy(f"cat > {shlex.quote(target)}", file.fileno(), subprocess.PIPE, timeout_s)
+            self._check(collect(argv, timeout_s, self._copying(target), given=file.fileno()))
 
-    def pull(self, source: str, target: Path, timeout_s: float) -> None:
+    def pull(self, source: str, target: Path, timeout_s: float, most_bytes: int) -> None:
+        argv, who = self.argv(f"cat {shlex.quote(source)}", stream=True), self._copying(source)
         with target.open("wb") as file:
-            self._copy(f"cat {shlex.quote(source)}", subprocess.DEVNULL, file.fileno(), timeout_s)
+            self._check(collect(argv, timeout_s, who, taken=file, most_bytes=most_bytes))
 
-    def _copy(self, script: str, given: int, taken: int, timeout_s: float) -> None:
-        try:
-            done = subprocess.run(
-                self.argv(script, stream=True),
-                stdin=given,
-                stdout=taken,
-                stderr=subprocess.PIPE,
-                timeout=timeout_s,
-            )
-        except subprocess.TimeoutExpired:
-            raise DeviceError(f"{self.address}: a copy did not end in {timeout_s:.0f} s") from None
-        if done.returncode:
-            said = " / ".join(done.stderr.decode(errors="replace").strip().splitlines()[-2:])
-            raise DeviceError(f"{self.address}: a copy failed: {said or done.returncode}")
+    def _copying(self, path: str) -> str:
+        return f"{self.address}: the copy of {path}"
+
+    def _check(self, copied: Done) -> None:
+        if copied.code:
+            said = quoted(copied.err.decode(errors="replace"), 2)
+            raise DeviceError(f"{self.address}: a copy failed: {said or copied.code}")
 
     def close(self) -> None:
         self._folder.cleanup()

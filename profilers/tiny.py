@@ -9,17 +9,17 @@ Serial lines lose and invent characters: what is no line of the protocol is pass
 `strange`, and an answer that lacks something is asked for once more.
 """
 
-import contextlib
 import re
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from msgspec import Struct
 
 from onmetal.errors import DeviceError
 from onmetal.profilers.link import Link
+from onmetal.profilers.output import QUOTED, Lines, megabytes, too_much
 
 ANSWER_S = 5.0
 """For an answer that needs no inference."""
@@ -33,12 +33,21 @@ DATA_BYTES = 31
 WRAP_US = 1 << 32
 """The board's clock counts microseconds in 32 bits."""
 LONGEST_LINE = 1 << 20
+ANSWER_BYTES, ANSWER_LINES = 32 << 20, 1 << 20
+"""Most of one answer: outputs of 16 MB, as two digits a byte; more than a board's memory holds."""
+DRAIN_S = 2.0
+"""No longer is it waited for silence."""
+HEARD_BYTES = 1 << 16
+"""Of what a stranger sends, to say what it is."""
+NAME_LENGTH = 200
+"""Most of a name that firmware tells."""
 _PAUSE_S = 0.02
 
 OURS = ("m-sha256-", "m-buffer-", "m-arena-")
 """What firmware of a bundle says besides in its profile: all of it."""
 READY, STARTED = "m-ready", "m-init-done"
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2})+")
+_REAL = re.compile(r"[+-]?(?:[0-9]{1,40}(?:\.[0-9]{0,40})?(?:[eE][+-]?[0-9]{1,3})?|nan|inf)", re.I)
 _NAME = re.compile(r"m-name-\w+-\[(.*)\]")
 _KEPT = re.compile(r"(m|e)-\S.*")
 
@@ -108,7 +117,9 @@ class Tiny:
         """The last lines that were none of the protocol's, or were left over."""
         self.passed_over = 0
         """How many of these there were in all."""
-        self._buffer = b""
+        self._lines = Lines()
+        self._room = ANSWER_BYTES
+        """How much more may come until the answer is whole."""
         name = self._greet()
         self.said_first = tuple(self.strange)
         """What came before the board answered: what its firmware says at its start, or the end of
@@ -118,34 +129,38 @@ class Tiny:
     # --- lines
 
     def _line(self, deadline: float, what: str) -> str:
-        while b"\n" not in self._buffer:
-            left = deadline - time.monotonic()
-            piece = self.link.read(left) if left > 0 else b""
-            if not piece and time.monotonic() >= deadline:
-                rest = self._buffer[-60:].decode("ascii", "replace").strip()
+        while True:
+            line, left = self._lines.next(), deadline - time.monotonic()
+            if left <= 0:  # also where it keeps sending
+                rest = (line or bytes(self._lines.part))[-60:].decode("ascii", "replace").strip()
                 came = f"; the last it sent was {rest!r}" if rest else ""
                 raise _Silence(
                     f"{self.link.name} did not answer {what} in time{came}: has the firmware "
                     "stopped? Reset the board"
                 )
-            self._buffer += piece
-            if len(self._buffer) > LONGEST_LINE and b"\n" not in self._buffer:
-                self._pass_over(f"{len(self._buffer)} bytes without an end")
-                self._buffer = b""
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return line.decode("ascii", "replace").strip("\r\0 ")
+            if line is not None:
+                return line.decode("ascii", "replace").strip("\r\0 ")
+            piece = self.link.read(left)
+            self._room -= len(piece)
+            if self._room < 0:
+                raise too_much(f"{self.link.name}, asked for {what},", megabytes(ANSWER_BYTES))
+            self._lines.add(piece)
+            if len(self._lines.part) > LONGEST_LINE:
+                self._pass_over(f"{len(self._lines.part)} bytes without an end")
+                self._lines.part.clear()
 
     def _pass_over(self, line: str) -> None:
         self.passed_over += 1
         self.strange.append(line[:200])
 
     def _drain(self, timeout_s: float = 0.0) -> bytes:
-        """What came without being asked for, until nothing does for the time."""
-        while piece := self.link.read(timeout_s):
-            self._buffer += piece
-            if len(self._buffer) > LONGEST_LINE:
-                break
-        found, self._buffer = self._buffer, b""
+        """What came without being asked for, until nothing does for the time, or it never stops."""
+        pieces = [line + b"\n" for line in self._lines.take()] + [bytes(self._lines.part)]
+        left, end = LONGEST_LINE, time.monotonic() + DRAIN_S
+        while left > 0 and time.monotonic() < end and (piece := self.link.read(timeout_s)):
+            pieces.append(piece)
+            left -= len(piece)
+        found, self._lines = b"".join(pieces), Lines()
         for line in found.decode("ascii", "replace").splitlines():
             if line.strip("\r\0 ") not in ("", READY, STARTED):
                 self._pass_over(line)
@@ -159,7 +174,7 @@ class Tiny:
         what = what or f"`{command}`"
         if STARTED.encode() in self._drain():
             raise self._restarted(f"before {what}")
-        deadline = time.monotonic() + timeout_s
+        deadline, self._room = time.monotonic() + timeout_s, ANSWER_BYTES
         self.link.write(f"{command}%".encode())
         lines: list[str] = []
         at: list[float] = []
@@ -181,6 +196,9 @@ class Tiny:
             elif line:
                 strange.append(line)
                 self._pass_over(line)
+            if len(lines) + len(errors) + len(strange) > ANSWER_LINES:
+                who = f"{self.link.name}, asked for {what},"
+                raise too_much(who, f"{ANSWER_LINES} lines")
 
     def _restarted(self, when: str) -> DeviceError:
         return DeviceError(
@@ -190,7 +208,7 @@ class Tiny:
 
     def _refused(self, answer: Answer, what: str) -> None:
         if answer.errors:
-            raise DeviceError(f"{self.link.name} refuses {what}: {'; '.join(answer.errors)}")
+            raise DeviceError(f"{self.link.name} refuses {what}: {_said(answer.errors)}")
 
     def _twice(self, what: str, once: Callable[[], T]) -> T:
         try:
@@ -210,8 +228,9 @@ class Tiny:
     def _greet(self) -> str:
         """The board's name, once it answers. It may be starting, or in the middle of a command
         that an earlier program left unfinished: `name` is harmless in all of these."""
-        heard = self._drain(QUIET_S)
+        heard = self._drain(QUIET_S)[-HEARD_BYTES:]
         for _ in range(HELLOS):
+            self._room = ANSWER_BYTES
             self.link.write(b"name%")
             end = time.monotonic() + HELLO_S
             while time.monotonic() < end:
@@ -219,14 +238,14 @@ class Tiny:
                     line = self._line(end, "a greeting")
                 except _Silence:
                     break
-                heard += line.encode() + b"\n"
+                heard = (heard + line.encode() + b"\n")[-HEARD_BYTES:]
                 if name := _NAME.fullmatch(line):
                     # Answers to the greetings before this one may still come.
                     self._drain(QUIET_S)
-                    return name[1]
+                    return name[1][:NAME_LENGTH]
                 if line not in (READY, STARTED):
                     self._pass_over(line)
-            heard += self._drain(_PAUSE_S)
+            heard = (heard + self._drain(_PAUSE_S))[-HEARD_BYTES:]
         raise self._stranger(heard)
 
     def _stranger(self, heard: bytes) -> DeviceError:
@@ -260,13 +279,13 @@ class Tiny:
             if digest is None and any(line.startswith(OURS) for line in answer.lines):
                 raise _Garbled("its digest is missing")
             if digest is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
-                raise _Garbled(f"its digest is {digest!r}")
-            arena = re.fullmatch(r"(\d+) (\d+)", said.get("arena", ""))
+                raise _Garbled(f"its digest is {digest[:80]!r}")
+            arena = re.fullmatch(r"([0-9]{1,10}) ([0-9]{1,10})", said.get("arena", ""))
             room = said.get("buffer", "")
             return Profile(
                 name,
-                said["profile"],
-                said["model"],
+                said["profile"][:NAME_LENGTH],
+                said["model"][:NAME_LENGTH],
                 digest.lower() if digest else None,
                 int(room) if re.fullmatch(r"[1-9]\d{0,6}", room) else DATA_BYTES,
                 int(arena[1]) if arena else None,
@@ -285,7 +304,7 @@ class Tiny:
         def once() -> None:
             begun = self.ask(f"db load {len(data)}")
             if not begun.found(rf"m-\[Expecting {len(data)} bytes\]"):
-                said = "; ".join((*begun.errors, *begun.strange))
+                said = _said((*begun.errors, *begun.strange))
                 if begun.errors or "exceeds" in said:
                     raise DeviceError(
                         f"{self.link.name} does not take the {len(data)} bytes of the model's "
@@ -297,7 +316,7 @@ class Tiny:
                 piece = data[start : start + step].hex()
                 answer = self.ask(f"db {piece}", what="data")
                 if answer.errors:
-                    raise _Garbled(f"a piece of data was refused: {'; '.join(answer.errors)}")
+                    raise _Garbled(f"a piece of data was refused: {_said(answer.errors)}")
                 last = start + step >= len(data)
                 if bool(answer.found("m-load-done")) != last:
                     raise _Garbled(
@@ -326,7 +345,7 @@ class Tiny:
                 for line, at in zip(answer.lines, answer.at, strict=True)
                 if line.startswith("m-infer-start-")
             ]
-            ticks = answer.found(r"m-ticks-\[(\d+) (\d+)\]")
+            ticks = answer.found(r"m-ticks-\[([0-9]{1,18}) ([0-9]{1,12})\]")
             return Laps(
                 count,
                 (stamps[1][0] - stamps[0][0]) % WRAP_US,
@@ -367,17 +386,17 @@ class Tiny:
             # Twice two digits a byte at 9600 baud, the slowest that boards are driven with.
             answer = self.ask("output", ANSWER_S + sum(sizes) / 200)
             self._refused(answer, "`output`")
-            found: dict[int, bytes] = {}
+            found: dict[int, bytearray] = {}
             for match in answer.found(r"m-output-(\d{1,4})-\[(.*)\]"):
                 if not _HEX.fullmatch(match[2]):
                     raise _Garbled(f"output {match[1]} has what are no pairs of hex digits")
-                found[int(match[1])] = found.get(int(match[1]), b"") + bytes.fromhex(match[2])
+                found.setdefault(int(match[1]), bytearray()).extend(bytes.fromhex(match[2]))
             for number, size in enumerate(sizes):
                 if len(found.get(number, b"")) != size:
                     raise _Garbled(
                         f"output {number} has {len(found.get(number, b''))} bytes instead of {size}"
                     )
-            return [found[number] for number in range(len(sizes))]
+            return [bytes(found[number]) for number in range(len(sizes))]
 
         return self._twice("`output`", once)
 
@@ -387,10 +406,13 @@ class Tiny:
         def once() -> tuple[int, int]:
             answer = self.ask("check", timeout_s)
             self._refused(answer, "`check`")
-            found = answer.found(r"m-check-\[(\d+) of (\d+)\]")
+            found = answer.found(r"m-check-\[([0-9]{1,6}) of ([0-9]{1,6})\]")
             if not found:
                 raise _Garbled("what passed is not among it")
-            return int(found[0][1]), int(found[0][2])
+            passed, of = int(found[0][1]), int(found[0][2])
+            if passed > of:
+                raise _Garbled(f"{passed} of {of} passed")
+            return passed, of
 
         return self._twice("`check`", once)
 
@@ -400,7 +422,13 @@ class Tiny:
 
 def _results(answer: Answer) -> tuple[float, ...] | None:
     found = answer.found(r"m-results-\[(.*)\]")
-    with contextlib.suppress(ValueError):
-        if found:
-            return tuple(float(word) for word in found[-1][1].split(",") if word.strip())
-    return None
+    words = [word.strip() for word in found[-1][1].split(",")] if found else []
+    words = [word for word in words if word]
+    if not found or not all(map(_REAL.fullmatch, words)):
+        return None
+    return tuple(map(float, words))
+
+
+def _said(lines: Sequence[str]) -> str:
+    """What firmware said, for an error."""
+    return "; ".join(line[:QUOTED] for line in lines[:5])

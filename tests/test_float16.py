@@ -17,6 +17,7 @@ from onmetal.converters.tflite.convert import lower
 from onmetal.converters.tflite.net import Net, read, write
 from onmetal.errors import UnsupportedError
 from onmetal.profilers import raw
+from onmetal.profilers.answers import Port
 from tests import deployed
 from tests.conftest import deploy
 from tests.onnx_models import build, node, save, value
@@ -194,8 +195,8 @@ def test_float16_for_a_device() -> None:
     image, plain = half(1, 3, 2, 4), half(2, 3)
     edges = raw.edges({"nhwc": ["image"], "float16": ["image", "plain"], "num_threads": 1})
     ports = (
-        raw.Port("image", "int8", 24, 0.005, -3, (1, 2, 4, 3)),
-        raw.Port("plain", "float32", 24, 0.0, 0, (2, 3)),
+        Port("image", "int8", 24, 0.005, -3, (1, 2, 4, 3)),
+        Port("plain", "float32", 24, 0.0, 0, (2, 3)),
     )
     packed = raw.pack({"image": image, "plain": plain}, ports, ["image", "plain"], edges)
     wide = np.rint(image.astype(np.float32) / np.float32(0.005)) - 3

@@ -571,6 +571,23 @@ def test_a_file_larger_than_the_limit_is_not_kept(
     far.clear()
 
 
+@BOTH
+def test_a_device_that_sends_more_than_is_wanted(far: Far, tmp_path: Path) -> None:
+    with run_of(far) as run:
+        large = run.push(sized(tmp_path, "file", 3_000_000), "in")
+        with pytest.raises(DeviceError, match=f"{far.address}.*more than 1 MB"):
+            run.pull(large, tmp_path / "pulled", 1_000_000)
+        assert (tmp_path / "pulled").stat().st_size <= 1_000_000
+        run.pull(large, tmp_path / "pulled", 3_000_000)
+        assert digest(tmp_path / "pulled") == digest(tmp_path / "file")
+        with pytest.raises(DeviceError, match=f"{far.address} sent more than 8 MB"):
+            shell(run.transport, "yes", LONG_S)
+        with pytest.raises(DeviceError, match=f"{far.address} did not answer within 1 s"):
+            shell(run.transport, "for n in 1 2 3 4 5 6; do echo x; sleep 0.5; done", 1)
+    assert far.left() == []
+    far.device.wait_until_idle()
+
+
 @PHONE
 def test_a_full_phone(far: Far, tmp_path: Path) -> None:
     assert isinstance(far.device, Phone)
@@ -673,7 +690,7 @@ def test_hostile_file_names(far: Far, tmp_path: Path) -> None:
         found = {path.name: path.read_text() for path in far.here(place).iterdir()}
         assert found == {name: name for name in HOSTILE_NAMES}
         for name in HOSTILE_NAMES:
-            run.pull(f"{place}/{name}", tmp_path / "pulled")
+            run.pull(f"{place}/{name}", tmp_path / "pulled", 1000)
             assert (tmp_path / "pulled").read_text() == name
         odd = f"{place}/{HOSTILE_NAMES[3]}"
         run.remove(odd, f"{place}/-rf")
@@ -1098,7 +1115,7 @@ class Spoken:
         worker = ROOT / "profilers/board_worker.py"
         argv = [str(compiled)] if kind == "native" else [sys.executable, "-P", str(worker)]
         self.line = Line(argv, None, f"the {kind} runner")
-        first = self.line.answer(LONG_S, "its start")
+        first = self.line.answer(LONG_S, "its start", dict)
         assert first["runner"] == kind and first["pid"] == self.line.pid
 
     def __enter__(self) -> "Spoken":

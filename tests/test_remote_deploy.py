@@ -594,7 +594,7 @@ def test_the_line_is_cut_once(device: Phone | Board, few: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("device", (*CLIENTS, "board"), indirect=True)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_deployment(
     device: Phone | Board, number: signal.Signals, few: Path, tmp_path: Path
 ) -> None:
@@ -612,7 +612,7 @@ def test_an_interrupted_deployment(
             code = process.wait(40)
         finally:
             process.kill()
-    assert code == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    assert code == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(number, -signal.SIGKILL)
     assert not (tmp_path / "out").exists()
     left_clean(device)
 

@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,16 @@ PLAIN = (*FULL, "--recipes", "fp32")
 
 
 @contextlib.contextmanager
-def started(*words: str | Path, home: Path, cwd: Path) -> Iterator[subprocess.Popen[str]]:
+def started(
+    *words: str | Path, home: Path, cwd: Path, more: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[subprocess.Popen[str]]:
+    """`more`: of its environment."""
     # What a shell starts in the background ignores ^C, and so would what it starts in turn.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "onmetal.cli", *map(str, words)],
         cwd=cwd,
-        env={**os.environ, "ONMETAL_HOME": str(home)},
+        env={**os.environ, "ONMETAL_HOME": str(home), **more},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -278,3 +282,27 @@ def test_two_runs_at_once_share_a_cache(work: Path, tmp_path: Path) -> None:
         assert (work / "one" / name).read_bytes() == (work / "two" / name).read_bytes()
     for name in ("one", "two"):
         assert deploy("verify", work / name).code == 0
+
+
+@pytest.mark.parametrize("title", ["judging", "measuring"])
+def test_a_terminated_run_exits_143_and_leaves_nothing(
+    title: str, work: Path, tmp_path: Path
+) -> None:
+    home, scratch = tmp_path / "home", tmp_path / "scratch"
+    scratch.mkdir()
+    environment = {"TMPDIR": str(scratch)}
+    words = (*PLAIN, "--quick", "--json", "--out", "out")
+    with started(*words, home=home, cwd=work, more=environment) as process:
+        reach(process, title)
+        children = workers(process)
+        for _ in range(3):  # whoever shuts a machine down may send it again
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.01)
+        out, err = process.communicate(timeout=120)
+        assert ended(children)
+    assert process.returncode == 143, err
+    assert json.loads(out)["error"]["code"] == 143
+    assert "Traceback" not in err
+    assert "ended by SIGTERM" in err
+    for folder in (work, scratch, home / "building"):
+        assert list(folder.iterdir()) == [], folder

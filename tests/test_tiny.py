@@ -373,7 +373,7 @@ def test_a_line_without_an_end_does_not_fill_the_memory(file: Path) -> None:
         flood.start()
         with pytest.raises(DeviceError, match="in time"):
             found.ask("results", 1.5)
-        assert len(found._buffer) <= tiny.LONGEST_LINE
+        assert len(found._lines.part) <= tiny.LONGEST_LINE
         found.close()
         flood.join()
 
