@@ -241,13 +241,15 @@ class Arrays:
     and type that is wanted: what a file says of itself costs no memory."""
 
     def __init__(self, path: pathlib.Path) -> None:
-        file = regular(path)
-        if not zipfile.is_zipfile(file):
-            raise Refused(
-                f"{path} is no .npz file, or damaged; numpy.savez(path, name=array) makes one"
-            )
-        self.archive = zipfile.ZipFile(file)
-        self.names = [name.removesuffix(".npy") for name in self.archive.namelist()]
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(regular(path))
+            if not zipfile.is_zipfile(file):
+                raise Refused(
+                    f"{path} is no .npz file, or damaged; numpy.savez(path, name=array) makes one"
+                )
+            self.archive = stack.enter_context(zipfile.ZipFile(file))
+            self.names = [name.removesuffix(".npy") for name in self.archive.namelist()]
+            self.close = stack.pop_all().close
 
     def head(self, name: str) -> tuple[tuple[int, ...], np.dtype[Any], bool, int]:
         """Its shape, its type, whether its first axis runs fastest, and where its values begin."""
@@ -305,7 +307,11 @@ def differences(
 def golden(folder: pathlib.Path, session: Session) -> list[str]:
     """What is wrong with the outputs for the golden vectors, in words; empty if nothing is."""
     manifest = json.loads(read("manifest.json", folder))
-    vectors = Arrays(folder / "golden.npz")
+    with contextlib.closing(Arrays(folder / "golden.npz")) as vectors:
+        return disagreements(manifest, vectors, session)
+
+
+def disagreements(manifest: dict[str, Any], vectors: Arrays, session: Session) -> list[str]:
     wrong = []
     for number in range(manifest["golden"]["vectors"]):
         feed = {}
@@ -328,8 +334,10 @@ def golden(folder: pathlib.Path, session: Session) -> list[str]:
 def read_inputs(path: str, tensors: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     """A user's inputs by name, each of the shape and type that the manifest says."""
     names = [tensor["name"] for tensor in tensors]
-    with explained(f"{path} cannot be read"):
-        stored = Arrays(pathlib.Path(path))
+    with (
+        explained(f"{path} cannot be read"),
+        contextlib.closing(Arrays(pathlib.Path(path))) as stored,
+    ):
         if missing := [name for name in names if name not in stored.names]:
             held = shown(", ".join(stored.names[:20])[:400])
             raise Refused(
