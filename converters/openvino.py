@@ -14,7 +14,8 @@ ALONE = True
 """OpenVINO numbers nodes without a name through the life of a process, and writes these numbers."""
 
 _OnOff = Switch | Literal["YES", "NO", "TRUE", "FALSE", "true", "false"]
-_Share = Annotated[float, Meta(ge=0, le=1)] | Annotated[str, Meta(pattern=r"^[01](\.[0-9]{1,9})?\Z")]
+_ShareText = Annotated[str, Meta(pattern=r"^[01](\.[0-9]{1,9})?\Z")]
+_Share = Annotated[float, Meta(ge=0, le=1)] | _ShareText
 OPTIONS: dict[str, Any] = {
     "PERFORMANCE_HINT": Literal["LATENCY", "THROUGHPUT", "CUMULATIVE_THROUGHPUT"],
     "PERFORMANCE_HINT_NUM_REQUESTS": whole(0, MOST_THREADS),

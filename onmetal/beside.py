@@ -20,7 +20,7 @@ from onmetal.profilers.board import Board
 from onmetal.profilers.local import Local
 from onmetal.profilers.remote import Remote
 from onmetal.progress import Progress
-from onmetal.records import Candidate, DeviceFacts, Model, Tensor, Trial, plain
+from onmetal.records import Candidate, DeviceFacts, Model, Tensor, Trial, plain, shown
 from onmetal.sources import Hub
 from onmetal.suggest import near
 from onmetal.targets import EXACT, TFLITE, Recipe, Target
@@ -94,18 +94,18 @@ def build_runner() -> Shown:
 
 
 def verify(folder: Path, address: str, *, run: bool) -> Shown:
-    with Cache() as cache:
+    with Cache() as cache, cache.scratch() as scratch:
         profilers.check_address(address)
         bundle.check_folder(folder)
         device = profilers.reach(address, cache)
         try:
             if run and not isinstance(device, Local):
                 raise UsageError("--run executes run.py on this machine: leave --device out")
-            document = bundle.verify(folder, Local(cache), device, run=run)
+            document = bundle.verify(folder, Local(cache), device, run=run, scratch=scratch)
         finally:
             device.close(keep=True)
     said = ", ".join(document["checks"])
-    return document, f"{folder}: verified ({said})"
+    return document, f"{shown(folder)}: verified ({said})"
 
 
 # --- bench
