@@ -31,6 +31,7 @@ MANIFEST_BYTES = 32 << 20
 """The indices of two million evaluated samples take no more."""
 MOST_VECTORS = 64
 MOST_TENSORS = 1000
+MOST_AXES = 32
 ITEM_BYTES = {
     **dict.fromkeys(("bool", "int8", "uint8"), 1),
     **dict.fromkeys(("int16", "uint16", "float16", "bfloat16"), 2),
@@ -134,7 +135,7 @@ def read(folder: Path) -> tuple[dict[str, Any], list[str]]:
     ):
         problems.append("the artifact is not the one that manifest.json was written for")
     problems += [f"manifest.json sets {why}" for why in misfits(run.runtime, run.options)]
-    problems += _impossible(run)
+    problems += [f"manifest.json says: {why}" for why in impossible(run.inputs, run.outputs)]
     return manifest, problems
 
 
@@ -161,21 +162,21 @@ def _plain(path: Path) -> bool:
         return False
 
 
-def _impossible(run: _Run) -> list[str]:
-    """Inputs and outputs that no artifact has, or no machine like this one can hold."""
+def impossible(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[str]:
+    """Inputs and outputs that no artifact has, or a machine like this one cannot hold."""
     problems, total = [], 0
-    for tensor in (*run.inputs, *run.outputs):
-        what = f"manifest.json says of {tensor.name[:100]!r} that it"
+    for tensor in (*inputs, *outputs):
+        what = f"{tensor.name[:100]!r}"
         if tensor.dtype not in ITEM_BYTES:
             problems.append(f"{what} is {tensor.dtype[:40]!r}, which no input or output is")
-        elif len(tensor.shape) > 32 or min(tensor.shape, default=0) < 0:
+        elif len(tensor.shape) > MOST_AXES or min(tensor.shape, default=0) < 0:
             problems.append(f"{what} has the shape {str(list(tensor.shape))[:200]}")
         else:
             total += size_bytes(tensor)
-    most = psutil.virtual_memory().total // 2
-    if total > most:
+    if total > psutil.virtual_memory().total // 2:
         problems.append(
-            f"its inputs and outputs take {total} bytes, more than half of this machine's memory"
+            f"the inputs and outputs of one inference take {total} bytes, more than half of this "
+            "machine's memory"
         )
     return problems
 
