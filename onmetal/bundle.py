@@ -32,7 +32,7 @@ from onmetal.profilers.board import Board
 from onmetal.profilers.local import Local, Worker, quiet_environment
 from onmetal.records import shown
 from onmetal.suggest import near
-from onmetal.targets import TFLITE, install
+from onmetal.targets import TFLITE, install, pinned
 
 SUMS = "SHA256SUMS"
 SUMS_BYTES = 4 << 20
@@ -248,9 +248,11 @@ def _sha256(path: Path) -> str:
 def check_folder(folder: Path) -> None:
     """Raises UsageError where the folder is no bundle."""
     if not folder.is_dir():
-        raise UsageError(f"{folder}: there is no such folder{near(folder, ('',))}")
+        raise UsageError(f"{shown(folder)}: there is no such folder{near(folder, ('',))}")
     if not any((folder / name).exists() for name in (SUMS, "manifest.json", "run.py")):
-        raise UsageError(f"{folder}: this is no bundle: it has neither manifest.json nor {SUMS}")
+        raise UsageError(
+            f"{shown(folder)}: this is no bundle: it has neither manifest.json nor {SUMS}"
+        )
 
 
 def verify(
@@ -342,7 +344,7 @@ def _check_files(there: copying.Folder, copy: Path) -> list[str]:
     if listed is None:
         return [f"{SUMS} is damaged"]
     found = copying.inside(there)
-    del found[SUMS]
+    found.pop(SUMS, None)
     problems = [f"{name} was removed or renamed" for name in sorted(listed.keys() - found.keys())]
     problems += [f"{name} was added" for name in sorted(found.keys() - listed.keys())]
     problems += [
@@ -351,8 +353,11 @@ def _check_files(there: copying.Folder, copy: Path) -> list[str]:
         if manifests.kind_of(name) is None
     ]
     for name in sorted(listed.keys() & found.keys()):
+        most = manifests.MOST_BYTES.get(str(manifests.kind_of(name)))
         if not stat.S_ISREG(found[name].st_mode):
             problems.append(f"{name} is not a regular file")
+        elif most and found[name].st_size > most:
+            problems.append(f"{name} is longer than {most} bytes")
     if problems:
         return problems
     copying.check_room(found, copy)
@@ -389,13 +394,21 @@ def _harm(name: str) -> str:
 
 
 def _check_runner(copy: Path, manifest: dict[str, Any]) -> list[str]:
-    content = (copy / "run.py").read_bytes() if (copy / "run.py").is_file() else b""
+    """Whether run.py is ours, and requirements.txt, by which its runtime is installed."""
+    content, problems = _content(copy / "run.py"), []
     known = hashlib.sha256(content).hexdigest() in KNOWN_RUNNERS
-    if known or content == template(manifest["run"]["runtime"]):
-        return []
-    tools = manifest.get("tools")
-    by = tools.get("onmetal") if isinstance(tools, dict) else "an unknown version"
-    return [f"run.py is not the template of this onmetal (the bundle was written by {by})"]
+    if not known and content != template(manifest["run"]["runtime"]):
+        tools = manifest.get("tools")
+        by = tools.get("onmetal") if isinstance(tools, dict) else "an unknown version"
+        problems = [f"run.py is not the template of this onmetal (the bundle was written by {by})"]
+    wanted = pinned(manifest["run"]["runtime"], manifest["run"]["runtime_version"])
+    if _content(copy / "requirements.txt") not in (b"", wanted.encode()):
+        problems.append("requirements.txt is not the runtime that manifest.json names")
+    return problems
+
+
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
 
 
 def _check_tensors(folder: Path, manifest: dict[str, Any], worker: Worker) -> list[str]:

@@ -81,8 +81,8 @@ def check_room(entries: dict[str, os.stat_result], place: Path) -> None:
     free = shutil.disk_usage(place).free - SPARE_BYTES
     if wanted > free:
         raise UsageError(
-            f"its files take {wanted} bytes, and a copy of them is checked, for which {place} has "
-            f"{max(0, free)} bytes: make room there, or set ONMETAL_HOME to another disk"
+            f"its files take {wanted} bytes, and a copy of them is checked, for which the disk of "
+            f"the cache has {max(0, free)}: make room there, or set ONMETAL_HOME to another disk"
         )
 
 

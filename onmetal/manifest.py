@@ -66,6 +66,10 @@ PLACES = {
 them."""
 
 
+MOST_BYTES = {"manifest": MANIFEST_BYTES, "runner": 1 << 20, "requirements": 1 << 20}
+"""Of kinds that are read as a whole."""
+
+
 def kind_of(path: str) -> str | None:
     """What a file is by its path in the bundle; None where it does not belong in one."""
     return next((kind for kind, place in PLACES.items() if re.fullmatch(place, path)), None)
@@ -81,6 +85,7 @@ def named(paths: Iterable[str]) -> list[dict[str, str]]:
 
 class _Run(Struct, frozen=True):
     runtime: str
+    runtime_version: Annotated[str, Meta(pattern=r"^[0-9A-Za-z.+-]{1,64}\Z")]
     files: Annotated[tuple[str, ...], Meta(min_length=1, max_length=MOST_TENSORS)]
     options: dict[str, Any]
     inputs: Annotated[tuple[Tensor, ...], Meta(max_length=MOST_TENSORS)]
@@ -130,6 +135,9 @@ def read(folder: Path) -> tuple[dict[str, Any], list[str]]:
         for name in run.files
         if Path(name).name != name or kind_of(name) != "artifact" or not _plain(folder / name)
     ]
+    memory_bytes = psutil.virtual_memory().total
+    if not problems and sum((folder / name).stat().st_size for name in run.files) > memory_bytes:
+        return {}, ["the artifact is larger than this machine's memory"]
     if not problems and caches.sha256(*(folder / name for name in run.files)) != (
         checked.digests.artifact
     ):
