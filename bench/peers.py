@@ -186,7 +186,8 @@ def _deploy(words: list[object], folder: Path) -> tuple[Candidate | None, dict[s
     about = {"seconds": time.monotonic() - began, "exit": code, "stderr": why[-3000:]}
     if code:
         return None, about
-    return beside._from_bundle(out), {**about, "document": json.loads(said)}
+    with Cache(home) as cache:
+        return beside._from_bundle(out, Local(cache)), {**about, "document": json.loads(said)}
 
 
 # --- latency and accuracy

@@ -5,14 +5,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from onmetal.converters.bounds import Names, Threads
 from onmetal.errors import UnsupportedError
 
 VERSION = 1
 ALONE = False
 OPTIONS: dict[str, Any] = {
-    "num_threads": int,
-    "nhwc": tuple[str, ...],
-    "float16": tuple[str, ...],
+    "num_threads": Threads,
+    "nhwc": Names,
+    "float16": Names,
     "stateful": bool,
 }
 """`nhwc`: the inputs and outputs that the file has with channels last, which run.py transposes;

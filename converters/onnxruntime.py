@@ -6,7 +6,11 @@ An offline-optimized graph is not shipped: it holds layouts for the CPU that wro
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+from onmetal.converters.bounds import MOST_THREADS, Entry, Switch, whole
 
 VERSION = 1
 ALONE = False
@@ -19,23 +23,24 @@ OPTIONS: dict[str, Any] = {
         "ORT_ENABLE_ALL",
     ],
     "execution_mode": Literal["ORT_SEQUENTIAL", "ORT_PARALLEL"],
-    "intra_op_num_threads": int,
-    "inter_op_num_threads": int,
-    "enable_mem_pattern": bool | int,
-    "enable_cpu_mem_arena": bool | int,
-    "use_deterministic_compute": bool | int,
+    # 0: as many as there are cores.
+    "intra_op_num_threads": Annotated[int, Meta(ge=0, le=MOST_THREADS)],
+    "inter_op_num_threads": Annotated[int, Meta(ge=0, le=MOST_THREADS)],
+    "enable_mem_pattern": Switch,
+    "enable_cpu_mem_arena": Switch,
+    "use_deterministic_compute": Switch,
+    "session.intra_op_thread_affinities": Annotated[str, Meta(pattern=r"^[0-9,;-]{1,4096}\Z")],
+    "session.dynamic_block_base": whole(0, 4096),
     **dict.fromkeys(
         (
             "session.intra_op.allow_spinning",
             "session.inter_op.allow_spinning",
-            "session.intra_op_thread_affinities",
             "session.set_denormal_as_zero",
             "session.disable_prepacking",
             "session.use_env_allocators",
             "mlas.enable_gemm_fastmath_arm64_bfloat16",
-            "session.dynamic_block_base",
         ),
-        str | int,
+        Entry,
     ),
 }
 """Of SessionOptions and its configuration entries, those that neither read nor write files."""
@@ -69,7 +74,11 @@ def describe(path: str) -> dict[str, list[dict[str, Any]]]:
     """Inputs and outputs of the static ONNX model."""
     import onnx  # options are asked for where nothing so heavy is loaded
 
-    graph = onnx.load(path, load_external_data=False).graph
+    from onmetal.converters.onnx_checks import external_files
+
+    model = onnx.load(path, load_external_data=False)
+    external_files(model, Path(path))  # onnxruntime would open whatever the model names
+    graph = model.graph
     constant = {tensor.name for tensor in graph.initializer}
 
     def described(value: onnx.ValueInfoProto) -> dict[str, Any]:

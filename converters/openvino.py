@@ -2,32 +2,36 @@
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from msgspec import Meta
+
+from onmetal.converters.bounds import MOST_THREADS, Switch, Threads, whole
 from onmetal.errors import UnsupportedError, reason
 
 VERSION = 2
 ALONE = True
 """OpenVINO numbers nodes without a name through the life of a process, and writes these numbers."""
-OPTIONS: dict[str, Any] = dict.fromkeys(
-    (
-        "PERFORMANCE_HINT",
-        "PERFORMANCE_HINT_NUM_REQUESTS",
-        "EXECUTION_MODE_HINT",
-        "INFERENCE_PRECISION_HINT",
-        "INFERENCE_NUM_THREADS",
-        "NUM_STREAMS",
-        "ENABLE_CPU_PINNING",
-        "ENABLE_CPU_RESERVATION",
-        "ENABLE_HYPER_THREADING",
-        "SCHEDULING_CORE_TYPE",
-        "CPU_DENORMALS_OPTIMIZATION",
-        "CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE",
-        "KV_CACHE_PRECISION",
-    ),
-    str | int | float | bool,
-)
+
+_OnOff = Switch | Literal["YES", "NO", "TRUE", "FALSE", "true", "false"]
+_ShareText = Annotated[str, Meta(pattern=r"^[01](\.[0-9]{1,9})?\Z")]
+_Share = Annotated[float, Meta(ge=0, le=1)] | _ShareText
+OPTIONS: dict[str, Any] = {
+    "PERFORMANCE_HINT": Literal["LATENCY", "THROUGHPUT", "CUMULATIVE_THROUGHPUT"],
+    "PERFORMANCE_HINT_NUM_REQUESTS": whole(0, MOST_THREADS),
+    "EXECUTION_MODE_HINT": Literal["PERFORMANCE", "ACCURACY"],
+    "INFERENCE_PRECISION_HINT": Literal["f32", "f16", "bf16", "dynamic"],
+    "INFERENCE_NUM_THREADS": Threads,
+    "NUM_STREAMS": Annotated[int, Meta(ge=1, le=MOST_THREADS)] | Literal["AUTO", "NUMA"],
+    "ENABLE_CPU_PINNING": _OnOff,
+    "ENABLE_CPU_RESERVATION": _OnOff,
+    "ENABLE_HYPER_THREADING": _OnOff,
+    "SCHEDULING_CORE_TYPE": Literal["ANY_CORE", "PCORE_ONLY", "ECORE_ONLY"],
+    "CPU_DENORMALS_OPTIMIZATION": _OnOff,
+    "CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE": _Share,
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": whole(0, 1 << 16),
+    "KV_CACHE_PRECISION": Literal["u4", "u8", "i8", "f16", "bf16", "f32"],
+}
 """Of the CPU plugin's properties, those that neither read nor write files."""
 RESERVED = frozenset({"INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS", "NUM_STREAMS"})
 

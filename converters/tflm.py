@@ -8,14 +8,15 @@ from typing import Any
 
 import msgspec
 
+from onmetal.converters.bounds import Names
 from onmetal.errors import UnsupportedError
 
 VERSION = 1
 ALONE = True
 """What Vela keeps between two compilations must not show in the second."""
 OPTIONS: dict[str, Any] = {
-    "nhwc": tuple[str, ...],
-    "float16": tuple[str, ...],
+    "nhwc": Names,
+    "float16": Names,
     "stateful": bool,
 }
 """As LiteRT's."""

@@ -24,6 +24,8 @@ MOST_AXES = 32
 MOST_BYTES = 1 << 60
 """Of one array; more has no machine, and less overflows nowhere."""
 MOST_MEMBERS = 10_000
+DIRECTORY_BYTES = 8 << 20
+"""Of a list of that many members."""
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """How numpy packs; other methods may be told to take gigabytes of memory."""
 
@@ -96,6 +98,23 @@ def stored(path: Path) -> ArrayFile:
         return read_header(file, path, path.stat().st_size, str(path))
 
 
+class _Frugal(io.BufferedReader):
+    """A regular file of which no more is read at once than a list of members may take: zipfile
+    reads that as a whole, and takes ten times its size."""
+
+    most = DIRECTORY_BYTES
+
+    def __init__(self, path: Path) -> None:
+        file = open_regular(path)
+        assert isinstance(file, io.BufferedReader)
+        super().__init__(file.detach())
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if (size or 0) > self.most:
+            raise ValueError("its list of members is too long")
+        return super().read(size)
+
+
 Members = dict[str, ArrayFile]
 """Name of an array -> what its head says; its path is the number of its member, `0.npy`."""
 
@@ -107,13 +126,14 @@ def opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, Members]]:
     there.
     """
     try:
-        file = open_regular(path)
+        file = _Frugal(path)
     except OSError as error:
         raise UsageError(f"{path}: cannot read it ({error.strerror})") from None
     with contextlib.ExitStack() as stack:
         stack.enter_context(file)
         try:
             archive = stack.enter_context(zipfile.ZipFile(file))
+            file.most = MOST_BYTES
             members = _members(path, archive)
         except UsageError:
             raise
@@ -153,15 +173,26 @@ def _members(path: Path, archive: zipfile.ZipFile) -> Members:
     return members
 
 
+def heads(path: Path, most_bytes: int) -> Members:
+    """What the arrays of an .npz file say of themselves. Raises UsageError as `read_npz`."""
+    with opened(path) as (_, members):
+        _check_total(path, members, most_bytes)
+        return members
+
+
+def _check_total(path: Path, members: Members, most_bytes: int) -> None:
+    total = sum(array.size_bytes for array in members.values())
+    if total > most_bytes:
+        raise UsageError(
+            f"{path}: its arrays take {total} bytes; the most that they may is {most_bytes}"
+        )
+
+
 def read_npz(path: Path, most_bytes: int) -> dict[str, np.ndarray]:
     """All arrays of a small .npz file, by name. Raises UsageError as `opened`, and where they take
     more than `most_bytes` together."""
     with opened(path) as (archive, members):
-        total = sum(array.size_bytes for array in members.values())
-        if total > most_bytes:
-            raise UsageError(
-                f"{path}: its arrays take {total} bytes; the most that they may is {most_bytes}"
-            )
+        _check_total(path, members, most_bytes)
         entries = archive.infolist()
         return {
             name: _read(archive, entry, array, f"{path}: member {name!r}")

@@ -17,10 +17,11 @@ from onmetal.converters import check_options, convert
 from onmetal.errors import DeviceError, OnmetalError, UnsupportedError, UsageError
 from onmetal.profilers import Device, benchmark_model, measure, native, statistics
 from onmetal.profilers.board import Board
-from onmetal.profilers.local import Local
+from onmetal.profilers.local import Local, Worker
 from onmetal.profilers.remote import Remote
 from onmetal.progress import Progress
-from onmetal.records import Candidate, DeviceFacts, Model, Tensor, Trial, plain
+from onmetal.reading import open_regular
+from onmetal.records import Candidate, DeviceFacts, Model, Tensor, Trial, plain, shown
 from onmetal.sources import Hub
 from onmetal.suggest import near
 from onmetal.targets import EXACT, TFLITE, Recipe, Target
@@ -30,6 +31,8 @@ from onmetal.trials import with_figures
 from onmetal.vectors import keep_raw
 
 Shown = tuple[dict[str, Any], str]
+FEED_BYTES = 512 << 20
+"""The most that is made up as inputs of one inference."""
 
 
 def show_targets(name: str | None) -> Shown:
@@ -94,18 +97,18 @@ def build_runner() -> Shown:
 
 
 def verify(folder: Path, address: str, *, run: bool) -> Shown:
-    with Cache() as cache:
+    with Cache() as cache, cache.scratch() as scratch:
         profilers.check_address(address)
         bundle.check_folder(folder)
         device = profilers.reach(address, cache)
         try:
             if run and not isinstance(device, Local):
                 raise UsageError("--run executes run.py on this machine: leave --device out")
-            document = bundle.verify(folder, Local(cache), device, run=run)
+            document = bundle.verify(folder, Local(cache), device, run=run, scratch=scratch)
         finally:
             device.close(keep=True)
     said = ", ".join(document["checks"])
-    return document, f"{folder}: verified ({said})"
+    return document, f"{shown(folder)}: verified ({said})"
 
 
 # --- bench
@@ -256,7 +259,7 @@ def _candidates(
 ) -> tuple[list[Candidate], list[Trial]]:
     """-> what can be measured of a path, and what cannot, with the reason."""
     if path.is_dir():
-        return [_from_bundle(path)], []
+        return [_from_bundle(path, device)], []
     if path.suffix == ".xml":
         return [_from_ir(path, target, threads, device)], []
     found = model.read(path, model.parse_shapes(shapes), batch, cache, device)
@@ -302,40 +305,69 @@ def _as_it_is(path: Path, found: Model, target: Target) -> Recipe:
     )
 
 
-def _from_bundle(folder: Path) -> Candidate:
-    """The artifact of a bundle, with the options that it ships with."""
+def _from_bundle(folder: Path, host: Local) -> Candidate:
+    """The artifact of a bundle, with the options that it ships with. Its manifest is believed of
+    the artifact only what the artifact says of itself."""
     document, problems = manifest.read(folder)
+    if not problems:
+        run = document["run"]
+        described = _described(run["runtime"], folder / run["files"][0], host)
+        problems = manifest.untrue_tensors(run, described)
     if problems:
-        raise UsageError(f"{folder}: {'; '.join(problems)}")
-    run = document["run"]
+        raise UsageError(f"{folder}: {'; '.join(problems[:5])}")
     files = tuple(folder / name for name in run["files"])
     return _candidate(
         f"{folder.name} {document['chosen']}", run["runtime"], files, run["options"], run
     )
 
 
+def _described(runtime: str, path: Path, host: Local) -> dict[str, list[dict[str, Any]]]:
+    """An artifact's own inputs and outputs; it is a stranger's, and read in a child process.
+
+    A .tflite file that breaks its specification is refused: the runtime would not survive some.
+    """
+    kind, broken = summary.RUNTIMES.get(runtime, runtime), []
+    with host.worker() as worker:
+        try:
+            if runtime in TFLITE:
+                broken = _asked(worker, "tflite.check:file", path)
+            found: dict[str, list[dict[str, Any]]] = _asked(worker, f"{runtime}:describe", path)
+        except OnmetalError as error:
+            raise UsageError(f"{path}: {kind} cannot read it: {error}") from None
+    if broken:
+        raise UsageError(f"{path}: it violates TFLite's specification: {broken[0]}")
+    return found
+
+
+def _asked(worker: Worker, function: str, path: Path) -> Any:
+    return worker.call(
+        "call", timeout_s=600, function=f"onmetal.converters.{function}", path=str(path)
+    )
+
+
 def _from_ir(path: Path, target: Target, threads: int, device: Local) -> Candidate:
     """OpenVINO's own format: its inputs are asked of OpenVINO."""
-    if not path.is_file():
+    if not path.exists():
         raise UsageError(f"{path}: there is no such file{near(path, ('.xml',))}")
-    with device.worker() as worker:
-        try:
-            found = worker.call(
-                "call",
-                timeout_s=600,
-                function="onmetal.converters.openvino:describe",
-                path=str(path),
-            )
-        except OnmetalError as error:
-            raise UsageError(f"{path}: OpenVINO cannot read it: {error}") from None
+    files = (path, path.with_suffix(".bin"))
+    for file in files:  # OpenVINO would wait for a FIFO, and read from a device for ever
+        if file == path or file.exists():
+            with open_regular(file):
+                pass
+    found = _described("openvino", path, device)
     for tensor in (*found["inputs"], *found["outputs"]):
         if tensor["shape"] is None or -1 in tensor["shape"]:
             raise UsageError(f"{path}: the shape of {tensor['name']!r} is not static")
+    if problems := manifest.impossible(_tensors(found, "inputs"), _tensors(found, "outputs")):
+        raise UsageError(f"{path}: {problems[0]}")
     from onmetal.converters import for_runtime
 
     options = for_runtime("openvino").options("f32", threads)
-    files = (path, path.with_suffix(".bin"))
     return _candidate(f"{path.name} fp32@openvino", "openvino", files, options, found)
+
+
+def _tensors(found: dict[str, Any], side: str) -> tuple[Tensor, ...]:
+    return msgspec.convert(found[side], tuple[Tensor, ...])
 
 
 def _candidate(
@@ -349,8 +381,7 @@ def _candidate(
 
     there = tuple(file for file in files if file.is_file())
     digest = caches.sha256(*there)
-    inputs = msgspec.convert(tensors["inputs"], tuple[Tensor, ...])
-    outputs = msgspec.convert(tensors["outputs"], tuple[Tensor, ...])
+    inputs, outputs = _tensors(tensors, "inputs"), _tensors(tensors, "outputs")
     firsts = {tensor.shape[0] if tensor.shape else None for tensor in (*inputs, *outputs)}
     of = Model(
         path=files[0],
@@ -399,6 +430,12 @@ class _Feeds(dict[str, Path]):
 def _random_feeds(candidates: list[Candidate], scratch: Path, cache: Cache) -> _Feeds:
     found = _Feeds()
     for number, candidate in enumerate(candidates):
+        wanted = sum(manifest.size_bytes(tensor) for tensor in candidate.model.inputs)
+        if wanted > FEED_BYTES:
+            raise UsageError(
+                f"{candidate.name}: its inputs take {wanted} bytes; random ones are made of at "
+                f"most {FEED_BYTES}"
+            )
         data = samples.random(candidate.model, cache, candidate.model.batch)
         fed = data.feed(candidate.model, range(candidate.model.batch))
         path = scratch / f"feeds-{number}.npz"

@@ -2,8 +2,9 @@
 
 A bundle is a folder: manifest.json, the artifact, golden.npz, run.py, README.md, for phones and
 boards more of their own, and SHA256SUMS over every other file. The sums tell damage, not malice
-(they are not signed), so `verify` trusts nothing in the folder: it runs onmetal's own copy of
-run.py, in a worker, with known options only.
+(they are not signed), so `verify` trusts nothing in the folder: it makes a private copy while it
+hashes, and reads and runs that alone, with onmetal's own copy of run.py, in a worker, with known
+options only.
 """
 
 import contextlib
@@ -12,26 +13,44 @@ import itertools
 import os
 import secrets
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import psutil
 
+from onmetal import copying
 from onmetal import manifest as manifests
 from onmetal.errors import DeviceError, OnmetalError, UsageError, VerificationError
 from onmetal.profilers import Device
 from onmetal.profilers.board import Board
 from onmetal.profilers.local import Local, Worker, quiet_environment
+from onmetal.records import shown
 from onmetal.suggest import near
-from onmetal.targets import TFLITE, install
+from onmetal.targets import TFLITE, install, pinned
 
 SUMS = "SHA256SUMS"
+SUMS_BYTES = 4 << 20
+"""Of ten thousand files."""
 REPORT = "report.json"
+MOST_PROBLEMS = 50
+"""That are told of a bundle."""
+PROBLEM_LENGTH = 500
+KNOWN_RUNNERS = frozenset(
+    {
+        "33cfb2d3c5fe6336bc6d3f1ed197bb42555887507f93310fb2ace37b496521cf",
+        "f6d4f33e8424fefad36356396af667b09ffa5a65d1826b628cd3dee022f0885e",
+        "4c77b169e26d298fe93c8c7b270446b9164d9a9057e3e1c0938b7f61e8858ce7",
+        "346d6ec935e45803ba0abe12b203ca6964929191538e7821ea7a6f11c48146d5",
+    }
+)
+"""SHA-256 of run.py as bundles had it before it took its own folder out of `sys.path`: in a folder
+that holds nothing else to import, they are as safe."""
 
 
 def template(runtime: str) -> bytes:
@@ -40,8 +59,23 @@ def template(runtime: str) -> bytes:
 
 
 def encode(document: dict[str, Any]) -> bytes:
-    """JSON for people and programs; what is no number (NaN, infinity) becomes null."""
-    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+    """JSON for people and programs; what is no number (NaN, infinity) becomes null, and of names
+    that are no UTF-8 each odd byte is spelled out."""
+    try:
+        content = msgspec.json.encode(document)
+    except UnicodeEncodeError:
+        content = msgspec.json.encode(_spelled(document))
+    return msgspec.json.format(content, indent=2) + b"\n"
+
+
+def _spelled(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_spelled(key): _spelled(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_spelled(inner) for inner in value]
+    return value
 
 
 # --- the output folder
@@ -167,12 +201,13 @@ def write(
         shutil.copyfile(golden, folder / "golden.npz")
         (folder / "run.py").write_bytes(template(runtime))
         (folder / "README.md").write_text(readme, "utf-8")
-        (folder / "manifest.json").write_bytes(encode(manifest))
+        named = manifests.named([*_inside(folder), "manifest.json"])
+        (folder / "manifest.json").write_bytes(encode({**manifest, "files": named}))
         for path in folder.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
         (folder / SUMS).write_text(_sums(folder), "utf-8")
         try:
-            verify(folder, host, device, run=False)
+            verify(folder, host, device, run=False, scratch=folder.parent)
         except VerificationError as error:
             device.state()  # raises DeviceError where it is gone, which is no defect of the bundle
             problems = "; ".join((error.document or {})["problems"])
@@ -213,14 +248,21 @@ def _sha256(path: Path) -> str:
 def check_folder(folder: Path) -> None:
     """Raises UsageError where the folder is no bundle."""
     if not folder.is_dir():
-        raise UsageError(f"{folder}: there is no such folder{near(folder, ('',))}")
+        raise UsageError(f"{shown(folder)}: there is no such folder{near(folder, ('',))}")
     if not any((folder / name).exists() for name in (SUMS, "manifest.json", "run.py")):
-        raise UsageError(f"{folder}: this is no bundle: it has neither manifest.json nor {SUMS}")
+        raise UsageError(
+            f"{shown(folder)}: this is no bundle: it has neither manifest.json nor {SUMS}"
+        )
 
 
-def verify(folder: Path, host: Local, device: Device, *, run: bool) -> dict[str, Any]:
-    """Check a bundle; what is checked only where all before it held. Golden vectors run on the
-    device.
+def verify(
+    folder: Path, host: Local, device: Device, *, run: bool, scratch: Path
+) -> dict[str, Any]:
+    """Check a bundle; what is checked only where all before it held, but that a run.py of another
+    version is no reason to leave the golden vectors out. They run on the device.
+
+    `scratch`: a folder in which a private copy is made, of the very bytes that are hashed; nothing
+    else is looked at afterwards.
 
     -> the document of `--json`. Raises UsageError where the folder is no bundle, VerificationError
     (with the document) where it is not what it says.
@@ -229,86 +271,148 @@ def verify(folder: Path, host: Local, device: Device, *, run: bool) -> dict[str,
     checks: dict[str, str] = {}
     problems: list[str] = []
     manifest: dict[str, Any] = {}
+    copy = scratch / "checked"
+    copy.mkdir(mode=0o700)
 
     def check(name: str, found: list[str]) -> bool:
         checks[name] = "failed" if found else "ok"
-        problems.extend(found)
+        problems.extend(_spelled(problem)[:PROBLEM_LENGTH] for problem in found[:MOST_PROBLEMS])
         return not found
 
-    if check("files", _check_files(folder)):
-        manifest, found = manifests.read(folder)
-        if check("manifest", found):
-            runtime = manifest["run"]["runtime"]
-            if runtime not in device.facts().runtimes:
-                where = "here" if device.address == "local" else f"on {device.address}"
-                raise DeviceError(
-                    f"the runtime {runtime} is not installed {where}; `{install(runtime)}`"
-                )
-            same = check("runner", _check_runner(folder, runtime, manifest))
+    if check("files", _copy_files(folder, copy)):
+        manifest, found = manifests.read(copy)
+        if check("manifest", found or manifests.strangers(manifest, _inside(copy))):
+            _check_runtime(manifest["run"]["runtime"], device)
+            same = check("runner", _check_runner(copy, manifest))
             with host.worker() as worker:
-                check("tensors", _check_tensors(folder, manifest, worker))
-                if runtime in TFLITE:
-                    artifact = folder / manifest["run"]["files"][0]
-                    check("specification", _check_specification(artifact, worker))
-                check("golden", _check_golden(folder, manifest, worker, device))
-            if run and same:
-                check("run.py", _execute(folder, host))
+                held = all(
+                    check(name, look(worker)) for name, look in _looks(copy, manifest, device)
+                )
+            if run and same and held:
+                check("run.py", _execute(copy, host))
     document = {
         "schema": 1,
-        "bundle": str(folder),
+        "bundle": shown(folder),
         "ok": not problems,
         "checks": checks,
         "problems": problems,
         "chosen": manifest.get("chosen"),
     }
     if problems:
-        raise VerificationError(f"{folder} failed verification: " + "; ".join(problems), document)
+        said = "; ".join(problems)
+        raise VerificationError(f"{shown(folder)} failed verification: {said}", document)
     return document
 
 
-def _check_files(folder: Path) -> list[str]:
-    if (folder / SUMS).is_symlink():
-        return [f"{SUMS} is not a regular file"]
+def _check_runtime(runtime: str, device: Device) -> None:
+    if runtime not in device.facts().runtimes:
+        where = "here" if device.address == "local" else f"on {device.address}"
+        raise DeviceError(f"the runtime {runtime} is not installed {where}; `{install(runtime)}`")
+
+
+def _looks(
+    copy: Path, manifest: dict[str, Any], device: Device
+) -> Iterator[tuple[str, Callable[[Worker], list[str]]]]:
+    """The checks of the artifact, in their order: a runtime opens only what held so far."""
+    if manifest["run"]["runtime"] in TFLITE:
+        artifact = copy / manifest["run"]["files"][0]
+        yield "specification", lambda worker: _check_specification(artifact, worker)
+    yield "tensors", lambda worker: _check_tensors(copy, manifest, worker)
+    yield "golden", lambda worker: _check_golden(copy, manifest, worker, device)
+
+
+def _copy_files(folder: Path, copy: Path) -> list[str]:
+    """Copy what SHA256SUMS lists. -> where the folder is not what it says."""
     try:
-        text = (folder / SUMS).read_bytes().decode()
-    except (OSError, UnicodeDecodeError):
-        return [f"{SUMS} is missing or unreadable"]
+        with copying.opened(folder) as there:
+            return _check_files(there, copy)
+    except ValueError as error:
+        return [str(error)]
+    except OSError as error:
+        return [f"the folder cannot be read ({_why(error)})"]
+
+
+def _why(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _check_files(there: copying.Folder, copy: Path) -> list[str]:
+    try:
+        listed = _listed(copying.read(there, SUMS, SUMS_BYTES))
+    except OSError as error:
+        return [f"{SUMS} is missing or unreadable ({_why(error)})"]
+    if listed is None:
+        return [f"{SUMS} is damaged"]
+    found = copying.inside(there)
+    found.pop(SUMS, None)
+    problems = [f"{name} was removed or renamed" for name in sorted(listed.keys() - found.keys())]
+    problems += [f"{name} was added" for name in sorted(found.keys() - listed.keys())]
+    problems += [
+        f"{name} does not belong in a bundle: {_harm(name)}"
+        for name in sorted(listed.keys() & found.keys())
+        if manifests.kind_of(name) is None
+    ]
+    for name in sorted(listed.keys() & found.keys()):
+        most = manifests.MOST_BYTES.get(str(manifests.kind_of(name)))
+        if not stat.S_ISREG(found[name].st_mode):
+            problems.append(f"{name} is not a regular file")
+        elif most and found[name].st_size > most:
+            problems.append(f"{name} is longer than {most} bytes")
+    if problems:
+        return problems
+    copying.check_room(found, copy)
+    for name in sorted(listed):
+        try:
+            if copying.copied(there, name, found[name].st_size, copy / name) != listed[name]:
+                problems.append(f"{name} was changed")
+        except OSError as error:
+            problems.append(f"{name} cannot be read ({_why(error)})")
+    return problems
+
+
+def _listed(content: bytes) -> dict[str, str] | None:
+    """The digests by name; None where a byte is other than `_rendered` writes it, so that none can
+    be changed unseen."""
     listed: dict[str, str] = {}
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        return None
     for line in text.split("\n"):
         digest, _, name = line.partition("  ")
         if name and ".." not in Path(name).parts and not Path(name).is_absolute():
             listed[name] = digest
-    if text != _rendered(listed):  # one form only, so that no byte of it can be changed unseen
-        return [f"{SUMS} is damaged"]
-    there = _inside(folder)
-    found = [f"{name} was removed or renamed" for name in sorted(listed.keys() - there.keys())]
-    found += [f"{name} was added" for name in sorted(there.keys() - listed.keys())]
-    for name in sorted(listed.keys() & there.keys()):
-        if there[name].is_symlink() or not there[name].is_file():
-            found.append(f"{name} is not a regular file")
-            continue
-        try:
-            if _sha256(there[name]) != listed[name]:
-                found.append(f"{name} was changed")
-        except OSError as error:
-            found.append(f"{name} cannot be read ({error.strerror})")
-    return found
+    return listed if text == _rendered(listed) else None
 
 
-def _check_runner(folder: Path, runtime: str, manifest: dict[str, Any]) -> list[str]:
-    try:
-        same = (folder / "run.py").read_bytes() == template(runtime)
-    except OSError:
-        same = False
-    if same:
-        return []
-    tools = manifest.get("tools")
-    by = tools.get("onmetal") if isinstance(tools, dict) else "an unknown version"
-    return [f"run.py is not the template of this onmetal (the bundle was written by {by})"]
+def _harm(name: str) -> str:
+    """What a file that has no place in a bundle may do there."""
+    importable = (".py", ".pyc", ".pyw", ".pth", ".so", ".pyd", ".dll", ".dylib")
+    if "/" in name or name.endswith(importable):
+        return "Python, or another program, may load it in place of a library"
+    return "only what onmetal writes does"
+
+
+def _check_runner(copy: Path, manifest: dict[str, Any]) -> list[str]:
+    """Whether run.py is ours, and requirements.txt, by which its runtime is installed."""
+    content, problems = _content(copy / "run.py"), []
+    known = hashlib.sha256(content).hexdigest() in KNOWN_RUNNERS
+    if not known and content != template(manifest["run"]["runtime"]):
+        tools = manifest.get("tools")
+        by = tools.get("onmetal") if isinstance(tools, dict) else "an unknown version"
+        problems = [f"run.py is not the template of this onmetal (the bundle was written by {by})"]
+    wanted = pinned(manifest["run"]["runtime"], manifest["run"]["runtime_version"])
+    if _content(copy / "requirements.txt") not in (b"", wanted.encode()):
+        problems.append("requirements.txt is not the runtime that manifest.json names")
+    return problems
+
+
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
 
 
 def _check_tensors(folder: Path, manifest: dict[str, Any], worker: Worker) -> list[str]:
-    """Whether inputs and outputs, and the golden inputs, are as the manifest says."""
+    """Whether inputs and outputs, and the golden vectors, are as the manifest says."""
     run = manifest["run"]
     artifact = folder.absolute() / run["files"][0]
     try:
@@ -318,7 +422,12 @@ def _check_tensors(folder: Path, manifest: dict[str, Any], worker: Worker) -> li
             function=f"onmetal.converters.{run['runtime']}:describe",
             path=str(artifact),
         )
-        vectors = worker.call("golden_described", timeout_s=600, folder=str(folder.absolute()))
+        vectors = worker.call(
+            "golden_described",
+            timeout_s=600,
+            folder=str(folder.absolute()),
+            most_bytes=manifests.golden_bytes(manifest),
+        )
     except OnmetalError as error:
         return [f"{artifact.name} or golden.npz cannot be read: {error}"]
     return [
@@ -385,10 +494,10 @@ def _golden_there(folder: Path, run: dict[str, Any], host: Worker, device: Devic
 
 
 def _execute(folder: Path, device: Local) -> list[str]:
-    """Run the bundle's own run.py, which is known by now to be the template, as a user would."""
+    """Run a copy of the bundle's run.py, known by now to be a template of ours, as a user would."""
     try:
         done = subprocess.run(
-            # -P: of the folder only run.py is known; a numpy.py beside it must not be imported.
+            # -P: whatever a run.py of an earlier version would import from its folder.
             [sys.executable, "-P", str((folder / "run.py").absolute())],
             env=quiet_environment(device.home) | {"PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,

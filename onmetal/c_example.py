@@ -20,7 +20,7 @@ from onmetal.ports import (
     template,
 )
 from onmetal.records import Candidate
-from onmetal.targets import packages
+from onmetal.targets import pinned
 
 TITLES = {"litert": "LiteRT", "onnxruntime": "ONNX Runtime"}
 
@@ -46,7 +46,7 @@ def files(
 
 
 def requirements(candidate: Candidate) -> str:
-    return f"numpy>=1.26\n{packages(candidate.runtime)[0]}=={candidate.runtime_version}\n"
+    return pinned(candidate.runtime, candidate.runtime_version)
 
 
 def _source(candidate: Candidate, found: Ports, vectors: int, tolerance: float) -> str:

@@ -174,13 +174,16 @@ def golden(folder: str, runtime: str) -> list[str]:
     return found
 
 
-def golden_described(folder: str) -> dict[str, dict[str, Any]]:
-    """The arrays of a bundle's golden vectors, by name: their dtype and shape."""
-    with np.load(Path(folder) / "golden.npz", allow_pickle=False) as vectors:
-        arrays = {name: vectors[name] for name in vectors.files}
+def golden_described(folder: str, most_bytes: int) -> dict[str, dict[str, Any]]:
+    """The arrays of a bundle's golden vectors, by name: their dtype and shape, by their heads.
+
+    Raises UsageError where they are no arrays, or more than `most_bytes` together.
+    """
+    from onmetal import arrays
+
     return {
-        name: {"dtype": array.dtype.name, "shape": list(array.shape)}
-        for name, array in arrays.items()
+        name: {"dtype": np.dtype(array.dtype).name, "shape": list(array.shape)}
+        for name, array in arrays.heads(Path(folder) / "golden.npz", most_bytes).items()
     }
 
 

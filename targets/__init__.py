@@ -56,6 +56,11 @@ def install(runtime: str) -> str:
     return "pip install " + ("'onmetal[embedded]'" if runtime == "tflm" else packages(runtime)[0])
 
 
+def pinned(runtime: str, version: str) -> str:
+    """A bundle's requirements.txt: the runtime of the version that it was made with."""
+    return f"numpy>=1.26\n{packages(runtime)[0]}=={version}\n"
+
+
 OPERATORS = frozenset(
     {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "Concat", "Reshape"}
     | {"Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Pad", "Gather", "Resize"}
