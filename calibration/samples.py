@@ -10,15 +10,13 @@ import functools
 import hashlib
 import importlib
 import json
-import math
 import shutil
 import sys
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from msgspec import Struct
@@ -32,6 +30,7 @@ from onmetal.calibration import images
 from onmetal.calibration.images import Preprocessing
 from onmetal.calibration.labels import listing
 from onmetal.errors import UsageError
+from onmetal.reading import open_regular
 from onmetal.records import Model, Shape, Tensor, plain
 from onmetal.suggest import near
 
@@ -56,6 +55,8 @@ class Samples(Struct, frozen=True):
     arrays: dict[str, ArrayFile] = {}
     """Input name -> array, first axis = samples; empty where the samples are images."""
     images: tuple[Path, ...] = ()
+    within: Path | None = None
+    """The folder of the images, resolved, out of which no link may lead; None: links may."""
     preprocessing: Preprocessing | None = None
     labels: ArrayFile | None = None
     warnings: tuple[str, ...] = ()
@@ -83,7 +84,7 @@ class Samples(Struct, frozen=True):
         indices = [self.place(index) for index in indices]
         if self.preprocessing:
             only = model.inputs[0]
-            rows = [images.read(self.images[i], self.preprocessing) for i in indices]
+            rows = [images.read(self.images[i], self.preprocessing, self.within) for i in indices]
             return {only.name: _quantized(np.stack(rows).reshape(only.shape), only)}
         fed = {}
         for tensor in model.inputs:
@@ -131,20 +132,23 @@ def load(
     *,
     option: str,
     labelled: bool,
+    follow_links: bool = False,
     scores: int | None = None,
     progress: Told = lambda done, total, what: None,
 ) -> Samples:
     """Read DATA in any of its forms and check all of it against the model.
 
-    `scores`: how many the judged output gives for a sample, for which names of classes may stand.
+    `follow_links`: whether images may be links to what lies outside of their folder. `scores`: how
+    many the judged output gives for a sample, for which names of classes may stand.
 
     Raises UsageError, saying what is wrong where: names, shapes, dtypes, counts, NaN, broken
     images, missing labels.
     """
     path = Path(text)
     if path.is_dir():
-        found = _folder(path, model, cache, labelled, scores)
-    elif path.is_file():
+        within = None if follow_links else path.resolve()
+        found = _folder(path, model, cache, labelled, scores, within)
+    elif path.exists():
         found = _npz(path, model, cache)
     elif ":" in text and not text.endswith(".npz"):
         found = _callable(text, model, cache, option)
@@ -322,20 +326,27 @@ def _array_advice(
     return f"save it with .astype({want.name!r}){unless}"
 
 
-def _folder(path: Path, model: Model, cache: Cache, labelled: bool, scores: int | None) -> Samples:
+def _folder(
+    path: Path,
+    model: Model,
+    cache: Cache,
+    labelled: bool,
+    scores: int | None,
+    within: Path | None,
+) -> Samples:
     """A folder of images with data.toml and, for evaluation, labels.csv or a sub-folder a class."""
-    how = images.read_preprocessing(path)
+    how = images.read_preprocessing(path, within)
     if len(model.inputs) != 1:
         raise UsageError(
             f"{path}: a folder of images gives one input; this model has {len(model.inputs)}"
         )
-    listed = listing(path, how.classes, scores, labelled=labelled)
+    listed = listing(path, how.classes, scores, labelled=labelled, within=within)
     how = replace(how, classes=listed.classes)
     digest = caches.key(
         preprocessing=plain(how),
         names=[str(file.relative_to(path)) for file in listed.files],
         labels=None if listed.labels is None else listed.labels.tolist(),
-        files=[caches.sha256(file) for file in listed.files],
+        files=[_sha256(file, within) for file in listed.files],
         code=2,
     )
     return Samples(
@@ -343,10 +354,20 @@ def _folder(path: Path, model: Model, cache: Cache, labelled: bool, scores: int 
         digest,
         len(listed.files),
         images=tuple(file.absolute() for file in listed.files),
+        within=within,
         preprocessing=how,
         labels=None if listed.labels is None else _kept_labels(listed.labels, digest, cache),
         warnings=listed.warnings,
     )
+
+
+def _sha256(file: Path, within: Path | None) -> str:
+    try:
+        with open_regular(file, within) as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        why = f"{error.strerror}){images.linked(error)}"
+        raise UsageError(f"{file}: cannot read it ({why}") from None
 
 
 def _kept_labels(labels: np.ndarray, digest: str, cache: Cache) -> ArrayFile:
@@ -484,7 +505,8 @@ def random(model: Model, cache: Cache, count: int) -> Samples:
 
     folder = cache.get("random", digest, build)
     arrays = {
-        tensor.name: arrays_of_files.stored(folder / f"{number}.npy") for number, tensor in enumerate(model.inputs)
+        tensor.name: arrays_of_files.stored(folder / f"{number}.npy")
+        for number, tensor in enumerate(model.inputs)
     }
     return Samples("random inputs", digest, count, arrays)
 
@@ -539,7 +561,7 @@ def _scan(samples: Samples, model: Model, progress: Told) -> tuple[np.ndarray, d
         digest = hashlib.blake2b(digest_size=8)
         if samples.preprocessing:
             file = samples.images[index]
-            row, kind = images.read_with_kinds(file, samples.preprocessing)
+            row, kind = images.read_with_kinds(file, samples.preprocessing, samples.within)
             kinds.update(kind)
             _match(str(file), only.name, row.shape, row.dtype, only, model, images.advice)
             _refuse_nan(row, samples.source, only.name, index)
