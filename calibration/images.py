@@ -59,8 +59,9 @@ FOREIGN = {
     b"\x89HDF": "an HDF5 file",
 }
 """How files begin that are no images of FORMATS, and what they are."""
-MOST_PIXELS = 120_000_000
-"""Of an image as it is stored: more than any camera's, and decoded within 2 GB."""
+MOST_PIXELS = 110_000_000
+"""Of an image as it is stored. Cameras of 100 megapixels have as many; Pillow takes up to 16 bytes
+for each while it decodes, which is within 2 GB."""
 MOST_INPUT_PIXELS = 1 << 25
 """Of what is made of it for a model."""
 MOST_SCANS = 20 * MOST_PIXELS

@@ -12,7 +12,6 @@ import importlib
 import json
 import shutil
 import sys
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from msgspec.structs import replace
 
 from onmetal import arrays as arrays_of_files
 from onmetal import cache as caches
-from onmetal.arrays import ArrayFile, TextArrayError
+from onmetal.arrays import Archive, ArrayFile, TextArrayError
 from onmetal.cache import Cache
 from onmetal.calibration import images
 from onmetal.calibration.images import Preprocessing
@@ -33,8 +32,6 @@ from onmetal.errors import UsageError
 from onmetal.reading import open_regular
 from onmetal.records import Model, Shape, Tensor, plain
 from onmetal.suggest import near
-
-CHUNK_BYTES = 1 << 24
 
 Told = Callable[[float, float, str], None]
 """Told of long work: how much of it is done, of how much, in words."""
@@ -174,11 +171,17 @@ def _npz(path: Path, model: Model, cache: Cache) -> Samples:
     What their headers say is checked before: unpacking may take long.
     """
     try:
-        with arrays_of_files.opened(path) as (archive, members):
-            found = _with_labels(str(path), "", dict(members), model)
-            digest = caches.sha256(path)
-            _check_room(path, archive, cache)
-            folder = cache.get("data", digest, lambda folder: _unpack(path, archive, folder))
+        with arrays_of_files.opened(path) as archive:
+            found = _with_labels(str(path), "", dict(archive.members), model)
+            digest = archive.sha256()
+            _check_room(archive, cache)
+
+            def unpack(folder: Path) -> None:
+                archive.unpack(folder)
+                if archive.sha256() != digest:
+                    raise UsageError(f"{path}: it was changed while it was read; run it again")
+
+            folder = cache.get("data", digest, unpack)
     except TextArrayError as error:
         label = str(error).partition(" has dtype")[0].rpartition(" ")[2].strip("'").lower()
         hint = TEXT if label in LABELS | {"y"} else ""
@@ -195,23 +198,14 @@ def _npz(path: Path, model: Model, cache: Cache) -> Samples:
     )
 
 
-def _check_room(path: Path, archive: zipfile.ZipFile, cache: Cache) -> None:
+def _check_room(archive: Archive, cache: Cache) -> None:
     """Before it is unpacked: a small file may hold very much."""
-    unpacked = sum(entry.file_size for entry in archive.infolist())
     free = shutil.disk_usage(cache.root).free
-    if unpacked > free:
+    if archive.unpacked_bytes > free:
         raise UsageError(
-            f"{path}: unpacked it takes {unpacked} bytes, and where the cache is ({cache.root}) "
-            f"{free} are free; set ONMETAL_HOME to a folder with more room"
+            f"{archive.path}: unpacked it takes {archive.unpacked_bytes} bytes, and where the "
+            f"cache is ({cache.root}) {free} are free; set ONMETAL_HOME to a folder with more room"
         )
-
-
-def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> None:
-    for number, entry in enumerate(archive.infolist()):
-        with archive.open(entry) as packed, (folder / f"{number}.npy").open("wb") as plain:
-            shutil.copyfileobj(packed, plain, CHUNK_BYTES)
-            if plain.tell() != entry.file_size:
-                raise UsageError(f"{path}: member {entry.filename!r} is cut short")
 
 
 def _with_labels(source: str, digest: str, arrays: dict[str, ArrayFile], model: Model) -> Samples:
