@@ -329,7 +329,7 @@ def _lines(content: bytes) -> list[str]:
     """Raises UnicodeDecodeError, and ValueError where there are too many."""
     wide = content[:2] in (b"\xff\xfe", b"\xfe\xff") and b"\0" in content
     text = content.decode("utf-16" if wide else "utf-8-sig")
-    if text.count("\n") + text.count("\r") > 2 * MOST_ROWS:
+    if text.count("\n") + text.count("\r") - text.count("\r\n") > MOST_ROWS:
         raise ValueError(f"it has more than {MOST_ROWS} lines, the most that are read")
     lines = re.split("\r\n|\r|\n", text)
     if lines[0].lower().startswith("sep="):  # by spreadsheets
@@ -350,17 +350,17 @@ def _parsed(lines: list[str], delimiter: str) -> Iterator[Row]:
                 )
             yield line
 
-    rows = cells_in_all = 0
+    cells_in_all = 0
     reader = csv.reader(counted(), delimiter=delimiter, skipinitialspace=True)
     for row in reader:
         begun = reader.line_num
         cells = [cell.strip() for cell in row]
         if any(cells):
-            rows, cells_in_all = rows + 1, cells_in_all + len(cells)
-            if rows > MOST_ROWS or cells_in_all > MOST_CELLS:
+            cells_in_all += len(cells)
+            if cells_in_all > MOST_CELLS:
                 raise ValueError(
-                    f"it has more than {MOST_ROWS} rows or {MOST_CELLS} cells, the most that are "
-                    "read; leave out other columns than file and label"
+                    f"it has more than {MOST_CELLS} cells, the most that are read; leave out other "
+                    "columns than file and label"
                 )
             yield reader.line_num, cells
 
@@ -419,15 +419,16 @@ def _present(folder: Path, name: str) -> Path | None:
 
 def _file_at(table: Path, line: int, folder: Path, name: str, within: Path | None) -> Path:
     file = _present(folder, name)
+    plain = name.replace("\\", "/")
     try:
-        written = Path(os.path.normpath(folder.absolute() / name))
+        written = Path(os.path.normpath(folder.absolute() / plain))
         inside = Path(os.path.realpath(file or folder / name)).is_relative_to(
             os.path.realpath(folder)
         )
     except (OSError, ValueError) as error:
         raise UsageError(f"{table} line {line}: no name of a file ({error})") from None
     linked_out = not inside and file is not None and written.is_relative_to(folder.absolute())
-    if not inside and not (linked_out and ".." not in Path(name).parts):
+    if not inside and not (linked_out and ".." not in Path(plain).parts):
         raise UsageError(
             f"{table} line {line}: {name} lies outside the folder: write paths within it"
         )

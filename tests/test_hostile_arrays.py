@@ -182,6 +182,11 @@ def honest(path: Path) -> Path:
     return archived(path, ("x.npy", GOOD))
 
 
+def written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
 def patched(path: Path, *changes: tuple[int, str, int], central: bool) -> Path:
     """An archive whose head of its only member, or its line in the directory, says otherwise."""
     content = bytearray(honest(path).read_bytes())
@@ -223,11 +228,11 @@ LIES: dict[str, Callable[[Path], Path]] = {
     "objects": lambda p: archived(p, ("x.npy", npy(described("(4,)", "'|O'"), b"\x80\x04N."))),
     "too many": lambda p: archived(p, *((f"{n}.npy", b"") for n in range(10_001))),
     "nothing": lambda p: archived(p),
-    "no archive": lambda p: Path(p.write_bytes(b"hello") and p),
-    "an empty file": lambda p: Path(p.write_bytes(b"") or p),
-    "a comment alone": lambda p: Path(p.write_bytes(b"PK\5\6" + bytes(18)) and p),
-    "a directory before the file": lambda p: Path(
-        p.write_bytes(b"PK\5\6" + struct.pack("<4H2IH", 0, 0, 1, 1, 2**31, 2**31, 0)) and p
+    "no archive": lambda p: written(p, b"hello"),
+    "an empty file": lambda p: written(p, b""),
+    "a comment alone": lambda p: written(p, b"PK\5\6" + bytes(18)),
+    "a directory before the file": lambda p: written(
+        p, b"PK\5\6" + struct.pack("<4H2IH", 0, 0, 1, 1, 2**31, 2**31, 0)
     ),
 }
 
