@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -199,6 +200,7 @@ def _opened(path: Path, within: Path | None) -> Iterator["Image"]:
     """The image, not decoded yet, whose size was looked at."""
     from PIL import Image, UnidentifiedImageError
 
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # errors come as exceptions, too
     try:
         with warnings.catch_warnings(), open_regular(path, within) as file:
             warnings.simplefilter("ignore")  # of Pillow, on what is refused or taken below

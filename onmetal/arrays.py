@@ -231,7 +231,7 @@ def _reading(path: Path) -> Iterator[None]:
     except UsageError:
         raise
     except Exception as error:
-        why = str(error)[:200] or type(error).__name__
+        why = (isinstance(error, OSError) and error.strerror) or str(error)[:200] or "damaged"
         raise UsageError(f"{path}: not a readable .npz file ({why})") from None
 
 
