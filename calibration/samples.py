@@ -535,7 +535,7 @@ def _scanned(
 ) -> tuple[np.ndarray, dict[str, int]]:
     """-> a 64-bit digest of every sample, and of how many images is what of images.KINDS."""
     assert samples.part == "all"
-    digest = caches.key(samples=samples.digest, inputs=plain(model.inputs), code=2)
+    digest = caches.key(samples=samples.digest, inputs=plain(model.inputs), code=3)
 
     def scan(folder: Path) -> None:
         found, kinds = _scan(samples, model, progress)
