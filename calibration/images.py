@@ -4,6 +4,8 @@ import contextlib
 import errno
 import json
 import logging
+import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -69,6 +71,9 @@ MOST_SCANS = 20 * MOST_PIXELS
 """Pixels times scans of one JPEG: a progressive one of a few kB may ask for days of decoding."""
 
 BAND_ROWS = 256
+MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]", re.DOTALL)
+"""Of a segment of a JPEG: others stand within its pixels."""
+START_OF_IMAGE, END_OF_IMAGE, START_OF_SCAN = 0xD8, 0xD9, 0xDA
 
 ORIENTATION = 0x0112
 """The EXIF tag: 1 as stored, 2 to 8 mirrored or turned."""
@@ -260,13 +265,26 @@ def _check_size(path: Path, image: "Image", file: BinaryIO) -> None:
 
 def _scans(file: BinaryIO) -> int:
     """How often a JPEG goes over its pixels. Its place in the file stays."""
-    place, count, last = file.tell(), 0, b""
+    place, count = file.tell(), 0
     file.seek(0)
-    while piece := file.read(1 << 20):
-        count += (last + piece).count(b"\xff\xda")
-        last = piece[-1:]
+    while (marker := _next_marker(file)) not in (None, END_OF_IMAGE):
+        count += marker == START_OF_SCAN
+        if marker != START_OF_IMAGE:
+            file.seek(max(0, int.from_bytes(file.read(2), "big") - 2), os.SEEK_CUR)
     file.seek(place)
     return count
+
+
+def _next_marker(file: BinaryIO) -> int | None:
+    """What follows the pixels, or another segment, of a JPEG; None: nothing does."""
+    size = 256
+    while len(piece := file.read(size)) > 1:
+        if marker := MARKER.search(piece):
+            file.seek(marker.end() - len(piece), os.SEEK_CUR)
+            return piece[marker.end() - 1]
+        file.seek(-1, os.SEEK_CUR)  # the half of a marker, perhaps
+        size = min(4 * size, 1 << 20)
+    return None
 
 
 def _upright(image: "Image", how: Preprocessing, kinds: set[str]) -> "Image":

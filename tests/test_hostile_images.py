@@ -9,6 +9,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -265,6 +266,30 @@ def test_a_progressive_jpeg_of_endless_scans(tmp_path: Path) -> None:
     assert "scans" in refused(path)
     Image.new("L", (800, 800)).save(path, progressive=True)
     assert images.read(path, SMALL).shape == (3, 32, 32)
+
+
+def test_what_follows_a_jpeg_is_no_scan(tmp_path: Path) -> None:
+    """Phones append a film, in which anything stands."""
+    path = tmp_path / "photo.jpg"
+    Image.new("L", (4000, 4000), 100).save(path, progressive=True, exif=bytes(1000))
+    film = np.random.default_rng(0).bytes(1 << 20)
+    path.write_bytes(path.read_bytes() + b"\xff\xda\0\2" * 1000 + film)
+    assert (images.read(path, SMALL) == 100).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_scans_are_counted(tmp_path: Path, mode: str, progressive: bool) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (300, 300, 4), np.uint8)
+    path = tmp_path / "photo.jpg"
+    options: dict[str, Any] = {"progressive": progressive, "restart_marker_rows": 1}
+    Image.fromarray(noise).convert(mode).save(path, **options)
+    content = path.read_bytes()
+    with path.open("rb") as file:
+        file.seek(7)
+        assert images._scans(file) == content.count(b"\xff\xda")
+        assert file.tell() == 7
+    assert (content.count(b"\xff\xda") > 1) == progressive
 
 
 def test_directories_of_a_tiff_in_a_circle(tmp_path: Path) -> None:
