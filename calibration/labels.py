@@ -34,7 +34,7 @@ NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 COMMA = re.compile(r"[+-]?\d+,\d+")
 NO_NUMBER = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 SHAPE = "write two columns, the first line being `file,label`"
-MOST_ROWS = 2_000_000
+MOST_ROWS = 1_500_000
 MOST_CELLS = 10_000_000
 """Of labels.csv, all columns together; each cell takes memory many times its size."""
 LONG_NAME = 255
@@ -420,6 +420,7 @@ def _present(folder: Path, name: str) -> Path | None:
 def _file_at(table: Path, line: int, folder: Path, name: str, within: Path | None) -> Path:
     file = _present(folder, name)
     plain = name.replace("\\", "/")
+    shown = name if len(name) <= LONG_NAME else f"{name[:LONG_NAME]}…"
     try:
         written = Path(os.path.normpath(folder.absolute() / plain))
         inside = Path(os.path.realpath(file or folder / name)).is_relative_to(
@@ -430,26 +431,26 @@ def _file_at(table: Path, line: int, folder: Path, name: str, within: Path | Non
     linked_out = not inside and file is not None and written.is_relative_to(folder.absolute())
     if not inside and not (linked_out and ".." not in Path(plain).parts):
         raise UsageError(
-            f"{table} line {line}: {name} lies outside the folder: write paths within it"
+            f"{table} line {line}: {shown} lies outside the folder: write paths within it"
         )
     if linked_out and within:
         raise UsageError(
-            f"{table} line {line}: {name} is a link that leads out of the folder of data; {FOLLOW}"
+            f"{table} line {line}: {shown} is a link that leads out of the folder of data; {FOLLOW}"
         )
     if file is None:
         hint = _like(folder, name, within)
         raise UsageError(
-            f"{table} line {line}: there is no file {name}"
+            f"{table} line {line}: there is no file {shown}"
             f"{f' (did you mean {hint}?)' if hint else ''}"
         )
     try:
         mode = file.stat().st_mode
     except OSError as error:
         raise UsageError(
-            f"{table} line {line}: {name} is a link that leads nowhere ({error.strerror})"
+            f"{table} line {line}: {shown} is a link that leads nowhere ({error.strerror})"
         ) from None
     if not stat.S_ISREG(mode):
-        raise UsageError(f"{table} line {line}: {name} is {kind(mode)}, not a regular file")
+        raise UsageError(f"{table} line {line}: {shown} is {kind(mode)}, not a regular file")
     return file
 
 
