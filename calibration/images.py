@@ -1,17 +1,23 @@
 """Image files as a model's input: data.toml, and one image read by Pillow."""
 
+import contextlib
+import errno
 import json
-import math
-import tomllib
-from collections.abc import Mapping
+import logging
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
 import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
 from onmetal.errors import UsageError
+from onmetal.reading import TOML_BYTES, open_regular, parse_toml, read_bytes
 from onmetal.records import Shape
 
 if TYPE_CHECKING:
@@ -20,6 +26,54 @@ if TYPE_CHECKING:
 SUFFIXES = tuple(
     ".bmp .gif .jfif .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split()  # noqa: SIM905
 )
+
+FOLLOW = "--follow-links reads what links lead to, wherever it lies"
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Of Pillow's readers, those that are asked: others start programs (EPS: Ghostscript) or are hardly
+ever used. A camera's JPEG with a preview (MPO) is found by the reader of JPEG."""
+FOREIGN = {
+    b"%!PS": "an EPS (PostScript) file",
+    b"\xc5\xd0\xd3\xc6": "an EPS (PostScript) file",
+    b"%PDF": "a PDF document",
+    b"8BPS": "a Photoshop document",
+    b"SIMPLE  =": "a FITS file",
+    b"icns": "an ICNS file",
+    b"\0\0\1\0": "an icon (ICO)",
+    b"\0\0\2\0": "a cursor (CUR)",
+    b"\0\0\0\x0cjP  ": "a JPEG 2000 file",
+    b"\xff\x4f\xff\x51": "a JPEG 2000 file",
+    b"\xff\x0a": "a JPEG XL file",
+    b"\0\0\0\x0cJXL ": "a JPEG XL file",
+    b"DDS ": "a DirectDraw surface (DDS)",
+    b"qoif": "a QOI file",
+    b"\xd7\xcd\xc6\x9a": "a Windows metafile (WMF)",
+    b"\1\0\0\0": "a Windows metafile (EMF)",
+    b"\x59\xa6\x6a\x95": "a Sun raster file",
+    b"\1\xda": "an SGI image",
+    b"\0\0\1\xb3": "an MPEG video",
+    b"<svg": "an SVG drawing",
+    b"<?xml": "an XML document (SVG?)",
+    b"<!DOCTYPE": "an HTML page: was its download refused?",
+    b"<html": "an HTML page: was its download refused?",
+    b"version https://git-lfs": "a pointer of Git LFS: `git lfs pull` fetches the image",
+    b"PK\3\4": "a zip archive",
+    b"\x93NUMPY": "a NumPy array",
+    b"\x89HDF": "an HDF5 file",
+}
+"""How files begin that are no images of FORMATS, and what they are."""
+MOST_PIXELS = 110_000_000
+"""Of an image as it is stored. Cameras of 100 megapixels have as many; Pillow takes up to 16 bytes
+for each while it decodes, which is within 2 GB."""
+MOST_INPUT_PIXELS = 1 << 25
+"""Of what is made of it for a model."""
+MOST_SCANS = 20 * MOST_PIXELS
+"""Pixels times scans of one JPEG: a progressive one of a few kB may ask for days of decoding."""
+
+BAND_ROWS = 256
+MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]", re.DOTALL)
+"""Of a segment of a JPEG: others stand within its pixels."""
+START_OF_IMAGE, END_OF_IMAGE, START_OF_SCAN = 0xD8, 0xD9, 0xDA
 
 ORIENTATION = 0x0112
 """The EXIF tag: 1 as stored, 2 to 8 mirrored or turned."""
@@ -32,11 +86,14 @@ GREY = ("1", "L", "LA")
 COLOUR = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 
 
+Side = Annotated[int, Meta(gt=0, le=65_535)]
+
+
 class Preprocessing(Struct, frozen=True, forbid_unknown_fields=True):
     """data.toml: how an image file becomes a model's input, and what its classes are called."""
 
-    size: Annotated[int, Meta(gt=0)] | None = None
-    crop: tuple[Annotated[int, Meta(gt=0)], Annotated[int, Meta(gt=0)]] | None = None
+    size: Side | None = None
+    crop: tuple[Side, Side] | None = None
     channels: Literal["RGB", "BGR", "L"] = "RGB"
     scale: float = 1.0
     mean: tuple[float, ...] = (0.0,)
@@ -51,24 +108,37 @@ class Preprocessing(Struct, frozen=True, forbid_unknown_fields=True):
     """The names of the model's scores, in order: said in data.toml, or the sorted names."""
 
 
-def read_preprocessing(path: Path) -> Preprocessing:
-    """A folder's data.toml. Raises UsageError, naming the key, where it is missing or wrong."""
+def read_preprocessing(path: Path, within: Path | None = None) -> Preprocessing:
+    """A folder's data.toml. Raises UsageError, naming the key, where it is missing or wrong.
+
+    `within`: as `open_regular` has it.
+    """
     table = path / "data.toml"
     keys = ", ".join(Preprocessing.__struct_fields__)
     try:
-        how = msgspec.convert(tomllib.loads(table.read_text("utf-8-sig")), Preprocessing)
+        text = read_bytes(table, TOML_BYTES, within).decode("utf-8-sig")
+        how = msgspec.convert(parse_toml(text), Preprocessing)
     except FileNotFoundError:
+        if table.is_symlink():
+            raise UsageError(f"{table}: it is a link to what is not there") from None
         raise UsageError(
             f"{path}: a folder of images needs a data.toml that says how to make an input of one "
             f"({keys})"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{table}: {error}") from None
+    except OSError as error:
+        raise UsageError(f"{table}: cannot read it ({error.strerror}){linked(error)}") from None
     except msgspec.ValidationError as error:
         raise UsageError(f"{table}: {error} (its keys: {keys})") from None
+    except ValueError as error:  # broken UTF-8, broken TOML, endless numbers
+        raise UsageError(f"{table}: {str(error)[:300]}") from None
     if wrong := _wrong(how):
         raise UsageError(f"{table}: {wrong}")
     return how
+
+
+def linked(error: OSError) -> str:
+    """What to do where a link was refused."""
+    return f"; {FOLLOW}" if error.errno == errno.EPERM else ""
 
 
 def _wrong(how: Preprocessing) -> str | None:
@@ -77,10 +147,11 @@ def _wrong(how: Preprocessing) -> str | None:
     for key, statistics in (("mean", how.mean), ("std", how.std)):
         if len(statistics) not in (1, depth):
             return f"{key} has {len(statistics)} values for {depth} channels"
-    if not all(map(math.isfinite, (how.scale, *how.mean, *how.std))):
-        return "scale, mean and std must be finite numbers"
-    if 0.0 in how.std:
-        return "std must not be zero"
+    with np.errstate(over="ignore"):
+        if not np.isfinite(np.array([how.scale, *how.mean, *how.std], np.float32)).all():
+            return "scale, mean and std must be finite numbers, in 32 bits too"
+        if 0.0 in np.array(how.std, np.float32):
+            return "std must not be zero, nor vanish in 32 bits"
     if np.dtype(how.dtype).kind in "iu":
         between = min(255 * abs(how.scale / std) for std in how.std)
         if between < LEVELS:
@@ -89,8 +160,9 @@ def _wrong(how: Preprocessing) -> str | None:
                 f"{between:.3g} between black and white: leave scale, mean and std out"
             )
     if how.classes is not None:
-        if double := next((n for n in how.classes if how.classes.count(n) > 1), None):
-            return f"classes holds {double!r} twice"
+        name, times = Counter(how.classes).most_common(1)[0] if how.classes else ("", 0)
+        if times > 1:
+            return f"classes holds {name!r} twice"
         if not how.classes or not all(name.strip() for name in how.classes):
             return "classes must be the names of the model's scores, in order"
     return None
@@ -99,36 +171,120 @@ def _wrong(how: Preprocessing) -> str | None:
 # --- one image
 
 
-def read(path: Path, how: Preprocessing) -> np.ndarray:
+def read(path: Path, how: Preprocessing, within: Path | None = None) -> np.ndarray:
     """One image file as the model's input: (x * scale - mean) / std, in the layout asked for.
 
     It is turned as EXIF says, transparency is laid over a colour, the shorter side is scaled to
-    `size` (bilinear, antialiased), then `crop` [h, w] is cut out of the middle. Raises UsageError
-    where the file is no image or is smaller than the crop.
+    `size` (bilinear, antialiased), then `crop` [h, w] is cut out of the middle. `within`: as
+    `open_regular` has it. Raises UsageError where the file is no image of FORMATS, is too large
+    or is smaller than the crop.
     """
-    return read_with_kinds(path, how)[0]
+    return read_with_kinds(path, how, within)[0]
 
 
-def read_with_kinds(path: Path, how: Preprocessing) -> tuple[np.ndarray, frozenset[str]]:
+def read_with_kinds(
+    path: Path, how: Preprocessing, within: Path | None = None
+) -> tuple[np.ndarray, frozenset[str]]:
     """`read`, and what was done with the image beyond what data.toml asks: keys of KINDS."""
-    from PIL import Image
-
     kinds: set[str] = set()
-    try:
-        with Image.open(path) as image:
-            upright = _upright(image, how, kinds)
-            if upright.mode in (*GREY, *COLOUR):
-                pixels = _opaque(upright, how, kinds)
-            else:
-                pixels = _grey_16(path, upright, image.format, how, kinds)
-    except UsageError:
-        raise
-    except Exception as error:  # each of Pillow's readers has its own
-        raise UsageError(f"{path}: a broken image ({error})") from None
-    values = np.atleast_3d(np.asarray(_cut(path, pixels, how), np.float32))
+    with _opened(path, within) as image:
+        form = image.format
+        upright = _upright(image, how, kinds)
+        if upright.mode in (*GREY, *COLOUR):
+            pixels = _opaque(upright, how, kinds)
+        else:
+            pixels = _grey_16(path, upright, form, how, kinds)
+        values = np.atleast_3d(np.asarray(_cut(path, pixels, how), np.float32))
     if how.channels != "L" and values.shape[2] == 1:
         values = np.repeat(values, 3, axis=2)
     return _normalized(path, values, how), frozenset(kinds)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, within: Path | None) -> Iterator["Image"]:
+    """The image, not decoded yet, whose size was looked at."""
+    from PIL import Image, UnidentifiedImageError
+
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # errors come as exceptions, too
+    try:
+        with warnings.catch_warnings(), open_regular(path, within) as file:
+            warnings.simplefilter("ignore")  # of Pillow, on what is refused or taken below
+            with Image.open(file, formats=FORMATS) as image:
+                _check_size(path, image, file)
+                yield image
+    except UsageError:
+        raise
+    except UnidentifiedImageError:
+        raise UsageError(f"{path}: {_foreign(path, within)}") from None
+    except Image.DecompressionBombError:
+        raise UsageError(f"{path}: it says that it has {TOO_MANY}") from None
+    except MemoryError:
+        raise UsageError(f"{path}: there is not enough memory to decode this image") from None
+    except OSError as error:
+        if error.errno is None:  # Pillow's own
+            raise UsageError(f"{path}: a broken image ({str(error)[:200]})") from None
+        raise UsageError(f"{path}: cannot read it ({error.strerror}){linked(error)}") from None
+    except Exception as error:  # each of Pillow's readers has its own
+        raise UsageError(f"{path}: a broken image ({str(error)[:200]})") from None
+
+
+TOO_MANY = (
+    f"more than {MOST_PIXELS // 10**6} million pixels, the most that are read; store it smaller, "
+    "or cut it into parts"
+)
+
+
+def _foreign(path: Path, within: Path | None) -> str:
+    """What a file is that is no image of FORMATS."""
+    with open_regular(path, within) as file:
+        head = file.read(64).lstrip()
+    what = next((name for magic, name in FOREIGN.items() if head.startswith(magic)), None)
+    if head[4:8] == b"ftyp":
+        what = "an AVIF, HEIC or video file"
+    known = ", ".join(FORMATS)
+    if not head:
+        return "a broken image: the file is empty"
+    if what is None:
+        return f"a broken image, or one of another format; what is read is {known}"
+    return f"this is {what}; what is read is {known}"
+
+
+def _check_size(path: Path, image: "Image", file: BinaryIO) -> None:
+    """Before it is decoded: a file of 300 bytes may say that it has any number of pixels."""
+    pixels = image.width * image.height
+    if pixels > MOST_PIXELS:
+        raise UsageError(f"{path}: it has {image.width}x{image.height} pixels, {TOO_MANY}")
+    if image.format in ("JPEG", "MPO"):
+        scans = _scans(file)
+        if scans * pixels > MOST_SCANS:
+            raise UsageError(
+                f"{path}: a JPEG of {image.width}x{image.height} pixels in {scans} scans, which "
+                "would take very long to decode; store it with fewer scans"
+            )
+
+
+def _scans(file: BinaryIO) -> int:
+    """How often a JPEG goes over its pixels. Its place in the file stays."""
+    place, count = file.tell(), 0
+    file.seek(0)
+    while (marker := _next_marker(file)) not in (None, END_OF_IMAGE):
+        count += marker == START_OF_SCAN
+        if marker != START_OF_IMAGE:
+            file.seek(max(0, int.from_bytes(file.read(2), "big") - 2), os.SEEK_CUR)
+    file.seek(place)
+    return count
+
+
+def _next_marker(file: BinaryIO) -> int | None:
+    """What follows the pixels, or another segment, of a JPEG; None: nothing does."""
+    size = 256
+    while len(piece := file.read(size)) > 1:
+        if marker := MARKER.search(piece):
+            file.seek(marker.end() - len(piece), os.SEEK_CUR)
+            return piece[marker.end() - 1]
+        file.seek(-1, os.SEEK_CUR)  # the half of a marker, perhaps
+        size = min(4 * size, 1 << 20)
+    return None
 
 
 def _upright(image: "Image", how: Preprocessing, kinds: set[str]) -> "Image":
@@ -145,7 +301,8 @@ def _upright(image: "Image", how: Preprocessing, kinds: set[str]) -> "Image":
         8: Transpose.ROTATE_90,
     }
     back = {Transpose.ROTATE_270: Transpose.ROTATE_90, Transpose.ROTATE_90: Transpose.ROTATE_270}
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a camera's, with a preview
+    # not n_frames, for which some readers go over all of them
+    if getattr(image, "is_animated", False) and image.format != "MPO":  # a camera's preview
         kinds.add("frames")
     by_pillow = image.format == "TIFF"  # which it turns while it loads
     turn = _orientation(image, turns) if by_pillow else None
@@ -159,6 +316,7 @@ def _upright(image: "Image", how: Preprocessing, kinds: set[str]) -> "Image":
         return image
     info, turned = image.info, image.transpose(back.get(turn, turn) if by_pillow else turn)
     turned.info = info  # what is transparent
+    image.close()  # its pixels are many
     return turned
 
 
@@ -171,7 +329,6 @@ def _orientation(image: "Image", turns: Mapping[int, "Transpose"]) -> "Transpose
 
 def _opaque(image: "Image", how: Preprocessing, kinds: set[str]) -> "Image":
     """In 8 bits, RGB or grey as `channels` asks, without transparency."""
-    from PIL import Image
 
     if image.mode in ("1", "P", "PA", "CMYK"):
         kinds.add({"1": "1-bit", "CMYK": "CMYK"}.get(image.mode, "palette"))
@@ -180,19 +337,30 @@ def _opaque(image: "Image", how: Preprocessing, kinds: set[str]) -> "Image":
     elif how.channels == "L" and image.mode not in GREY:
         kinds.add("colour")
     if not image.has_transparency_data:
-        pixels = image if image.mode == "L" else image.convert("RGB")
+        pixels = image if image.mode in ("L", "RGB") else image.convert("RGB")
     else:
-        pixels = image.convert("RGBA")
+        pixels = image if image.mode == "RGBA" else image.convert("RGBA")
         kinds.add("alpha")
         if pixels.getchannel("A").getextrema()[0] != 255:
             kinds.add("transparent")
         if how.alpha != "drop":
-            pixels = Image.alpha_composite(Image.new("RGBA", pixels.size, how.alpha), pixels)
-            flat = np.asarray(pixels).reshape(-1, 4)
-            if "transparent" in kinds and (flat == flat[0]).all():
+            _lay_over(pixels, how.alpha)
+            if "transparent" in kinds and pixels.getcolors(1):
                 kinds.add("vanished")
+        if pixels is not image:
+            image.close()  # its pixels are many
         pixels = pixels.convert("RGB")
-    return pixels.convert("L" if how.channels == "L" else "RGB")
+    wanted = "L" if how.channels == "L" else "RGB"
+    return pixels if pixels.mode == wanted else pixels.convert(wanted)
+
+
+def _lay_over(pixels: "Image", colour: str) -> None:
+    """In place, a band of rows at a time: an image may be as large as memory has room for once."""
+    from PIL import Image
+
+    for top in range(0, pixels.height, BAND_ROWS):
+        band = pixels.crop((0, top, pixels.width, min(top + BAND_ROWS, pixels.height)))
+        pixels.paste(Image.alpha_composite(Image.new("RGBA", band.size, colour), band), (0, top))
 
 
 def _grey_16(
@@ -228,6 +396,7 @@ def _cut(path: Path, pixels: "Image", how: Preprocessing) -> "Image":
     if how.size:
         short = min(pixels.size)
         width, height = (max(1, side * how.size // short) for side in pixels.size)
+        _check_input(path, width, height)
         pixels = pixels.resize((width, height), Resampling.BILINEAR)
     if how.crop:
         high, wide = how.crop
@@ -236,9 +405,20 @@ def _cut(path: Path, pixels: "Image", how: Preprocessing) -> "Image":
                 f"{path}: {pixels.width}x{pixels.height} pixels are too few for the crop "
                 f"{wide}x{high}; set `size` in data.toml"
             )
+        _check_input(path, wide, high)
         left, top = (pixels.width - wide) // 2, (pixels.height - high) // 2
         pixels = pixels.crop((left, top, left + wide, top + high))
+    _check_input(path, *pixels.size)
     return pixels
+
+
+def _check_input(path: Path, width: int, height: int) -> None:
+    """Before it is made: of a narrow strip, `size` makes any number of pixels."""
+    if width * height > MOST_INPUT_PIXELS:
+        raise UsageError(
+            f"{path}: as data.toml asks, {width}x{height} pixels would be made of it, and the most "
+            f"are {MOST_INPUT_PIXELS}; set a smaller `size` or `crop`, or cut the image"
+        )
 
 
 def _normalized(path: Path, values: np.ndarray, how: Preprocessing) -> np.ndarray:
@@ -246,7 +426,9 @@ def _normalized(path: Path, values: np.ndarray, how: Preprocessing) -> np.ndarra
     mean, std = np.array(how.mean, np.float32), np.array(how.std, np.float32)
     if how.channels == "BGR":
         values = values[:, :, ::-1]
-    values = (values * np.float32(how.scale) - mean) / std
+    values = values * np.float32(how.scale)
+    values -= mean
+    values /= std
     if how.layout == "NCHW":
         values = values.transpose(2, 0, 1)
     dtype = np.dtype(how.dtype)

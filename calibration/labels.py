@@ -2,17 +2,22 @@
 
 import csv
 import difflib
+import itertools
 import os
 import re
+import stat
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from msgspec import Struct
 
-from onmetal.calibration.images import SUFFIXES, quoted
+from onmetal.calibration.images import FOLLOW, SUFFIXES, linked, quoted
 from onmetal.errors import UsageError
+from onmetal.reading import kind, read_bytes
 
 JUNK = {"__macosx", "@eadir", "$recycle.bin", "lost+found", "system volume information"}
 JUNK |= {"thumbs.db", "desktop.ini", "__pycache__"}
@@ -29,6 +34,14 @@ NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 COMMA = re.compile(r"[+-]?\d+,\d+")
 NO_NUMBER = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 SHAPE = "write two columns, the first line being `file,label`"
+MOST_ROWS = 1_500_000
+MOST_CELLS = 10_000_000
+"""Of labels.csv, all columns together; each cell takes memory many times its size."""
+LONG_NAME = 255
+"""Of what is compared with other names: that takes the product of their lengths."""
+ROW_LINES = 100
+"""Of one row, whose cells may hold line ends between quotation marks."""
+ROW_CELLS = 10_000
 
 
 class Listing(Struct, frozen=True):
@@ -42,18 +55,27 @@ class Listing(Struct, frozen=True):
 
 
 def listing(
-    folder: Path, classes: tuple[str, ...] | None, scores: int | None, *, labelled: bool
+    folder: Path,
+    classes: tuple[str, ...] | None,
+    scores: int | None,
+    *,
+    labelled: bool,
+    within: Path | None = None,
 ) -> Listing:
     """What a folder of images holds. `classes`: as data.toml names them; `scores`: how many the
-    model gives for a sample, None where it gives something else.
+    model gives for a sample, None where it gives something else; `within`: the folder, resolved,
+    out of which no link may lead, None where links may lead anywhere.
 
-    Raises UsageError where a label is missing, or which score a name means is not known.
+    Raises UsageError where a label is missing, where which score a name means is not known, and
+    where there is something in the folder that is no file to read or lies outside of it.
     """
     if labelled:
         _check_classes(folder, classes, scores)
-    if (folder / "labels.csv").exists():
-        return _of_table(folder, classes, scores, labelled)
-    return _of_folders(folder, classes, scores) if labelled else _unlabelled(folder, classes)
+    if os.path.lexists(folder / "labels.csv"):
+        return _of_table(folder, classes, scores, labelled, within)
+    if labelled:
+        return _of_folders(folder, classes, scores, within)
+    return _unlabelled(folder, classes, within)
 
 
 def _check_classes(folder: Path, classes: tuple[str, ...] | None, scores: int | None) -> None:
@@ -72,24 +94,83 @@ def _is_junk(name: str) -> bool:
     return name.startswith((".", "~$")) or name.lower() in JUNK
 
 
-def _inside(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
+class Entry(NamedTuple):
+    """What lies in a folder, looked at but not opened."""
+
+    path: Path
+    folder: bool
+    identity: tuple[int, int]
+    """Device and number: the same by whichever links it is reached."""
+
+
+def _entries(folder: Path, within: Path | None) -> list[Entry]:
+    """The files and folders in a folder itself, sorted by name, without hidden files and what
+    systems leave behind. Raises UsageError at what is to be read and must not be."""
+    try:
+        paths = sorted(path for path in folder.iterdir() if not _is_junk(path.name))
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot read this folder ({error.strerror})") from None
+    return [_entry(path, within) for path in paths]
+
+
+def _entry(path: Path, within: Path | None) -> Entry:
+    try:
+        link = stat.S_ISLNK(path.lstat().st_mode)
+        place = path.stat()
+    except FileNotFoundError:
+        raise UsageError(f"{path}: it is a link to what is not there; remove it") from None
+    except OSError as error:  # links in a circle, among others
+        raise UsageError(f"{path}: cannot look at it ({error.strerror})") from None
+    is_folder = stat.S_ISDIR(place.st_mode)
+    if not is_folder and not stat.S_ISREG(place.st_mode):
+        raise UsageError(
+            f"{path}: it is {kind(place.st_mode)}, where only files and folders may be; remove it"
+        )
+    read = is_folder or path.name in OURS or path.suffix.lower() in SUFFIXES
+    if link and read and within and not Path(os.path.realpath(path)).is_relative_to(within):
+        raise UsageError(f"{path}: it is a link that leads out of the folder of data; {FOLLOW}")
+    return Entry(path, is_folder, (place.st_dev, place.st_ino))
+
+
+def _inside(folder: Path, within: Path | None) -> tuple[list[Path], list[Path], list[Path]]:
     """-> the images, other files and sub-folders that lie in a folder itself, sorted by name."""
-    entries = sorted((e for e in folder.iterdir() if not _is_junk(e.name)), key=lambda e: e.name)
-    files = [entry for entry in entries if entry.is_file() and entry.name not in OURS]
+    entries = _entries(folder, within)
+    images, others = _kinds(entries)
+    return images, others, [entry.path for entry in entries if entry.folder]
+
+
+def _kinds(entries: Iterable[Entry]) -> tuple[list[Path], list[Path]]:
+    """-> the images and the other files."""
+    files = [e.path for e in entries if not e.folder and e.path.name not in OURS]
     images = [file for file in files if file.suffix.lower() in SUFFIXES]
-    others = [file for file in files if file.suffix.lower() not in SUFFIXES]
-    return images, others, [entry for entry in entries if entry.is_dir()]
+    return images, [file for file in files if file.suffix.lower() not in SUFFIXES]
 
 
-def _below(folder: Path) -> tuple[list[Path], list[Path]]:
-    """-> the images and the other files in a folder and all below it, sorted by path."""
+def _below(folder: Path, within: Path | None) -> tuple[list[Path], list[Path]]:
+    """-> the images and the other files in a folder and all below it, sorted by path.
+
+    Links to folders are followed; one that leads to what is read already, as a circle does, is
+    refused.
+    """
+    place = folder.stat()
+    known = {(place.st_dev, place.st_ino): folder}
     images: list[Path] = []
     others: list[Path] = []
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not _is_junk(name))
-        for file in (Path(place) / name for name in sorted(names) if not _is_junk(name)):
-            if file.is_file() and file.name not in OURS:
-                (images if file.suffix.lower() in SUFFIXES else others).append(file)
+    waiting = [folder]
+    while waiting:
+        entries = _entries(waiting.pop(), within)
+        of_images, rest = _kinds(entries)
+        images += of_images
+        others += rest
+        folders = [entry for entry in entries if entry.folder]
+        for entry in folders:
+            same = known.setdefault(entry.identity, entry.path)
+            if same is not entry.path:
+                raise UsageError(
+                    f"{entry.path}: it is the same folder as {same}, by a link, and would be read "
+                    "twice; remove the link"
+                )
+        waiting += [entry.path for entry in reversed(folders)]
     return images, others
 
 
@@ -106,14 +187,14 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _unlabelled(folder: Path, classes: tuple[str, ...] | None) -> Listing:
+def _unlabelled(folder: Path, classes: tuple[str, ...] | None, within: Path | None) -> Listing:
     """Images alone: those in the folder itself or, where there are none, in its sub-folders."""
-    images, others, folders = _inside(folder)
+    images, others, folders = _inside(folder, within)
     if not images:
-        images, others = _below(folder)
+        images, others = _below(folder, within)
         return Listing(tuple(images), None, classes, tuple(_left_out(folder, others)))
     said = _left_out(folder, others)
-    if deeper := sum(len(_below(entry)[0]) for entry in folders):
+    if deeper := sum(len(_below(entry, within)[0]) for entry in folders):
         said.append(
             f"{folder}: the {_count(len(images), 'image')} in the folder itself "
             f"{'is' if len(images) == 1 else 'are'} taken, and {deeper} in its sub-folders left out"
@@ -121,10 +202,12 @@ def _unlabelled(folder: Path, classes: tuple[str, ...] | None) -> Listing:
     return Listing(tuple(images), None, classes, tuple(said))
 
 
-def _of_folders(folder: Path, classes: tuple[str, ...] | None, scores: int | None) -> Listing:
+def _of_folders(
+    folder: Path, classes: tuple[str, ...] | None, scores: int | None, within: Path | None
+) -> Listing:
     """One sub-folder a class."""
-    loose, others, folders = _inside(folder)
-    below = {entry.name: _below(entry) for entry in folders}
+    loose, others, folders = _inside(folder, within)
+    below = {entry.name: _below(entry, within) for entry in folders}
     images = {name: listed[0] for name, listed in below.items() if listed[0]}
     if not images:
         raise UsageError(
@@ -172,17 +255,22 @@ def _check_depth(
 
 
 def _of_table(
-    folder: Path, classes: tuple[str, ...] | None, scores: int | None, labelled: bool
+    folder: Path,
+    classes: tuple[str, ...] | None,
+    scores: int | None,
+    labelled: bool,
+    within: Path | None,
 ) -> Listing:
     table = folder / "labels.csv"
-    header, rows = _rows(table, folder)
+    header, rows = _rows(table, folder, within)
     at_file, at_label = _columns(table, folder, header, rows, labelled)
     files: dict[Path, tuple[int, str]] = {}
     listed: list[Path] = []
     for line, cells in rows:
         if max(at_file, at_label) >= len(cells) or not cells[at_file]:
             raise UsageError(f"{table} line {line}: wants the two columns file,label")
-        file, label = _file_at(table, line, folder, cells[at_file]), cells[at_label]
+        file = _file_at(table, line, folder, cells[at_file], within)
+        label = cells[at_label]
         if labelled and not label:
             raise UsageError(f"{table} line {line}: the label of {cells[at_file]} is empty")
         first = files.setdefault(file, (line, label))
@@ -199,7 +287,7 @@ def _of_table(
         places = [f"line {line}" for line, _ in rows]
         labels, classes, said = _numbered(table, names, places, classes, scores)
     resolved = {file.resolve() for file in listed}
-    unlisted = [file for file in _below(folder)[0] if file.resolve() not in resolved]
+    unlisted = [file for file in _below(folder, within)[0] if file.resolve() not in resolved]
     if unlisted and listed:
         said.append(
             f"{table}: {_count(len(unlisted), 'image')} of the folder not listed in it, left out "
@@ -212,34 +300,69 @@ Row = tuple[int, list[str]]
 """The number of a line, and its cells without the blanks around them."""
 
 
-def _rows(table: Path, folder: Path) -> tuple[list[str] | None, list[Row]]:
+def _rows(table: Path, folder: Path, within: Path | None) -> tuple[list[str] | None, list[Row]]:
     """-> the names of the columns, where the first line holds them, and the rows below."""
     try:
-        content = table.read_bytes()
-        wide = content[:2] in (b"\xff\xfe", b"\xfe\xff") and b"\0" in content
-        text = content.decode("utf-16" if wide else "utf-8-sig")
-        lines = re.split("\r\n|\r|\n", text)
-        if lines[0].lower().startswith("sep="):  # by spreadsheets
-            lines[0] = ""
-        parsed = {mark: _parse(lines, mark) for mark in DELIMITERS}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        lines = _lines(read_bytes(table, within=within))
+        first = {mark: list(itertools.islice(_parsed(lines, mark), 20)) for mark in DELIMITERS}
+
+        def fits(mark: str) -> tuple[int, int]:
+            rows = [cells for _, cells in first[mark] if len(cells) > 1]
+            named = sum(any(_is_image(folder, cell) for cell in cells) for cells in rows)
+            return named, max((len(cells) for cells in rows), default=0)
+
+        rows = list(_parsed(lines, max(DELIMITERS, key=fits)))
+    except FileNotFoundError:
+        raise UsageError(f"{table}: it is a link to what is not there") from None
+    except OSError as error:
+        raise UsageError(f"{table}: cannot read it ({error.strerror}){linked(error)}") from None
+    except UnicodeDecodeError as error:
         raise UsageError(f"{table}: cannot read it: {error}; save it as UTF-8") from None
-
-    def fits(mark: str) -> tuple[int, int]:
-        rows = [cells for _, cells in parsed[mark][:20] if len(cells) > 1]
-        named = sum(any(_is_image(folder, cell) for cell in cells) for cells in rows)
-        return named, max((len(cells) for cells in rows), default=0)
-
-    rows = parsed[max(DELIMITERS, key=fits)]
+    except (ValueError, csv.Error) as error:
+        raise UsageError(f"{table}: cannot read it: {error}") from None
     if not rows or any(_is_image(folder, cell) for cell in rows[0][1]):
         return None, rows
     return [cell.lower().strip("# ") for cell in rows[0][1]], rows[1:]
 
 
-def _parse(lines: list[str], delimiter: str) -> list[Row]:
-    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
-    rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
-    return [(line, cells) for line, cells in rows if any(cells)]
+def _lines(content: bytes) -> list[str]:
+    """Raises UnicodeDecodeError, and ValueError where there are too many."""
+    wide = content[:2] in (b"\xff\xfe", b"\xfe\xff") and b"\0" in content
+    text = content.decode("utf-16" if wide else "utf-8-sig")
+    if text.count("\n") + text.count("\r") - text.count("\r\n") > MOST_ROWS:
+        raise ValueError(f"it has more than {MOST_ROWS} lines, the most that are read")
+    lines = re.split("\r\n|\r|\n", text)
+    if lines[0].lower().startswith("sep="):  # by spreadsheets
+        lines[0] = ""
+    return lines
+
+
+def _parsed(lines: list[str], delimiter: str) -> Iterator[Row]:
+    """The rows that are not empty. Raises ValueError where they are too many or too long."""
+    begun = 0
+
+    def counted() -> Iterator[str]:
+        for number, line in enumerate(lines, 1):
+            if line.count(delimiter) > ROW_CELLS or number - begun > ROW_LINES:
+                raise ValueError(
+                    f"its row in line {begun + 1} has more than {ROW_CELLS} columns or "
+                    f"{ROW_LINES} lines"
+                )
+            yield line
+
+    cells_in_all = 0
+    reader = csv.reader(counted(), delimiter=delimiter, skipinitialspace=True)
+    for row in reader:
+        begun = reader.line_num
+        cells = [cell.strip() for cell in row]
+        if any(cells):
+            cells_in_all += len(cells)
+            if cells_in_all > MOST_CELLS:
+                raise ValueError(
+                    f"it has more than {MOST_CELLS} cells, the most that are read; leave out other "
+                    "columns than file and label"
+                )
+            yield reader.line_num, cells
 
 
 def _is_image(folder: Path, cell: str) -> bool:
@@ -281,42 +404,61 @@ def _named(header: list[str], names: list[str]) -> int | None:
 
 
 def _present(folder: Path, name: str) -> Path | None:
-    """The file that a name means: as it is written, with the separators of Windows, or with its
-    letters and accents put together in another way."""
+    """What a name means: as it is written, with the separators of Windows, or with its letters and
+    accents put together in another way."""
     plain = name.replace("\\", "/")
     forms = [name, plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))]
     try:
-        return next(
-            (folder / n for n in dict.fromkeys(forms) if n and (folder / n).is_file()), None
-        )
+        for file in (folder / form for form in dict.fromkeys(forms) if form):
+            if os.path.lexists(file) and not file.is_dir():
+                return file
     except (OSError, ValueError):  # longer than a name may be
-        return None
+        pass
+    return None
 
 
-def _file_at(table: Path, line: int, folder: Path, name: str) -> Path:
+def _file_at(table: Path, line: int, folder: Path, name: str, within: Path | None) -> Path:
     file = _present(folder, name)
+    plain = name.replace("\\", "/")
+    shown = name if len(name) <= LONG_NAME else f"{name[:LONG_NAME]}…"
     try:
-        inside = (file or folder / name).resolve().is_relative_to(folder.resolve())
+        written = Path(os.path.normpath(folder.absolute() / plain))
+        inside = Path(os.path.realpath(file or folder / name)).is_relative_to(
+            os.path.realpath(folder)
+        )
     except (OSError, ValueError) as error:
         raise UsageError(f"{table} line {line}: no name of a file ({error})") from None
-    if not inside:
+    linked_out = not inside and file is not None and written.is_relative_to(folder.absolute())
+    if not inside and not (linked_out and ".." not in Path(plain).parts):
         raise UsageError(
-            f"{table} line {line}: {name} lies outside the folder: write paths within it"
+            f"{table} line {line}: {shown} lies outside the folder: write paths within it"
+        )
+    if linked_out and within:
+        raise UsageError(
+            f"{table} line {line}: {shown} is a link that leads out of the folder of data; {FOLLOW}"
         )
     if file is None:
-        hint = _like(folder, name)
+        hint = _like(folder, name, within)
         raise UsageError(
-            f"{table} line {line}: there is no file {name}"
+            f"{table} line {line}: there is no file {shown}"
             f"{f' (did you mean {hint}?)' if hint else ''}"
         )
+    try:
+        mode = file.stat().st_mode
+    except OSError as error:
+        raise UsageError(
+            f"{table} line {line}: {shown} is a link that leads nowhere ({error.strerror})"
+        ) from None
+    if not stat.S_ISREG(mode):
+        raise UsageError(f"{table} line {line}: {shown} is {kind(mode)}, not a regular file")
     return file
 
 
-def _like(folder: Path, name: str) -> str | None:
+def _like(folder: Path, name: str, within: Path | None) -> str | None:
     """The image in the folder whose name is most like one that is not there."""
-    known = {file.name.lower(): file for file in _below(folder)[0]}
+    known = {file.name.lower(): file for file in _below(folder, within)[0]}
     known |= {file.stem.lower(): file for file in known.values()}
-    base = name.replace("\\", "/").rpartition("/")[2].lower()
+    base = name.replace("\\", "/").rpartition("/")[2].lower()[:LONG_NAME]
     like = difflib.get_close_matches(base, known, 1)
     return str(known[like[0]].relative_to(folder)) if like else None
 
@@ -343,19 +485,20 @@ def _numbered(
         used.setdefault(name, place)
     numeric = [name for name in used if NUMBER.fullmatch(name)]
     if classes is not None:
-        strange = [name for name in used if name not in classes]
+        known = set(classes)
+        strange = [name for name in used if name not in known]
         if not strange:
             at = {name: number for number, name in enumerate(classes)}
             return np.array([at[name] for name in names], np.int64), classes, []
         if folders or len(strange) < len(used) or len(numeric) < len(used):
             name = strange[0]
-            like = difflib.get_close_matches(name, classes, 1)
+            like = difflib.get_close_matches(name[:LONG_NAME], classes, 1)
             raise UsageError(
                 f"{source}: {name!r} ({used[name]}) is not among the classes of data.toml"
                 f"{f' (did you mean {like[0]!r}?)' if like else ''}: {quoted(classes)}"
             )
         return _as_numbers(names), classes, []
-    if not folders and all(n in numeric or NO_NUMBER.fullmatch(n) for n in used):
+    if not folders and all(NUMBER.fullmatch(n) or NO_NUMBER.fullmatch(n) for n in used):
         return _as_numbers(names), None, []
     kinds = tuple(sorted(used))
     if why := _doubtful(kinds, numeric, used, scores):
@@ -378,16 +521,16 @@ def _doubtful(
 ) -> str | None:
     """Why sorted names may not be the model's scores."""
     if numeric and len(numeric) < len(kinds):
-        other = next(name for name in used if name not in numeric)
+        other = next(name for name in used if not NUMBER.fullmatch(name))
         return (
             f"labels are numbers ({numeric[0]}, {used[numeric[0]]}) and names ({other!r}, "
             f"{used[other]}) mixed"
         )
     if all(COMMA.fullmatch(name) for name in kinds):
         return f"the labels are written with decimal commas ({kinds[0]}): write them with points"
-    folded = [name.casefold() for name in kinds]
-    if len(set(folded)) < len(kinds):
-        low = next(name for name in folded if folded.count(name) > 1)
+    folded = Counter(name.casefold() for name in kinds)
+    if len(folded) < len(kinds):
+        low = next(name for name, times in folded.items() if times > 1)
         same = [name for name in kinds if name.casefold() == low]
         return f"the class names {same[0]!r} and {same[1]!r} differ in upper case only"
     if numeric:

@@ -10,15 +10,12 @@ import functools
 import hashlib
 import importlib
 import json
-import math
 import shutil
 import sys
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from msgspec import Struct
@@ -26,16 +23,15 @@ from msgspec.structs import replace
 
 from onmetal import arrays as arrays_of_files
 from onmetal import cache as caches
-from onmetal.arrays import ArrayFile, TextArrayError
+from onmetal.arrays import Archive, ArrayFile, TextArrayError
 from onmetal.cache import Cache
 from onmetal.calibration import images
 from onmetal.calibration.images import Preprocessing
 from onmetal.calibration.labels import listing
 from onmetal.errors import UsageError
+from onmetal.reading import open_regular
 from onmetal.records import Model, Shape, Tensor, plain
 from onmetal.suggest import near
-
-CHUNK_BYTES = 1 << 24
 
 Told = Callable[[float, float, str], None]
 """Told of long work: how much of it is done, of how much, in words."""
@@ -56,6 +52,8 @@ class Samples(Struct, frozen=True):
     arrays: dict[str, ArrayFile] = {}
     """Input name -> array, first axis = samples; empty where the samples are images."""
     images: tuple[Path, ...] = ()
+    within: Path | None = None
+    """The folder of the images, resolved, out of which no link may lead; None: links may."""
     preprocessing: Preprocessing | None = None
     labels: ArrayFile | None = None
     warnings: tuple[str, ...] = ()
@@ -83,7 +81,7 @@ class Samples(Struct, frozen=True):
         indices = [self.place(index) for index in indices]
         if self.preprocessing:
             only = model.inputs[0]
-            rows = [images.read(self.images[i], self.preprocessing) for i in indices]
+            rows = [images.read(self.images[i], self.preprocessing, self.within) for i in indices]
             return {only.name: _quantized(np.stack(rows).reshape(only.shape), only)}
         fed = {}
         for tensor in model.inputs:
@@ -131,20 +129,23 @@ def load(
     *,
     option: str,
     labelled: bool,
+    follow_links: bool = False,
     scores: int | None = None,
     progress: Told = lambda done, total, what: None,
 ) -> Samples:
     """Read DATA in any of its forms and check all of it against the model.
 
-    `scores`: how many the judged output gives for a sample, for which names of classes may stand.
+    `follow_links`: whether images may be links to what lies outside of their folder. `scores`: how
+    many the judged output gives for a sample, for which names of classes may stand.
 
     Raises UsageError, saying what is wrong where: names, shapes, dtypes, counts, NaN, broken
     images, missing labels.
     """
     path = Path(text)
     if path.is_dir():
-        found = _folder(path, model, cache, labelled, scores)
-    elif path.is_file():
+        within = None if follow_links else path.resolve()
+        found = _folder(path, model, cache, labelled, scores, within)
+    elif path.exists():
         found = _npz(path, model, cache)
     elif ":" in text and not text.endswith(".npz"):
         found = _callable(text, model, cache, option)
@@ -170,11 +171,17 @@ def _npz(path: Path, model: Model, cache: Cache) -> Samples:
     What their headers say is checked before: unpacking may take long.
     """
     try:
-        with arrays_of_files.opened(path) as (archive, members):
-            found = _with_labels(str(path), "", dict(members), model)
-            digest = caches.sha256(path)
-            _check_room(path, archive, cache)
-            folder = cache.get("data", digest, lambda folder: _unpack(path, archive, folder))
+        with arrays_of_files.opened(path) as archive:
+            found = _with_labels(str(path), "", dict(archive.members), model)
+            digest = archive.sha256()
+            _check_room(archive, cache)
+
+            def unpack(folder: Path) -> None:
+                archive.unpack(folder)
+                if archive.sha256() != digest:
+                    raise UsageError(f"{path}: it was changed while it was read; run it again")
+
+            folder = cache.get("data", digest, unpack)
     except TextArrayError as error:
         label = str(error).partition(" has dtype")[0].rpartition(" ")[2].strip("'").lower()
         hint = TEXT if label in LABELS | {"y"} else ""
@@ -191,23 +198,14 @@ def _npz(path: Path, model: Model, cache: Cache) -> Samples:
     )
 
 
-def _check_room(path: Path, archive: zipfile.ZipFile, cache: Cache) -> None:
+def _check_room(archive: Archive, cache: Cache) -> None:
     """Before it is unpacked: a small file may hold very much."""
-    unpacked = sum(entry.file_size for entry in archive.infolist())
     free = shutil.disk_usage(cache.root).free
-    if unpacked > free:
+    if archive.unpacked_bytes > free:
         raise UsageError(
-            f"{path}: unpacked it takes {unpacked} bytes, and where the cache is ({cache.root}) "
-            f"{free} are free; set ONMETAL_HOME to a folder with more room"
+            f"{archive.path}: unpacked it takes {archive.unpacked_bytes} bytes, and where the "
+            f"cache is ({cache.root}) {free} are free; set ONMETAL_HOME to a folder with more room"
         )
-
-
-def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> None:
-    for number, entry in enumerate(archive.infolist()):
-        with archive.open(entry) as packed, (folder / f"{number}.npy").open("wb") as plain:
-            shutil.copyfileobj(packed, plain, CHUNK_BYTES)
-            if plain.tell() != entry.file_size:
-                raise UsageError(f"{path}: member {entry.filename!r} is cut short")
 
 
 def _with_labels(source: str, digest: str, arrays: dict[str, ArrayFile], model: Model) -> Samples:
@@ -322,20 +320,27 @@ def _array_advice(
     return f"save it with .astype({want.name!r}){unless}"
 
 
-def _folder(path: Path, model: Model, cache: Cache, labelled: bool, scores: int | None) -> Samples:
+def _folder(
+    path: Path,
+    model: Model,
+    cache: Cache,
+    labelled: bool,
+    scores: int | None,
+    within: Path | None,
+) -> Samples:
     """A folder of images with data.toml and, for evaluation, labels.csv or a sub-folder a class."""
-    how = images.read_preprocessing(path)
+    how = images.read_preprocessing(path, within)
     if len(model.inputs) != 1:
         raise UsageError(
             f"{path}: a folder of images gives one input; this model has {len(model.inputs)}"
         )
-    listed = listing(path, how.classes, scores, labelled=labelled)
+    listed = listing(path, how.classes, scores, labelled=labelled, within=within)
     how = replace(how, classes=listed.classes)
     digest = caches.key(
         preprocessing=plain(how),
         names=[str(file.relative_to(path)) for file in listed.files],
         labels=None if listed.labels is None else listed.labels.tolist(),
-        files=[caches.sha256(file) for file in listed.files],
+        files=[_sha256(file, within) for file in listed.files],
         code=2,
     )
     return Samples(
@@ -343,10 +348,20 @@ def _folder(path: Path, model: Model, cache: Cache, labelled: bool, scores: int 
         digest,
         len(listed.files),
         images=tuple(file.absolute() for file in listed.files),
+        within=within,
         preprocessing=how,
         labels=None if listed.labels is None else _kept_labels(listed.labels, digest, cache),
         warnings=listed.warnings,
     )
+
+
+def _sha256(file: Path, within: Path | None) -> str:
+    try:
+        with open_regular(file, within) as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        why = f"{error.strerror}){images.linked(error)}"
+        raise UsageError(f"{file}: cannot read it ({why}") from None
 
 
 def _kept_labels(labels: np.ndarray, digest: str, cache: Cache) -> ArrayFile:
@@ -520,7 +535,7 @@ def _scanned(
 ) -> tuple[np.ndarray, dict[str, int]]:
     """-> a 64-bit digest of every sample, and of how many images is what of images.KINDS."""
     assert samples.part == "all"
-    digest = caches.key(samples=samples.digest, inputs=plain(model.inputs), code=2)
+    digest = caches.key(samples=samples.digest, inputs=plain(model.inputs), code=3)
 
     def scan(folder: Path) -> None:
         found, kinds = _scan(samples, model, progress)
@@ -540,7 +555,7 @@ def _scan(samples: Samples, model: Model, progress: Told) -> tuple[np.ndarray, d
         digest = hashlib.blake2b(digest_size=8)
         if samples.preprocessing:
             file = samples.images[index]
-            row, kind = images.read_with_kinds(file, samples.preprocessing)
+            row, kind = images.read_with_kinds(file, samples.preprocessing, samples.within)
             kinds.update(kind)
             _match(str(file), only.name, row.shape, row.dtype, only, model, images.advice)
             _refuse_nan(row, samples.source, only.name, index)

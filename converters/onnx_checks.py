@@ -18,9 +18,10 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                if inner.node or inner.output:
-                    yield from graphs(inner)
+            if attribute.HasField("g"):
+                yield from graphs(attribute.g)
+            for inner in attribute.graphs:
+                yield from graphs(inner)
 
 
 def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
@@ -39,56 +40,31 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
                 if attribute.HasField("t"):
                     yield attribute.t
                 yield from attribute.tensors
+                if attribute.HasField("sparse_tensor"):
+                    yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
+                for sparse in attribute.sparse_tensors:
+                    yield from (sparse.values, sparse.indices)
         functions = []
 
 
-def external_files(model: onnx.ModelProto, source: Path) -> list[Path]:
-    """Files that hold weights; each must be there, long enough, and inside the model's folder."""
-    home = source.resolve().parent
-    found: dict[Path, None] = {}
-    for tensor in tensors(model):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        location = entries.get("location", "")
-        file = home / location
-        if not location or Path(location).is_absolute() or ".." in Path(location).parts:
-            raise UsageError(
-                f"{source}: the tensor {tensor.name!r} asks for its data at {location!r}, outside "
-                "the model's folder; such a file is not opened"
-            )
-        if not file.resolve().is_relative_to(home):
-            raise UsageError(
-                f"{source}: its data file {location!r} is a link out of the model's folder; "
-                "put a copy of the file there"
-            )
-        if not file.is_file():
-            raise UsageError(
-                f"{source}: its external data {location!r} is missing; "
-                "it must lie beside the model, under this name"
-            )
-        try:
-            offset, length = int(entries.get("offset", 0)), int(entries.get("length", 0))
-        except ValueError:
-            raise UsageError(f"{source}: {tensor.name!r} has a damaged data offset") from None
-        if min(offset, length) < 0 or offset + length > file.stat().st_size:
-            raise UsageError(
-                f"{source}: its external data {location!r} is cut off: {tensor.name!r} lies at "
-                f"bytes {offset} to {offset + length} of {file.stat().st_size}"
-            )
-        found[file] = None
-    return list(found)
+def size_bytes(tensor: onnx.TensorProto, source: Path) -> int:
+    """Of its data, as its shape and element type say. Raises UsageError where those are none."""
+    try:
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    except KeyError:
+        raise UsageError(f"{source}: {tensor.name!r} has no element type: damaged") from None
+    if min(tensor.dims, default=0) < 0:
+        raise UsageError(
+            f"{source}: the tensor {tensor.name!r} has the shape {list(tensor.dims)}: damaged"
+        )
+    bits = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}.get(dtype.name)
+    return -(-math.prod(map(int, tensor.dims)) * (bits or dtype.itemsize * 8) // 8)
 
 
 def check_sizes(model: onnx.ModelProto, source: Path) -> None:
     """Every tensor holds as much data as its shape says: runtimes find that out late, or never."""
     for tensor in tensors(model):
-        try:
-            dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
-        except KeyError:
-            raise UsageError(f"{source}: {tensor.name!r} has no element type: damaged") from None
-        bits = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}.get(dtype.name)
-        wanted = -(-math.prod(tensor.dims) * (bits or dtype.itemsize * 8) // 8)
+        wanted = size_bytes(tensor, source)
         if tensor.HasField("raw_data") and len(tensor.raw_data) != wanted:
             raise UsageError(
                 f"{source}: the tensor {tensor.name!r} of shape {list(tensor.dims)} holds "

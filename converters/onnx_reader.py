@@ -1,7 +1,9 @@
 """Looks at an ONNX file, in a child process: checks it, makes its axes static, counts its work."""
 
 import contextlib
+import hashlib
 import math
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,20 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from onmetal import cache as caches
-from onmetal.converters import onnx_checks, onnx_functions, onnx_names, onnx_pads, onnx_types
+from onmetal.converters import (
+    onnx_checks,
+    onnx_external,
+    onnx_functions,
+    onnx_names,
+    onnx_pads,
+    onnx_types,
+)
 from onmetal.errors import ShapeError, UnsupportedError, UsageError
-from onmetal.profilers import limits
+from onmetal.reading import open_regular
 
 ONE_FILE_BYTES = 1_900_000_000
 """Protobuf ends at 2 GiB; a larger model keeps its weights in a file beside it."""
+MOST_BYTES = 1 << 31
 
 
 def examine(
@@ -27,33 +37,28 @@ def examine(
     Raises UsageError where the file is cut, foreign or unsafe, or shapes do not fit;
     UnsupportedError where it is sound but beyond what can be run.
     """
-    source = Path(path)
-    model = _parse(source)
+    source, prepared = Path(path), Path(folder) / "model.onnx"
+    digest = hashlib.sha256()
+    size = _copy(source, prepared, digest)
+    model = _parse(source, prepared)
     onnx_checks.check_operators(model, source)
     onnx_checks.check_wiring(model, source)
-    calls = bool(model.functions)
+    calls, trained = bool(model.functions), bool(model.training_info)
+    del model.training_info[:]  # graphs that nothing here runs, with weights of their own
     model = onnx_functions.inline(model, source)
     if calls:
         onnx_checks.check_wiring(model, source)
     renamed = onnx_names.rename_constants(model, onnx_names.collisions(model))
-    external = onnx_checks.external_files(model, source)
-    digest = caches.sha256(source, *external)
-    size = sum(file.stat().st_size for file in (source, *external))
-    if external:
-        limits.widen_reading(size)
-        onnx.load_external_data_for_model(model, str(source.resolve().parent))
+    external_bytes = onnx_external.take_in(model, source, digest)
     onnx_checks.check_sizes(model, source)
     padded = onnx_pads.explicit(model)
     changed, size_of_batch, notes = _fix_axes(model, shapes, batch)
     changed |= onnx_pads.whole_windows(model) | padded
     inferred = _infer(model)
-    prepared = Path(folder) / "model.onnx"
     if changed:
         _adopt_output_shapes(model, inferred)
-    if changed or external or calls or renamed:
+    if changed or external_bytes is not None or calls or renamed or trained:
         _save(model, prepared)
-    else:
-        prepared.write_bytes(source.read_bytes())
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [_tensor(value) for value in model.graph.input if value.name not in constants]
     outputs = [_tensor(value) for value in inferred.graph.output]
@@ -72,9 +77,9 @@ def examine(
     if macs is None and (folded := _folded(prepared, Path(folder) / "folded.onnx")):
         macs = count_macs(folded)
     return {
-        "sha256": digest,
+        "sha256": digest.hexdigest(),
         "prepared_sha256": caches.sha256(*sorted(Path(folder).iterdir())),
-        "size_bytes": size,
+        "size_bytes": size + (external_bytes or 0),
         "inputs": inputs,
         "outputs": outputs,
         "parameters": _parameters(model),
@@ -89,16 +94,28 @@ def examine(
     }
 
 
-def _parse(source: Path) -> onnx.ModelProto:
+def _copy(source: Path, place: Path, digest: Any) -> int:
+    """What is looked at is what is used: the file is opened once. -> its size in bytes."""
     try:
-        model = onnx.load_model(str(source), format="protobuf", load_external_data=False)
+        with open_regular(source) as file, place.open("wb") as copy:
+            if os.fstat(file.fileno()).st_size > MOST_BYTES:
+                raise UsageError(f"{source}: an ONNX file has 2 GiB at most; this is none")
+            while piece := file.read(1 << 24):
+                digest.update(piece)
+                copy.write(piece)
+            return copy.tell()
+    except OSError as error:
+        raise UsageError(f"{source}: cannot read it ({error.strerror})") from None
+
+
+def _parse(source: Path, copy: Path) -> onnx.ModelProto:
+    try:
+        model = onnx.load_model(str(copy), format="protobuf", load_external_data=False)
     except DecodeError:
         raise UsageError(
             f"{source}: not a readable ONNX file: it is cut off or of another format; "
             "export or download it again"
         ) from None
-    except OSError as error:
-        raise UsageError(f"{source}: cannot read it ({error.strerror})") from None
     if not model.graph.node and not model.graph.output:
         raise UsageError(f"{source}: this file holds no graph: is it an ONNX model?")
     if not model.opset_import or not model.ir_version:

@@ -74,10 +74,10 @@ def describe(path: str) -> dict[str, list[dict[str, Any]]]:
     """Inputs and outputs of the static ONNX model."""
     import onnx  # options are asked for where nothing so heavy is loaded
 
-    from onmetal.converters.onnx_checks import external_files
+    from onmetal.converters import onnx_external
 
     model = onnx.load(path, load_external_data=False)
-    external_files(model, Path(path))  # onnxruntime would open whatever the model names
+    onnx_external.check(model, Path(path))  # onnxruntime would open whatever the model names
     graph = model.graph
     constant = {tensor.name for tensor in graph.initializer}
 

@@ -92,6 +92,7 @@ def _run_deploy(asked: argparse.Namespace) -> int:
         ),
         mode="quick" if asked.quick else "thorough" if asked.thorough else "default",
         dry_run=asked.dry_run,
+        follow_links=asked.follow_links,
     )
     progress = Progress(steps=5 if request.device == "none" else 7)
     document = pipeline.deploy(request, progress, terminal.of(sys.stdout))
@@ -163,7 +164,13 @@ def _run_inspect(asked: argparse.Namespace) -> int:
         if asked.target:
             raise UsageError("--against compares two files: leave --target out")
         document, text = inspecting.compare(
-            Path(asked.model), Path(asked.against), batch, asked.input_shape, asked.data, progress
+            Path(asked.model),
+            Path(asked.against),
+            batch,
+            asked.input_shape,
+            asked.data,
+            asked.follow_links,
+            progress,
         )
     else:
         document, text = inspecting.inspect(
@@ -172,6 +179,7 @@ def _run_inspect(asked: argparse.Namespace) -> int:
             batch,
             asked.input_shape,
             asked.data,
+            asked.follow_links,
             Path(asked.plot) if asked.plot else None,
             progress,
         )

@@ -37,6 +37,7 @@ def inspect(
     batch: int | None,
     shapes: list[str],
     data: str | None,
+    follow_links: bool,
     plot: Path | None,
     progress: Progress,
 ) -> Shown:
@@ -57,7 +58,7 @@ def inspect(
         sensitivity = None
         if data:
             rules = target or targets.load(DEFAULT_TARGET)
-            sensitivity = _sensitivity(rules, found, data, device, cache, progress)
+            sensitivity = _sensitivity(rules, found, data, follow_links, device, cache, progress)
     document = {
         "schema": 1,
         **report.model_document(found),
@@ -162,7 +163,13 @@ def _memory_lines(memory: dict[str, Any], target: Target | None) -> list[str]:
 
 
 def _sensitivity(
-    target: Target, found: Model, data: str, device: Local, cache: Cache, progress: Progress
+    target: Target,
+    found: Model,
+    data: str,
+    follow_links: bool,
+    device: Local,
+    cache: Cache,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Each operator alone in 8 bits, by the first static format of the target's that fits the
     model."""
@@ -173,7 +180,7 @@ def _sensitivity(
         )
     recipe, in_tflite = _static(target, found)
     progress.step("asking how sensitive each operator is")
-    loaded = samples.load(data, found, cache, option="--data", labelled=False)
+    loaded = _loaded(data, follow_links, found, cache)
     parts = samples.split(loaded)
     calibration = parts[0] if parts else loaded
     hub = Hub(found, target, calibration, device, cache)
@@ -229,6 +236,7 @@ def compare(
     batch: int | None,
     shapes: list[str],
     data: str | None,
+    follow_links: bool,
     progress: Progress,
 ) -> Shown:
     """Where an artifact leaves its float model: every tensor that both have, and the first bad one.
@@ -251,7 +259,10 @@ def compare(
             artifact = model.read(
                 artifact, model.parse_shapes(shapes), batch, cache, device
             ).prepared
-        given = _given(data, found, cache)
+        if data is None:
+            given = samples.random(found, cache, RANDOM_SAMPLES)
+        else:
+            given = _loaded(data, follow_links, found, cache)
         with device.worker() as worker:
             try:
                 rows = worker.call(
@@ -294,10 +305,10 @@ def _artifact(path: Path) -> Path:
     return path / str(document["run"]["files"][0])
 
 
-def _given(data: str | None, found: Model, cache: Cache) -> Samples:
-    if data is None:
-        return samples.random(found, cache, RANDOM_SAMPLES)
-    return samples.load(data, found, cache, option="--data", labelled=False)
+def _loaded(data: str, follow_links: bool, found: Model, cache: Cache) -> Samples:
+    return samples.load(
+        data, found, cache, option="--data", labelled=False, follow_links=follow_links
+    )
 
 
 def _compared(

@@ -5,6 +5,7 @@ nothing but an error. Nothing in the file is executed, no path in it leads out o
 is never written to.
 """
 
+import errno
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ import psutil
 from onmetal.cache import Cache
 from onmetal.errors import DeviceError, UnsupportedError, UsageError
 from onmetal.profilers.local import Local
+from onmetal.reading import open_regular
 from onmetal.records import Model, Tensor
 from onmetal.suggest import near
 
@@ -141,12 +143,14 @@ def _recognize(path: Path) -> Literal["onnx", "tflite"]:
     if path.is_dir():
         what = "a TensorFlow SavedModel" if (path / "saved_model.pb").exists() else "a folder"
         raise UsageError(f"{path}: this is {what}; an ONNX or TFLite file is wanted")
-    if not path.is_file():
-        raise UsageError(f"{path}: this is not a regular file; an ONNX or TFLite file is wanted")
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(8)
     except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise UsageError(
+                f"{path}: {error.strerror}; an ONNX or TFLite file is wanted"
+            ) from None
         raise UsageError(f"{path}: cannot read it ({error.strerror})") from None
     if not head:
         raise UsageError(f"{path}: the file is empty; was its download or export cut off?")

@@ -120,6 +120,7 @@ def deploy() -> Parser:
     add("--target", help="a target's name (`deploy targets` lists them), or a .toml file")
     add("--data", help="labelled samples: an .npz file, a folder of images, or MODULE:FUNCTION")
     add("--calibration-data", help="samples without labels, in the same forms")
+    _add_follow_links(parser)
     add("--metric", help=f"{', '.join(METRICS)} or MODULE:FUNCTION; default: by the labels")
     add("--output", help="the output that is judged; default: the first")
     add(
@@ -174,6 +175,14 @@ def _add_modes(parser: Parser) -> None:
     speed.add_argument("--thorough", action="store_true", help="five windows of ten seconds each")
 
 
+def _add_follow_links(parser: Parser) -> None:
+    parser.add_argument(
+        "--follow-links",
+        action="store_true",
+        help="read what links in a folder of data lead to outside of it",
+    )
+
+
 def _add_json(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
 
@@ -207,6 +216,7 @@ def inspect() -> Parser:
     parser.add_argument(
         "--data", help="samples: which operators lose most accuracy in the target's 8 bits"
     )
+    _add_follow_links(parser)
     parser.add_argument(
         "--against",
         metavar="FLOAT",

@@ -3,24 +3,60 @@ of them than that. Whoever names a FIFO or a device gets an error, and no comman
 """
 
 import errno
+import io
 import os
+import re
 import stat
+import tomllib
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 SMALL_BYTES = 64 << 20
 """More than any table of labels, manifest or list of digests holds: a million lines of 64 bytes."""
+TOML_BYTES = 1 << 20
+TOML_DEPTH = 64
+"""Points in one line outside of its strings: tables in tables, over each of which the parser goes
+again in every line below."""
+
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_FOLDER = getattr(os, "O_DIRECTORY", 0)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path, within: Path | None = None) -> io.BufferedReader:
     """The file for reading. Raises OSError where it cannot be read or is no regular file.
+
+    `within`: a folder, resolved, out of which no link may lead; None: links may lead anywhere.
 
     It is looked at before it is opened, which some devices already act on, and once more when it is
     open: what lies at the path may have been exchanged in between.
     """
+    if within is not None:
+        return _open_below(within, path)
     _check_regular(path.stat().st_mode, path)
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
-    descriptor = os.open(path, flags)
+    return _checked(os.open(path, _FLAGS), path)
+
+
+def _open_below(folder: Path, path: Path) -> io.BufferedReader:
+    """Where all links lead is found out first. That place is then reached from the folder step by
+    step, and no step may be a link any more, so that none can be put there in the meantime."""
+    place = Path(os.path.realpath(path, strict=True))
+    if not place.is_relative_to(folder):
+        raise OSError(errno.EPERM, f"it is a link that leads out of {folder}", str(path))
+    *folders, name = place.relative_to(folder).parts or (".",)
+    at = os.open(folder, os.O_RDONLY | _FOLDER)
+    try:
+        for step in folders:
+            below = os.open(step, os.O_RDONLY | _FOLDER | _NO_LINK, dir_fd=at)
+            os.close(at)
+            at = below
+        _check_regular(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode, path)
+        return _checked(os.open(name, _FLAGS | _NO_LINK, dir_fd=at), path)
+    finally:
+        os.close(at)
+
+
+def _checked(descriptor: int, path: Path) -> io.BufferedReader:
     try:
         _check_regular(os.fstat(descriptor).st_mode, path)
         return os.fdopen(descriptor, "rb")
@@ -33,12 +69,25 @@ def _check_regular(mode: int, path: Path) -> None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
     if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        raise OSError(errno.EINVAL, f"it is not a regular file but {kind(mode)}", str(path))
 
 
-def read_bytes(path: Path, most: int = SMALL_BYTES) -> bytes:
+def kind(mode: int) -> str:
+    """What the mode of something that is no regular file says of it, in words."""
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a pipe (FIFO)",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+        stat.S_IFLNK: "a link",
+    }
+    return kinds.get(stat.S_IFMT(mode), "of an unknown kind")
+
+
+def read_bytes(path: Path, most: int = SMALL_BYTES, within: Path | None = None) -> bytes:
     """All of a small file. Raises OSError as `open_regular`, and where it is longer than `most`."""
-    with open_regular(path) as file:
+    with open_regular(path, within) as file:
         content = file.read(most + 1)
     if len(content) > most:
         why = f"it is longer than {most} bytes, the most that such a file may have"
@@ -49,3 +98,26 @@ def read_bytes(path: Path, most: int = SMALL_BYTES) -> bytes:
 def read_text(path: Path, most: int = SMALL_BYTES) -> str:
     """`read_bytes` as UTF-8. Raises UnicodeDecodeError besides."""
     return read_bytes(path, most).decode()
+
+
+_STRING = re.compile(r'"[^"\n]*"|' + r"'[^'\n]*'")
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The table that a stranger's file holds. Raises ValueError, saying what is wrong with it."""
+    for number, line in enumerate(_STRING.sub("", text).split("\n"), 1):
+        if line.count(".") > TOML_DEPTH:
+            why = f"line {number} holds more than {TOML_DEPTH} points outside of strings"
+            raise ValueError(why)
+    try:
+        table = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("its arrays or tables are nested too deep") from None
+    values: list[Any] = [table]
+    while values:  # types that are checked later let integers of any length pass
+        value = values.pop()
+        if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+            raise ValueError("it holds an integer of more than 64 bits")
+        if isinstance(value, dict | list):
+            values += value.values() if isinstance(value, dict) else value
+    return table

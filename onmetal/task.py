@@ -57,6 +57,8 @@ class Request(Struct, frozen=True):
     time_limit_s: float | None = None
     mode: Literal["quick", "default", "thorough"] = "default"
     dry_run: bool = False
+    follow_links: bool = False
+    """Whether links in folders of data may lead out of them."""
 
 
 class Clock:
@@ -413,6 +415,7 @@ def _loaded(
             cache,
             option="--calibration-data",
             labelled=False,
+            follow_links=request.follow_links,
             progress=progress,
         )
     if request.data:
@@ -423,6 +426,7 @@ def _loaded(
             cache,
             option="--data",
             labelled=True,
+            follow_links=request.follow_links,
             scores=metrics.scores(tensor, entry.sample_shape(tensor)),
             progress=progress,
         )

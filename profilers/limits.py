@@ -35,7 +35,7 @@ def converting_bytes(size_bytes: int, largest_bytes: int) -> int:
 
 def restrict_reading(size_bytes: int) -> None:
     """Limits of this process from now on, to read a model file of this size: memory of its own
-    (Linux: private pages that can be written, setrlimit(2) RLIMIT_DATA), the size of what it writes,
+    (Linux: private pages that can be written, RLIMIT_DATA of setrlimit(2)), the size of its files,
     and the time of all its threads."""
     if sys.platform == "win32":
         return

@@ -5,7 +5,6 @@ the device comes from `--device`. Facts carry their unit in the key; unknown key
 is no inheritance. A path that ends in `.toml` works wherever a target's name does.
 """
 
-import tomllib
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +14,7 @@ from msgspec import Meta, Struct
 
 import onmetal
 from onmetal.errors import UsageError
+from onmetal.reading import TOML_BYTES, parse_toml, read_bytes
 from onmetal.suggest import did_you_mean, near
 
 RUNTIMES = tuple(
@@ -246,11 +246,14 @@ def load(name: str) -> Target:
     if name.endswith(".toml"):
         source = name
         try:
-            text = Path(name).read_text("utf-8")
+            text = read_bytes(Path(name), TOML_BYTES).decode("utf-8-sig")
         except FileNotFoundError:
             likely = near(Path(name), (".toml",))
             raise UsageError(f"--target {name}: there is no such file{likely}") from None
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
+            why = error.strerror
+            raise UsageError(f"--target {name}: cannot read this file ({why})") from None
+        except UnicodeDecodeError as error:
             raise UsageError(f"--target {name}: cannot read this file: {error}") from None
     elif name in names():
         source = f"{name}.toml"
@@ -265,9 +268,9 @@ def load(name: str) -> Target:
 
 def parse(text: str, source: str) -> Target:
     try:
-        fields = tomllib.loads(text)
+        fields = parse_toml(text)
         target = msgspec.convert({"name": Path(source).stem, **fields}, Target)
-    except (ValueError, RecursionError, msgspec.ValidationError) as error:
+    except (ValueError, msgspec.ValidationError) as error:
         raise UsageError(f"target file {source}: {error}; see docs/targets.md") from None
     _check(target, source)
     return target

@@ -22,6 +22,7 @@ CASES = [
     ("deploy doc", "doctor"),
     ("deploy verify --ru", "--run"),
     ("deploy m.onnx --max-lat", "--max-latency"),
+    ("deploy inspect m.onnx --fol", "--follow-links"),
     ("deploy m.onnx --target linux-", "linux-arm64"),
     ("deploy m.onnx --metric rm", "rmse"),
     ("deploy m.onnx --minimize thr", "throughput"),

@@ -1,5 +1,7 @@
 """Files that are no models, or that mean harm: each gives facts or an error, never a crash."""
 
+import contextlib
+import hashlib
 import os
 import pickle
 import random
@@ -13,10 +15,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from onmetal.cache import Cache
+from onmetal.converters import onnx_reader
 from onmetal.errors import DeviceError, OnmetalError, UnsupportedError, UsageError
 from onmetal.profilers.local import Local, Worker
 from tests.conftest import DIGITS, deploy
-from tests.onnx_models import build, node, read, relu, save, value, weights
+from tests.onnx_models import build, constant, node, read, relu, save, value, weights
 
 EXAMPLE = (DIGITS / "digits_cnn.onnx").read_bytes()
 PLACES = [1, 2, 3, 7, 16, 64, 200, 1000, 5000, 20_000, 80_000, 200_000, 300_000, 369_000]
@@ -326,6 +329,233 @@ def test_a_file_of_many_nested_branches_is_survived(tmp_path: Path, reader: Read
     path = tmp_path / "deep.onnx"
     save(helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
     outcome(reader(path))
+
+
+# --- external data: weights in files whose names are a stranger's word
+
+SECRET = b"secret, secret! "  # as long as `weight` of 4 float32
+
+
+def stolen(location: str | None, **entries: str) -> Any:
+    """A tensor whose data lies elsewhere."""
+    tensor = TensorProto(name="weight", data_type=TensorProto.FLOAT, dims=[4])
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, text in {**({} if location is None else {"location": location}), **entries}.items():
+        tensor.external_data.add(key=key, value=text)
+    return tensor
+
+
+def in_initializer(tensor: Any) -> Any:
+    return build(
+        [node("Add", "x weight", "y")], [value("x", [4])], [value("y", [4])], [tensor], opset=13
+    )
+
+
+def in_constant(tensor: Any) -> Any:
+    nodes = [node("Constant", "", "weight", value=tensor), node("Add", "x weight", "y")]
+    return build(nodes, [value("x", [4])], [value("y", [4])], opset=13)
+
+
+def in_branch(tensor: Any) -> Any:
+    branches = {
+        f"{name}_branch": helper.make_graph(
+            [node("Add", "x weight", name)], name, [], [value(name, [4])], [tensor]
+        )
+        for name in ("then", "else")
+    }
+    nodes = [
+        node("ReduceSum", "x", "sum", keepdims=0),
+        node("Cast", "sum", "flag", to=TensorProto.BOOL),
+        node("If", "flag", "y", **branches),
+    ]
+    return build(nodes, [value("x", [4])], [value("y", [4])], opset=13)
+
+
+def in_branch_of_nothing(tensor: Any) -> Any:
+    """A graph without nodes and outputs, which holds weights all the same."""
+    model = in_initializer(constant("weight", [1.0] * 4))
+    attribute = model.graph.node[0].attribute.add(name="more", type=onnx.AttributeProto.GRAPH)
+    attribute.g.initializer.append(tensor)
+    return model
+
+
+def in_function(tensor: Any) -> Any:
+    nodes = [node("Constant", "", "weight", value=tensor), node("Add", "a weight", "o")]
+    opset = [helper.make_opsetid("", 13)]
+    inner = helper.make_function("own", "inner", ["a"], ["o"], nodes, opset)
+    call = helper.make_node("inner", ["x"], ["y"], domain="own")
+    ends = [value("x", [4])], [value("y", [4])]
+    return build([call], *ends, opset=13, domains=["own"], functions=[inner])
+
+
+def in_sparse_initializer(tensor: Any) -> Any:
+    model = in_initializer(constant("weight", [1.0] * 4))
+    del model.graph.initializer[:]
+    indices = constant("", [0, 1, 2, 3], "int64")
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(tensor, indices, [4]))
+    return model
+
+
+def in_sparse_constant(tensor: Any) -> Any:
+    sparse = helper.make_sparse_tensor(tensor, constant("", [0, 1, 2, 3], "int64"), [4])
+    nodes = [node("Constant", "", "weight", sparse_value=sparse), node("Add", "x weight", "y")]
+    return build(nodes, [value("x", [4])], [value("y", [4])], opset=13)
+
+
+def in_training(tensor: Any) -> Any:
+    model = in_initializer(constant("weight", [1.0] * 4))
+    model.training_info.add().initialization.initializer.append(tensor)
+    return model
+
+
+HOLDERS = [in_initializer, in_constant, in_branch, in_branch_of_nothing, in_function]
+HOLDERS += [in_sparse_initializer, in_sparse_constant, in_training]
+
+
+def prepared(path: Path, folder: Path) -> bytes:
+    """What is made of a model for all that follows."""
+    folder.mkdir()
+    onnx_reader.examine(str(path), {}, None, str(folder))
+    return b"".join(file.read_bytes() for file in folder.iterdir())
+
+
+@pytest.mark.parametrize("make", HOLDERS)
+@pytest.mark.parametrize("location", ["../secret", "{home}/secret", "link", "linked/secret"])
+def test_external_data_elsewhere_is_not_read_wherever_it_is_asked_for(
+    tmp_path: Path, make: Any, location: str
+) -> None:
+    (tmp_path / "secret").write_bytes(SECRET)
+    home = tmp_path / "model"
+    home.mkdir()
+    (home / "link").symlink_to("../secret")
+    (home / "linked").symlink_to("..")
+    path = save(make(stolen(location.format(home=tmp_path))), home / "model.onnx")
+    try:
+        content = prepared(path, tmp_path / "out")
+    except (UsageError, UnsupportedError) as error:
+        assert "model.onnx" in str(error)
+        content = str(error).encode()
+        refused = True
+    else:
+        refused = False
+    assert b"secret, secret!" not in content and b"location" not in content
+    assert refused or make is in_training, "which is left out"
+
+
+@pytest.mark.parametrize("make", HOLDERS)
+def test_external_data_beside_the_model_is_read_wherever_it_is_asked_for(
+    tmp_path: Path, make: Any
+) -> None:
+    (tmp_path / "data").write_bytes(b"0123" + SECRET)
+    tensor = stolen("data", offset="4", length="16")
+    path = save(make(tensor), tmp_path / "model.onnx")
+    try:
+        content = prepared(path, tmp_path / "out")
+    except UnsupportedError:
+        assert make is in_branch_of_nothing
+        return
+    assert (SECRET in content) == (make is not in_training)
+
+
+EXTERNAL: dict[str, tuple[Any, str]] = {
+    "nothing": (stolen(None), "outside the model's folder"),
+    "an empty name": (stolen(""), "outside the model's folder"),
+    "the folder": (stolen("."), "outside the model's folder"),
+    "a folder": (stolen("folder"), "it is a folder"),
+    "NUL": (stolen("da\0ta"), "outside the model's folder"),
+    "a way around": (stolen("folder/../data"), "outside the model's folder"),
+    "nowhere": (stolen("nowhere"), "is missing"),
+    "below a file": (stolen("data/data"), "cannot read"),
+    "a pipe": (stolen("pipe"), "a pipe"),
+    "a device": (stolen("device"), "a link out"),
+    "a broken link": (stolen("broken"), "is missing"),
+    "links in a circle": (stolen("circle"), "cannot read"),
+    "a name without end": (stolen("a" * 5000), "cannot read"),
+    "the model itself": (stolen("model.onnx"), "the model file itself"),
+    "the model by a link": (stolen("itself"), "the model file itself"),
+    "an offset beyond": (stolen("data", offset="1000"), "cut off"),
+    "an offset far beyond": (stolen("data", offset="9" * 18), "cut off"),
+    "a negative offset": (stolen("data", offset="-4"), "damaged data offset"),
+    "an offset of many digits": (stolen("data", offset="9" * 5000), "damaged data offset"),
+    "an offset in words": (stolen("data", offset="four"), "damaged data offset"),
+    "an offset of other digits": (stolen("data", offset="\u0664"), "damaged data offset"),
+    "an offset that is not whole": (stolen("data", offset="4.0"), "damaged data offset"),
+    "a length beyond": (stolen("data", length="4000"), "instead of 16"),
+    "a short length": (stolen("data", length="8"), "instead of 16"),
+    "a negative length": (stolen("data", length="-1"), "damaged data offset"),
+    "a length of many digits": (stolen("data", length="9" * 5000), "damaged data offset"),
+    "another checksum": (stolen("data", checksum="0" * 40), "SHA-1 differs"),
+}
+
+
+@pytest.mark.parametrize("name", EXTERNAL)
+def test_external_data_that_cannot_be_meant_has_a_reason(tmp_path: Path, name: str) -> None:
+    (tmp_path / "data").write_bytes(SECRET)
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for link, target in (("device", "/dev/zero"), ("broken", "gone"), ("circle", "circle")):
+        (tmp_path / link).symlink_to(target)
+    (tmp_path / "itself").symlink_to("model.onnx")
+    tensor, why = EXTERNAL[name]
+    path = save(in_initializer(tensor), tmp_path / "model.onnx")
+    with pytest.raises(UsageError, match=why):
+        prepared(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("key", ["location", "offset", "length", "checksum"])
+def test_external_data_that_is_said_twice(tmp_path: Path, key: str) -> None:
+    (tmp_path / "data").write_bytes(SECRET)
+    tensor = stolen("data", offset="0", length="16", checksum=hashlib.sha1(SECRET).hexdigest())
+    assert SECRET in prepared(save(in_initializer(tensor), tmp_path / "a.onnx"), tmp_path / "out")
+    tensor.external_data.add(key=key, value="../data")
+    with pytest.raises(UsageError, match="twice"):
+        prepared(save(in_initializer(tensor), tmp_path / "model.onnx"), tmp_path / "again")
+
+
+@pytest.mark.parametrize("dims", [[2**40], [-4], [-2, -2], [2**40, 2**40]])
+def test_external_data_for_a_shape_that_is_none(tmp_path: Path, dims: list[int]) -> None:
+    (tmp_path / "data").write_bytes(SECRET)
+    tensor = stolen("data")
+    tensor.dims[:] = dims
+    with pytest.raises(UsageError, match=r"cut off|damaged"):
+        prepared(save(in_initializer(tensor), tmp_path / "model.onnx"), tmp_path / "out")
+
+
+def test_external_data_is_not_multiplied(tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(bytes(1 << 20))
+    names = [f"w{number}" for number in range(200)]
+    tensors = []
+    for name in names:
+        tensors.append(stolen("data"))
+        tensors[-1].name, tensors[-1].dims[:] = name, [1 << 18]
+    model = build(
+        [node("Sum", f"x {' '.join(names)}", "y")],
+        [value("x", [1 << 18])],
+        [value("y", [1 << 18])],
+        tensors,
+    )
+    with pytest.raises(UsageError, match="ask for 209715200 bytes"):
+        prepared(save(model, tmp_path / "model.onnx"), tmp_path / "out")
+
+
+def test_a_pickle_within_is_not_loaded(tmp_path: Path) -> None:
+    """Beside the model, in its data and its metadata: it is bytes."""
+
+    class Harm:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "harm"),)
+
+    content = pickle.dumps(Harm())
+    (tmp_path / "data").write_bytes(content.ljust(16)[:16])
+    model = in_initializer(stolen("data"))
+    model.metadata_props.add(key="state", value=repr(content))
+    model.graph.node[0].attribute.add(
+        name="state", type=onnx.AttributeProto.STRING, s=content + bytes(100)
+    )
+    path = save(model, tmp_path / "model.onnx")
+    with contextlib.suppress(UsageError, UnsupportedError):
+        prepared(path, tmp_path / "out")
+    assert not (tmp_path / "harm").exists()
 
 
 BAD: dict[str, bytes] = {

@@ -1,20 +1,24 @@
 """Damaged .tflite files before TFLite Micro: whatever they do to a worker, the parent lives, and
 each has a reason."""
 
+import resource
 from collections import Counter
 from pathlib import Path
 
+import flatbuffers
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 
 from onmetal import cache as caches
 from onmetal import model as models
 from onmetal.cache import Cache
-from onmetal.converters.tflite import io, quantize
+from onmetal.converters.tflite import io, quantize, reader
 from onmetal.converters.tflite.net import read, write
-from onmetal.errors import OnmetalError
+from onmetal.errors import OnmetalError, UsageError
 from onmetal.profilers.local import Local, Worker
 from tests.conftest import deploy
+from tests.test_hostile_arrays import special
 from tests.test_tflm import small
 
 COUNT = 2000
@@ -146,3 +150,82 @@ def test_a_sound_file_is_read_by_the_same_way(sound: bytes, tmp_path: Path) -> N
     with Cache() as cache:
         found = models.read(path, {}, None, cache, Local(cache))
     assert found.quantized and found.sha256 == caches.sha256(path)
+
+
+def repeated(list_of: str, times: int) -> bytes:
+    """A file one of whose lists names one table very often, which does so as well."""
+    builder = flatbuffers.Builder(1 << 20)
+
+    def many(item: int) -> int:
+        builder.StartVector(4, times, 4)
+        for _ in range(times):
+            builder.PrependUOffsetTRelative(item)
+        return int(builder.EndVector())
+
+    if list_of == "subgraphs":
+        schema.OperatorStart(builder)
+        operators = many(schema.OperatorEnd(builder))
+        schema.SubGraphStart(builder)
+        schema.SubGraphAddOperators(builder, operators)
+        inner = many(schema.SubGraphEnd(builder))
+    elif list_of == "tensors":
+        schema.DimensionMetadataStart(builder)
+        dimensions = many(schema.DimensionMetadataEnd(builder))
+        schema.SparsityParametersStart(builder)
+        schema.SparsityParametersAddDimMetadata(builder, dimensions)
+        sparsity = schema.SparsityParametersEnd(builder)
+        schema.TensorStart(builder)
+        schema.TensorAddSparsity(builder, sparsity)
+        tensors = many(schema.TensorEnd(builder))
+        schema.SubGraphStart(builder)
+        schema.SubGraphAddTensors(builder, tensors)
+        graph = schema.SubGraphEnd(builder)
+        builder.StartVector(4, 1, 4)
+        builder.PrependUOffsetTRelative(graph)
+        inner = builder.EndVector()
+    else:
+        schema.TensorMapStart(builder)
+        maps = many(schema.TensorMapEnd(builder))
+        schema.SignatureDefStart(builder)
+        schema.SignatureDefAddInputs(builder, maps)
+        inner = many(schema.SignatureDefEnd(builder))
+    schema.ModelStart(builder)
+    if list_of == "signatures":
+        schema.ModelAddSignatureDefs(builder, inner)
+    else:
+        schema.ModelAddSubgraphs(builder, inner)
+    builder.Finish(schema.ModelEnd(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+@pytest.mark.parametrize("list_of", ["subgraphs", "tensors", "signatures"])
+def test_a_small_file_of_endless_parts_takes_no_memory(list_of: str) -> None:
+    content = repeated(list_of, 20_000)
+    assert len(content) < 200_000
+    with pytest.raises(UsageError, match="more than 1000000 parts"):
+        read(content)
+
+
+def test_a_buffer_of_many_tensors_is_kept_once(sound: bytes) -> None:
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(sound))
+    graph = model.subgraphs[0]
+    large = schema.BufferT()
+    large.data = np.zeros(1 << 20, np.uint8)
+    model.buffers.append(large)
+    for number in range(5000):
+        tensor = schema.TensorT()
+        tensor.name, tensor.shape, tensor.type = f"t{number}", [1 << 20], schema.TensorType.INT8
+        tensor.buffer = len(model.buffers) - 1
+        graph.tensors.append(tensor)
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert read(bytes(builder.Output())).ops
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB, not 5 GB
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "broken link", "socket"])
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, kind: str) -> None:
+    path = special(tmp_path / "model.tflite", kind)
+    with pytest.raises(UsageError, match=r"not a regular file|No such file"):
+        reader.examine(str(path), {}, None, str(tmp_path))

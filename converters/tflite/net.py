@@ -209,6 +209,9 @@ def constant(name: str, value: Any, dtype: Any = None) -> Tensor:
 
 # --- reading
 
+MOST_PARTS = 1_000_000
+"""Operators, tensors and what they are made of; the largest networks have some thousands."""
+
 
 def read(source: Path | bytes) -> Net:
     """Raises UsageError where it is no .tflite file or a damaged one, UnsupportedError where it
@@ -217,7 +220,11 @@ def read(source: Path | bytes) -> Net:
     if content[4:8] != IDENTIFIER:
         raise UsageError("it is not a .tflite file: its identifier is missing")
     try:
-        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content))
+        root = schema.Model.GetRootAs(content)
+        _check_parts(root)
+        model = schema.ModelT.InitFromObj(root)
+    except UsageError:
+        raise
     except Exception as error:
         raise UsageError(f"a damaged .tflite file: {type(error).__name__}") from None
     if len(model.subgraphs or []) != 1:
@@ -230,6 +237,27 @@ def read(source: Path | bytes) -> Net:
         raise UsageError(f"a damaged .tflite file: {error}") from None
 
 
+def _check_parts(root: Any) -> None:
+    """Before there is an object for each: lists of a small file may name one and the same table
+    any number of times, which holds such a list too."""
+    parts = 0
+    for graph in map(root.Subgraphs, range(root.SubgraphsLength())):
+        parts += graph.OperatorsLength() + graph.TensorsLength()
+        sparse = (
+            graph.Tensors(i).Sparsity() for i in range(min(graph.TensorsLength(), MOST_PARTS))
+        )
+        for sparsity in sparse:
+            parts += sparsity.DimMetadataLength() if sparsity else 0
+        if parts > MOST_PARTS:
+            break
+    for signature in map(root.SignatureDefs, range(root.SignatureDefsLength())):
+        parts += signature.InputsLength() + signature.OutputsLength()
+        if parts > MOST_PARTS:
+            break
+    if parts > MOST_PARTS:
+        raise UsageError(f"a damaged .tflite file: it has more than {MOST_PARTS} parts")
+
+
 def text(value: Any) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value or "")
 
@@ -237,6 +265,7 @@ def text(value: Any) -> str:
 class _Reader:
     def __init__(self, model: Any, content: bytes) -> None:
         self.model, self.content = model, content
+        self.raw: dict[int, bytes] = {}
         self.graph = model.subgraphs[0]
         self.tensors = [self._tensor(entry) for entry in self.graph.tensors]
 
@@ -279,7 +308,7 @@ class _Reader:
         if any(size < 0 for size in shape):
             raise ValueError(f"tensor {name!r} has the shape {list(shape)}")
         tensor = Tensor(name, shape, _TYPES[entry.type], variable=bool(entry.isVariable))
-        tensor.data = self._data(self.model.buffers[entry.buffer], tensor)
+        tensor.data = self._data(int(entry.buffer), tensor)
         found = entry.quantization
         if found is not None and found.scale is not None and len(found.scale):
             if found.details is not None:
@@ -292,15 +321,16 @@ class _Reader:
             tensor.axis = int(found.quantizedDimension)
         return tensor
 
-    def _data(self, buffer: Any, tensor: Tensor) -> np.ndarray | None:
+    def _data(self, place: int, tensor: Tensor) -> np.ndarray | None:
+        buffer = self.model.buffers[place]
         raw = buffer.data
         if buffer.offset > 1:  # files over 2 GB keep their buffers after the flatbuffer
             raw = np.frombuffer(self.content, np.uint8, int(buffer.size), int(buffer.offset))
         if raw is None or (len(raw) == 0 and tensor.size):
             return None
-        return np.frombuffer(np.asarray(raw, np.uint8).tobytes(), tensor.dtype).reshape(
-            tensor.shape
-        )
+        if place not in self.raw:  # once, however many tensors have it
+            self.raw[place] = np.asarray(raw, np.uint8).tobytes()
+        return np.frombuffer(self.raw[place], tensor.dtype).reshape(tensor.shape)
 
     def _op(self, entry: Any) -> Op:
         code = self.model.operatorCodes[entry.opcodeIndex]

@@ -1,5 +1,6 @@
 """Looks at a user's .tflite file, in a child process: checks it and counts its work."""
 
+import hashlib
 import math
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,10 @@ from onmetal import cache as caches
 from onmetal.converters.tflite import check
 from onmetal.converters.tflite.net import Net, Op, Tensor, read, signature_names
 from onmetal.errors import UnsupportedError, UsageError
+from onmetal.reading import read_bytes
+
+MOST_BYTES = 1 << 31
+"""A FlatBuffer's offsets end there."""
 
 
 def examine(
@@ -22,7 +27,10 @@ def examine(
     sound but beyond what can be run, or against TFLite's specification.
     """
     source = Path(path)
-    content = source.read_bytes()
+    try:
+        content = read_bytes(source, MOST_BYTES)
+    except OSError as error:
+        raise UsageError(f"{source}: cannot read it ({error.strerror})") from None
     net = read(content)
     if not net.inputs or not net.outputs:
         raise UsageError(f"{source}: the model has no {'input' if net.outputs else 'output'}")
@@ -47,7 +55,7 @@ def examine(
     matrices = {t for op in net.ops if op.kind == "FULLY_CONNECTED" for t in op.taken if _weight(t)}
     share = sum(weights[t] for t in matrices) / max(1, sum(weights.values()))
     return {
-        "sha256": caches.sha256(source),
+        "sha256": hashlib.sha256(content).hexdigest(),
         "prepared_sha256": caches.sha256(Path(folder) / "model.tflite"),
         "size_bytes": len(content),
         "inputs": inputs,

@@ -1,0 +1,254 @@
+"""Small honest files of every kind that strangers may give, ways in which they go wrong, and the
+reading of each by the code that `deploy` reads it with.
+
+`python -m tests.mutations_files FIRST LAST KIND …` reads mutations FIRST to LAST - 1 of each kind
+and says of each how it ended; a reader that dies takes this process with it, and no other.
+"""
+
+import io
+import random
+import shutil
+import sys
+import tempfile
+import traceback
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from onmetal import targets
+from onmetal.cache import Cache
+from onmetal.calibration import images, labels, samples
+from onmetal.calibration.images import Preprocessing
+from onmetal.converters import onnx_reader
+from onmetal.converters.tflite import reader as tflite_reader
+from onmetal.errors import OnmetalError
+from tests.onnx_models import build, constant, node, value, weights
+from tests.test_samples import image_model
+
+MODELS = ("onnx", "tflite")
+NATIVE = (*MODELS, "png", "jpeg", "bmp", "gif", "tiff", "webp", "ppm")
+"""Kinds whose readers are written in C or C++, in which a mutation might end the process: the
+models are read in a worker of their own by `deploy`, the pictures are not."""
+MPO = {"format": "MPO", "save_all": True}
+"""A camera's JPEG, with a preview."""
+PICTURES: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "png": [("RGBA", {}), ("P", {}), ("I;16", {})],
+    "jpeg": [("RGB", {}), ("L", {"progressive": True}), ("CMYK", {}), ("RGB", MPO)],
+    "bmp": [("RGB", {}), ("P", {})],
+    "gif": [("P", {"save_all": True}), ("L", {})],
+    "tiff": [("RGB", {"compression": c}) for c in ("raw", "tiff_lzw", "jpeg", "packbits")],
+    "webp": [("RGBA", {"lossless": True}), ("RGB", {"save_all": True})],
+    "ppm": [("RGB", {}), ("L", {})],
+}
+"""Kind -> modes of Pillow and how it saves them."""
+KINDS = (*MODELS, *PICTURES, "npz", "data.toml", "labels.csv", "target.toml")
+NAMES = {"jpeg": "picture.jpg", "labels.csv": "labels.csv", "data.toml": "data.toml"}
+HOW = Preprocessing(size=32, crop=(32, 32))
+SHAPE = (3, 4, 5)
+COUNT = 6
+LISTED = 'file,label\na.png,cat\nb.png,dog\nsub/c d.png,cat\n"sub/e.png",dog\n'
+DATA_TOML = """
+size = 256
+crop = [224, 224]
+channels = "RGB"  # or "BGR"
+scale = 1.0
+mean = [123.675, 116.28, 103.53]
+std = [58.395, 57.12, 57.375]
+layout = "NCHW"
+dtype = "float32"
+exif = true
+alpha = "white"
+classes = ["cat", "dog"]
+"""
+
+
+def seeds() -> list[tuple[str, bytes]]:
+    """(kind, honest file), several of most kinds."""
+    return [(kind, content) for kind in KINDS for content in honest(kind)]
+
+
+def honest(kind: str) -> list[bytes]:
+    if kind in PICTURES:
+        return [_picture(kind, mode, options) for mode, options in PICTURES[kind]]
+    match kind:
+        case "onnx":
+            return _onnx()
+        case "tflite":
+            return [_tflite()]
+        case "npz":
+            return [_npz(packed) for packed in (False, True)]
+        case "data.toml":
+            return [DATA_TOML.encode()]
+        case "labels.csv":
+            return [LISTED.encode(form) for form in ("utf-8", "utf-16")]
+        case _:
+            folder = Path(targets.__file__).parent
+            return [(folder / f"{name}.toml").read_bytes() for name in ("x86-64", "cortex-m4")]
+
+
+def _onnx() -> list[bytes]:
+    conv = build(
+        [
+            node("Conv", "x w b", "c", pads=[1] * 4),
+            node("Relu", "c", "r"),
+            node("GlobalAveragePool", "r", "p"),
+            node("Reshape", "p shape", "y"),
+        ],
+        [value("x", ["N", 3, 8, 8])],
+        [value("y", ["N", 4])],
+        [weights("w", 4, 3, 3, 3), weights("b", 4), constant("shape", [0, -1], "int64")],
+    )
+    branch = build([node("Neg", "x", "t")], [], [value("t", [2])]).graph
+    other = build([node("Abs", "x", "e")], [], [value("e", [2])]).graph
+    control = build(
+        [
+            node("ReduceSum", "x", "s", keepdims=0),
+            node("Cast", "s", "flag", to=9),
+            node("If", "flag", "y", then_branch=branch, else_branch=other),
+        ],
+        [value("x", [2])],
+        [value("y", [2])],
+    )
+    return [model.SerializeToString(deterministic=True) for model in (conv, control)]
+
+
+def _tflite() -> bytes:
+    from tests.test_tflm import small
+
+    with tempfile.TemporaryDirectory() as folder:
+        return small(Path(folder) / "net", "Relu", "Sigmoid").read_bytes()
+
+
+def _picture(kind: str, mode: str, options: dict[str, Any]) -> bytes:
+    values = np.random.default_rng(0).integers(0, 255, (40, 48, 4), np.uint8)
+    values[10:30] = values[10, 10]  # packs well
+    if mode == "I;16":
+        picture = Image.fromarray(values[..., 0].astype(np.uint16) * 257)
+    else:
+        picture = Image.fromarray(values).convert(mode)
+    exif = Image.Exif()
+    exif[images.ORIENTATION] = 6
+    options = {**options, **({"exif": exif} if kind in ("png", "jpeg", "webp", "tiff") else {})}
+    if options.get("save_all"):
+        options = {**options, "append_images": [picture.rotate(180)]}
+    file = io.BytesIO()
+    picture.save(file, **{"format": kind, **options})
+    return file.getvalue()
+
+
+def _npz(packed: bool) -> bytes:
+    file = io.BytesIO()
+    values = np.random.default_rng(0).random((COUNT, *SHAPE)).astype(np.float32)
+    (np.savez_compressed if packed else np.savez)(file, x=values, y=np.arange(COUNT) % 3)
+    return file.getvalue()
+
+
+def read(kind: str, path: Path) -> None:
+    """Reads one file as `deploy` would. Raises OnmetalError, and nothing else, where it is bad."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        if kind == "onnx":
+            onnx_reader.examine(str(path), {}, None, scratch)
+        elif kind == "tflite":
+            tflite_reader.examine(str(path), {}, None, scratch)
+        elif kind == "npz":
+            with Cache(folder) as cache:
+                model = image_model(*SHAPE)
+                samples.load(str(path), model, cache, option="--data", labelled=True, scores=3)
+        elif kind == "data.toml":
+            shutil.copyfile(path, folder / "data.toml")
+            images.read_preprocessing(folder, folder.resolve())
+        elif kind == "labels.csv":
+            for name in ("a.png", "b.png", "sub/c d.png", "sub/e.png"):
+                (folder / name).parent.mkdir(exist_ok=True)
+                (folder / name).touch()
+            shutil.copyfile(path, folder / "labels.csv")
+            labels.listing(folder, None, 2, labelled=True, within=folder.resolve())
+        elif kind == "target.toml":
+            shutil.copyfile(path, folder / "target.toml")
+            targets.load(str(folder / "target.toml"))
+        else:
+            images.read(path, HOW)
+
+
+def mutated(content: bytes, others: list[bytes], seed: int) -> bytes:
+    """One of the ways in which files go wrong: bits, bytes, integers of extremes, pieces that are
+    left out, doubled, exchanged with those of another file, and cuts."""
+    source = random.Random(seed)
+    data = bytearray(content)
+    for _ in range(source.choice([1, 1, 1, 2, 4, 16])):
+        place = source.randrange(len(data) + 1)
+        size = source.choice([1, 2, 4, 8, 40, 400])
+        piece = bytes(data[place : place + size])
+        match source.randrange(8):
+            case 0 if piece:
+                data[place] ^= 1 << source.randrange(8)
+            case 1 if piece:
+                data[place] = source.randrange(256)
+            case 2:
+                data[place:place] = source.randbytes(size)
+            case 3:
+                del data[place : place + size]
+            case 4:
+                data[place:place] = piece * source.choice([1, 2, 50])
+            case 5:
+                extreme = source.choice([0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**31])
+                extreme = source.choice([extreme, 2**32 - 1, 2**63, 2**64 - 1])
+                width = source.choice([2, 4, 8])
+                order = source.choice(["little", "big"])
+                number = extreme % (1 << 8 * width)
+                data[place : place + width] = number.to_bytes(width, order)  # type: ignore[arg-type]
+            case 6:
+                other = source.choice(others)
+                start = source.randrange(len(other) + 1)
+                data[place : place + size] = other[start : start + size]
+            case _ if source.random() < 0.3:
+                del data[place:]
+    return bytes(data)
+
+
+def repaired(kind: str, content: bytes) -> bytes:
+    """With checksums that are right again, without which little of the rest is looked at."""
+    data = bytearray(content)
+    if kind == "png":
+        place = 8
+        while place + 12 <= len(data):
+            end = place + 8 + int.from_bytes(data[place : place + 4], "big")
+            data[end : end + 4] = zlib.crc32(data[place + 4 : end]).to_bytes(4, "big")
+            place = end + 4
+    elif kind == "npz":
+        place = data.find(b"PK\1\2")
+        while 0 <= place < len(data) - 46:
+            size, start = (int.from_bytes(data[place + at :][:4], "little") for at in (20, 42))
+            names = (int.from_bytes(data[start + at :][:2], "little") for at in (26, 28))
+            member = data[start + 30 + sum(names) :][:size]
+            if int.from_bytes(data[place + 10 :][:2], "little") == 0:
+                data[place + 16 : place + 20] = zlib.crc32(member).to_bytes(4, "little")
+            place = data.find(b"PK\1\2", place + 46)
+    return bytes(data)
+
+
+def main(kind: str, first: int, last: int) -> None:
+    files = honest(kind)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / NAMES.get(kind, f"mutated.{kind}")
+        for seed in range(first, last):
+            content = mutated(files[seed % len(files)], files, seed)
+            path.write_bytes(repaired(kind, content) if seed // len(files) % 2 else content)
+            print(f"{kind} {seed}", end=" ", flush=True)
+            try:
+                read(kind, path)
+                said = "read"
+            except OnmetalError as error:
+                said = f"{type(error).__name__} {error}"
+            except BaseException:
+                said = f"defect {traceback.format_exc()}"
+            print(repr(said), flush=True)
+
+
+if __name__ == "__main__":
+    for kind in sys.argv[3:]:
+        main(kind, int(sys.argv[1]), int(sys.argv[2]))
