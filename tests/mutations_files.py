@@ -1,16 +1,8 @@
-"""Small honest files of every kind that strangers may give, ways in which they go wrong, and the
-reading of each by the code that `deploy` reads it with.
-
-`python -m tests.mutations_files FIRST LAST KIND …` reads mutations FIRST to LAST - 1 of each kind
-and says of each how it ended; a reader that dies takes this process with it, and no other.
-"""
+"""Honest files of every kind that strangers may give, and how each is read, for the mutations."""
 
 import io
-import random
 import shutil
-import sys
 import tempfile
-import traceback
 import zlib
 from pathlib import Path
 from typing import Any
@@ -24,7 +16,6 @@ from onmetal.calibration import images, labels, samples
 from onmetal.calibration.images import Preprocessing
 from onmetal.converters import onnx_reader
 from onmetal.converters.tflite import reader as tflite_reader
-from onmetal.errors import OnmetalError
 from tests.onnx_models import build, constant, node, value, weights
 from tests.test_samples import image_model
 
@@ -174,42 +165,6 @@ def read(kind: str, path: Path) -> None:
             images.read(path, HOW)
 
 
-def mutated(content: bytes, others: list[bytes], seed: int) -> bytes:
-    """One of the ways in which files go wrong: bits, bytes, integers of extremes, pieces that are
-    left out, doubled, exchanged with those of another file, and cuts."""
-    source = random.Random(seed)
-    data = bytearray(content)
-    for _ in range(source.choice([1, 1, 1, 2, 4, 16])):
-        place = source.randrange(len(data) + 1)
-        size = source.choice([1, 2, 4, 8, 40, 400])
-        piece = bytes(data[place : place + size])
-        match source.randrange(8):
-            case 0 if piece:
-                data[place] ^= 1 << source.randrange(8)
-            case 1 if piece:
-                data[place] = source.randrange(256)
-            case 2:
-                data[place:place] = source.randbytes(size)
-            case 3:
-                del data[place : place + size]
-            case 4:
-                data[place:place] = piece * source.choice([1, 2, 50])
-            case 5:
-                extreme = source.choice([0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**31])
-                extreme = source.choice([extreme, 2**32 - 1, 2**63, 2**64 - 1])
-                width = source.choice([2, 4, 8])
-                order = source.choice(["little", "big"])
-                number = extreme % (1 << 8 * width)
-                data[place : place + width] = number.to_bytes(width, order)  # type: ignore[arg-type]
-            case 6:
-                other = source.choice(others)
-                start = source.randrange(len(other) + 1)
-                data[place : place + size] = other[start : start + size]
-            case _ if source.random() < 0.3:
-                del data[place:]
-    return bytes(data)
-
-
 def repaired(kind: str, content: bytes) -> bytes:
     """With checksums that are right again, without which little of the rest is looked at."""
     data = bytearray(content)
@@ -229,26 +184,3 @@ def repaired(kind: str, content: bytes) -> bytes:
                 data[place + 16 : place + 20] = zlib.crc32(member).to_bytes(4, "little")
             place = data.find(b"PK\1\2", place + 46)
     return bytes(data)
-
-
-def main(kind: str, first: int, last: int) -> None:
-    files = honest(kind)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / NAMES.get(kind, f"mutated.{kind}")
-        for seed in range(first, last):
-            content = mutated(files[seed % len(files)], files, seed)
-            path.write_bytes(repaired(kind, content) if seed // len(files) % 2 else content)
-            print(f"{kind} {seed}", end=" ", flush=True)
-            try:
-                read(kind, path)
-                said = "read"
-            except OnmetalError as error:
-                said = f"{type(error).__name__} {error}"
-            except BaseException:
-                said = f"defect {traceback.format_exc()}"
-            print(repr(said), flush=True)
-
-
-if __name__ == "__main__":
-    for kind in sys.argv[3:]:
-        main(kind, int(sys.argv[1]), int(sys.argv[2]))
