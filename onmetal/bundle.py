@@ -23,6 +23,7 @@ import msgspec
 import psutil
 
 from onmetal import manifest as manifests
+from onmetal import terminal
 from onmetal.errors import DeviceError, OnmetalError, UsageError, VerificationError
 from onmetal.profilers import Device
 from onmetal.profilers.board import Board
@@ -41,7 +42,7 @@ def template(runtime: str) -> bytes:
 
 def encode(document: dict[str, Any]) -> bytes:
     """JSON for people and programs; what is no number (NaN, infinity) becomes null."""
-    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+    return terminal.spelled(msgspec.json.format(msgspec.json.encode(document), indent=2)) + b"\n"
 
 
 # --- the output folder

@@ -37,7 +37,7 @@ from onmetal.vectors import keep_raw, write_feeds, write_golden
 
 
 def deploy(request: Request, progress: Progress, screen: Screen = PLAIN) -> dict[str, Any]:
-    """Do all of it. -> the document of `--json`, and under `table` the text for a screen.
+    """Do all of it. -> the document of `--json`, and under `table` the lines for a screen.
 
     Raises the errors of onmetal.errors; BudgetError and DeviceError carry the document where
     candidates were judged.
@@ -125,9 +125,9 @@ def _deploy(
 def _check_plan(planned: list[Planned]) -> None:
     """Refuse where nothing that was asked for can be tried here."""
     if all(entry.skipped or entry.reference_only for entry in planned):
-        said = "\n".join(f"  {entry.name}: {entry.skipped}" for entry in planned if entry.skipped)
+        said = [f"{entry.name}: {entry.skipped}" for entry in planned if entry.skipped]
         kind = UsageError if any(e.skipped == NO_DATA for e in planned) else UnsupportedError
-        raise kind(f"none of the candidates asked for can run here:\n{said}")
+        raise kind("none of the candidates asked for can run here:", details=said)
 
 
 def _document(
@@ -218,15 +218,13 @@ def _refuse(task: Task, document: dict[str, Any], trials: list[Trial], out: Path
     planned = {entry.name for entry in task.planned if not entry.skipped}
     told = [t for t in trials if t.reason and t.name in planned]
     told.sort(key=lambda t: t.failure is None)  # what failed comes first
-    said = "\n".join(f"  {t.name}: {t.reason}" for t in told)
+    said = [f"{t.name}: {t.reason}" for t in told]
     if tried and all(trial.failure for trial in tried):
         if all(trial.failure == "conversion" for trial in tried):
-            raise UnsupportedError(
-                f"no runtime of this target can run the model:\n{said}", document
-            )
-        raise DeviceError(f"every candidate failed:\n{said}", document)
+            raise UnsupportedError("no runtime of this target can run the model:", document, said)
+        raise DeviceError("every candidate failed:", document, said)
     error = BudgetError(
-        f"no candidate meets the budget; {out / bundle.REPORT} has every figure:\n{said}", document
+        f"no candidate meets the budget; {out / bundle.REPORT} has every figure:", document, said
     )
     document["error"] = {"code": error.exit_code, "message": str(error)}
     bundle.write_report(out, document, task.request.force)

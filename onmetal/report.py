@@ -148,7 +148,7 @@ def npu_lines(npu: dict[str, Any] | None) -> list[str]:
     ]
 
 
-def planned(document: dict[str, Any]) -> str:
+def planned(document: dict[str, Any]) -> list[str]:
     """The plan of `--dry-run`."""
     lines = ["Would be tried:"]
     tried = [c for c in document["candidates"] if c["status"] == "planned"]
@@ -158,7 +158,7 @@ def planned(document: dict[str, Any]) -> str:
     skipped = [c for c in document["candidates"] if c["status"] == "skipped"]
     if skipped:
         lines += ["Would not be tried:", *(f"  {c['name']}: {c['reason']}" for c in skipped)]
-    return "\n".join(lines)
+    return lines
 
 
 def readme(document: dict[str, Any], chosen: Trial, tolerance: float) -> str:
