@@ -1,6 +1,5 @@
 """Image files as a model's input: data.toml, and one image read by Pillow."""
 
-import json
 import math
 import tomllib
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ import numpy as np
 from msgspec import Meta, Struct
 
 from onmetal.errors import UsageError
+from onmetal.quoting import toml_string
 from onmetal.records import Shape
 
 if TYPE_CHECKING:
@@ -331,5 +331,5 @@ def advice(shape: Shape, dtype: np.dtype, expected: Shape, wanted: np.dtype) -> 
 
 def quoted(names: tuple[str, ...] | list[str], most: int = 6) -> str:
     """Names as a TOML array, cut off where there are many."""
-    shown = [json.dumps(name, ensure_ascii=False) for name in names[:most]]
+    shown = [toml_string(name) for name in names[:most]]
     return f"[{', '.join([*shown, *(['…'] if len(names) > most else [])])}]"
