@@ -33,6 +33,8 @@ from onmetal.targets import TFLITE, install
 
 SUMS = "SHA256SUMS"
 REPORT = "report.json"
+NO_VECTORS = "none"
+"""Of a check by golden vectors, where the bundle holds none: nothing was checked."""
 
 
 def template(runtime: str) -> bytes:
@@ -145,7 +147,7 @@ def write(
     runtime: str,
     files: Sequence[Path],
     extra: dict[str, bytes],
-    golden: Path,
+    golden: Path | None,
     manifest: dict[str, Any],
     readme: str,
     force: bool,
@@ -154,7 +156,7 @@ def write(
     device: Device,
 ) -> None:
     """`extra`: more files, by their path in the bundle; `golden`: the .npz of vectors, which ran on
-    the device; `manifest` goes in as it is.
+    the device, where there are any; `manifest` goes in as it is.
 
     The bundle is verified before it appears. Raises RuntimeError, which is a defect of ours, where
     it is not what it says; then nothing is written.
@@ -165,7 +167,8 @@ def write(
         for name, content in extra.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
-        shutil.copyfile(golden, folder / "golden.npz")
+        if golden:
+            shutil.copyfile(golden, folder / "golden.npz")
         (folder / "run.py").write_bytes(template(runtime))
         (folder / "README.md").write_text(readme, "utf-8")
         (folder / "manifest.json").write_bytes(encode(manifest))
@@ -251,9 +254,14 @@ def verify(folder: Path, host: Local, device: Device, *, run: bool) -> dict[str,
                 if runtime in TFLITE:
                     artifact = folder / manifest["run"]["files"][0]
                     check("specification", _check_specification(artifact, worker))
-                check("golden", _check_golden(folder, manifest, worker, device))
-            if run and same:
+                if manifest["golden"]["vectors"]:
+                    check("golden", _check_golden(folder, manifest, worker, device))
+                else:
+                    checks["golden"] = NO_VECTORS
+            if run and same and manifest["golden"]["vectors"]:
                 check("run.py", _execute(folder, host))
+            elif run and same:
+                checks["run.py"] = NO_VECTORS
     document = {
         "schema": 1,
         "bundle": str(folder),
@@ -319,7 +327,9 @@ def _check_tensors(folder: Path, manifest: dict[str, Any], worker: Worker) -> li
             function=f"onmetal.converters.{run['runtime']}:describe",
             path=str(artifact),
         )
-        vectors = worker.call("golden_described", timeout_s=600, folder=str(folder.absolute()))
+        vectors: dict[str, Any] = {}
+        if manifest["golden"]["vectors"]:
+            vectors = worker.call("golden_described", timeout_s=600, folder=str(folder.absolute()))
     except OnmetalError as error:
         return [f"{artifact.name} or golden.npz cannot be read: {error}"]
     return [

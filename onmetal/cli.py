@@ -88,6 +88,8 @@ def _run_deploy(asked: argparse.Namespace) -> int:
         ),
         mode="quick" if asked.quick else "thorough" if asked.thorough else "default",
         dry_run=asked.dry_run,
+        golden=asked.golden,
+        keep_paths=asked.keep_paths,
     )
     progress = Progress(steps=5 if request.device == "none" else 7)
     document = pipeline.deploy(request, progress, terminal.of(sys.stdout))

@@ -32,7 +32,7 @@ class _Run(Struct, frozen=True):
 
 
 class _Golden(Struct, frozen=True):
-    vectors: Annotated[int, Meta(ge=1)]
+    vectors: Annotated[int, Meta(ge=0)]
     tolerance: Annotated[float, Meta(ge=0, le=max(TOLERANCE.values()))]
 
 

@@ -181,7 +181,8 @@ def readme(document: dict[str, Any], chosen: Trial, tolerance: float) -> str:
         "```",
         f"pip install numpy {packages(candidate.runtime)[0]}=={version(candidate.runtime_version)}",
     ]
-    lines += ["python run.py                       # the golden vectors"]
+    vectors = document["golden"]["vectors"]
+    lines += ["python run.py                       # the golden vectors"] if vectors else []
     lines += ["python run.py INPUTS.npz OUT.npz    # your own inputs"]
     lines += ["python run.py --help                # and what they are", "```", ""]
     lines += ["| input | dtype | shape |", "|---|---|---|"]
@@ -220,8 +221,16 @@ def readme(document: dict[str, Any], chosen: Trial, tolerance: float) -> str:
         "",
         "Every candidate and every figure is in `manifest.json`; raw samples, where there",
     ]
-    lines += ["are any, are in `measurements.npz`. `deploy verify` checks this folder; its golden"]
-    lines += [f"outputs must agree within {tolerance:g} of their largest magnitude.", ""]
+    if vectors:
+        lines += [
+            "are any, are in `measurements.npz`. `deploy verify` checks this folder; its golden"
+        ]
+        lines += [f"outputs must agree within {tolerance:g} of their largest magnitude.", ""]
+    else:
+        lines += [
+            "are any, are in `measurements.npz`. `deploy verify` checks this folder, but not what"
+        ]
+        lines += ["the model gives: there are no golden vectors.", ""]
     return "\n".join(lines)
 
 

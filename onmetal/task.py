@@ -57,6 +57,10 @@ class Request(Struct, frozen=True):
     time_limit_s: float | None = None
     mode: Literal["quick", "default", "thorough"] = "default"
     dry_run: bool = False
+    golden: Literal["real", "random", "none"] = "real"
+    """What the bundle's golden vectors are made of."""
+    keep_paths: bool = False
+    """Whether the bundle holds paths and the device's address as they are."""
 
 
 class Clock:
