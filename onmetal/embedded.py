@@ -64,7 +64,7 @@ def lacking(entry: Planned, target: Target, host: Local, cache: Cache) -> list[s
     if found and not found[0]["operator"]:
         return [f"{entry.model.path}: {found[0]['reason']}"]
     return [
-        f"{row['operator']} of {entry.model.path}, made for {row['node']}: {row['reason']}"
+        f"{row['operator']}, made for {row['node']} of {entry.model.path}: {row['reason']}"
         for row in found
     ]
 

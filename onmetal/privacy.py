@@ -55,7 +55,9 @@ class Known(Struct, frozen=True):
     def _pattern(self) -> re.Pattern[str]:
         """The longest first, so that one within another's folder is known by its own name."""
         longest = sorted(self.paths, key=len, reverse=True)
-        return re.compile(rf"(?<![\w.-])(?:{'|'.join(map(re.escape, longest))})(?![\w-]){_REST}")
+        return re.compile(
+            rf"(?<![\w.-])(?:{'|'.join(map(re.escape, longest))})(?![\w-]|\.\w){_REST}"
+        )
 
     def document(self, value: Any) -> Any:
         """All texts of a document."""
