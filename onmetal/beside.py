@@ -1,6 +1,7 @@
 """The commands beside the main job: each a function -> (the document of `--json`, its lines)."""
 
 import contextlib
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
@@ -301,8 +302,8 @@ def _as_it_is(path: Path, found: Model, target: Target) -> Recipe:
         if found.quantized and not recipe.split and (recipe.compute == "i16") == found.wide:
             return recipe
     raise UnsupportedError(
-        f"{path}: {target.name} runs no floats; `deploy {path} --target {target.name} --data …` "
-        "quantizes it"
+        f"{path}: {target.name} runs no floats; `deploy {shlex.quote(str(path))} --target "
+        f"{target.name} --data …` quantizes it"
     )
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onmetal import cli, quoting, terminal
+from onmetal import cli, firmware, quoting, report, terminal
 from onmetal.converters.tflite import timeline
+from onmetal.ports import Port
 from tests import onnx_models
 from tests.conftest import DIGITS, ROOT, deploy
 from tests.test_terminal import WORDS, Shown
@@ -183,6 +184,31 @@ def test_a_version_is_one_word_of_a_command() -> None:
 
 def test_the_names_of_buffers_add_no_line() -> None:
     assert all(one_line(timeline._short(name, 60)) for name in HOSTILE.values())
+
+
+def test_classes_and_preprocessing_stay_in_their_cells() -> None:
+    how = {"size": 8, "channels": EVIL, "dtype": "`|"}
+    lines = report._preprocessing(how, [EVIL, "cat", *HOSTILE.values()])
+    plain = report._preprocessing({"size": 8, "channels": "a", "dtype": "b"}, ["a", "cat"])
+    assert len(lines) == len(plain) and all(map(one_line, lines))
+    for row in lines[6:9]:
+        assert len(re.findall(r"(?<!\\)\|", row)) == 4, row
+    assert "evil.example" not in skeleton(lines[-1])[0]
+
+
+def test_what_a_device_says_stays_a_sentence() -> None:
+    shipped = {"kind": "run.py", "path": None, "artifact": EVIL, "note": EVIL}
+    measured = {"runtime": EVIL, "runtime_version": EVIL, "from": EVIL}
+    lines = report._builds({"shipped": shipped, "measured": measured})
+    assert all(map(one_line, lines))
+    assert not re.search(r"(?<!\\)[<\[]|://", skeleton("".join(lines))[0].replace("\\:", ""))
+
+
+def test_a_row_of_the_firmware_has_five_cells() -> None:
+    for name in (EVIL, *HOSTILE.values()):
+        cells = firmware._told(Port(name, "float32", (1, 4), "int8", 0, scale=0.5))
+        assert len(re.findall(r"(?<!\\)\|", f"| input 0 | {' | '.join(cells)} |")) == 6
+        assert all(map(one_line, cells))
 
 
 def text_of(name: str, folder: Path, target: str) -> str:
