@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import json
 import logging
 import os
 import re
@@ -17,6 +16,7 @@ import numpy as np
 from msgspec import Meta, Struct
 
 from onmetal.errors import UsageError
+from onmetal.quoting import toml_string
 from onmetal.reading import TOML_BYTES, open_regular, parse_toml, read_bytes
 from onmetal.records import Shape
 
@@ -513,5 +513,5 @@ def advice(shape: Shape, dtype: np.dtype, expected: Shape, wanted: np.dtype) -> 
 
 def quoted(names: tuple[str, ...] | list[str], most: int = 6) -> str:
     """Names as a TOML array, cut off where there are many."""
-    shown = [json.dumps(name, ensure_ascii=False) for name in names[:most]]
+    shown = [toml_string(name) for name in names[:most]]
     return f"[{', '.join([*shown, *(['…'] if len(names) > most else [])])}]"

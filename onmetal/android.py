@@ -16,14 +16,13 @@ from onmetal.ports import (
     Port,
     Ports,
     count_vectors,
-    escaped,
     file_names,
     float_literal,
-    plain,
     ports,
     raw_vectors,
     template,
 )
+from onmetal.quoting import code, kotlin_string, plain
 from onmetal.records import Candidate
 
 MAVEN = {
@@ -173,12 +172,12 @@ def _ordered(version: str) -> tuple[int, ...]:
 
 def _suffixes(candidate: Candidate) -> list[str]:
     suffixes = {Path(name).suffix.lstrip(".") for name in file_names(candidate)}
-    return [string(suffix) for suffix in sorted(suffixes)]
+    return [kotlin_string(suffix) for suffix in sorted(suffixes)]
 
 
 def _readme(candidate: Candidate) -> dict[str, str]:
     return {
-        "model": plain(candidate.model.path.name),
+        "model": code(candidate.model.path.name),
         "measured": plain(candidate.runtime_version),
         "usage": ", ".join(f"{name} = …" for name in identifiers(_names(candidate.model.inputs))),
         "telemetry": TELEMETRY if candidate.runtime == "onnxruntime" else "",
@@ -191,17 +190,6 @@ def _names(tensors: tuple[object, ...]) -> list[str]:
 
 
 # --- Kotlin
-
-
-def string(text: str) -> str:
-    """A Kotlin literal: `$` would start a template."""
-
-    def code(character: str) -> str:
-        units = character.encode("utf-16-be", "surrogatepass")
-        pairs = zip(units[::2], units[1::2], strict=True)
-        return "".join(f"\\u{high:02x}{low:02x}" for high, low in pairs)
-
-    return escaped(text, code, "$")
 
 
 def identifiers(names: list[str], fallback: str = "tensor") -> list[str]:
@@ -220,14 +208,14 @@ def identifiers(names: list[str], fallback: str = "tensor") -> list[str]:
 
 def _constants(candidate: Candidate, found: Ports) -> dict[str, str]:
     digests = [
-        f"{string(name)} to {string(hashlib.sha256(file.read_bytes()).hexdigest())}"
+        f"{kotlin_string(name)} to {kotlin_string(hashlib.sha256(file.read_bytes()).hexdigest())}"
         for name, file in zip(file_names(candidate), candidate.files, strict=True)
     ]
     return {
-        "artifact": string(file_names(candidate)[0]),
+        "artifact": kotlin_string(file_names(candidate)[0]),
         "assets": _lines(digests, 8),
-        "sha256": string(candidate.sha256),
-        "measured_version": string(candidate.runtime_version),
+        "sha256": kotlin_string(candidate.sha256),
+        "measured_version": kotlin_string(candidate.runtime_version),
         "threads": str(_threads(candidate)),
         "inputs": _lines([_spec(port) for port in found.inputs], 8),
         "outputs": _lines([_spec(port) for port in found.outputs], 8),
@@ -246,8 +234,8 @@ def _lines(entries: list[str], indent: int) -> str:
 def _spec(port: Port) -> str:
     shape = ", ".join(map(str, port.shape))
     return (
-        f"TensorSpec({string(port.name)}, intArrayOf({shape}), {string(port.dtype)}, "
-        f"{string(port.stored)}, {port.place}, {str(port.turned).lower()}, "
+        f"TensorSpec({kotlin_string(port.name)}, intArrayOf({shape}), {kotlin_string(port.dtype)}, "
+        f"{kotlin_string(port.stored)}, {port.place}, {str(port.turned).lower()}, "
         f"{float_literal(port.scale)}, {port.zero_point})"
     )
 
@@ -300,7 +288,9 @@ def _options(candidate: Candidate) -> str:
     lines = []
     for name, value in sorted(candidate.options.items()):
         if "." in name:
-            lines.append(f"options.addConfigEntry({string(name)}, {string(str(value))})")
+            lines.append(
+                f"options.addConfigEntry({kotlin_string(name)}, {kotlin_string(str(value))})"
+            )
         else:
             lines.append(f"options.{_setter(name, value)}")
     return "\n        ".join(lines)

@@ -12,7 +12,7 @@ from onmetal.profilers.remote import Remote
 from onmetal.records import DeviceFacts
 from onmetal.targets import Target
 
-Shown = tuple[dict[str, Any], str]
+Shown = tuple[dict[str, Any], list[str]]
 
 
 def show(addresses: list[str]) -> Shown:
@@ -25,8 +25,8 @@ def show(addresses: list[str]) -> Shown:
             listed = {entry["address"] for entry in found}
             if address not in listed | {"adb"}:  # of which all were asked
                 found.append(_reached(address, cache))
-    text = "\n".join(line for entry in found for line in _lines(entry))
-    return {"schema": 1, "devices": found}, text
+    lines = [line for entry in found for line in _lines(entry)]
+    return {"schema": 1, "devices": found}, lines
 
 
 def _local(cache: Cache) -> dict[str, Any]:

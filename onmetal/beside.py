@@ -1,6 +1,7 @@
-"""The commands beside the main job: each a function -> (the document of `--json`, its text)."""
+"""The commands beside the main job: each a function -> (the document of `--json`, its lines)."""
 
 import contextlib
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +31,7 @@ from onmetal.terminal import PLAIN, Screen
 from onmetal.trials import with_figures
 from onmetal.vectors import keep_raw
 
-Shown = tuple[dict[str, Any], str]
+Shown = tuple[dict[str, Any], list[str]]
 FEED_BYTES = 512 << 20
 """The most that is made up as inputs of one inference."""
 
@@ -39,17 +40,17 @@ def show_targets(name: str | None) -> Shown:
     if name:
         target = targets.load(name)
         check_options(target)
-        return {"schema": 1, **plain(target)}, _target_text(target)
+        return {"schema": 1, **plain(target)}, _target_lines(target)
     found = [targets.load(known) for known in targets.names()]
     document = {
         "schema": 1,
         "targets": [{"name": t.name, "description": t.description} for t in found],
     }
     width = max(len(target.name) for target in found)
-    return document, "\n".join(f"{t.name:{width}}  {t.description}" for t in found)
+    return document, [f"{t.name:{width}}  {t.description}" for t in found]
 
 
-def _target_text(target: Target) -> str:
+def _target_lines(target: Target) -> list[str]:
     lines = [f"{target.name}: {target.description}", f"architecture {target.arch}"]
     lines.append(f"device: {target.device.transport}")
     threads = 1 if target.micro else target.threads or "the physical cores"
@@ -74,7 +75,7 @@ def _target_text(target: Target) -> str:
     for name, limit in plain(target.limits).items():
         if limit:
             lines.append(f"limit {name} {limit}")
-    return "\n".join(lines)
+    return lines
 
 
 def build_runner() -> Shown:
@@ -93,7 +94,7 @@ def build_runner() -> Shown:
         }
     known = ", ".join(f"{name} {number}" for name, number in native.versions().items())
     state = "was built already" if there else "built"
-    return document, f"{folder}: {state}, {report.size(size)}, with {known}"
+    return document, [f"{folder}: {state}, {report.size(size)}, with {known}"]
 
 
 def verify(folder: Path, address: str, *, run: bool) -> Shown:
@@ -107,8 +108,12 @@ def verify(folder: Path, address: str, *, run: bool) -> Shown:
             document = bundle.verify(folder, Local(cache), device, run=run, scratch=scratch)
         finally:
             device.close(keep=True)
-    said = ", ".join(document["checks"])
-    return document, f"{shown(folder)}: verified ({said})"
+    checks: dict[str, str] = document["checks"]
+    said = ", ".join(name for name, result in checks.items() if result != bundle.NO_VECTORS)
+    lines = [f"{shown(folder)}: verified ({said})"]
+    if bundle.NO_VECTORS in checks.values():
+        lines.append("it holds no golden vectors: what its model gives was not checked")
+    return document, lines
 
 
 # --- bench
@@ -194,7 +199,7 @@ def bench(
     lines = summary.table(trials, base, summary.Setting(p90=True), screen)
     lines += summary.notes(trials, screen)
     lines += [f"{t.name}: {t.reason}" for t in trials if t.reason]
-    return document, "\n".join([*lines, *_told(opinions)])
+    return document, [*lines, *_told(opinions)]
 
 
 def _check_held(board: Board, host: Local, candidates: list[Candidate], feeds: "_Feeds") -> None:
@@ -219,7 +224,7 @@ def _counted(
         f"{name}: {found['instructions_per_inference']:,} instructions per inference"
         for name, found in profiles.items()
     ]
-    return document, "\n".join(lines)
+    return document, lines
 
 
 def _opinions(
@@ -300,8 +305,8 @@ def _as_it_is(path: Path, found: Model, target: Target) -> Recipe:
         if found.quantized and not recipe.split and (recipe.compute == "i16") == found.wide:
             return recipe
     raise UnsupportedError(
-        f"{path}: {target.name} runs no floats; `deploy {path} --target {target.name} --data …` "
-        "quantizes it"
+        f"{path}: {target.name} runs no floats; `deploy {shlex.quote(str(path))} --target "
+        f"{target.name} --data …` quantizes it"
     )
 
 

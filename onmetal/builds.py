@@ -8,14 +8,25 @@ import numpy as np
 
 from onmetal import android, c_example, firmware
 from onmetal.converters import shipped
-from onmetal.errors import UnsupportedError
+from onmetal.errors import UnsupportedError, UsageError
 from onmetal.records import Candidate, Trial
-from onmetal.targets import packages
+from onmetal.targets import Target, packages
 from onmetal.task import Task
 
 WHAT = {"adb": "an Android module", "ssh": "an example in C", "serial": "the firmware"}
 NPU_TAIL_BYTES = 16 * 1024
 """Of the arena, beside what Vela plans: what the interpreter keeps of the few operators left."""
+
+
+def check_golden(target: Target, golden: str) -> None:
+    """Raises UsageError where what the bundle would hold checks itself by golden vectors, and there
+    are to be none."""
+    what = WHAT.get(target.device.transport)
+    if golden == "none" and what:
+        raise UsageError(
+            f"--golden none: {what}, which the bundle for {target.name} holds, checks itself by "
+            "golden vectors; --golden random makes some without your data"
+        )
 
 
 def beside(

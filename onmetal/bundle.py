@@ -24,7 +24,7 @@ from typing import Any, Literal
 import msgspec
 import psutil
 
-from onmetal import copying
+from onmetal import copying, terminal
 from onmetal import manifest as manifests
 from onmetal.errors import DeviceError, OnmetalError, UsageError, VerificationError
 from onmetal.profilers import Device
@@ -51,6 +51,8 @@ KNOWN_RUNNERS = frozenset(
 )
 """SHA-256 of run.py as bundles had it before it took its own folder out of `sys.path`: in a folder
 that holds nothing else to import, they are as safe."""
+NO_VECTORS = "none"
+"""Of a check by golden vectors, where the bundle holds none: nothing was checked."""
 
 
 def template(runtime: str) -> bytes:
@@ -65,7 +67,7 @@ def encode(document: dict[str, Any]) -> bytes:
         content = msgspec.json.encode(document)
     except UnicodeEncodeError:
         content = msgspec.json.encode(_spelled(document))
-    return msgspec.json.format(content, indent=2) + b"\n"
+    return terminal.spelled(msgspec.json.format(content, indent=2)) + b"\n"
 
 
 def _spelled(value: Any) -> Any:
@@ -178,7 +180,7 @@ def write(
     runtime: str,
     files: Sequence[Path],
     extra: dict[str, bytes],
-    golden: Path,
+    golden: Path | None,
     manifest: dict[str, Any],
     readme: str,
     force: bool,
@@ -187,7 +189,7 @@ def write(
     device: Device,
 ) -> None:
     """`extra`: more files, by their path in the bundle; `golden`: the .npz of vectors, which ran on
-    the device; `manifest` goes in as it is.
+    the device, where there are any; `manifest` goes in as it is.
 
     The bundle is verified before it appears. Raises RuntimeError, which is a defect of ours, where
     it is not what it says; then nothing is written.
@@ -198,7 +200,8 @@ def write(
         for name, content in extra.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
-        shutil.copyfile(golden, folder / "golden.npz")
+        if golden:
+            shutil.copyfile(golden, folder / "golden.npz")
         (folder / "run.py").write_bytes(template(runtime))
         (folder / "README.md").write_text(readme, "utf-8")
         named = manifests.named([*_inside(folder), "manifest.json"])
@@ -288,8 +291,13 @@ def verify(
                 held = all(
                     check(name, look(worker)) for name, look in _looks(copy, manifest, device)
                 )
-            if run and same and held:
+            vectors = manifest["golden"]["vectors"]
+            if held and not vectors:
+                checks["golden"] = NO_VECTORS
+            if run and same and held and vectors:
                 check("run.py", _execute(copy, host))
+            elif run and same and held:
+                checks["run.py"] = NO_VECTORS
     document = {
         "schema": 1,
         "bundle": shown(folder),
@@ -318,7 +326,8 @@ def _looks(
         artifact = copy / manifest["run"]["files"][0]
         yield "specification", lambda worker: _check_specification(artifact, worker)
     yield "tensors", lambda worker: _check_tensors(copy, manifest, worker)
-    yield "golden", lambda worker: _check_golden(copy, manifest, worker, device)
+    if manifest["golden"]["vectors"]:
+        yield "golden", lambda worker: _check_golden(copy, manifest, worker, device)
 
 
 def _copy_files(folder: Path, copy: Path) -> list[str]:
@@ -422,12 +431,16 @@ def _check_tensors(folder: Path, manifest: dict[str, Any], worker: Worker) -> li
             function=f"onmetal.converters.{run['runtime']}:describe",
             path=str(artifact),
         )
-        vectors = worker.call(
-            "golden_described",
-            timeout_s=600,
-            folder=str(folder.absolute()),
-            most_bytes=manifests.golden_bytes(manifest),
-        )
+        vectors: dict[str, Any] = {}
+        if not manifest["golden"]["vectors"] and (folder / "golden.npz").exists():
+            return ["golden.npz is there, and manifest.json says that there are no golden vectors"]
+        if manifest["golden"]["vectors"]:
+            vectors = worker.call(
+                "golden_described",
+                timeout_s=600,
+                folder=str(folder.absolute()),
+                most_bytes=manifests.golden_bytes(manifest),
+            )
     except OnmetalError as error:
         return [f"{artifact.name} or golden.npz cannot be read: {error}"]
     return [

@@ -11,14 +11,13 @@ from onmetal.ports import (
     Port,
     Ports,
     count_vectors,
-    escaped,
     file_names,
     float_literal,
-    plain,
     ports,
     raw_vectors,
     template,
 )
+from onmetal.quoting import c_string, plain
 from onmetal.records import Candidate
 from onmetal.targets import pinned
 
@@ -61,7 +60,7 @@ def _source(candidate: Candidate, found: Ports, vectors: int, tolerance: float) 
         output_count=str(len(found.outputs)),
         vectors=str(vectors),
         threads=str(_threads(candidate)),
-        artifact=string(file_names(candidate)[0]),
+        artifact=c_string(file_names(candidate)[0]),
         tolerance=repr(float(tolerance)),
         inputs=",\n    ".join(map(_tensor, found.inputs)),
         outputs=",\n    ".join(map(_tensor, found.outputs)),
@@ -74,18 +73,9 @@ def _threads(candidate: Candidate) -> int:
     return int(candidate.options.get(names[candidate.runtime], 1))
 
 
-def string(text: str) -> str:
-    """A C literal in UTF-8; `?` too is escaped, since two of them may begin a trigraph."""
-
-    def code(character: str) -> str:
-        return "".join(f"\\{byte:03o}" for byte in character.encode("utf-8", "surrogatepass"))
-
-    return escaped(text, code, "?")
-
-
 def _tensor(port: Port) -> str:
     fields = {
-        "name": string(port.name),
+        "name": c_string(port.name),
         "dtype": port.dtype.upper(),
         "stored": port.stored.upper(),
         "place": str(port.place),
@@ -118,7 +108,7 @@ def _options(candidate: Candidate) -> str:
 def _option(name: str, value: object) -> str:
     """ONNX Runtime's option by its function in C."""
     if "." in name:
-        return f"CALL(AddSessionConfigEntry, options, {string(name)}, {string(str(value))});"
+        return f"CALL(AddSessionConfigEntry, options, {c_string(name)}, {c_string(str(value))});"
     switches = {"enable_mem_pattern": "MemPattern", "enable_cpu_mem_arena": "CpuMemArena"}
     if name in switches:
         return f"CALL({'Enable' if value else 'Disable'}{switches[name]}, options);"

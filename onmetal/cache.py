@@ -141,7 +141,7 @@ def _lock(folder: Path, kind: int) -> int | None:
 
 
 def _to_standard_error(text: str) -> None:
-    sys.stderr.write(f"warning: {terminal.clean(text)}\n")
+    terminal.write(sys.stderr, [f"warning: {text}"])
 
 
 class Cache:

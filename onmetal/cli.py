@@ -93,16 +93,18 @@ def _run_deploy(asked: argparse.Namespace) -> int:
         mode="quick" if asked.quick else "thorough" if asked.thorough else "default",
         dry_run=asked.dry_run,
         follow_links=asked.follow_links,
+        golden=asked.golden,
+        keep_paths=asked.keep_paths,
     )
     progress = Progress(steps=5 if request.device == "none" else 7)
     document = pipeline.deploy(request, progress, terminal.of(sys.stdout))
     progress.clear()
     for warning in document["data"]["warnings"]:
         progress.warn(warning)
-    table = document.pop("table")
-    _print(document, asked.json, table)
-    if document["chosen"] and not asked.json:
-        print(f"\nThe bundle is in {terminal.clean(document['bundle'])}")
+    lines = document.pop("table")
+    if document["chosen"]:
+        lines = [*lines, "", f"The bundle is in {document['bundle']}"]
+    _print(document, asked.json, lines)
     return 0
 
 
@@ -129,28 +131,28 @@ def _budget(asked: argparse.Namespace) -> Any:
     )
 
 
-def _print(document: dict[str, Any], as_json: bool, text: str) -> None:
+def _print(document: dict[str, Any], as_json: bool, lines: Sequence[str]) -> None:
     if as_json:
         from onmetal.bundle import encode
 
-        sys.stdout.write(encode(document).decode())
+        terminal.write_json(sys.stdout, encode(document))
     else:
-        print(text)
+        terminal.write(sys.stdout, lines)
 
 
 def _run_targets(asked: argparse.Namespace) -> int:
     from onmetal import beside
 
-    document, text = beside.show_targets(asked.name)
-    _print(document, asked.json, text)
+    document, lines = beside.show_targets(asked.name)
+    _print(document, asked.json, lines)
     return 0
 
 
 def _run_devices(asked: argparse.Namespace) -> int:
     from onmetal import attached
 
-    document, text = attached.show(asked.addresses)
-    _print(document, asked.json, text)
+    document, lines = attached.show(asked.addresses)
+    _print(document, asked.json, lines)
     return 0
 
 
@@ -163,7 +165,7 @@ def _run_inspect(asked: argparse.Namespace) -> int:
     if asked.against:
         if asked.target:
             raise UsageError("--against compares two files: leave --target out")
-        document, text = inspecting.compare(
+        document, lines = inspecting.compare(
             Path(asked.model),
             Path(asked.against),
             batch,
@@ -173,7 +175,7 @@ def _run_inspect(asked: argparse.Namespace) -> int:
             progress,
         )
     else:
-        document, text = inspecting.inspect(
+        document, lines = inspecting.inspect(
             Path(asked.model),
             asked.target,
             batch,
@@ -184,7 +186,7 @@ def _run_inspect(asked: argparse.Namespace) -> int:
             progress,
         )
     progress.clear()
-    _print(document, asked.json, text)
+    _print(document, asked.json, lines)
     return 0
 
 
@@ -193,7 +195,7 @@ def _run_bench(asked: argparse.Namespace) -> int:
     from onmetal.progress import Progress
 
     progress = Progress(steps=2)
-    document, text = beside.bench(
+    document, lines = beside.bench(
         [Path(word) for word in asked.artifacts],
         asked.target,
         asked.device,
@@ -207,38 +209,38 @@ def _run_bench(asked: argparse.Namespace) -> int:
         terminal.of(sys.stdout),
     )
     progress.clear()
-    _print(document, asked.json, text)
+    _print(document, asked.json, lines)
     return 0
 
 
 def _run_verify(asked: argparse.Namespace) -> int:
     from onmetal import beside
 
-    document, text = beside.verify(Path(asked.bundle), asked.device, run=asked.run)
-    _print(document, asked.json, text)
+    document, lines = beside.verify(Path(asked.bundle), asked.device, run=asked.run)
+    _print(document, asked.json, lines)
     return 0
 
 
 def _run_runner(asked: argparse.Namespace) -> int:
     from onmetal import beside
 
-    document, text = beside.build_runner()
-    _print(document, asked.json, text)
+    document, lines = beside.build_runner()
+    _print(document, asked.json, lines)
     return 0
 
 
 def _run_doctor(asked: argparse.Namespace) -> int:
     from onmetal import doctor
 
-    document, text = doctor.show()
-    _print(document, asked.json, text)
+    document, lines = doctor.show()
+    _print(document, asked.json, lines)
     return 0
 
 
 def _run_completion(asked: argparse.Namespace) -> int:
     from onmetal import completion
 
-    print(completion.code(asked.shell))
+    terminal.write(sys.stdout, completion.code(asked.shell).splitlines())
     return 0
 
 
@@ -349,15 +351,17 @@ def _fail(error: OnmetalError, as_json: bool) -> int:
     try:
         screen = terminal.of(sys.stderr)
         if terminal.rewrites(sys.stderr):
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            terminal.rewrite(sys.stderr, "")
+            sys.stderr.flush()
         if table and not as_json and isinstance(error, BudgetError):
-            print(table, flush=True)
-        for warning in document.get("data", {}).get("warnings", []):
-            print(
-                f"{screen.paint('warning:', 'yellow')} {terminal.clean(warning)}", file=sys.stderr
-            )
-        said = f"{screen.paint('deploy:', 'red')} {terminal.clean(str(error))}"
-        print(said, file=sys.stderr, flush=True)
+            terminal.write(sys.stdout, table)
+            sys.stdout.flush()
+        warnings = document.get("data", {}).get("warnings", [])
+        mark = screen.paint("warning:", "yellow")
+        terminal.write(sys.stderr, [f"{mark} {warning}" for warning in warnings])
+        first, *rest = error.lines
+        terminal.write(sys.stderr, [f"{screen.paint('deploy:', 'red')} {first}", *rest])
+        sys.stderr.flush()
     except OSError:  # a reader that went away
         silence(sys.stderr)
     if as_json:
@@ -365,9 +369,9 @@ def _fail(error: OnmetalError, as_json: bool) -> int:
         if error.document:
             from onmetal.bundle import encode
 
-            sys.stdout.write(encode(document).decode())
+            terminal.write_json(sys.stdout, encode(document))
         else:
-            print(json.dumps(document))
+            terminal.write_json(sys.stdout, terminal.spelled(json.dumps(document).encode()) + b"\n")
     return error.exit_code
 
 

@@ -21,6 +21,7 @@ MODELS = (".onnx", ".tflite")
 OFFERED: dict[str, tuple[str, ...]] = {
     "metric": options.METRICS,
     "minimize": options.OBJECTIVES,
+    "golden": options.GOLDEN,
     "device": options.TRANSPORTS,
     "addresses": options.TRANSPORTS[2:],
     "max_accuracy_drop": ("none", "1%"),

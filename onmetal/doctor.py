@@ -15,7 +15,7 @@ from onmetal.errors import DeviceError
 from onmetal.profilers import adb, native
 from onmetal.records import plain
 
-Shown = tuple[dict[str, Any], str]
+Shown = tuple[dict[str, Any], list[str]]
 FREE_BYTES = 2_000_000_000
 """Of the cache's disk: conversions and calibration data of a middling model."""
 
@@ -52,7 +52,7 @@ def show() -> Shown:
         _disk(),
     ]
     document = {"schema": 1, "checks": [plain(check) for check in checks]}
-    return document, "\n".join(line for check in checks for line in _lines(check))
+    return document, [line for check in checks for line in _lines(check)]
 
 
 def _lines(check: Check) -> list[str]:

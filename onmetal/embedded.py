@@ -36,18 +36,18 @@ ACTIVATIONS = {"i8": "s8", "i16": "s16", "f32": None}
 def check_operators(task: Task, cache: Cache) -> None:
     """Before anything is calibrated. Raises UnsupportedError naming all that TFLite Micro lacks,
     where no candidate is left that it runs."""
-    said: dict[tuple[str, str], str | None] = {}
+    said: dict[tuple[str, str], list[str]] = {}
     for entry in task.planned:
         key = str(entry.model.path), entry.recipe.compute
         if not entry.skipped and key not in said:
             said[key] = lacking(entry, task.target, task.host, cache)
-    reasons = list(dict.fromkeys(reason for reason in said.values() if reason))
+    reasons = list(dict.fromkeys(reason for reasons in said.values() for reason in reasons))
     if said and all(said.values()):
-        raise UnsupportedError("\n".join(reasons))
+        raise UnsupportedError("TFLite Micro does not run:", details=reasons)
 
 
-def lacking(entry: Planned, target: Target, host: Local, cache: Cache) -> str | None:
-    """What of the model TFLite Micro does not run in the recipe's format, in words; None: nothing.
+def lacking(entry: Planned, target: Target, host: Local, cache: Cache) -> list[str]:
+    """What of the model TFLite Micro does not run in the recipe's format, in words.
 
     Raises UnsupportedError where the model does not even become a .tflite file.
     """
@@ -61,11 +61,12 @@ def lacking(entry: Planned, target: Target, host: Local, cache: Cache) -> str | 
             path=str(path),
             activation=activation,
         )
-    if not found:
-        return None
-    named = [f"  {row['operator']}, made for {row['node']}: {row['reason']}" for row in found]
-    said = "\n".join(named if found[0]["operator"] else [f"  {found[0]['reason']}"])
-    return f"TFLite Micro does not run {len(found)} operator(s) of {entry.model.path}:\n{said}"
+    if found and not found[0]["operator"]:
+        return [f"{entry.model.path}: {found[0]['reason']}"]
+    return [
+        f"{row['operator']}, made for {row['node']} of {entry.model.path}: {row['reason']}"
+        for row in found
+    ]
 
 
 def preview(entry: Planned, target: Target, host: Local, cache: Cache) -> dict[str, Any]:

@@ -15,16 +15,25 @@ Terminated           143  SIGTERM, as `kill` and systems that shut down send it
 Anything else is a defect of onmetal itself (1). A message says what happened, why, and what to do.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 
 class OnmetalError(Exception):
-    """The root. `document` is what `--json` prints beside the error, where there is more to say."""
+    """The root. `document` is what `--json` prints beside the error, where there is more to say;
+    `details` are lines that follow the message: names in them may hold line breaks, which are not
+    ours."""
 
     exit_code = 1
 
-    def __init__(self, message: str, document: dict[str, Any] | None = None) -> None:
-        super().__init__(message)
+    def __init__(
+        self,
+        message: str,
+        document: dict[str, Any] | None = None,
+        details: Sequence[str] = (),
+    ) -> None:
+        self.lines = (message, *(f"  {line}" for line in details))
+        super().__init__("\n".join(self.lines))
         self.document = document
 
 

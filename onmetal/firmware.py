@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from msgspec import Struct
 
-from onmetal.c_example import string
 from onmetal.errors import UnsupportedError
 from onmetal.ports import (
     TEMPLATES,
@@ -21,11 +20,11 @@ from onmetal.ports import (
     Ports,
     count_vectors,
     float_literal,
-    plain,
     ports,
     template,
 )
 from onmetal.profilers.raw import NHWC
+from onmetal.quoting import c_string, code, plain
 from onmetal.records import Candidate, Shape
 
 FOLDER = "firmware"
@@ -181,7 +180,7 @@ def _constants(found: Ports, name: str, arena_bytes: int, stateful: bool) -> dic
         for number, port in enumerate(mine)
     )
     return {
-        "name": string(label(name)),
+        "name": c_string(label(name)),
         "input_count": str(len(found.inputs)),
         "output_count": str(len(found.outputs)),
         "input_bytes": str(sum(map(_bytes, found.inputs))),
@@ -218,7 +217,7 @@ def _braced(shape: Iterable[int]) -> str:
 
 def _macros(prefix: str, port: Port) -> str:
     values = {
-        "NAME": string(port.name),
+        "NAME": c_string(port.name),
         "DTYPE": f"ONMETAL_{port.stored.upper()}",
         "BYTES": f"{_bytes(port)}u",
         "COUNT": f"{_count(port)}u",
@@ -232,7 +231,7 @@ def _macros(prefix: str, port: Port) -> str:
 def _tensor(port: Port) -> str:
     """As `struct onmetal_tensor` has it."""
     values = (
-        string(port.name),
+        c_string(port.name),
         f"ONMETAL_{port.stored.upper()}",
         f"{_bytes(port)}u",
         f"{_count(port)}u",
@@ -294,7 +293,7 @@ def _readme(
         for number, port in enumerate(mine)
     ]
     return {
-        "file": plain(shipped.name),
+        "file": code(shipped.name),
         "file_bytes": str(len(content)),
         "arena_kib": f"{arena_bytes / 1024:.1f}",
         "tensors": "\n".join(rows),
@@ -383,4 +382,9 @@ def _told(port: Port) -> tuple[str, str, str, str]:
     turned = " (channels last)" if port.turned else ""
     sign = "-" if port.zero_point >= 0 else "+"
     real = f"{np.float32(port.scale)!s} * (stored {sign} {abs(port.zero_point)})"
-    return plain(port.name), port.stored, f"{shape}{turned}", real if port.scale else "as stored"
+    return (
+        code(port.name, cell=True),
+        port.stored,
+        f"{shape}{turned}",
+        real if port.scale else "as stored",
+    )

@@ -21,7 +21,7 @@ from onmetal.suggest import near
 from onmetal.targets import TFLITE, Recipe, Target
 from onmetal.task import check_runtimes
 
-Shown = tuple[dict[str, Any], str]
+Shown = tuple[dict[str, Any], list[str]]
 
 FORMATS = {"onnx": "ONNX", "tflite": "TFLite"}
 RANDOM_SAMPLES = 8
@@ -83,7 +83,7 @@ def inspect(
         lines += _memory_lines(memory, target)
     if sensitivity:
         lines += _sensitivity_lines(sensitivity)
-    return document, "\n".join(lines)
+    return document, lines
 
 
 def _support(
@@ -131,8 +131,9 @@ def _on_micro(
             try:
                 lacking = embedded.lacking(entry, target, device, cache)
             except UnsupportedError as error:
-                lacking = str(error)
-            says, runs = lacking or says, not lacking
+                lacking = [str(error)]
+            if lacking:
+                says, runs = f"TFLite Micro does not run {'; '.join(lacking)}", False
         if runs and not entry.recipe.split:
             last = entry
         support.append({"candidate": entry.name, "runs": runs, "says": says})
@@ -291,7 +292,7 @@ def compare(
         "first_bad": first["tensor"] if first else None,
         "tensors": rows,
     }
-    return document, "\n".join(_compared(rows, first, worst, given, data))
+    return document, _compared(rows, first, worst, given, data)
 
 
 def _artifact(path: Path) -> Path:

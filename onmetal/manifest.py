@@ -93,7 +93,7 @@ class _Run(Struct, frozen=True):
 
 
 class _Golden(Struct, frozen=True):
-    vectors: Annotated[int, Meta(ge=1, le=MOST_VECTORS)]
+    vectors: Annotated[int, Meta(ge=0, le=MOST_VECTORS)]
     tolerance: Annotated[float, Meta(ge=0, le=max(TOLERANCE.values()))]
 
 

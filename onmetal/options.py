@@ -53,6 +53,7 @@ switch it on in the shell's start-up file:
 METRICS = ("top1", "top5", "accuracy", "precision", "recall", "f1", "auc", "rmse")
 OBJECTIVES = ("latency", "throughput", "size", "memory", "energy", "accuracy-drop")
 TRANSPORTS = ("local", "none", "adb", "ssh://", "serial:///dev/", "socket://", "qemu:")
+GOLDEN = ("real", "random", "none")
 SHELLS = ("bash", "zsh", "fish")
 
 
@@ -158,6 +159,19 @@ def deploy() -> Parser:
     add("--input-shape", action="append", default=[], metavar="NAME=1,3,224,224")
     add("--out", metavar="DIR", help="the bundle; default: MODEL-TARGET/")
     add("--force", action="store_true", help="replace what is there")
+    add(
+        "--golden",
+        default="real",
+        type=one_of(*GOLDEN),
+        metavar="|".join(GOLDEN),
+        help="what the bundle's golden vectors are made of: up to four samples of DATA (default), "
+        "random inputs, or none",
+    )
+    add(
+        "--keep-paths",
+        action="store_true",
+        help="keep paths and the device's address in the bundle, which has names and a digest else",
+    )
     add("--time-limit", metavar="30min", help="after it, the best so far is taken")
     _add_modes(parser)
     add(

@@ -14,6 +14,7 @@ from onmetal import (
     decide,
     embedded,
     estimate,
+    privacy,
     report,
     summary,
     targets,
@@ -37,15 +38,19 @@ from onmetal.vectors import keep_raw, write_feeds, write_golden
 
 
 def deploy(request: Request, progress: Progress, screen: Screen = PLAIN) -> dict[str, Any]:
-    """Do all of it. -> the document of `--json`, and under `table` the text for a screen.
+    """Do all of it. -> the document of `--json`, and under `table` the lines for a screen.
 
     Raises the errors of onmetal.errors; BudgetError and DeviceError carry the document where
     candidates were judged.
     """
     out = request.out or Path(f"{request.models[0].stem}-{Path(request.target).stem}")
+    target = targets.load(request.target)
+    builds.check_golden(target, request.golden)
     if not request.dry_run:
         bundle.check_out(out, request.force)
-    if targets.load(request.target).micro:
+        if not request.keep_paths:
+            privacy.secret()  # it is needed in the end
+    if target.micro:
         progress.steps = 6 if request.device in (None, "none") else 7
     clock = Clock(request.time_limit_s)
     damages: list[str] = []
@@ -129,9 +134,9 @@ def _deploy(
 def _check_plan(planned: list[Planned]) -> None:
     """Refuse where nothing that was asked for can be tried here."""
     if all(entry.skipped or entry.reference_only for entry in planned):
-        said = "\n".join(f"  {entry.name}: {entry.skipped}" for entry in planned if entry.skipped)
+        said = [f"{entry.name}: {entry.skipped}" for entry in planned if entry.skipped]
         kind = UsageError if any(e.skipped == NO_DATA for e in planned) else UnsupportedError
-        raise kind(f"none of the candidates asked for can run here:\n{said}")
+        raise kind("none of the candidates asked for can run here:", details=said)
 
 
 def _document(
@@ -222,18 +227,17 @@ def _refuse(task: Task, document: dict[str, Any], trials: list[Trial], out: Path
     planned = {entry.name for entry in task.planned if not entry.skipped}
     told = [t for t in trials if t.reason and t.name in planned]
     told.sort(key=lambda t: t.failure is None)  # what failed comes first
-    said = "\n".join(f"  {t.name}: {t.reason}" for t in told)
+    said = [f"{t.name}: {t.reason}" for t in told]
     if tried and all(trial.failure for trial in tried):
         if all(trial.failure == "conversion" for trial in tried):
-            raise UnsupportedError(
-                f"no runtime of this target can run the model:\n{said}", document
-            )
-        raise DeviceError(f"every candidate failed:\n{said}", document)
+            raise UnsupportedError("no runtime of this target can run the model:", document, said)
+        raise DeviceError("every candidate failed:", document, said)
     error = BudgetError(
-        f"no candidate meets the budget; {out / bundle.REPORT} has every figure:\n{said}", document
+        f"no candidate meets the budget; {out / bundle.REPORT} has every figure:", document, said
     )
     document["error"] = {"code": error.exit_code, "message": str(error)}
-    bundle.write_report(out, document, task.request.force)
+    written = {key: value for key, value in document.items() if key != "table"}
+    bundle.write_report(out, _private(task, written, out), task.request.force)
     raise error
 
 
@@ -262,11 +266,14 @@ def _bundle(
     tolerance = _tolerance(task, chosen)
     golden = scratch / "golden.npz"
     vectors = write_golden(task, candidate, golden, scratch)
+    kind = task.request.golden
+    if kind == "real" and not (task.request.data or task.request.calibration_data):
+        kind = "random"
     data = task.data[str(candidate.model.path)]
     manifest = {
         **{key: value for key, value in document.items() if key != "table"},
         "run": report.run_document(candidate),
-        "golden": {"vectors": vectors, "tolerance": tolerance},
+        "golden": {"vectors": vectors, "inputs": kind, "tolerance": tolerance},
         "preprocessing": _preprocessing(data),
         "classes": _classes(data),
         "evaluation_indices": data.places().tolist() if task.labelled else [],
@@ -290,19 +297,37 @@ def _bundle(
         manifest["unmeasured"] = "the device is emulated: its timings are not the hardware's"
     extra, manifest["builds"] = builds.beside(task, chosen, golden, tolerance)
     files = [*candidate.files, *([measurements] if measurements else [])]
+    manifest = _private(task, manifest, out)
+    if not task.request.keep_paths:
+        known = _known(task, out)
+        missing, found = known.document(chosen.missing), known.document(chosen.embedded)
+        chosen = replace(chosen, missing=missing, embedded=found)
     readme = report.readme(manifest, chosen, tolerance)
     bundle.write(
         out,
         candidate.runtime,
         files,
         extra,
-        golden,
+        golden if vectors else None,
         manifest,
         readme,
         task.request.force,
         host=task.host,
         device=task.remote or task.host,
     )
+
+
+def _private(task: Task, document: dict[str, Any], out: Path) -> dict[str, Any]:
+    """The document for others, unless they are to have all of it."""
+    if task.request.keep_paths:
+        return document
+    return privacy.shared(document, _known(task, out), privacy.secret())
+
+
+def _known(task: Task, out: Path) -> privacy.Known:
+    request = task.request
+    named = (*request.models, request.target, request.data, request.calibration_data, out)
+    return privacy.known(named, task.device.address if task.device else "none")
 
 
 def _preprocessing(data: Samples) -> dict[str, Any] | None:

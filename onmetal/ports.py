@@ -7,7 +7,6 @@ it, together with the golden vectors as raw bytes and the filling in of template
 
 import re
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -189,20 +188,7 @@ def template(path: str, **values: str) -> str:
     return _PLACE.sub(lambda match: values[match[1]], text)
 
 
-def plain(text: str) -> str:
-    """A name for comments and Markdown, without a character that could end them."""
-    return re.sub(r"[^\w .()+-]", "?", text, flags=re.ASCII)
-
-
 def float_literal(value: float) -> str:
     """A float32 exactly, as C and Kotlin read it."""
     text = str(np.float32(value))
     return f"{text if set(text) & set('.e') else text + '.0'}f"
-
-
-def escaped(text: str, code: Callable[[str], str], also: str = "") -> str:
-    """A string literal in double quotes: `code` writes what is not plain printable ASCII, a
-    quote, a backslash or one of `also`."""
-    special = {'"', "\\", *also}
-    inside = "".join(c if " " <= c <= "~" and c not in special else code(c) for c in text)
-    return f'"{inside}"'

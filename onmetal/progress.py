@@ -100,15 +100,15 @@ class Progress:
     def say(self, text: str) -> None:
         """A line that stays."""
         self.clear()
-        self._put(f"{terminal.clean(text)}\n")
+        self._put(text)
 
     def warn(self, text: str) -> None:
         self.clear()
-        self._put(f"{self.screen.paint('warning:', 'yellow')} {terminal.clean(text)}\n")
+        self._put(f"{self.screen.paint('warning:', 'yellow')} {text}")
 
     def clear(self) -> None:
         if self.live:
-            self._put("\r\x1b[K")
+            self._put("", over=True)
 
     def _announce(self, what: str) -> None:
         self.announced_s = self.total_s()
@@ -122,17 +122,19 @@ class Progress:
         return f" ({elapsed}, about {span(self.left_s())} left)"
 
     def _write(self, text: str, last: bool) -> None:
-        text = terminal.clean(text)
         if self.live:
-            text = terminal.pieces(text, terminal.of(self.stream).columns - 1)[0]
-            self._put(f"\r\x1b[K{text}")
+            self._put(text, over=True)
         elif last:
-            self._put(f"{text}\n")
+            self._put(text)
 
-    def _put(self, text: str) -> None:
-        """A reader of progress that went away must not end the work."""
+    def _put(self, text: str, *, over: bool = False) -> None:
+        """A line of its own, or over the one that is there. A reader of progress that went away
+        must not end the work."""
         try:
-            self.stream.write(text)
+            if over:
+                terminal.rewrite(self.stream, text)
+            else:
+                terminal.write(self.stream, [text])
             self.stream.flush()
         except OSError:
             silence(self.stream)

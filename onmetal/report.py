@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from onmetal.quoting import block, code, prose, version
 from onmetal.records import (
     Candidate,
     DeviceFacts,
@@ -148,7 +149,7 @@ def npu_lines(npu: dict[str, Any] | None) -> list[str]:
     ]
 
 
-def planned(document: dict[str, Any]) -> str:
+def planned(document: dict[str, Any]) -> list[str]:
     """The plan of `--dry-run`."""
     lines = ["Would be tried:"]
     tried = [c for c in document["candidates"] if c["status"] == "planned"]
@@ -158,7 +159,7 @@ def planned(document: dict[str, Any]) -> str:
     skipped = [c for c in document["candidates"] if c["status"] == "skipped"]
     if skipped:
         lines += ["Would not be tried:", *(f"  {c['name']}: {c['reason']}" for c in skipped)]
-    return "\n".join(lines)
+    return lines
 
 
 def readme(document: dict[str, Any], chosen: Trial, tolerance: float) -> str:
@@ -168,8 +169,9 @@ def readme(document: dict[str, Any], chosen: Trial, tolerance: float) -> str:
     assert candidate
     latency, accuracy = chosen.latency_ms, chosen.accuracy
     device = document["device"]
-    lines = [f"# {candidate.model.path.name} for {document['target']}", ""]
-    lines += [f"Chosen: `{chosen.name}`, decided by {document['decided_by']}.", "", "## Run it", ""]
+    lines = [f"# {code(candidate.model.path.name)} for {code(document['target'])}", ""]
+    lines += [f"Chosen: {code(chosen.name)}, decided by {document['decided_by']}."]
+    lines += ["", "## Run it", ""]
     lines += ["In this folder, in an environment that has the runtime. Without one, make it first,"]
     lines += [
         "outside of this folder: `python3 -m venv ~/runtime && . ~/runtime/bin/activate`.",
@@ -177,22 +179,24 @@ def readme(document: dict[str, Any], chosen: Trial, tolerance: float) -> str:
     ]
     lines += [
         "```",
-        f"pip install numpy {packages(candidate.runtime)[0]}=={candidate.runtime_version}",
+        f"pip install numpy {packages(candidate.runtime)[0]}=={version(candidate.runtime_version)}",
     ]
-    lines += ["python run.py                       # the golden vectors"]
+    vectors = document["golden"]["vectors"]
+    lines += ["python run.py                       # the golden vectors"] if vectors else []
     lines += ["python run.py INPUTS.npz OUT.npz    # your own inputs"]
     lines += ["python run.py --help                # and what they are", "```", ""]
     lines += ["| input | dtype | shape |", "|---|---|---|"]
     lines += [
-        f"| `{tensor.name}` | {tensor.dtype} | {list(tensor.shape)} |"
+        f"| {code(tensor.name, cell=True)} | {tensor.dtype} | {list(tensor.shape)} |"
         for tensor in candidate.model.inputs
     ]
     lines += _preprocessing(document["preprocessing"], document["classes"])
     lines += [*_builds(document["builds"]), "", "## What was measured", ""]
     if device["cpu"]:
-        lines += [f"On {device['cpu']}, {document['threads']} threads, batch {document['batch']}."]
+        where = f"On {code(device['cpu'])}, {document['threads']} threads"
+        lines += [f"{where}, batch {document['batch']}."]
     if accuracy:
-        lines += [f"{accuracy.metric} {accuracy.value:.4f} on {accuracy.samples} samples."]
+        lines += [f"{code(accuracy.metric)} {accuracy.value:.4f} on {accuracy.samples} samples."]
     else:
         lines += ["No task metric was measured: there was no labelled data."]
     if latency and latency.basis == "emulated":
@@ -210,14 +214,23 @@ def readme(document: dict[str, Any], chosen: Trial, tolerance: float) -> str:
         ]
     else:
         why = chosen.missing.get("latency_ms", "there was no device").removeprefix("unmeasured: ")
-        lines += [f"Latency is *unmeasured*: {why}."]
-    lines += embedded_lines(chosen)
+        lines += [f"Latency is *unmeasured*: {prose(why)}."]
+    if found := embedded_lines(chosen):
+        lines += ["", *block(found[1:])]
     lines += [
         "",
         "Every candidate and every figure is in `manifest.json`; raw samples, where there",
     ]
-    lines += ["are any, are in `measurements.npz`. `deploy verify` checks this folder; its golden"]
-    lines += [f"outputs must agree within {tolerance:g} of their largest magnitude.", ""]
+    if vectors:
+        lines += [
+            "are any, are in `measurements.npz`. `deploy verify` checks this folder; its golden"
+        ]
+        lines += [f"outputs must agree within {tolerance:g} of their largest magnitude.", ""]
+    else:
+        lines += [
+            "are any, are in `measurements.npz`. `deploy verify` checks this folder, but not what"
+        ]
+        lines += ["the model gives: there are no golden vectors.", ""]
     return "\n".join(lines)
 
 
@@ -248,13 +261,17 @@ def _preprocessing(how: dict[str, Any] | None, classes: list[str] | None) -> lis
     lines += ["| | value | what it does |", "|---|---|---|"]
     keys = [*(key for key in PREPROCESSING if key in how), *(how.keys() - PREPROCESSING.keys())]
     lines += [
-        f"| {key} | `{msgspec.json.encode(how[key]).decode()}` | {PREPROCESSING.get(key, '')} |"
+        f"| {key} | {code(_json(how[key]), cell=True)} | {PREPROCESSING.get(key, '')} |"
         for key in keys
     ]
     if classes:
         lines += ["", "Scores are of these classes, in this order (`classes` in `manifest.json`):"]
-        lines += [", ".join(f"`{name}`" for name in classes) + "."]
+        lines += [", ".join(map(code, classes)) + "."]
     return lines
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def _builds(builds: dict[str, Any] | None) -> list[str]:
@@ -268,11 +285,13 @@ def _builds(builds: dict[str, Any] | None) -> list[str]:
         lines += ["`memory.svg`, where they are, show what its RAM holds, and when."]
     elif shipped["kind"] == "Android module" and shipped["path"]:
         lines += ["`android/` is a Gradle module with the model, a typed wrapper in Kotlin and an"]
-        lines += [f"instrumented test; it uses `{shipped['artifact']}`. See its README."]
+        lines += [f"instrumented test; it uses {code(shipped['artifact'])}. See its README."]
     elif shipped["kind"] not in ("Android module", "firmware"):
-        lines += [f"`requirements.txt` pins `{shipped['artifact']}`; `example.c`, where there is"]
+        lines += [
+            f"`requirements.txt` pins {code(shipped['artifact'])}; `example.c`, where there is"
+        ]
         lines += ["one, runs the model without Python: how to compile it stands at its top."]
     if measured:
-        lines += [f"Figures are of {measured['runtime']} {measured['runtime_version']}, from"]
-        lines += [f"{measured['from']}."]
-    return [*lines, f"{shipped['note'][:1].upper()}{shipped['note'][1:]}."]
+        runtime = code(f"{measured['runtime']} {measured['runtime_version']}")
+        lines += [f"Figures are of {runtime}, from", f"{prose(measured['from'])}."]
+    return [*lines, prose(f"{shipped['note'][:1].upper()}{shipped['note'][1:]}.")]

@@ -54,14 +54,14 @@ def text(
     chosen: Trial | None,
     setting: Setting,
     screen: Screen,
-) -> str:
-    """All of it. Without a choice, the error that follows says each candidate's objections."""
+) -> list[str]:
+    """Its lines. Without a choice, the error that follows says each candidate's objections."""
     lines = decision(trials, base, chosen, setting, screen)
     lines += ["", *table(trials, base, setting, screen)]
     lines += notes(trials, screen)
     if chosen:
         lines += reasons(trials, setting, screen)
-    return "\n".join(lines)
+    return lines
 
 
 # --- the decision

@@ -59,6 +59,10 @@ class Request(Struct, frozen=True):
     dry_run: bool = False
     follow_links: bool = False
     """Whether links in folders of data may lead out of them."""
+    golden: Literal["real", "random", "none"] = "real"
+    """What the bundle's golden vectors are made of."""
+    keep_paths: bool = False
+    """Whether the bundle holds paths and the device's address as they are."""
 
 
 class Clock:

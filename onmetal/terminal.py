@@ -1,9 +1,19 @@
-"""What a stream can show: its width and whether colours mean something to it."""
+"""What a stream can show, and the one way to it: all that onmetal prints is written here, line by
+line.
 
+Names come from strangers: of files, tensors, operators, devices. A terminal obeys control
+characters in them, and a line break could pass for a line of ours. So what is printed is a list of
+lines, and whatever in one of them is no printable character is spelled, line breaks too. Colours
+are marks until then: they become escape sequences last, so that none has to be let through.
+"""
+
+import json
 import os
+import re
 import shutil
 import textwrap
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TextIO
 
@@ -15,6 +25,10 @@ WIDEST_PROSE = 100
 
 Style = Literal["bold", "green", "yellow", "red", "dim"]
 _CODES: dict[Style, str] = {"bold": "1", "green": "32", "yellow": "33", "red": "31", "dim": "2"}
+_MARKS: dict[Style, str] = {style: chr(0xFDD0 + place) for place, style in enumerate(_CODES)}
+"""What stands for a style in a text: characters that Unicode keeps out of all interchange."""
+_END = chr(0xFDD0 + len(_CODES))
+_SEQUENCES = {mark: f"\x1b[{_CODES[style]}m" for style, mark in _MARKS.items()} | {_END: "\x1b[0m"}
 
 
 @dataclass(frozen=True)
@@ -25,7 +39,8 @@ class Screen:
     """Sentences are broken at words for a terminal; a file or a pipe gets each on one line."""
 
     def paint(self, text: str, style: Style) -> str:
-        return f"\x1b[{_CODES[style]}m{text}\x1b[0m" if self.colour and text else text
+        """With marks around it, which `write` makes colours of."""
+        return f"{_MARKS[style]}{text}{_END}" if self.colour and text else text
 
     def prose(self, text: str, indent: str = "") -> list[str]:
         """A sentence as lines; those after the first are indented by two more."""
@@ -64,20 +79,64 @@ def rewrites(stream: TextIO) -> bool:
     return is_terminal(stream) and os.environ.get("TERM", "dumb") not in ("", "dumb")
 
 
-def clean(text: str) -> str:
-    """Without control characters: names in model files may hold some, which a terminal obeys.
+def write(stream: TextIO, lines: Iterable[str]) -> None:
+    """Whole lines, each cleaned."""
+    colour = of(stream).colour
+    stream.write("".join(f"{rendered(line, colour)}\n" for line in lines))
 
-    >>> clean("a\\x1b[31mb")
-    'a\\\\x1b[31mb'
+
+def write_json(stream: TextIO, encoded: bytes) -> None:
+    """A document that `spelled` has been over; in ASCII where the stream has no more."""
+    text = encoded.decode()
+    try:
+        text.encode(stream.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = _BEYOND.sub(lambda match: json.dumps(match[0])[1:-1], text)
+    stream.write(text)
+
+
+def rewrite(stream: TextIO, text: str) -> None:
+    """One line in the place of the one that the cursor is on; nothing clears that one."""
+    line = pieces(clean(text), of(stream).columns - 1)[0]
+    stream.write(f"\r\x1b[K{line}")
+
+
+def rendered(line: str, colour: bool) -> str:
+    """As the terminal gets it."""
+    if not colour:
+        return clean(line)
+    parts = re.split(f"([{''.join(_SEQUENCES)}])", line)
+    return "".join(_SEQUENCES.get(part) or clean(part) for part in parts)
+
+
+def clean(text: str) -> str:
+    """On one line, and without characters that a terminal obeys or that turn the direction of what
+    follows: they are spelled.
+
+    >>> clean("a\\x1b[31mb\\nc")
+    'a\\\\x1b[31mb\\\\nc'
     """
     if text.isprintable():
         return text
-    return "".join(
-        letter
-        if letter.isprintable() or letter in "\n "
-        else letter.encode("unicode_escape", "backslashreplace").decode()
-        for letter in text
-    )
+    return "".join(letter if letter.isprintable() else _escape(letter) for letter in text)
+
+
+def _escape(letter: str) -> str:
+    return letter.encode("unicode_escape", "backslashreplace").decode()
+
+
+def spelled(encoded: bytes) -> bytes:
+    """A JSON document whose strings hold no character but printable ones: the rest as escapes, so
+    that it means the same."""
+    return _ODD.sub(lambda match: _as_json(match[0]), encoded.decode()).encode()
+
+
+_ODD = re.compile(r"[^\n -~]")
+_BEYOND = re.compile(r"[^\x00-\x7f]")
+
+
+def _as_json(letter: str) -> str:
+    return letter if letter.isprintable() else json.dumps(letter)[1:-1].replace("\x7f", "\\u007f")
 
 
 def width(text: str) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 
 from onmetal.cache import Cache
 from onmetal.profilers import measure
-from onmetal.records import Candidate, Trial
+from onmetal.records import Candidate, Tensor, Trial
 from onmetal.task import Task
 from onmetal.trials import Feeds
 
@@ -53,11 +53,16 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def write_golden(task: Task, candidate: Candidate, path: Path, scratch: Path) -> int:
     """Inputs and what the artifact gives for them, by the runtime that ships. -> how many."""
+    if task.request.golden == "none":
+        return 0
     data, entry = task.data[str(candidate.model.path)], candidate.model
     one = data.feed(entry, [min(i, data.count - 1) for i in range(entry.batch)])
     size = sum(array.nbytes for array in one.values())
     count = max(1, min(4, data.count // entry.batch, GOLDEN_BYTES // max(1, size)))
-    arrays, inputs = {}, numbered(data.spread(entry, count))
+    feeds = list(data.spread(entry, count))
+    if task.request.golden == "random":
+        feeds = random_alike(entry.inputs, feeds)
+    arrays, inputs = {}, numbered(feeds)
     for key, array in inputs.items():
         feed, _, name = key.partition("/")
         arrays[f"input/{name}/{feed}"] = array
@@ -77,6 +82,32 @@ def write_golden(task: Task, candidate: Candidate, path: Path, scratch: Path) ->
             arrays[f"output/{tensor.name}/{number}"] = np.load(folder / f"{number}-{output}.npy")
     write_npz(path, arrays)
     return count
+
+
+def random_alike(
+    tensors: Iterable[Tensor], feeds: list[dict[str, np.ndarray]]
+) -> list[dict[str, np.ndarray]]:
+    """Seeded inputs of the shapes and types of these, which hold nothing of them but this: real
+    numbers reach to the next power of two, and below zero where these do, and so do whole numbers
+    that stand for real ones. Others are 0 or 1, since they may be places in a table."""
+    source = np.random.default_rng(0)
+
+    def alike(tensor: Tensor, array: np.ndarray) -> np.ndarray:
+        real = array.dtype.kind == "f"
+        if not (real or tensor.scale):
+            return source.integers(0, 2, array.shape).astype(array.dtype)
+        zero = 0 if real else tensor.zero_point
+        there = np.concatenate([feed[tensor.name].reshape(-1) for feed in feeds])
+        there = there.astype(np.float64) - zero
+        peak = np.abs(there[np.isfinite(there)]).max(initial=0.0)
+        reach = 2.0 ** np.ceil(np.log2(peak)) if peak else 1.0
+        values = source.uniform(-reach if (there < 0).any() else 0.0, reach, array.shape) + zero
+        limits = np.finfo(array.dtype) if real else np.iinfo(array.dtype)
+        return np.clip(values if real else values.round(), limits.min, limits.max).astype(
+            array.dtype
+        )
+
+    return [{t.name: alike(t, feed[t.name]) for t in tensors} for feed in feeds]
 
 
 def keep_raw(trials: list[Trial], cache: Cache) -> Path | None:

@@ -497,6 +497,8 @@ def answered(argv: list[str]) -> int:
         raise Refused("give no argument, or two: INPUTS.npz and OUT.npz (--help says more)")
     with explained("manifest.json cannot be read"):
         manifest = json.loads(read("manifest.json"))
+    if not argv and not manifest["golden"]["vectors"]:
+        raise Refused("this bundle holds no golden vectors: give INPUTS.npz and OUT.npz")
     feed = read_inputs(argv[0], manifest["run"]["inputs"]) if argv else {}
     with explained("the model cannot be opened", by_runtime=True):
         session = load()

@@ -164,6 +164,12 @@ def test_sha256sum_agrees(bundle: Path) -> None:
 def test_the_manifest_says_what_the_run_said(bundle: Path) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
     document = json.loads((bundle.parent / "digits.json").read_text())
+    device = document["device"]
+    assert (document["models"][0]["path"], device["address"]) == (str(MODEL), "local")
+    document["models"][0]["path"] = MODEL.name
+    document["data"]["source"] = "digits.npz"
+    document["bundle"] = "digits"
+    device["digest"] = manifest["device"]["digest"]
     assert {key: manifest[key] for key in document} == document
 
 

@@ -14,6 +14,7 @@ from onnx import helper
 
 from onmetal import c_example
 from onmetal.errors import UnsupportedError
+from onmetal.quoting import c_string
 from onmetal.records import Candidate, Tensor
 from onmetal.targets import packages
 from tests import deployed, onnx_models
@@ -188,7 +189,7 @@ class TestNames:
         assert done.returncode == 0, done.stderr
 
     def test_literals(self) -> None:
-        assert c_example.string('a"\\?\n1é') == r'"a\042\134\077\0121\303\251"'
+        assert c_string('a"\\?\n1é') == r'"a\042\134\077\0121\303\251"'
 
 
 class TestOtherTypes:

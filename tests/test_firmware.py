@@ -17,10 +17,10 @@ import serial
 from msgspec.structs import replace
 
 from onmetal import firmware
-from onmetal.c_example import string
 from onmetal.converters.tflite import net as tflite
 from onmetal.errors import UnsupportedError
 from onmetal.ports import Port
+from onmetal.quoting import c_string
 from onmetal.records import Tensor
 from onmetal.targets import Core
 from tests import firmware_image as image
@@ -761,14 +761,14 @@ class TestOtherModels:
         sources = image.unpack(of(tmp_path, dtype, HOSTILE, stateful=True), tmp_path)
         checked(sources / "onmetal_model.cc", sources / "selftest.cc")
         text = (sources / "onmetal_model.h").read_text()
-        assert "#define ONMETAL_STATEFUL 1" in text and string(HOSTILE[0]) in text
+        assert "#define ONMETAL_STATEFUL 1" in text and c_string(HOSTILE[0]) in text
         assert "resolver.AddEthosU()" in (sources / "onmetal_resolver.h").read_text()
         assert "ethosu_init" in (sources / "README.md").read_text()
 
     def test_names_do_not_end_an_answer(self, tmp_path: Path) -> None:
         files = of(tmp_path, "int8", ("m-ready]%\r\n", "b", "c"))
         assert firmware.label("m-ready]%\r\n") == "m_ready????"
-        told = f"#define ONMETAL_MODEL_NAME {string('m_ready????')}\n"
+        told = f"#define ONMETAL_MODEL_NAME {c_string('m_ready????')}\n"
         assert told.encode() in files["firmware/onmetal_model.h"]
 
     def test_of_types_that_there_are_not_are_refused(self, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from onmetal.calibration.fidelity import PERFECT_DB
 from onmetal.plan import LEFT_OUT, NO_DATA
 from onmetal.records import Accuracy, Candidate, Figure, Latency, Model, Rounds, Trial, Versus
 from onmetal.summary import Setting
-from onmetal.terminal import PLAIN, Screen
+from onmetal.terminal import PLAIN, Screen, rendered
 
 PATH = Path("net.onnx")
 MODEL = Model(PATH, PATH, "", "onnx", "", 400_000, (), (), 0, 500, {}, 1)
@@ -69,7 +69,8 @@ def test_the_decision_is_one_sentence_with_its_intervals() -> None:
         "int8-u8s8 on OpenVINO: 2.3x faster than fp32 on OpenVINO [2.2, 2.4], 3.7x smaller, "
         "top1 -0.4 points [-1.1, 0.3]."
     )
-    assert summary.text([BASE, FAST], BASE, FAST, TOP1, PLAIN).startswith("int8-u8s8 on OpenVINO: ")
+    first = summary.text([BASE, FAST], BASE, FAST, TOP1, PLAIN)[0]
+    assert first.startswith("int8-u8s8 on OpenVINO: ")
 
 
 @pytest.mark.parametrize(
@@ -180,11 +181,11 @@ def test_what_was_minimized_comes_first(goal: str, start: str) -> None:
 
 
 def test_a_goal_that_was_replaced_is_named_with_the_reason() -> None:
-    text = summary.text([FAST], None, FAST, UNTIMED, PLAIN)
+    text = "\n".join(summary.text([FAST], None, FAST, UNTIMED, PLAIN))
     assert "no device was given: decided by size instead of latency" in text
     assert "within 2 %" in text
     emulated = replace(UNTIMED, emulated=True, minimize="throughput")
-    text = summary.text([FAST], None, FAST, emulated, PLAIN)
+    text = "\n".join(summary.text([FAST], None, FAST, emulated, PLAIN))
     assert "The device is emulated" in text
     assert "decided by size instead of throughput" in text
 
@@ -194,15 +195,15 @@ def test_a_modelled_latency_is_said_to_be_one() -> None:
         FAST, latency_ms=Latency(1.5, 1.5, None, None, 0, 0, "modelled"), versus_baseline=None
     )
     assert "1.5 ms by a model of the hardware, not measured" in said(chosen, None, UNTIMED)
-    lines = summary.text([chosen], None, chosen, UNTIMED, PLAIN)
-    assert "~1.50" in lines
-    assert "not measured" in lines
+    text = "\n".join(summary.text([chosen], None, chosen, UNTIMED, PLAIN))
+    assert "~1.50" in text
+    assert "not measured" in text
 
 
 def test_timings_of_an_emulator_are_not_shown() -> None:
     latency = Latency(123.0, 456.0, (1, 2), (1, 2), 3, 1, "emulated")
     chosen = replace(FAST, latency_ms=latency, versus_baseline=None)
-    text = summary.text([chosen], None, chosen, replace(UNTIMED, emulated=True), PLAIN)
+    text = "\n".join(summary.text([chosen], None, chosen, replace(UNTIMED, emulated=True), PLAIN))
     assert "123" not in text and "p50" not in text
     assert "The device is emulated" in text
 
@@ -300,7 +301,7 @@ def test_no_line_of_the_table_is_wider_than_the_terminal(
     trials[0] = replace(trials[0], status="chosen")
     screen = Screen(columns, colour=False, terminal=True)
     setting = replace(TOP1, **fields)
-    lines = summary.text(trials, trials[-1], trials[0], setting, screen).splitlines()
+    lines = summary.text(trials, trials[-1], trials[0], setting, screen)
     wide = [line for line in lines if terminal.width(line) > columns]
     assert wide == []
     text = "".join(line.strip() for line in lines)
@@ -330,7 +331,7 @@ def test_what_a_microcontroller_takes_fits_too() -> None:
         versus_baseline=None,
     )
     screen = Screen(80, terminal=True)
-    lines = summary.text([chosen], None, chosen, UNTIMED, screen).splitlines()
+    lines = summary.text([chosen], None, chosen, UNTIMED, screen)
     assert [line for line in lines if terminal.width(line) > 80] == []
     assert any(line.endswith(", RAM 21 kB.") for line in lines)
     assert any(line.startswith("int8@tflm: RAM 20,976 of 262,144 bytes: ") for line in lines)
@@ -406,9 +407,9 @@ def test_reasons_that_ask_for_data_are_said() -> None:
 
 def test_without_a_choice_the_table_comes_all_the_same() -> None:
     over = replace(BASE, status="over-budget", reason="size 400000 bytes is over 3000")
-    text = summary.text([over], over, None, TOP1, PLAIN)
+    text = "\n".join(summary.text([over], over, None, TOP1, PLAIN))
     assert text.startswith("No candidate meets the budget.")
-    untimed = summary.text([over], over, None, replace(TOP1, decided_by="size"), PLAIN)
+    untimed = "\n".join(summary.text([over], over, None, replace(TOP1, decided_by="size"), PLAIN))
     assert "Nothing was timed" in untimed and "decided by" not in untimed  # nothing was
     assert "=! fp32@openvino" in text
     assert "is over 3000" not in text  # the error says it
@@ -419,18 +420,20 @@ def test_without_a_choice_the_table_comes_all_the_same() -> None:
 
 def test_names_do_not_command_the_terminal() -> None:
     evil = trial("\x1b[2Jnet\r\n/fp32@openvino", status="chosen")
-    text = summary.text([evil], None, evil, TOP1, PLAIN)
-    assert "\x1b" not in text and "\r" not in text
+    lines = summary.text([evil], None, evil, TOP1, PLAIN)
+    text = "".join(lines)
+    assert "\x1b" not in text and "\r" not in text and "\n" not in text
     assert "\\x1b[2Jnet" in text
 
 
 def test_colours_are_for_terminals_and_change_no_word() -> None:
     plain = Screen(80, colour=False, terminal=True)
-    coloured = summary.text([BASE, FAST], BASE, FAST, TOP1, TERMINAL)
+    lines = summary.text([BASE, FAST], BASE, FAST, TOP1, TERMINAL)
+    coloured = "\n".join(rendered(line, colour=True) for line in lines)
     assert "\x1b[" in coloured
     for code in ("1", "2", "32", "0"):
         coloured = coloured.replace(f"\x1b[{code}m", "")
-    assert coloured == summary.text([BASE, FAST], BASE, FAST, TOP1, plain)
+    assert coloured == "\n".join(summary.text([BASE, FAST], BASE, FAST, TOP1, plain))
 
 
 def test_a_baseline_that_is_only_the_reference_is_named_below_the_table() -> None:

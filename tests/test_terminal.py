@@ -114,7 +114,10 @@ def test_what_a_terminal_is_sent_follows_its_environment(
     [
         ("plain … text", "plain … text"),
         ("a\x1b[31mb", "a\\x1b[31mb"),
-        ("two\nlines", "two\nlines"),
+        ("two\nlines", "two\\nlines"),
+        ("\u2028", "\\u2028"),
+        ("\x9b31m", "\\x9b31m"),
+        ("\ufdd3", "\\ufdd3"),
         ("back\rover", "back\\rover"),
         ("\u202eleft", "\\u202eleft"),
     ],

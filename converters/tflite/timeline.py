@@ -5,6 +5,7 @@ from html import escape
 
 from onmetal.converters.tflite.memory import Buffer, Peak, Plan
 from onmetal.converters.tflite.net import Net, Op, Tensor
+from onmetal.terminal import clean
 
 BAR = "\u2588"
 PARTS = " \u258f\u258e\u258d\u258c\u258b\u258a\u2589"
@@ -54,6 +55,7 @@ def _bar(part: float, room: int) -> str:
 
 def _short(name: str, room: int) -> str:
     """Without its middle, where it is too long: both ends tell most."""
+    name = clean(name)
     if len(name) <= room:
         return name
     behind = (room - 1) // 2
@@ -61,7 +63,7 @@ def _short(name: str, room: int) -> str:
 
 
 def _kind(op: Op) -> str:
-    return op.custom or op.kind
+    return clean(op.custom or op.kind)
 
 
 def _shape(tensor: Tensor) -> str:
@@ -155,7 +157,7 @@ def _rectangle(
     scratch = buffer.name.startswith("scratch memory of ")
     colour = SCRATCH if scratch else COLOURS[number % len(COLOURS)]
     lives = f"from {labels[first]} to {labels[last]}"
-    said = f"{buffer.name}: {buffer.size_bytes:,} bytes at {buffer.offset:,}, {lives}"
+    said = f"{clean(buffer.name)}: {buffer.size_bytes:,} bytes at {buffer.offset:,}, {lives}"
     parts = [
         f'<g><title>{escape(said)}</title><rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" '
         f'height="{height:.1f}" fill="{colour}" stroke="#fff" stroke-width=".8"/>'
