@@ -133,9 +133,9 @@ def convert(
     }
 
     size_bytes = max(source.path.stat().st_size, model.size_bytes)
-    most_bytes = limits.converting_bytes(size_bytes, model.largest_bytes)
+    memory_bytes = limits.converting_bytes(size_bytes, model.largest_bytes)
     if recipe.method == "nncf":
-        most_bytes *= 2  # PyTorch and its own copies
+        memory_bytes *= 2  # PyTorch and its own copies
 
     def build(folder: Path) -> None:
         def made(workers: list[Worker]) -> list[str]:
@@ -144,7 +144,7 @@ def convert(
             files: list[str] = workers[0].call(
                 "call",
                 timeout_s=3600,
-                most_bytes=most_bytes,
+                memory_bytes=memory_bytes,
                 prepared=str(source.path),
                 folder=str(folder),
                 **how,
@@ -154,7 +154,7 @@ def convert(
                 workers[0].call(
                     "open",
                     timeout_s=3600,
-                    most_bytes=most_bytes,
+                    memory_bytes=memory_bytes,
                     runtime=runtime,
                     files=paths,
                     options=options,

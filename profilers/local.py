@@ -184,24 +184,24 @@ class Worker(Line):
         *,
         timeout_s: float,
         progress: Told | None = None,
-        most_bytes: int | None = None,
+        memory_bytes: int | None = None,
         **arguments: Any,
     ) -> Any:
         """Ask for one operation of profilers/worker.py and wait for its answer; errors as `ask`.
 
-        Where the process takes more than `most_bytes` of memory (None: than is free), it is ended,
+        Where the process takes more than `memory_bytes` (None: than is free), it is ended,
         which is a DeviceError; not while it is timed.
         """
         request = json.dumps({"op": op, "arguments": arguments}).encode()
         if op in UNWATCHED:
             return self.ask(request, repr(op), timeout_s=timeout_s, progress=progress)
-        with limits.watched(self, most_bytes) as watch:
+        with limits.watched(self, memory_bytes) as watch:
             try:
                 return self.ask(request, repr(op), timeout_s=timeout_s, progress=progress)
             except DeviceError:
                 if not watch.exceeded:
                     raise
-        why = "far more than such a model needs" if most_bytes else "all that this machine has free"
+        why = "far more than it needs" if memory_bytes else "all that this machine has free"
         raise DeviceError(
             f"it took more than {watch.most_bytes / 1e9:.1f} GB of memory, {why}, and was ended"
         )

@@ -39,9 +39,9 @@ def child(program: str) -> Worker:
 def test_a_process_that_takes_too_much_is_ended() -> None:
     with (
         child(HUNGRY) as worker,
-        pytest.raises(DeviceError, match=r"0\.2 GB of memory, far more than such a model"),
+        pytest.raises(DeviceError, match=r"0\.2 GB of memory, far more than it needs"),
     ):
-        worker.call("outputs", timeout_s=300, most_bytes=200_000_000)
+        worker.call("outputs", timeout_s=300, memory_bytes=200_000_000)
     assert not worker.running
 
 
@@ -56,7 +56,7 @@ def test_what_is_free_is_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_process_that_ends_by_itself_is_not_said_to_have_taken_too_much() -> None:
     with child("input(); raise SystemExit(3)") as worker, pytest.raises(DeviceError) as raised:
-        worker.call("open", timeout_s=300, most_bytes=1 << 40)
+        worker.call("open", timeout_s=300, memory_bytes=1 << 40)
     assert "ended with code 3" in str(raised.value)
 
 
