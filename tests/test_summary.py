@@ -230,6 +230,18 @@ def test_the_table_marks_what_was_chosen_the_baseline_and_what_is_over_the_budge
     assert row(shown([itself], itself), itself.name).startswith("=* fp32")
 
 
+@pytest.mark.parametrize(
+    ("ms", "said"),
+    [(2.9, ", int8-u8s8@openvino was measured again, when fp32@openvino took 2.9 ms"), (2.02, "")],
+)
+def test_the_baseline_of_when_the_chosen_one_was_measured_again(ms: float, said: str) -> None:
+    """A speed-up that the figures of the table do not give: the machine was slower by then."""
+    then = Rounds({(0, 0): np.array([ms * 1e6] * 5, np.int64)}, (1.0,))
+    chosen = replace(FAST, again={BASE.name: then, FAST.name: then})
+    legend = summary.table([BASE, chosen], BASE, TOP1, PLAIN)[-1]
+    assert legend == f"* chosen, = the baseline, fp32@openvino{said}"
+
+
 def test_the_chosen_one_comes_first_then_by_speed_then_what_is_over_the_budget() -> None:
     def at(name: str, p50: float, status: Any) -> Trial:
         return trial(name, latency_ms=Latency(p50, p50, None, None, 1, 1), status=status)
