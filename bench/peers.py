@@ -187,7 +187,10 @@ def _deploy(words: list[object], folder: Path) -> tuple[Candidate | None, dict[s
     if code:
         return None, about
     with Cache(home) as cache:
-        return beside._from_bundle(out, Local(cache)), {**about, "document": json.loads(said)}
+        return beside._from_bundle(out, Local(cache), folder), {
+            **about,
+            "document": json.loads(said),
+        }
 
 
 # --- latency and accuracy

@@ -66,7 +66,7 @@ MOST_PIXELS = 110_000_000
 """Of an image as it is stored. Cameras of 100 megapixels have as many; Pillow takes up to 16 bytes
 for each while it decodes, which is within 2 GB."""
 MOST_INPUT_PIXELS = 1 << 25
-"""Of what is made of it for a model."""
+"""Of what is made of it for a model, in numbers of 32 bits; half as many of 64."""
 MOST_SCANS = 20 * MOST_PIXELS
 """Pixels times scans of one JPEG: a progressive one of a few kB may ask for days of decoding."""
 
@@ -75,6 +75,10 @@ MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]", re.DOTALL)
 """Of a segment of a JPEG: others stand within its pixels."""
 START_OF_IMAGE, END_OF_IMAGE, START_OF_SCAN = 0xD8, 0xD9, 0xDA
 
+TILE_WIDTH, TILE_LENGTH, ROWS_PER_STRIP = 322, 323, 278
+"""Tags of a TIFF."""
+PLAIN_TEXT = (b"P1", b"P2", b"P3")
+"""How a PPM begins whose pixels are written as numbers."""
 ORIENTATION = 0x0112
 """The EXIF tag: 1 as stored, 2 to 8 mirrored or turned."""
 WHITE_16 = 257
@@ -261,6 +265,31 @@ def _check_size(path: Path, image: "Image", file: BinaryIO) -> None:
                 f"{path}: a JPEG of {image.width}x{image.height} pixels in {scans} scans, which "
                 "would take very long to decode; store it with fewer scans"
             )
+    if image.format == "TIFF" and _tile_pixels(image) > MOST_PIXELS:
+        raise UsageError(f"{path}: a TIFF whose tiles or strips have {TOO_MANY}")
+    if image.format == "PPM" and _head(file, 2) in PLAIN_TEXT:
+        raise UsageError(
+            f"{path}: its pixels are numbers in plain text, which takes very long to read; store "
+            "it as binary PPM or as PNG"
+        )
+
+
+def _head(file: BinaryIO, count: int) -> bytes:
+    """How the file begins. Its place stays."""
+    place = file.tell()
+    file.seek(0)
+    head = file.read(count)
+    file.seek(place)
+    return head
+
+
+def _tile_pixels(image: "Image") -> int:
+    """Of one tile or strip, which is decoded as a whole, however small the image is."""
+    tags = getattr(image, "tag_v2", {})
+    wide, high = tags.get(TILE_WIDTH, image.width), tags.get(TILE_LENGTH)
+    if high is None:  # strips; in some files their rows are told as 2**32 - 1: all
+        wide, high = image.width, min(tags.get(ROWS_PER_STRIP, image.height), image.height)
+    return int(wide) * int(high)
 
 
 def _scans(file: BinaryIO) -> int:
@@ -396,7 +425,7 @@ def _cut(path: Path, pixels: "Image", how: Preprocessing) -> "Image":
     if how.size:
         short = min(pixels.size)
         width, height = (max(1, side * how.size // short) for side in pixels.size)
-        _check_input(path, width, height)
+        _check_input(path, width, height, how)
         pixels = pixels.resize((width, height), Resampling.BILINEAR)
     if how.crop:
         high, wide = how.crop
@@ -405,19 +434,20 @@ def _cut(path: Path, pixels: "Image", how: Preprocessing) -> "Image":
                 f"{path}: {pixels.width}x{pixels.height} pixels are too few for the crop "
                 f"{wide}x{high}; set `size` in data.toml"
             )
-        _check_input(path, wide, high)
+        _check_input(path, wide, high, how)
         left, top = (pixels.width - wide) // 2, (pixels.height - high) // 2
         pixels = pixels.crop((left, top, left + wide, top + high))
-    _check_input(path, *pixels.size)
+    _check_input(path, *pixels.size, how)
     return pixels
 
 
-def _check_input(path: Path, width: int, height: int) -> None:
+def _check_input(path: Path, width: int, height: int, how: Preprocessing) -> None:
     """Before it is made: of a narrow strip, `size` makes any number of pixels."""
-    if width * height > MOST_INPUT_PIXELS:
+    most = MOST_INPUT_PIXELS * 4 // max(4, np.dtype(how.dtype).itemsize)
+    if width * height > most:
         raise UsageError(
             f"{path}: as data.toml asks, {width}x{height} pixels would be made of it, and the most "
-            f"are {MOST_INPUT_PIXELS}; set a smaller `size` or `crop`, or cut the image"
+            f"are {most}; set a smaller `size` or `crop`, or cut the image"
         )
 
 

@@ -379,7 +379,8 @@ def import_callable(text: str, option: str) -> Any:
     """MODULE:FUNCTION, from the folder that the command was started in or from an installation."""
     module_name, _, name = text.partition(":")
     here = str(Path.cwd())
-    if here not in sys.path:
+    added = here not in sys.path
+    if added:
         sys.path.insert(0, here)
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -388,6 +389,10 @@ def import_callable(text: str, option: str) -> Any:
         raise UsageError(
             f"{option} {text}: cannot import it ({type(error).__name__}: {error})"
         ) from None
+    finally:
+        if added and here in sys.path:  # for what it imports later; nothing there is in our way
+            sys.path.remove(here)
+            sys.path.append(here)
 
 
 def _callable(text: str, model: Model, cache: Cache, option: str) -> Samples:

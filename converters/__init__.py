@@ -133,6 +133,7 @@ def convert(
     }
 
     size_bytes = max(source.path.stat().st_size, model.size_bytes)
+    cpu_s = limits.cpu_s(size_bytes)
     memory_bytes = limits.converting_bytes(size_bytes, model.largest_bytes)
     if recipe.method == "nncf":
         memory_bytes *= 2  # PyTorch and its own copies
@@ -145,6 +146,7 @@ def convert(
                 "call",
                 timeout_s=3600,
                 memory_bytes=memory_bytes,
+                cpu_s=None if recipe.method == "nncf" else limits.CONVERTING * cpu_s,
                 prepared=str(source.path),
                 folder=str(folder),
                 **how,
@@ -155,6 +157,7 @@ def convert(
                     "open",
                     timeout_s=3600,
                     memory_bytes=memory_bytes,
+                    cpu_s=limits.OPENING * cpu_s,
                     runtime=runtime,
                     files=paths,
                     options=options,

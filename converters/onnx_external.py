@@ -19,6 +19,8 @@ from onmetal.reading import open_regular
 PIECE_BYTES = 1 << 24
 SHARED = 4
 """How often the bytes of the files may be asked for: those of tied weights are, a few times."""
+SPARE_BYTES = 256 << 20
+"""More than SHARED times what is asked for: files that several models share, or with gaps."""
 _NUMBER = re.compile(r"\d{1,18}", re.ASCII)
 
 
@@ -57,6 +59,11 @@ def take_in(model: onnx.ModelProto, source: Path, digest: Any) -> int | None:
             raise UsageError(
                 f"{source}: its tensors ask for {asked} bytes of external data, and the files have "
                 f"{whole}: damaged"
+            )
+        if whole > SHARED * asked + SPARE_BYTES:
+            raise UsageError(
+                f"{source}: its files of external data have {whole} bytes, of which its tensors "
+                f"ask for {asked}: give the model files of its own"
             )
         limits.widen_reading(max(whole, asked))
         checksums = {location: _hashed(file, digest) for location, file in files.items()}

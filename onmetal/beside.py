@@ -1,6 +1,7 @@
 """The commands beside the main job: each a function -> (the document of `--json`, its lines)."""
 
 import contextlib
+import secrets
 import shlex
 from collections import Counter
 from pathlib import Path
@@ -10,13 +11,13 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from onmetal import agree, bundle, manifest, model, profilers, report, summary, targets
+from onmetal import agree, bundle, copying, manifest, model, profilers, report, summary, targets
 from onmetal import cache as caches
 from onmetal.cache import Cache
 from onmetal.calibration import samples
 from onmetal.converters import check_options, convert
 from onmetal.errors import DeviceError, OnmetalError, UnsupportedError, UsageError
-from onmetal.profilers import Device, benchmark_model, measure, native, statistics
+from onmetal.profilers import Device, benchmark_model, limits, measure, native, statistics
 from onmetal.profilers.board import Board
 from onmetal.profilers.local import Local, Worker
 from onmetal.profilers.remote import Remote
@@ -113,6 +114,10 @@ def verify(folder: Path, address: str, *, run: bool) -> Shown:
     lines = [f"{shown(folder)}: verified ({said})"]
     if bundle.NO_VECTORS in checks.values():
         lines.append("it holds no golden vectors: what its model gives was not checked")
+    lines.append(
+        "known to be unchanged, and no more: README.md and whatever it holds of sources, build "
+        "files and measurements; read them before you follow or build them"
+    )
     return document, lines
 
 
@@ -157,7 +162,7 @@ def bench(
         candidates: list[Candidate] = []
         failed: list[Trial] = []
         for path in paths:
-            made, refused = _candidates(path, target, threads, batch, shapes, host, cache)
+            made, refused = _candidates(path, target, threads, batch, shapes, host, cache, scratch)
             candidates += made
             failed += refused
         candidates = _unique(candidates)
@@ -261,10 +266,11 @@ def _candidates(
     shapes: list[str],
     device: Local,
     cache: Cache,
+    scratch: Path,
 ) -> tuple[list[Candidate], list[Trial]]:
     """-> what can be measured of a path, and what cannot, with the reason."""
     if path.is_dir():
-        return [_from_bundle(path, device)], []
+        return [_from_bundle(path, device, scratch)], []
     if path.suffix == ".xml":
         return [_from_ir(path, target, threads, device)], []
     found = model.read(path, model.parse_shapes(shapes), batch, cache, device)
@@ -310,20 +316,42 @@ def _as_it_is(path: Path, found: Model, target: Target) -> Recipe:
     )
 
 
-def _from_bundle(folder: Path, host: Local) -> Candidate:
+def _from_bundle(folder: Path, host: Local, scratch: Path) -> Candidate:
     """The artifact of a bundle, with the options that it ships with. Its manifest is believed of
-    the artifact only what the artifact says of itself."""
-    document, problems = manifest.read(folder)
+    the artifact only what the artifact says of itself. What is checked is a private copy, and that
+    is measured."""
+    copy = scratch / f"bundle-{secrets.token_hex(8)}"
+    copy.mkdir(mode=0o700)
+    _copy_artifact(folder, copy)
+    document, problems = manifest.read(copy)
     if not problems:
         run = document["run"]
-        described = _described(run["runtime"], folder / run["files"][0], host)
+        described = _described(run["runtime"], copy / run["files"][0], host)
         problems = manifest.untrue_tensors(run, described)
     if problems:
         raise UsageError(f"{folder}: {'; '.join(problems[:5])}")
-    files = tuple(folder / name for name in run["files"])
+    files = tuple(copy / name for name in run["files"])
     return _candidate(
         f"{folder.name} {document['chosen']}", run["runtime"], files, run["options"], run
     )
+
+
+def _copy_artifact(folder: Path, copy: Path) -> None:
+    """The manifest of a bundle and the files that an artifact may have."""
+    try:
+        with copying.opened(folder) as there:
+            entries = {
+                name: state
+                for name, state in copying.inside(there).items()
+                if name == "manifest.json"
+                or ("/" not in name and manifest.kind_of(name) == "artifact")
+            }
+            copying.check_room(entries, copy)
+            for name, state in entries.items():
+                copying.copied(there, name, state.st_size, copy / name)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"{shown(folder)}: it cannot be read: {why}") from None
 
 
 def _described(runtime: str, path: Path, host: Local) -> dict[str, list[dict[str, Any]]]:
@@ -346,7 +374,11 @@ def _described(runtime: str, path: Path, host: Local) -> dict[str, list[dict[str
 
 def _asked(worker: Worker, function: str, path: Path) -> Any:
     return worker.call(
-        "call", timeout_s=600, function=f"onmetal.converters.{function}", path=str(path)
+        "call",
+        timeout_s=600,
+        cpu_s=limits.cpu_s(path.stat().st_size),
+        function=f"onmetal.converters.{function}",
+        path=str(path),
     )
 
 

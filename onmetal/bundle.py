@@ -27,7 +27,7 @@ import psutil
 from onmetal import copying, terminal
 from onmetal import manifest as manifests
 from onmetal.errors import DeviceError, OnmetalError, UsageError, VerificationError
-from onmetal.profilers import Device
+from onmetal.profilers import Device, limits
 from onmetal.profilers.board import Board
 from onmetal.profilers.local import Local, Worker, quiet_environment
 from onmetal.records import shown
@@ -250,6 +250,8 @@ def _sha256(path: Path) -> str:
 
 def check_folder(folder: Path) -> None:
     """Raises UsageError where the folder is no bundle."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{shown(folder)}: this is no folder; a bundle is one")
     if not folder.is_dir():
         raise UsageError(f"{shown(folder)}: there is no such folder{near(folder, ('',))}")
     if not any((folder / name).exists() for name in (SUMS, "manifest.json", "run.py")):
@@ -428,6 +430,7 @@ def _check_tensors(folder: Path, manifest: dict[str, Any], worker: Worker) -> li
         stored = worker.call(
             "call",
             timeout_s=600,
+            cpu_s=limits.cpu_s(artifact.stat().st_size),
             function=f"onmetal.converters.{run['runtime']}:describe",
             path=str(artifact),
         )
@@ -455,6 +458,7 @@ def _check_specification(artifact: Path, worker: Worker) -> list[str]:
         found: list[str] = worker.call(
             "call",
             timeout_s=600,
+            cpu_s=limits.cpu_s(artifact.stat().st_size),
             function="onmetal.converters.tflite.check:file",
             path=str(artifact.absolute()),
         )
@@ -469,8 +473,13 @@ def _check_golden(
     runtime = manifest["run"]["runtime"]
     try:
         if isinstance(device, Local):
+            size_bytes = sum((folder / name).stat().st_size for name in manifest["run"]["files"])
             found: list[str] = host.call(
-                "golden", timeout_s=600, folder=str(folder.absolute()), runtime=runtime
+                "golden",
+                timeout_s=600,
+                cpu_s=limits.OPENING * limits.cpu_s(size_bytes),
+                folder=str(folder.absolute()),
+                runtime=runtime,
             )
             return found
         return _golden_there(folder, manifest["run"], host, device)

@@ -7,7 +7,7 @@ which are checked when a run first uses it: a damaged entry is made anew. Whoeve
 holds a shared lock on its folder; the sweep that keeps the cache within its size takes only entries
 that nobody holds. Timings are never kept here.
 
-The cache is its user's alone: others may neither read nor write it.
+The cache is its user's alone: others may neither read nor write what is in it.
 """
 
 import contextlib
@@ -31,6 +31,7 @@ from onmetal.errors import UsageError
 from onmetal.reading import open_regular, read_bytes
 
 LIMIT_BYTES = 10 * 10**9
+FOLDERS = ("entries", "building", "home", "home/intel", "logs")
 CONTENT = "content"
 SUMS = "SHA256SUMS"
 """Of an entry: its name, then the digest of every file under `content`."""
@@ -38,10 +39,16 @@ SUMS = "SHA256SUMS"
 
 def home() -> Path:
     """`$ONMETAL_HOME`, else `onmetal` in the user's cache folder; links are followed."""
-    if asked := os.environ.get("ONMETAL_HOME"):
-        return Path(asked).expanduser().resolve()
+    asked = os.environ.get("ONMETAL_HOME")
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return (Path(base).expanduser() / "onmetal").resolve()
+    try:
+        place = Path(asked) if asked else Path(base) / "onmetal"
+        return place.expanduser().resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle, a user without a home folder
+        raise UsageError(
+            f"the cache folder {asked or base} cannot be found ({error}); set ONMETAL_HOME to a "
+            "folder that you may write to"
+        ) from None
 
 
 def key(**parts: Any) -> str:
@@ -74,7 +81,6 @@ def _check_owner(root: Path) -> None:
             f"the cache folder {root} may be written to by other users, who could change what is "
             f"kept there; `chmod go-w {shlex.quote(str(root))}` if all in it is yours, or {advice}"
         )
-    root.chmod(0o700)
 
 
 def _flush(path: Path) -> None:
@@ -165,8 +171,9 @@ class Cache:
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             _check_owner(self.root)
-            for name in ("entries", "building", "home", "home/intel", "logs"):
+            for name in FOLDERS:
                 (self.root / name).mkdir(mode=0o700, exist_ok=True)
+                (self.root / name).chmod(0o700)
             # OpenVINO's own switch for its telemetry, in the home folder that workers are given.
             (self.root / "home/intel/openvino_telemetry").write_text("0")
         except OSError as error:

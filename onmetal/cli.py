@@ -26,6 +26,8 @@ from onmetal.progress import silence
 def _positive(value: int | None, option: str) -> int | None:
     if value is not None and value < 1:
         raise UsageError(f"{option} {value}: must be 1 or more")
+    if value is not None and value >= 1 << 31:
+        raise UsageError(f"{option} {value}: no model has so many")
     return value
 
 

@@ -29,6 +29,9 @@ from onmetal.targets import EXACT
 from onmetal.task import Clock, Task
 from onmetal.trials import Feeds, hub, original_runtime, original_trial, out_of_time, usable
 
+INFERENCE_S = 600
+"""A candidate of which one inference takes longer is given up."""
+
 
 class Judged(Struct, frozen=True):
     """Outputs of one candidate over the samples, on disk, and how they score."""
@@ -180,6 +183,7 @@ def _judge(
         worker.call(
             "outputs",
             timeout_s=max(1.0, limit_s),
+            **({"silence_s": INFERENCE_S} if isinstance(worker, Worker) else {}),
             progress=lambda done, count: progress(
                 done, count, f"{trial.name}: sample {done} of {count}"
             ),

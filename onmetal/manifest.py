@@ -202,6 +202,8 @@ def strangers(manifest: dict[str, Any], there: Iterable[str]) -> list[str]:
     if manifest.get("files") is None:
         return problems
     said = {entry["path"]: entry["kind"] for entry in manifest["files"]}
+    if len(said) != len(manifest["files"]):
+        problems.append("manifest.json names one of its files twice")
     for name in sorted(set(there) - said.keys()):
         problems.append(f"manifest.json does not name {name}")
     for name in sorted(said.keys() - set(there)):

@@ -32,6 +32,9 @@ _FOREIGN = {
 }
 
 
+MOST_AXIS = (1 << 31) - 1
+
+
 def parse_shapes(words: list[str]) -> dict[str, tuple[int, ...]]:
     """NAME=1,3,224,224 -> {NAME: (1, 3, 224, 224)}"""
     found = {}
@@ -41,7 +44,7 @@ def parse_shapes(words: list[str]) -> dict[str, tuple[int, ...]]:
             shape = tuple(int(part) for part in text.split(","))
         except ValueError:
             shape = ()
-        if not name or not shape or min(shape) < 1:
+        if not name or not shape or min(shape) < 1 or max(shape) > MOST_AXIS:
             raise UsageError(f"--input-shape {word}: write it like NAME=1,3,224,224")
         if name in found:
             raise UsageError(f"--input-shape {word}: the input {name!r} was given a shape already")

@@ -15,8 +15,7 @@ SMALL_BYTES = 64 << 20
 """More than any table of labels, manifest or list of digests holds: a million lines of 64 bytes."""
 TOML_BYTES = 1 << 20
 TOML_DEPTH = 64
-"""Points in one line outside of its strings: tables in tables, over each of which the parser goes
-again in every line below."""
+"""Tables in tables of one key, over each of which the parser goes again in every line below."""
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
@@ -100,15 +99,23 @@ def read_text(path: Path, most: int = SMALL_BYTES) -> str:
     return read_bytes(path, most).decode()
 
 
-_STRING = re.compile(r'"[^"\n]*"|' + r"'[^'\n]*'")
+_QUOTED = (
+    r'"""(?:\\.|(?!""")[^\\])*+(?:"{3,5})?',
+    r"'''(?:(?!''').)*+(?:'{3,5})?",
+    r'"(?:\\.|[^"\\\n])*+"?',
+    r"'[^'\n]*+'?",
+)
+"""Also such as nothing closes, at which the parser ends: so that each is gone over once."""
+_STRING_OR_COMMENT = re.compile("|".join((*_QUOTED, r"#[^\n]*")), re.DOTALL)
+_DEEP_KEY = re.compile(rf"(?:\.[ \t]*[\w-]+[ \t]*){{{TOML_DEPTH + 1}}}")
 
 
 def parse_toml(text: str) -> dict[str, Any]:
     """The table that a stranger's file holds. Raises ValueError, saying what is wrong with it."""
-    for number, line in enumerate(_STRING.sub("", text).split("\n"), 1):
-        if line.count(".") > TOML_DEPTH:
-            why = f"line {number} holds more than {TOML_DEPTH} points outside of strings"
-            raise ValueError(why)
+    bare = _STRING_OR_COMMENT.sub(lambda match: "" if match[0][0] == "#" else "s", text)
+    if deep := _DEEP_KEY.search(bare):
+        number = 1 + bare.count("\n", 0, deep.start())
+        raise ValueError(f"a key in line {number} is more than {TOML_DEPTH} tables deep")
     try:
         table = tomllib.loads(text)
     except RecursionError:

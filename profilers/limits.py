@@ -22,6 +22,10 @@ READING_BYTES = 2 << 30
 """To look at a small model file; a larger one may take FOLD times its size besides."""
 FOLD = 8
 READING_CPU_S = 30
+OPENING = 4
+"""So many times as long may opening a model take, and a few inferences: of several threads."""
+CONVERTING = 20
+"""And converting it."""
 BYTES_PER_CPU_S = 5 << 20
 """A larger file may take longer: a second more for so many bytes."""
 RESERVE = 0.1
@@ -31,6 +35,12 @@ RESERVE = 0.1
 def converting_bytes(size_bytes: int, largest_bytes: int) -> int:
     """What a process may take that converts a model of this size with a tensor so large."""
     return min(CONVERTING_BYTES + FOLD * (size_bytes + largest_bytes), free_bytes())
+
+
+def cpu_s(size_bytes: int) -> float:
+    """Of processor time, what a process may take to read a model file of this size, or to open it:
+    a runtime computes what is constant in it."""
+    return float(READING_CPU_S + size_bytes // BYTES_PER_CPU_S)
 
 
 def restrict_reading(size_bytes: int) -> None:
@@ -45,7 +55,7 @@ def restrict_reading(size_bytes: int) -> None:
     for kind, most in (
         (resource.RLIMIT_DATA, memory_bytes),
         (resource.RLIMIT_FSIZE, memory_bytes),
-        (resource.RLIMIT_CPU, READING_CPU_S + size_bytes // BYTES_PER_CPU_S),
+        (resource.RLIMIT_CPU, int(cpu_s(size_bytes))),
         (resource.RLIMIT_CORE, 0),
     ):
         hard = resource.getrlimit(kind)[1]
@@ -94,18 +104,24 @@ class Process(Protocol):
 
 
 class Watch:
-    """Ends a process that takes more memory than it may."""
+    """Ends a process that takes more memory, or processor time, than it may."""
 
-    def __init__(self, process: Process, most_bytes: int) -> None:
+    def __init__(self, process: Process, most_bytes: int, cpu_s: float | None) -> None:
         self.most_bytes = most_bytes
-        self.exceeded = False
+        self.cpu_s = cpu_s
+        self.exceeded: str | None = None
+        """What it took more of than it may, in words."""
         self._process = process
+        self._until_s = None if cpu_s is None else processor_s(process.pid) + cpu_s
         self._over = threading.Event()
 
     def look(self) -> None:
         while not self._over.wait(POLL_S):
             if resident_bytes(self._process.pid) > self.most_bytes:
-                self.exceeded = True
+                self.exceeded = f"{self.most_bytes / 1e9:.1f} GB of memory"
+            elif self._until_s is not None and processor_s(self._process.pid) > self._until_s:
+                self.exceeded = f"{self.cpu_s:.0f} s of processor time"
+            if self.exceeded:
                 self._process.kill()
                 return
 
@@ -114,12 +130,14 @@ class Watch:
 
 
 @contextlib.contextmanager
-def watched(process: Process, most_bytes: int | None = None) -> Iterator[Watch]:
+def watched(
+    process: Process, most_bytes: int | None = None, cpu_s: float | None = None
+) -> Iterator[Watch]:
     """Meanwhile a process is ended when its resident set exceeds `most_bytes`, by default what is
-    free when it begins beside what it holds already."""
+    free when it begins beside what it holds already, or when it takes `cpu_s` more."""
     if most_bytes is None:
         most_bytes = free_bytes() + resident_bytes(process.pid)
-    watch = Watch(process, most_bytes)
+    watch = Watch(process, most_bytes, cpu_s)
     thread = threading.Thread(target=watch.look, daemon=True)
     thread.start()
     try:
@@ -127,6 +145,14 @@ def watched(process: Process, most_bytes: int | None = None) -> Iterator[Watch]:
     finally:
         watch.end()
         thread.join()
+
+
+def processor_s(pid: int) -> float:
+    """What all threads of a process have taken; 0 once it is gone."""
+    with contextlib.suppress(psutil.Error):
+        times = psutil.Process(pid).cpu_times()
+        return float(times.user + times.system)
+    return 0.0
 
 
 def resident_bytes(pid: int) -> int:

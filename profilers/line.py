@@ -8,6 +8,7 @@ type and nothing else; those without one are of onmetal's own workers.
 
 import contextlib
 import json
+import math
 import os
 import selectors
 import signal
@@ -113,13 +114,15 @@ class Line:
         *,
         timeout_s: float,
         progress: Told | None = None,
+        silence_s: float | None = None,
         kind: Any = None,
     ) -> Any:
         """Send a line and wait for its answer; `what` names it in errors, `kind` is the type of
         its result.
 
         Raises the error that was answered; DeviceError where the process died, sent what is no
-        answer or took longer than `timeout_s`, after which it is gone.
+        answer, took longer than `timeout_s`, or told of no progress for `silence_s`, after which
+        it is gone.
         """
         if self.closed:
             raise DeviceError(f"{self.who} was ended before it was asked for {what}")
@@ -127,7 +130,8 @@ class Line:
         self._room, self._passed = CHATTER_BYTES, 0
         self._send(request + b"\n", deadline, what)
         while True:
-            line = self._object(deadline, what)
+            silent = math.inf if silence_s is None else time.monotonic() + silence_s
+            line = self._object(min(deadline, silent), what)
             try:
                 found = _plain(line) if kind is None else decode(line, Envelope)
                 if found.error is None and found.progress is None:

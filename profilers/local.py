@@ -185,23 +185,28 @@ class Worker(Line):
         timeout_s: float,
         progress: Told | None = None,
         memory_bytes: int | None = None,
+        cpu_s: float | None = None,
+        silence_s: float | None = None,
         **arguments: Any,
     ) -> Any:
         """Ask for one operation of profilers/worker.py and wait for its answer; errors as `ask`.
 
-        Where the process takes more than `memory_bytes` (None: than is free), it is ended,
-        which is a DeviceError; not while it is timed.
+        `silence_s`: as `ask` has it. Where the process takes more than `memory_bytes` (None: than
+        is free), or `cpu_s` of processor time, it is ended, which is a DeviceError; not while it
+        is timed.
         """
         request = json.dumps({"op": op, "arguments": arguments}).encode()
         if op in UNWATCHED:
-            return self.ask(request, repr(op), timeout_s=timeout_s, progress=progress)
-        with limits.watched(self, memory_bytes) as watch:
+            return self.ask(
+                request, repr(op), timeout_s=timeout_s, progress=progress, silence_s=silence_s
+            )
+        with limits.watched(self, memory_bytes, cpu_s) as watch:
             try:
-                return self.ask(request, repr(op), timeout_s=timeout_s, progress=progress)
+                return self.ask(
+                    request, repr(op), timeout_s=timeout_s, progress=progress, silence_s=silence_s
+                )
             except DeviceError:
                 if not watch.exceeded:
                     raise
-        why = "far more than it needs" if memory_bytes else "all that this machine has free"
-        raise DeviceError(
-            f"it took more than {watch.most_bytes / 1e9:.1f} GB of memory, {why}, and was ended"
-        )
+        free = "" if memory_bytes or "memory" not in watch.exceeded else ", all that is free here,"
+        raise DeviceError(f"it took more than {watch.exceeded}{free} and was ended")

@@ -30,6 +30,7 @@ from msgspec import Struct
 from onmetal.errors import DeviceError, UsageError
 from onmetal.profilers.link import received, sent
 from onmetal.profilers.output import Tail, collect
+from onmetal.reading import open_regular
 
 PROGRAM = "qemu-system-arm"
 MACHINE = "mps3-an547"
@@ -51,7 +52,7 @@ class Machine(Struct, frozen=True):
 def check_image(image: Path) -> None:
     """Raises UsageError where the file is no ELF image for a 32-bit ARM core."""
     try:
-        with image.open("rb") as file:
+        with open_regular(image) as file:
             head = file.read(20)
     except OSError as error:
         raise UsageError(

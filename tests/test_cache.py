@@ -487,7 +487,18 @@ def test_the_cache_folder_may_be_a_link(tmp_path: Path, monkeypatch: pytest.Monk
     with Cache() as cache:
         assert cache.root == tmp_path / "disk"
         assert cache.get("kind", "digest", fill).is_relative_to(tmp_path / "disk")
-    assert stat.S_IMODE((tmp_path / "disk").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "disk").stat().st_mode) == 0o755, "it is not onmetal's own"
+    assert stat.S_IMODE((tmp_path / "disk/entries").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("home", ["circle", "~nobody-of-this-name/x"])
+def test_a_cache_folder_that_cannot_be_found_is_said(tmp_path: Path, home: str) -> None:
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    asked = home if home.startswith("~") else str(tmp_path / home)
+    ran = deploy("doctor", env={"ONMETAL_HOME": asked})
+    assert (ran.code, ran.out) == (2, "")
+    assert "ONMETAL_HOME" in ran.err
+    assert "Traceback" not in ran.err
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o702, 0o1777])

@@ -529,6 +529,29 @@ def with_input(document: dict[str, Any], changes: dict[str, Any]) -> None:
     document["run"]["inputs"][0].update(changes)
 
 
+def test_bench_measures_the_copy_that_was_checked(
+    spoiled: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """What lies in the bundle by the time it is measured is not opened."""
+    described = beside._described
+
+    def swapped(*words: Any) -> Any:
+        found = described(*words)
+        (spoiled / "model.onnx").write_bytes(b"another model")
+        return found
+
+    monkeypatch.setattr(beside, "_described", swapped)
+    assert cli.main(["bench", str(spoiled), "--quick", "--json"]) == 0, capsys.readouterr().err
+
+
+def test_a_file_that_is_named_twice_is_refused(spoiled: Path) -> None:
+    document, _ = manifest.read(spoiled)
+    names = [entry["path"] for entry in document["files"]]
+    assert manifest.strangers(document, names) == []
+    document["files"].insert(0, {"path": "run.py", "kind": "artifact"})
+    assert "one of its files twice" in manifest.strangers(document, names)[0]
+
+
 def test_bench_refuses_a_bundle_that_lies(spoiled: Path, capsys: Capture) -> None:
     for edit in ({"shape": [1, 1, 8, 9]}, {"shape": [1, 1, 8, 1 << 60]}, {"dtype": "float64"}):
         shutil.copyfile(spoiled / "manifest.json", spoiled / "kept")

@@ -214,8 +214,13 @@ def test_a_photo_of_100_megapixels_is_read(tmp_path: Path) -> None:
         ("std = [1e-60]", "vanish"),
         ("mean = " + "[" * 5000, "nested too deep"),
         ("a = " + "{a=" * 5000, "nested too deep"),
-        (".".join("a" * 500_000), "points"),
-        ("[" + ".".join("a" * 500) + "]\n" + "b = 1\n" * 1000, "points"),
+        (".".join("a" * 500_000), "tables deep"),
+        ('"\\""' + ".a" * 500_000 + '."" = 1', "tables deep"),
+        ('x = {a = """"a"""", b' + ".b" * 70 + ' = "q"}', "tables deep"),
+        (' . "a.b"'.join("a" * 80) + " = 1", "tables deep"),
+        ('"' + '\\"' * 250_000, "Unterminated"),
+        ('x = """' + ".a" * 250_000, "Unterminated"),
+        ("[" + ".".join("a" * 500) + "]\n" + "b = 1\n" * 1000, "tables deep"),
         ("classes = [" + "'a'," * 300_000 + "]", "longer than"),
         ("classes = [" + "'a'," * 100_000 + "]", "twice"),
         ("classes = [" + ",".join(f"'{n}'" for n in range(90_000)) + ", '0']", "'0' twice"),
@@ -229,6 +234,61 @@ def test_a_data_toml_of_a_stranger_is_bounded(tmp_path: Path, toml: str, why: st
     (tmp_path / "own.toml").write_text(toml)
     with pytest.raises(UsageError, match=r"own\.toml"):
         targets.load(str(tmp_path / "own.toml"))
+
+
+def test_points_that_are_no_tables_are_not_counted(tmp_path: Path) -> None:
+    lines = [
+        f'# {"." * 500} "',
+        f"mean = [{', '.join(['0.5'] * 3)}]  # {'.' * 100}",
+        "classes = ['" + "', '".join("ab.cd." * 40 + str(n) for n in range(9)) + "']",
+        "size = 7",
+    ]
+    (tmp_path / "data.toml").write_text("\n".join(lines))
+    how = images.read_preprocessing(tmp_path)
+    assert (how.size, len(how.classes or ())) == (7, 9)
+
+
+def test_a_ppm_in_plain_text_is_refused(tmp_path: Path) -> None:
+    """Its comments and numbers are read byte by byte: a few MB take minutes."""
+    path = tmp_path / "image.ppm"
+    for kind in (b"P1", b"P2", b"P3"):
+        path.write_bytes(kind + b"\n10 10\n255\n" + b"#\n" * 500_000 + b"1 " * 300)
+        assert "numbers in plain text" in refused(path)
+    for mode in ("1", "L", "RGB"):
+        Image.new(mode, (40, 40)).save(path)
+        assert images.read(path, SMALL).shape == (3, 32, 32)
+
+
+def test_twice_as_wide_numbers_are_half_as_many(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    path.write_bytes(png(8192, 4096))
+    assert "8192x4096 pixels would be made" in refused(path, Preprocessing(dtype="float64"))
+
+
+@pytest.mark.parametrize("tags", [{322: 16384, 323: 32752}, {278: 1 << 16}])
+def test_a_small_tiff_of_one_huge_tile(tmp_path: Path, tags: dict[int, int]) -> None:
+    path = tmp_path / "image.tiff"
+    size = (1, 1) if 322 in tags else (32_000, 2)
+    Image.new("L", size).save(path, compression="raw")
+    with Image.open(path) as honest:
+        stored: Any = honest
+        offsets, counts = stored.tag_v2[273], stored.tag_v2[279]
+    entries = {256: size[0], 257: size[1], 258: 8, 259: 1, 262: 1, 277: 1, **tags}
+    places = (324, 325) if 322 in tags else (273, 279)
+    entries |= {places[0]: offsets[0], places[1]: counts[0]}
+    content = bytearray(path.read_bytes())
+    start = len(content) + len(content) % 2
+    content += bytes(start - len(content)) + len(entries).to_bytes(2, "little")
+    for tag, number in sorted(entries.items()):
+        content += tag.to_bytes(2, "little") + (4).to_bytes(2, "little")
+        content += (1).to_bytes(4, "little") + number.to_bytes(4, "little")
+    content += bytes(4)
+    content[4:8] = start.to_bytes(4, "little")
+    path.write_bytes(content)
+    if 322 in tags:
+        assert "tiles or strips have more than 110 million pixels" in refused(path)
+    else:  # no more rows than the image has are in a strip
+        assert images.read(path, Preprocessing(crop=(2, 2))).shape == (3, 2, 2)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfes\0", b"size = '\x80'", b"\0" * 9, b"\xef\xbb\xbf="])

@@ -521,6 +521,14 @@ def test_external_data_for_a_shape_that_is_none(tmp_path: Path, dims: list[int])
         prepared(save(in_initializer(tensor), tmp_path / "model.onnx"), tmp_path / "out")
 
 
+def test_external_data_of_which_little_is_asked_for(tmp_path: Path) -> None:
+    """A terabyte of nothing takes no room on the disk, and hours to be hashed."""
+    with (tmp_path / "data").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UsageError, match=r"have 1099511627776 bytes, of which .* ask for 16"):
+        prepared(save(in_initializer(stolen("data")), tmp_path / "model.onnx"), tmp_path / "out")
+
+
 def test_external_data_is_not_multiplied(tmp_path: Path) -> None:
     (tmp_path / "data").write_bytes(bytes(1 << 20))
     names = [f"w{number}" for number in range(200)]

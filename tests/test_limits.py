@@ -39,7 +39,7 @@ def child(program: str) -> Worker:
 def test_a_process_that_takes_too_much_is_ended() -> None:
     with (
         child(HUNGRY) as worker,
-        pytest.raises(DeviceError, match=r"0\.2 GB of memory, far more than it needs"),
+        pytest.raises(DeviceError, match=r"0\.2 GB of memory and was ended"),
     ):
         worker.call("outputs", timeout_s=300, memory_bytes=200_000_000)
     assert not worker.running
@@ -49,9 +49,24 @@ def test_what_is_free_is_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "free_bytes", lambda: 100_000_000)
     with (
         child(HUNGRY) as worker,
-        pytest.raises(DeviceError, match="all that this machine has free, and was ended"),
+        pytest.raises(DeviceError, match="all that is free here, and was ended"),
     ):
         worker.call("open", timeout_s=300)
+
+
+def test_a_process_that_computes_for_ever_is_ended() -> None:
+    with (
+        child("input()\nwhile True: pass") as worker,
+        pytest.raises(DeviceError, match="more than 1 s of processor time and was ended"),
+    ):
+        worker.call("open", timeout_s=300, cpu_s=1)
+
+
+def test_a_process_that_says_nothing_is_ended() -> None:
+    """An inference without end in the middle of many: what has told of progress may go on."""
+    program = "import time\ninput()\nprint('{\"progress\": [1, 2]}', flush=True)\ntime.sleep(300)"
+    with child(program) as worker, pytest.raises(DeviceError, match="'outputs' in time"):
+        worker.call("outputs", timeout_s=250, silence_s=1)
 
 
 def test_a_process_that_ends_by_itself_is_not_said_to_have_taken_too_much() -> None:

@@ -153,6 +153,12 @@ def test_a_file_that_is_no_image(tmp_path: Path, cache: Cache, content: bytes, s
         profilers.reach(f"qemu:{tmp_path / 'a.elf'}", cache)
 
 
+def test_an_image_that_is_a_pipe(tmp_path: Path, cache: Cache) -> None:
+    os.mkfifo(tmp_path / "a.elf")
+    with pytest.raises(UsageError, match="not a regular file but a pipe"):
+        profilers.reach(f"qemu:{tmp_path / 'a.elf'}", cache)
+
+
 def test_an_image_that_is_not_there(tmp_path: Path, cache: Cache) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         profilers.reach(f"qemu:{tmp_path / 'a.elf'}", cache)
