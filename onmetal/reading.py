@@ -13,6 +13,7 @@ from typing import Any
 
 SMALL_BYTES = 64 << 20
 """More than any table of labels, manifest or list of digests holds: a million lines of 64 bytes."""
+PIECE_BYTES = 1 << 20
 TOML_BYTES = 1 << 20
 TOML_DEPTH = 64
 """Tables in tables of one key, over each of which the parser goes again in every line below."""
@@ -86,8 +87,12 @@ def kind(mode: int) -> str:
 
 def read_bytes(path: Path, most: int = SMALL_BYTES, within: Path | None = None) -> bytes:
     """All of a small file. Raises OSError as `open_regular`, and where it is longer than `most`."""
+    pieces, left = [], most + 1
     with open_regular(path, within) as file:
-        content = file.read(most + 1)
+        while piece := file.read(min(left, PIECE_BYTES)):  # it allocates as much as it is asked for
+            pieces.append(piece)
+            left -= len(piece)
+    content = b"".join(pieces)
     if len(content) > most:
         why = f"it is longer than {most} bytes, the most that such a file may have"
         raise OSError(errno.EFBIG, why, str(path))

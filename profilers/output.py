@@ -88,7 +88,13 @@ class Tail:
 def quoted(text: str, count: int) -> str:
     """The last lines of what was printed, for an error: " / " between them, and none is long."""
     lines = [line.strip() for line in text[-TAIL_BYTES:].splitlines()]
-    return " / ".join(line[:QUOTED] for line in [line for line in lines if line][-count:])
+    return " / ".join(_short(line) for line in [line for line in lines if line][-count:])
+
+
+def _short(line: str) -> str:
+    """The reason stands at the end of a long line as often as at its beginning."""
+    half = QUOTED // 2
+    return line if len(line) <= QUOTED else f"{line[:half]} … {line[-half:]}"
 
 
 class Done(Struct, frozen=True):

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.arm64 import Missing
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # As in what a shell starts in the background: ^C would end none of the commands that are tried.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = ROOT / "examples" / "digits"

@@ -283,7 +283,7 @@ def score(load: str, bundle: Path, home: Path) -> float:
     """Over the samples that the bundle's manifest says it was judged on."""
     indices = json.loads((bundle / "manifest.json").read_text())["evaluation_indices"]
     done = subprocess.run(
-        [sys.executable, "-c", SCORE.format(load=load, data=str(DATA), indices=indices)],
+        [sys.executable, "-B", "-c", SCORE.format(load=load, data=str(DATA), indices=indices)],
         env=quiet_environment(home),
         capture_output=True,
         text=True,
