@@ -131,6 +131,7 @@ def test_they_are_timed_against_each_other(
     known: dict[tuple[str, ...], Path], capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(measure.MODES, "quick", measure.Schedule(1, 1, 0.01, 0.01, 0.0, 1))
+    """As many as this process of the tests made, which shares them with others."""
     timed = answered(capsys, "bench", *known.values(), "--quick")
-    assert len(timed["candidates"]) == len(known) >= 7
+    assert len(timed["candidates"]) == len(known) > 1
     assert all(entry["latency_ms"]["p50"] > 0 for entry in timed["candidates"])

@@ -888,12 +888,12 @@ def test_bench_shows_its_word(
     other = tmp_path / "other.tflite"
     other.write_bytes(artifact.read_bytes() + bytes(16))
     tool = program(tmp_path / "benchmark_model", "/bin/sh", artifact, 1)
-    texts: list[str] = []
+    texts: list[list[str]] = []
     show = cli._print
 
-    def keep(document: dict[str, Any], as_json: bool, text: str) -> None:
-        texts.append(text)  # what would be printed without --json: to measure once is enough
-        show(document, as_json, text)
+    def keep(document: dict[str, Any], as_json: bool, lines: list[str]) -> None:
+        texts.append(lines)  # what would be printed without --json: to measure once is enough
+        show(document, as_json, lines)
 
     monkeypatch.setattr(cli, "_print", keep)
     words = ("--threads", "1", "--quick", "--benchmark-model", str(tool), "--json")
@@ -905,9 +905,10 @@ def test_bench_shows_its_word(
     for candidate in (first, second):
         assert candidate["status"] == "ok"
         assert candidate["latency_ms"]["basis"] == "measured"
-    (text,) = texts
-    assert "benchmark_model of model.tflite fp32@litert: 145.5 ms on average" in text
-    assert "benchmark_model of other.tflite fp32@litert: benchmark_model failed" in text
+    (lines,) = texts
+    assert "benchmark_model of model.tflite fp32@litert: 145.5 ms on average" in lines
+    (failed,) = [line for line in lines if line.startswith("benchmark_model of other.tflite")]
+    assert "fp32@litert: benchmark_model failed" in failed
 
 
 def test_a_benchmark_model_that_is_missing(artifact: Path, tmp_path: Path) -> None:
@@ -1183,7 +1184,7 @@ def test_a_bundle_is_measured_on_a_phone(
     own_home(monkeypatch, runners["gcc"])
     paths, target = [small, small / "model.tflite"], str(small.parent / "small.toml")
     address, progress = f"adb:{phone.serial}", Progress(steps=2)
-    document, text = beside.bench(
+    document, lines = beside.bench(
         paths, target, address, None, None, [], "quick", 0, None, progress
     )
     assert document["device"]["emulated"] is True
@@ -1197,6 +1198,7 @@ def test_a_bundle_is_measured_on_a_phone(
         for figure in ("latency_ms", "throughput_per_s", "load_ms"):
             assert entry[figure]["basis"] == "emulated"
     assert any("emulated" in said for said in document["warnings"])
+    text = "\n".join(lines)
     assert "bundle fp32@litert" in text and "emulated" in text
     assert not [name for name in phone.leftovers() if "run-" in name or "lock" in name]
 
