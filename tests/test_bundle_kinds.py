@@ -104,8 +104,10 @@ def test_a_new_bundle_is_what_every_command_takes(
     known: dict[tuple[str, ...], Path],
     tmp_path: Path,
     capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Deployed, verified, run by its own run.py, timed, and compared with its float model."""
+    monkeypatch.setitem(measure.MODES, "quick", measure.Schedule(1, 1, 0.01, 0.01, 0.0, 1))
     model, data = sources[source]
     own = target.startswith("tflite-x86")
     board = of_a_user(tmp_path, *target.rsplit("-", 2)) if own else target
@@ -123,15 +125,7 @@ def test_a_new_bundle_is_what_every_command_takes(
     checks = {"files", "manifest", "runner", "tensors", "golden", *(["run.py"] if new else [])}
     assert verified["checks"].keys() >= checks
     if new:
+        timed = answered(capsys, "bench", out, "--quick")
+        assert [entry["latency_ms"]["p50"] > 0 for entry in timed["candidates"]] == [True]
         compared = answered(capsys, "inspect", out, "--against", model)
         assert compared["tensors"][-1]["tensor"]
-
-
-def test_they_are_timed_against_each_other(
-    known: dict[tuple[str, ...], Path], capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(measure.MODES, "quick", measure.Schedule(1, 1, 0.01, 0.01, 0.0, 1))
-    """As many as this process of the tests made, which shares them with others."""
-    timed = answered(capsys, "bench", *known.values(), "--quick")
-    assert len(timed["candidates"]) == len(known) > 1
-    assert all(entry["latency_ms"]["p50"] > 0 for entry in timed["candidates"])
