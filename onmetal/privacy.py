@@ -130,6 +130,8 @@ class Known(Struct, frozen=True):
                 path = text[start:end]
                 any_word = "/" not in match[0] and not os.path.lexists(path)
                 said = path if any_word else _last(path)
+                if os.path.normpath(path) == str(Path.home()):
+                    said = "~"  # not the user's name
             pieces += [text[done:start], said]
             done = end
         return "".join([*pieces, text[done:]])

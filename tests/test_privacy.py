@@ -83,7 +83,8 @@ SAID = [
     ("{home}/nets/my net.onnx: 3 inputs", "my net.onnx: 3 inputs"),
     ("{data}/cat 1.png is broken, {data}/a/b/dog.png too", "cat 1.png is broken, dog.png too"),
     ("cannot read '{home}/.cache/x/y.bin' (Permission denied)", "cannot read 'y.bin' (Permission"),
-    ("in {home}.", "in "),
+    ("in {home}.", "in ~."),
+    ("in {home}/: x", "in ~: x"),
     ("/conv/Conv_output_0 has no kernel", "/conv/Conv_output_0 has no kernel"),
     ("2.3x/s", "2.3x/s"),
 ]
