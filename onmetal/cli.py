@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from onmetal import __version__, options, suggest, terminal
-from onmetal.errors import BudgetError, Interrupted, OnmetalError, Terminated, UsageError
+from onmetal.errors import BudgetError, HungUp, Interrupted, OnmetalError, Terminated, UsageError
 from onmetal.progress import silence
 
 
@@ -291,8 +291,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _flushed(words)
     except OnmetalError as error:
         return _fail(error, as_json)
-    except _Terminate:
-        return _fail(Terminated(f"ended by SIGTERM; {kept}"), as_json)
+    except _Terminate as end:
+        ended = Terminated if end.number == signal.SIGTERM else HungUp
+        return _fail(ended(f"ended by {end.number.name}; {kept}"), as_json)
     except KeyboardInterrupt:
         return _fail(Interrupted(f"interrupted; {kept}"), as_json)
     except BrokenPipeError:  # `deploy targets | head`
@@ -310,31 +311,39 @@ TIDYING_S = 60.0
 """A device that does not answer any more is waited for no longer."""
 
 
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+"""As `kill` sends it and systems that shut down; as a terminal or a connection that is closed."""
+
+
 class _Terminate(KeyboardInterrupt):
-    """SIGTERM: all that tidies up after ^C does so after it."""
+    """All that tidies up after ^C does so after it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = signal.Signals(number)
 
 
 @contextlib.contextmanager
 def _orderly_end() -> Iterator[None]:
-    """While it lasts SIGTERM ends the run as ^C does, with nothing left behind here or on a device;
-    another one does not disturb that soon. Python would leave all of it where it is."""
+    """While it lasts SIGTERM and SIGHUP end the run as ^C does, with nothing left behind here or on
+    a device; another one does not disturb that soon. Python would leave all of it where it is. One
+    that is ignored already stays so: `nohup` has asked for that."""
     first_s: float | None = None
 
     def end(number: int, frame: FrameType | None) -> None:
         nonlocal first_s
         if first_s is None or time.monotonic() - first_s > TIDYING_S:
             first_s = time.monotonic()
-            raise _Terminate
+            raise _Terminate(number)
 
     mine = threading.current_thread() is threading.main_thread()
-    if not mine or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, end)
+    handled = [n for n in ENDING if mine and signal.getsignal(n) == signal.SIG_DFL]
+    for number in handled:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if first_s is None else signal.SIG_IGN)
+        for number in handled:
+            signal.signal(number, signal.SIG_DFL if first_s is None else signal.SIG_IGN)
 
 
 def _flushed(words: list[str]) -> int:
@@ -358,33 +367,61 @@ def _fail(error: OnmetalError, as_json: bool) -> int:
         if table and not as_json and isinstance(error, BudgetError):
             terminal.write(sys.stdout, table)
             sys.stdout.flush()
-        warnings = document.get("data", {}).get("warnings", [])
+        warnings = map(_bounded, document.get("data", {}).get("warnings", []))
         mark = screen.paint("warning:", "yellow")
         terminal.write(sys.stderr, [f"{mark} {warning}" for warning in warnings])
-        first, *rest = error.lines
+        first, *rest = map(_bounded, error.lines)
         terminal.write(sys.stderr, [f"{screen.paint('deploy:', 'red')} {first}", *rest])
         sys.stderr.flush()
     except OSError:  # a reader that went away
         silence(sys.stderr)
     if as_json:
-        document["error"] = {"code": error.exit_code, "message": str(error)}
-        if error.document:
-            from onmetal.bundle import encode
-
-            terminal.write_json(sys.stdout, encode(document))
-        else:
-            terminal.write_json(sys.stdout, terminal.spelled(json.dumps(document).encode()) + b"\n")
+        document["error"] = {"code": error.exit_code, "message": _bounded_lines(error)}
+        try:
+            terminal.write_json(sys.stdout, _encoded(document))
+            sys.stdout.flush()
+        except OSError:
+            silence(sys.stdout)
     return error.exit_code
+
+
+LINE_LETTERS = 2000
+"""Of an error that is printed: texts of strangers in it may have any length."""
+
+
+def _bounded(line: str) -> str:
+    """Its beginning, which says what happened, and its end, which says what to do."""
+    if len(line) <= LINE_LETTERS:
+        return line
+    half = LINE_LETTERS // 2 - 20
+    return f"{line[:half]} [… {len(line) - 2 * half} letters …] {line[-half:]}"
+
+
+def _bounded_lines(error: OnmetalError) -> str:
+    return "\n".join(map(_bounded, error.lines))
+
+
+def _encoded(document: dict[str, Any]) -> bytes:
+    """As all documents are; an error alone without what that takes to import."""
+    if set(document) != {"error"}:
+        from onmetal.bundle import encode
+
+        return encode(document)
+    error = document["error"]
+    message = error["message"].encode("utf-8", "backslashreplace").decode()
+    text = json.dumps({"error": {**error, "message": message}}, ensure_ascii=False)
+    return terminal.spelled(text.encode()) + b"\n"
 
 
 def _log_defect(words: Sequence[str]) -> str:
     """Keep the traceback where it can be sent to us. -> one line about it."""
-    from onmetal.cache import home
-
     kind, value, _ = sys.exc_info()
-    what = f"a defect of onmetal: {kind.__name__ if kind else ''}: {value}"
-    what = " ".join(what.split())[:300]
+    what = f"a defect of onmetal: {kind.__name__ if kind else ''}"
+    with contextlib.suppress(Exception):
+        what = " ".join(f"{what}: {value}".split())[:300]
     try:
+        from onmetal.cache import home
+
         folder = home() / "logs"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / time.strftime("defect-%Y%m%d-%H%M%S.log")
@@ -392,8 +429,9 @@ def _log_defect(words: Sequence[str]) -> str:
             f"onmetal {__version__}, Python {sys.version}\ndeploy {words}\n"
             + traceback.format_exc(),
             "utf-8",
+            "backslashreplace",
         )
-    except OSError:
+    except Exception:  # whatever it is, the line about the defect matters more
         return what
     return f"{what}; please report it with {path}"
 

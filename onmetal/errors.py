@@ -8,6 +8,7 @@ UnsupportedError       3  the model is readable, but this target cannot run it
 DeviceError            4  the device is missing, unfit or failed
 BudgetError            5  no candidate meets the budget
 VerificationError      6  a bundle failed verification
+HungUp               129  SIGHUP, as a terminal or a connection sends it that is closed
 Interrupted          130  ^C
 Terminated           143  SIGTERM, as `kill` and systems that shut down send it
 ==================  ====  ============================================================
@@ -63,6 +64,10 @@ class BudgetError(OnmetalError):
 
 class VerificationError(OnmetalError):
     exit_code = 6
+
+
+class HungUp(OnmetalError):
+    exit_code = 129
 
 
 class Interrupted(OnmetalError):

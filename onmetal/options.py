@@ -39,8 +39,8 @@ in the metric's own units. 50% of --max-size is of the model's file, 70% of --ma
 multiply-accumulates. kB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024, in any case.
 
 exit codes: 0 done; 2 bad usage or input; 3 not supported by the target; 4 device missing or failed;
-5 no candidate meets the budget; 6 verification failed; 130 interrupted; 143 ended by SIGTERM; 1 a
-defect of onmetal
+5 no candidate meets the budget; 6 verification failed; 129 ended by SIGHUP; 130 interrupted; 143
+ended by SIGTERM; 1 a defect of onmetal
 """
 
 COMPLETION = """\

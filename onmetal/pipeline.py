@@ -298,11 +298,7 @@ def _bundle(
     extra, manifest["builds"] = builds.beside(task, chosen, golden, tolerance)
     files = [*candidate.files, *([measurements] if measurements else [])]
     manifest = _private(task, manifest, out)
-    if not task.request.keep_paths:
-        known = _known(task, out)
-        missing, found = known.document(chosen.missing), known.document(chosen.embedded)
-        chosen = replace(chosen, missing=missing, embedded=found)
-    readme = report.readme(manifest, chosen, tolerance)
+    readme = report.readme(manifest, _as_told(chosen, manifest), tolerance)
     bundle.write(
         out,
         candidate.runtime,
@@ -322,6 +318,15 @@ def _private(task: Task, document: dict[str, Any], out: Path) -> dict[str, Any]:
     if task.request.keep_paths:
         return document
     return privacy.shared(document, _known(task, out), privacy.secret())
+
+
+def _as_told(chosen: Trial, manifest: dict[str, Any]) -> Trial:
+    """With the sentences that the manifest has of it."""
+    told = next(entry for entry in manifest["candidates"] if entry["name"] == chosen.name)
+    memory = chosen.peak_memory_bytes
+    if memory:
+        memory = replace(memory, how=told["peak_memory_bytes"]["how"])
+    return replace(chosen, missing=told["missing"], peak_memory_bytes=memory)
 
 
 def _known(task: Task, out: Path) -> privacy.Known:

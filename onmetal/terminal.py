@@ -118,7 +118,33 @@ def clean(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(letter if letter.isprintable() else _escape(letter) for letter in text)
+    return "".join(
+        letter if letter.isprintable() or _joins(text, place) else _visible(letter)
+        for place, letter in enumerate(text)
+    )
+
+
+def _visible(letter: str) -> str:
+    """Blanks of every width as one, and where a word may be parted a hyphen."""
+    if unicodedata.category(letter) == "Zs":
+        return " "
+    return "-" if letter == "\u00ad" else _escape(letter)
+
+
+def _joins(text: str, place: int) -> bool:
+    """Whether a character that nobody sees is of the word that it stands in: a joiner, or the tie
+    that is none, between letters of a script that has them (Persian, Indic) or between pictures."""
+    if text[place] not in _JOINERS or not 0 < place < len(text) - 1:
+        return False
+    return all(_joined(text[beside]) for beside in (place - 1, place + 1))
+
+
+_JOINERS = "\u200c\u200d"
+
+
+def _joined(letter: str) -> bool:
+    """Signs that change the letter or the picture before them are a part of it."""
+    return not letter.isascii() and unicodedata.category(letter) in ("Lo", "Mn", "Mc", "So", "Sk")
 
 
 def _escape(letter: str) -> str:
@@ -127,7 +153,7 @@ def _escape(letter: str) -> str:
 
 def spelled(encoded: bytes) -> bytes:
     """A JSON document whose strings hold no character but printable ones: the rest as escapes, so
-    that it means the same."""
+    that it means the same. Blanks of every kind and joiners are escaped, too."""
     return _ODD.sub(lambda match: _as_json(match[0]), encoded.decode()).encode()
 
 
@@ -140,8 +166,12 @@ def _as_json(letter: str) -> str:
 
 
 def width(text: str) -> int:
-    """In columns: letters of East Asia take two, combining marks none."""
-    return sum(0 if unicodedata.combining(letter) else 2 if wide(letter) else 1 for letter in text)
+    """In columns: letters of East Asia take two, marks and joiners none."""
+    return sum(0 if unseen(letter) else 2 if wide(letter) else 1 for letter in text)
+
+
+def unseen(letter: str) -> bool:
+    return unicodedata.category(letter) in ("Mn", "Me", "Cf")
 
 
 def wide(letter: str) -> bool:

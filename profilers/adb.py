@@ -24,6 +24,7 @@ ADVICE = {
     "recovery": "it is in recovery: start Android",
     "sideload": "it is in recovery: start Android",
 }
+MOST_ATTACHED = 1000
 INSTALL = "`apt install adb`, or `pip install 'onmetal[devices]'`, which brings one"
 
 
@@ -37,6 +38,8 @@ class Attached(Struct, frozen=True):
     @property
     def trouble(self) -> str | None:
         """Why it cannot be used and what to do; None: it can."""
+        if not self.serial.isprintable():
+            return "its serial number has characters that no program can be given"
         if self.state == "device":
             return None
         advice = ADVICE.get(self.state)
@@ -68,12 +71,18 @@ def attached(adb: str) -> list[Attached]:
 
 
 def listed(text: str) -> list[Attached]:
-    """The entries in the output of `adb devices -l`."""
+    """The entries in the output of `adb devices -l`. Raises DeviceError where there are more than
+    anybody can have attached."""
     found = []
-    for line in text.partition(_HEADER)[2].splitlines():
+    for line in text.partition(_HEADER)[2].split("\n"):
         if len(line) <= _ENTRY_LENGTH and (entry := _ENTRY.match(line)):
             model = re.search(r"\bmodel:(\S{1,100})", entry["rest"])
             found.append(Attached(entry["serial"], entry["state"], model[1] if model else None))
+        if len(found) > MOST_ATTACHED:
+            raise DeviceError(
+                f"`adb devices` lists more than {MOST_ATTACHED} devices: its server is broken, or "
+                "is not adb's; `adb kill-server` ends it"
+            )
     return found
 
 
@@ -81,7 +90,8 @@ _HEADER = "List of devices attached"
 _ENTRY_LENGTH = 1000
 """adb itself takes serials of up to 256 characters."""
 _ENTRY = re.compile(
-    r"^(?P<serial>\S.*?)\s+(?P<state>no permissions|device|offline|unauthorized|authorizing"
+    r"^(?P<serial>\S.*?)(?<![ \t])[ \t]+"
+    r"(?P<state>no permissions|device|offline|unauthorized|authorizing"
     r"|connecting|detached|bootloader|recovery|rescue|sideload|host|unknown)\b(?P<rest>.*)$"
 )
 """A serial may hold blanks: `adb-… (2)._adb-tls-connect._tcp`, `(no serial number)`."""

@@ -123,14 +123,17 @@ def collect(
     where it cannot be started.
     """
     end = time.monotonic() + timeout_s
-    process = subprocess.Popen(
-        argv,
-        stdin=given,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,  # it is ended together with what it started
-        preexec_fn=_with_files_of(file_bytes),
-    )
+    try:
+        process = subprocess.Popen(
+            argv,
+            stdin=given,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # it is ended together with what it started
+            preexec_fn=_with_files_of(file_bytes),
+        )
+    except ValueError as error:  # a word that no program can be given, as one with a NUL byte
+        raise DeviceError(f"{who} cannot be run: {error}") from None
     pieces: dict[str, list[bytes]] = {"out": [], "err": []}
 
     def keep(name: str, piece: bytes) -> None:

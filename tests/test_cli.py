@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from onmetal import __version__, cli, pipeline
+from onmetal.errors import UsageError
 from tests.conftest import DIGITS, FLOAT, deploy
 from tests.test_devices_command import stand_in
 
@@ -521,6 +522,71 @@ def test_a_defect_exits_1_with_one_line_and_a_log(
     assert str(log) in shown.err
     assert "Traceback" in log.read_text()
     assert "x86-64" in log.read_text()
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("it cannot even be said")
+
+
+@pytest.mark.parametrize(
+    ("home", "error"),
+    [
+        ("{}/home", RuntimeError("a\udcff\ud800")),
+        ("{}/home", Mute()),
+        ("{}/file/home", RuntimeError("odd")),
+        ("{}/loop", RuntimeError("odd")),
+        ("{}/open", RuntimeError("odd")),
+    ],
+)
+def test_nothing_hinders_what_is_said_of_a_defect(
+    home: str,
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+    tmp_path: Path,
+) -> None:
+    def broken(*_: object) -> None:
+        raise error
+
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    monkeypatch.setenv("ONMETAL_HOME", home.format(tmp_path))
+    monkeypatch.setattr(pipeline, "deploy", broken)
+    assert cli.main([*PLAIN, "--out", "\udcff", "--json"]) == 1
+    shown = capsys.readouterr()
+    assert shown.err.startswith("deploy: a defect of onmetal: ")
+    assert type(error).__name__ in shown.err and len(shown.err.splitlines()) == 1
+    assert json.loads(shown.out)["error"]["code"] == 1
+
+
+def test_a_long_message_is_cut(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def wordy(*_: object) -> None:
+        raise UsageError("it begins so " + "x" * 5_000_000 + " and ends so", details=["y" * 9999])
+
+    monkeypatch.setattr(pipeline, "deploy", wordy)
+    assert cli.main([*PLAIN, "--json"]) == 2
+    shown = capsys.readouterr()
+    for text in (shown.err, json.loads(shown.out)["error"]["message"]):
+        assert "it begins so" in text and "and ends so" in text and "letters …]" in text
+        assert len(text) < 5000
+
+
+def test_every_document_spells_odd_names_alike(capsys: Capture, tmp_path: Path) -> None:
+    """JSON has no lone surrogates: strict readers refuse their escapes, too."""
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/net\xff.onnx")
+    for words in (
+        [odd, "--target", "x86-64"],
+        [*PLAIN, "--out", odd, "--data", odd],
+        ["inspect", odd],
+    ):
+        assert cli.main([*map(str, words), "--json"]) == 2
+        text = capsys.readouterr().out
+        assert "net\\\\udcff.onnx" in text
+        assert "net\\udcff.onnx" in json.loads(text)["error"]["message"]
+        text.encode()
 
 
 def test_interrupting_exits_130(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

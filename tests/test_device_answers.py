@@ -576,6 +576,28 @@ def test_what_adb_lists() -> None:
     assert all(len(one.model or "") <= 100 for one in found)
 
 
+def test_of_adbs_lines_only_line_feeds_are_ends() -> None:
+    odd = ["a\u2028device\tdevice", "b\x0b\x85c\tdevice", "d\0e\tdevice", "f\x1b[2J\tdevice"]
+    found = adb.listed("\n".join(["List of devices attached", *odd, "fine\toffline"]))
+    assert [one.serial for one in found] == [line.split("\t")[0] for line in odd] + ["fine"]
+    assert all("characters" in (one.trouble or "") for one in found[:-1])
+    assert (found[-1].trouble or "").startswith("offline")
+
+
+def test_adb_may_not_list_without_end() -> None:
+    lines = ["List of devices attached", *(f"s{n}\tdevice" for n in range(100_000))]
+    with pytest.raises(DeviceError, match="more than 1000 devices"):
+        adb.listed("\n".join(lines))
+    assert len(adb.listed("\n".join(lines[:1001]))) == 1000
+    assert adb.listed("\n".join(["List of devices attached", *["x" + " " * 990] * 8000])) == []
+
+
+@pytest.mark.parametrize("word", ["a\0b", "\ud800"])
+def test_a_word_that_no_program_can_be_given(word: str) -> None:
+    with pytest.raises(DeviceError, match="the tool cannot be run"):
+        output.collect(["true", word], 5, "the tool")
+
+
 # --- boards ---------------------------------------------------------------------------------------
 
 

@@ -160,6 +160,21 @@ def test_an_adb_that_cannot_be_run(
     assert "daemon not running" not in found["adb"]["why"]
 
 
+def test_a_phone_whose_name_no_program_can_be_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    program = tmp_path / "adb"
+    program.write_text("#!/bin/sh\nprintf 'List of devices attached\\na\\0b\\tdevice model:x\\n'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("ADB", str(program))
+    monkeypatch.chdir(tmp_path)
+    assert "characters" in entries(here(capsys, "devices", "--json"))["adb:a\0b"]["why"]
+    words = [str(MODEL), "--target", "android-arm64", "--device", "adb"]
+    assert cli.main(words) == 4
+    said = capsys.readouterr().err
+    assert "is not ready" in said and "\0" not in said and "defect" not in said
+
+
 @BY_EACH_ADB
 def test_a_ready_phone(phone: Phone) -> None:
     address = f"adb:{phone.serial}"

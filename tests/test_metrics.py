@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from sklearn import metrics as reference
 
+from onmetal import metric_check
 from onmetal.calibration import metrics
 from onmetal.calibration import outputs as stored
 from onmetal.calibration.metrics import Scorer, choose, class_labels
@@ -414,6 +415,27 @@ def test_a_users_own_metric_that_fails_says_where(own: str) -> None:
         custom(f"{own}:broken")(None)
     for words in ("KeyError: 'nothing'", f"{own}.py line 13", 'outputs["nothing"]', "'other'"):
         assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ("raise Odd()", "Odd"),
+        ("return Odd2()", "ValueError"),
+        ("raise ValueError('z' * 5000000)", "ValueError"),
+    ],
+)
+def test_a_users_own_metric_that_cannot_even_be_told_of(
+    own: str, tmp_path: Path, body: str, kind: str
+) -> None:
+    (tmp_path / f"{own}_odd.py").write_text(
+        "class Odd(Exception):\n    def __str__(self):\n        raise TypeError\n"
+        "class Odd2:\n    def __float__(self):\n        raise ValueError\n"
+        f"def f(outputs, labels):\n    {body}\n"
+    )
+    metric = choose(f"{own}_odd:f", FLOATS, (CLASSES,), LABELS)
+    with pytest.raises(UsageError, match=f"{own}_odd:f: it failed with {kind}"):
+        metric_check._call(metric, {"out": SCORES}, LABELS)
 
 
 RETURNED = [

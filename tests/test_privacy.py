@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -82,7 +83,8 @@ SAID = [
     ("{home}/nets/my net.onnx: 3 inputs", "my net.onnx: 3 inputs"),
     ("{data}/cat 1.png is broken, {data}/a/b/dog.png too", "cat 1.png is broken, dog.png too"),
     ("cannot read '{home}/.cache/x/y.bin' (Permission denied)", "cannot read 'y.bin' (Permission"),
-    ("in {home}.", "in "),
+    ("in {home}.", "in ~."),
+    ("in {home}/: x", "in ~: x"),
     ("/conv/Conv_output_0 has no kernel", "/conv/Conv_output_0 has no kernel"),
     ("2.3x/s", "2.3x/s"),
 ]
@@ -99,6 +101,37 @@ def test_of_paths_in_sentences_the_last_part_is_told(
     known = privacy.known([home / "nets/my net.onnx", str(data), None], "none")
     found = known.text(text.format(home=home, data=data))
     assert found.startswith(shown.format(home=home, data=data))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("{home}/Other Secret Project/cal.png: broken", "cal.png: broken"),
+        ("{home}/Acme, Inc. (old)/it's [1]/a b.png, too", "a b.png, too"),
+        ("{home}/Gone Secret Project/cal.png: broken", "cal.png: broken"),
+        ("{home}/a.npz has inputs/outputs", "a.npz has inputs/outputs"),
+        ("{home}/net has inputs/outputs", "net has inputs/outputs"),
+        ("{home}/gone.npz has inputs/outputs", "gone.npz has inputs/outputs"),
+        ("cc -I{home}/include -isystem{home}/sys", "cc -Iinclude -isystemsys"),
+        ("-L{home}/lib --sysroot={home}/root", "-Llib --sysroot=root"),
+        ("/{home}//Secret/./x.bin and file://{home}/y", "x.bin and file:y"),
+        ("{root}/./ann/../ann/Secret/x", "x"),
+        ("pictures/Secret/x.png, pictures/layers", "x.png, pictures/layers"),
+        ("\\n{home}/Secret/x", "\\nx"),
+    ],
+)
+def test_no_folder_on_the_way_is_told(
+    text: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "ann"
+    for folder in ("Other Secret Project", "Acme, Inc. (old)/it's [1]", "pictures/Secret"):
+        (home / folder).mkdir(parents=True)
+    for file in ("Acme, Inc. (old)/it's [1]/a b.png", "net", "pictures/Secret/x.png"):
+        (home / file).write_text("")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home)
+    known = privacy.known(["pictures/x.npz"], "none")
+    assert known.text(text.format(home=home, root=tmp_path)) == shown
 
 
 def test_a_folder_of_a_longer_name_is_another() -> None:
@@ -118,25 +151,40 @@ def test_a_folder_of_a_longer_name_is_another() -> None:
         ("socket://lab7:4000", "lab7:4000 refused by lab7", "the device refused by the device"),
         ("qemu:/srv/ann/x.elf?machine=m", "/srv/ann/x.elf ended", "x.elf ended"),
         ("local", "local figures", "local figures"),
+        ("adb:192.168.1.7:5555", "192.168.1.7 is offline", "the device is offline"),
+        ("adb:adb-R58M12-aB._adb-tls-connect._tcp", "R58M12: off", "the device: off"),
+        ("ssh://ann@Pi.Lan", "ann@pi.lan, PI.LAN", "the device, the device"),
+        ("ssh://ann@pi.lan", "connect to host 10.0.0.4 port 22:", "connect to host the device:"),
+        ("ssh://[fe80::1]:22", "fe80::1 is unreachable", "the device is unreachable"),
+        ("ssh://pi?python=/srv/v/python", "ssh://pi?python=/srv/v/python: a", "the device: a"),
+        ("ssh://pi?python=/srv/v/python", "no /srv/v/python", "no python"),
+        ("ssh://pi", "ssh://pi?python=x: a", "the device: a"),
+        ("serial:///dev/ttyACM0", "the board at ///dev/ttyACM0 is", "the board at the device is"),
+        ("ssh://openvino", "ann@openvino:22 (openvino)", "the device:22 (openvino)"),
+        ("ssh://data", "data and ssh://data, data:22", "data and the device, the device:22"),
     ],
 )
 def test_of_an_address_in_sentences_nothing_is_told(address: str, text: str, shown: str) -> None:
     known = privacy.known([], address)
     assert known.text(text).startswith(shown)
-    document = {"device": {"address": address, "cpu": "x", "more": [text]}, "warnings": [text]}
+    device = {"address": address, "cpu": "x", "emulated_why": text}
+    document = {"device": device, "warnings": [text]}
     told = privacy.shared(document, known, b"k" * 32)
     assert told["device"]["address"] == address.partition(":")[0]
     assert told["device"]["digest"].startswith("hmac-sha256:")
-    assert told["warnings"][0].startswith(shown) and told["device"]["more"][0].startswith(shown)
+    assert told["warnings"][0].startswith(shown)
+    assert told["device"]["emulated_why"].startswith(shown)
     assert document["warnings"] == [text]
 
 
 def test_names_of_tensors_are_left_as_they_are(tmp_path: Path) -> None:
     name = str(tmp_path / "x/conv")
-    document = {"device": {}, "run": {"inputs": [name]}, "models": [{"outputs": [name], "a": name}]}
+    model = {"outputs": [name], "notes": [f"'{name}' is dead, see {name}2"], "path": name + "2"}
+    document = {"device": {}, "run": {"inputs": [name]}, "models": [model]}
     told = privacy.shared(document, privacy.known([tmp_path / "m.onnx"], "none"), b"")
     assert told["run"] == {"inputs": [name]}
-    assert told["models"] == [{"outputs": [name], "a": "conv"}]
+    said = f"'{name}' is dead, see conv2"
+    assert told["models"] == [{"outputs": [name], "notes": [said], "path": "conv2"}]
 
 
 def test_a_bundle_of_the_older_form_still_verifies(
@@ -154,6 +202,60 @@ def test_a_bundle_of_the_older_form_still_verifies(
     change_manifest(old, change)
     code, found = verify(old, capsys, "--run")
     assert code == 0 and set(found["checks"].values()) == {"ok"}
+
+
+ADDRESSES = ("ssh://{}", "ssh://ann@{}:22", "socket://{}:4000", "adb:{}", "serial://{}")
+
+
+SAID_IN = {"reason", "warnings", "notes", "missing", "how", "message", "from", "note"}
+
+
+def without_sentences(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_sentences(part) for key, part in value.items() if key not in SAID_IN}
+    return [*map(without_sentences, value)] if isinstance(value, list) else value
+
+
+def for_programs(document: dict[str, Any]) -> Any:
+    """Of a document all that stays as it is in a bundle."""
+    found = without_sentences(document)
+    for holder, key in (("models", "path"), ("data", "source"), ("device", "address")):
+        for entry in found[holder] if holder == "models" else [found[holder]]:
+            del entry[key]
+    found["device"].pop("digest", None)
+    del found["bundle"]
+    return found
+
+
+def words_of(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        return set(value).union(*map(words_of, value.values()))
+    if isinstance(value, list):
+        return set().union(*map(words_of, value))
+    return {value, *re.split(r"\W+", value)} if isinstance(value, str) else set()
+
+
+def test_only_sentences_are_changed_whatever_the_device_is_called(
+    bundle: Path, shared_folder: Path
+) -> None:
+    """By the name of a runtime, a tensor or whatever else a manifest holds; by someone who works in
+    folders that tensors' names begin with."""
+    document = {**manifest_of(bundle), **json.loads((shared_folder / "digits.json").read_text())}
+    one = document["candidates"][0]
+    one["details"]["in_float"] = ["/model/layers.0/mlp/MatMul", "/data/x"]
+    one["warnings"] = [f"{one['name']}: '/model/layers.0/mlp/MatMul' overflows in {one['runtime']}"]
+    document["device"]["flags"] = ["avx2", "fma"]
+    document["builds"] = {"measured": {"runner": "native"}, "shipped": {"path": "android"}}
+    held = for_programs(document)
+    words = words_of(held) - {""}
+    assert {"onnxruntime", "openvino", "fp32", "fp32@onnxruntime", "latency_ms"} <= words
+    folders = ("/model", "/data", "/model/layers.0", "/onnxruntime", "/fp32@openvino")
+    for number, word in enumerate(sorted(words)):
+        address = ADDRESSES[number % len(ADDRESSES)].format(word)
+        document["device"]["address"] = address
+        told = privacy.shared(document, privacy.Known(folders, address), b"k" * 32)
+        assert for_programs(told) == held, address
+        assert told["candidates"][0]["warnings"] == one["warnings"], address
 
 
 # --- the secret

@@ -284,9 +284,29 @@ def test_two_runs_at_once_share_a_cache(work: Path, tmp_path: Path) -> None:
         assert deploy("verify", work / name).code == 0
 
 
-@pytest.mark.parametrize("title", ["judging", "measuring"])
-def test_a_terminated_run_exits_143_and_leaves_nothing(
-    title: str, work: Path, tmp_path: Path
+@pytest.fixture
+def hang_ups_end() -> Iterator[None]:
+    """Programs that are started are not spared them, as they are where these tests are."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("title", "number", "code"),
+    [
+        ("judging", signal.SIGTERM, 143),
+        ("measuring", signal.SIGTERM, 143),
+        ("judging", signal.SIGHUP, 129),
+    ],
+)
+def test_a_run_that_is_told_to_end_says_so_and_leaves_nothing(
+    title: str,
+    number: signal.Signals,
+    code: int,
+    work: Path,
+    tmp_path: Path,
+    hang_ups_end: None,
 ) -> None:
     home, scratch = tmp_path / "home", tmp_path / "scratch"
     scratch.mkdir()
@@ -296,13 +316,25 @@ def test_a_terminated_run_exits_143_and_leaves_nothing(
         reach(process, title)
         children = workers(process)
         for _ in range(3):  # whoever shuts a machine down may send it again
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(number)
             time.sleep(0.01)
         out, err = process.communicate(timeout=120)
         assert ended(children)
-    assert process.returncode == 143, err
-    assert json.loads(out)["error"]["code"] == 143
+    assert process.returncode == code, err
+    assert json.loads(out)["error"]["code"] == code
     assert "Traceback" not in err
-    assert "ended by SIGTERM" in err
+    assert f"ended by {number.name}" in err
     for folder in (work, scratch, home / "building"):
         assert list(folder.iterdir()) == [], folder
+
+
+def test_nohup_is_respected() -> None:
+    """A hang-up that was ignored when the program began does not end it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with cli._orderly_end():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
