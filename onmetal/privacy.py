@@ -165,12 +165,16 @@ class Known(Struct, frozen=True):
         return re.sub(pattern, said, text, flags=re.IGNORECASE)
 
 
+_SLASH = r"/{1,64}(?:\./{1,64}){0,8}"
+"""Bounded, so that a text of nothing but slashes takes no longer than another."""
+
+
 def _written(path: str) -> str:
     """A pattern of a path, in which `//` and `/./` are what `/` is. Of a folder of one word, with
     what follows in it."""
-    parts = r"/+(?:\./+)*".join(re.escape(part) for part in path.split("/") if part)
+    parts = _SLASH.join(re.escape(part) for part in path.split("/") if part)
     if path.startswith("/"):
-        return rf"/+(?:\./+)*{parts}"
+        return rf"(?<!/){_SLASH}{parts}"
     return parts if "/" in path else rf"{parts}(?=/)"
 
 

@@ -134,6 +134,16 @@ def test_no_folder_on_the_way_is_told(
     assert known.text(text.format(home=home, root=tmp_path)) == shown
 
 
+@pytest.mark.parametrize(
+    "piece", ["/", "/./", "/tmp/", "/tmp//", "a ", "ann@", "ann.", "/tmp/q w e/", "ssh://ann@pi?"]
+)
+def test_no_sentence_takes_long(piece: str) -> None:
+    """Where the time would grow with the square of the length, one of these takes an hour."""
+    known = privacy.known(["/tmp/a b/x.onnx"], "ssh://ann@pi:22")
+    known.text(piece * (1_000_000 // len(piece)))
+    known.text("/tmp/" + piece * (1_000_000 // len(piece)))
+
+
 def test_a_folder_of_a_longer_name_is_another() -> None:
     text = "/home/anna/x, /srv/home/ann/y, /home/ann.old/z, /home/ann-2"
     assert privacy.Known(("/home/ann",)).text(text) == text
