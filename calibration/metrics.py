@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from onmetal.calibration.outputs import Outputs, StoredArray, chunks
 from onmetal.calibration.samples import import_callable
-from onmetal.errors import UsageError
+from onmetal.errors import UsageError, named
 from onmetal.records import Shape, Tensor
 from onmetal.suggest import did_you_mean
 
@@ -329,16 +329,23 @@ def _call(metric: Metric, outputs: dict[str, np.ndarray], labels: np.ndarray) ->
             value = metric.function(outputs, labels)
     except (Exception, SystemExit) as error:  # the user's own code
         raise UsageError(
-            f"--metric {metric.name}: it failed with {type(error).__name__}: {error}"
+            f"--metric {metric.name}: it failed with {named(error)}"
             f"{_where(error)}; it was given the outputs {_listed(outputs)} and the labels "
             f"{labels.dtype}{list(labels.shape)}"
         ) from None
-    if isinstance(value, (str, bytes)) or np.ndim(value) or not hasattr(value, "__float__"):
-        kind = f"an array of shape {list(np.shape(value))}" if np.ndim(value) else repr(value)
+    try:
+        if isinstance(value, (str, bytes)) or np.ndim(value) or not hasattr(value, "__float__"):
+            kind = f"an array of shape {list(np.shape(value))}" if np.ndim(value) else repr(value)
+            raise UsageError(
+                f"--metric {metric.name}: it must return one number, and returned {kind[:100]}"
+            )
+        return float(value)
+    except UsageError:
+        raise
+    except Exception as error:  # of a value of the user's own kind
         raise UsageError(
-            f"--metric {metric.name}: it must return one number, and returned {kind[:100]}"
-        )
-    return float(value)
+            f"--metric {metric.name}: what it returned is no number: {named(error)}"
+        ) from None
 
 
 def _where(error: BaseException) -> str:

@@ -28,7 +28,7 @@ from onmetal.cache import Cache
 from onmetal.calibration import images
 from onmetal.calibration.images import Preprocessing
 from onmetal.calibration.labels import listing
-from onmetal.errors import UsageError
+from onmetal.errors import UsageError, named
 from onmetal.reading import open_regular
 from onmetal.records import Model, Shape, Tensor, plain
 from onmetal.suggest import near
@@ -386,9 +386,7 @@ def import_callable(text: str, option: str) -> Any:
         with contextlib.redirect_stdout(sys.stderr):
             return getattr(importlib.import_module(module_name), name)
     except (Exception, SystemExit) as error:  # the user's own code
-        raise UsageError(
-            f"{option} {text}: cannot import it ({type(error).__name__}: {error})"
-        ) from None
+        raise UsageError(f"{option} {text}: cannot import it ({named(error)})") from None
     finally:
         if added and here in sys.path:  # for what it imports later; nothing there is in our way
             sys.path.remove(here)
@@ -487,7 +485,7 @@ def _rows(function: Any, text: str) -> Iterator[dict[str, np.ndarray]]:
     except UsageError:
         raise
     except (Exception, SystemExit) as error:
-        raise UsageError(f"{text}: it failed with {type(error).__name__}: {error}") from None
+        raise UsageError(f"{text}: it failed with {named(error)}") from None
 
 
 def random(model: Model, cache: Cache, count: int) -> Samples:

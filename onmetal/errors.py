@@ -93,6 +93,19 @@ BY_NAME: dict[str, type[OnmetalError]] = {
 """How an error that a child process reports by name becomes an exception again."""
 
 
+def named(error: BaseException) -> str:
+    """A foreign exception by its type and message; of one whose message cannot be read, the type.
+
+    >>> named(ValueError("no"))
+    'ValueError: no'
+    """
+    kind = type(error).__name__
+    try:
+        return f"{kind}: {error}"
+    except Exception:  # its own code fails, too
+        return kind
+
+
 def reason(error: Exception) -> str:
     """What a runtime's exception says went wrong, in at most 600 characters.
 

@@ -32,7 +32,7 @@ def try_metric(
         return  # what the model lacks is said when it is converted
     rows = len(next(iter(outputs.values())))
     try:
-        _call(metric, outputs, labels[picked[:rows]])
+        metrics.try_custom(metric, outputs, labels[picked[:rows]])
     except UsageError as error:
         # A metric may need every class, or more samples than a few: then give it all labels.
         size = sum(output.nbytes for output in outputs.values()) / rows * len(labels)
@@ -40,20 +40,9 @@ def try_metric(
             raise
         repeated = np.arange(len(labels)) % rows
         try:
-            _call(metric, {n: o[repeated] for n, o in outputs.items()}, labels)
+            metrics.try_custom(metric, {n: o[repeated] for n, o in outputs.items()}, labels)
         except UsageError:
             raise error from None
-
-
-def _call(metric: Metric, outputs: dict[str, np.ndarray], labels: np.ndarray) -> None:
-    """Raises UsageError also where what it gave or raised fails when it is looked at."""
-    try:
-        metrics.try_custom(metric, outputs, labels)
-    except OnmetalError:
-        raise
-    except Exception as error:
-        kind = type(error.__context__ or error).__name__
-        raise UsageError(f"--metric {metric.name}: it failed with {kind}") from None
 
 
 def chosen(labels: np.ndarray, model: Model) -> np.ndarray:
