@@ -39,16 +39,17 @@ import numpy as np
 import psutil
 from msgspec.structs import replace
 
-from onmetal import model, targets
-from onmetal.arrays import ArrayFile
-from onmetal.cache import Cache
+from onmetal import targets
 from onmetal.calibration import samples
-from onmetal.calibration.ranges import BINS, Grid, estimate
+from onmetal.calibration.calibrated import Hub
 from onmetal.calibration.statistics import Statistics
-from onmetal.profilers.local import Local, quiet_environment
+from onmetal.deploy import model
+from onmetal.files.arrays import ArrayFile
+from onmetal.files.cache import Cache
+from onmetal.profilers.devices.local import Local, quiet_environment
 from onmetal.progress import Progress
+from onmetal.ranges import BINS, Grid, estimate
 from onmetal.records import plain, restore
-from onmetal.sources import Hub
 
 MODEL = "efficientnet_lite0_imagenet/efficientnet_lite0.onnx"
 FEW = 32

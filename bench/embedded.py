@@ -23,13 +23,11 @@ from typing import Any
 import numpy as np
 
 from onmetal import targets
-from onmetal.converters import vela
-from onmetal.converters.tflite import flash, split
-from onmetal.converters.tflite.net import read
+from onmetal.converters.tflite.parsing import read
 from onmetal.errors import UnsupportedError
-from onmetal.profilers import profile_tflm
-from onmetal.profilers.run_tflm import Session
 from onmetal.records import plain
+from onmetal.runtimes.tflm import flash, profile, split, vela
+from onmetal.runtimes.tflm.session import Session
 
 SAME = 20
 """Samples over which outputs must be the same to the bit."""
@@ -64,7 +62,7 @@ class Runner:
         return np.asarray(self.outputs(images).reshape(len(images), -1).argmax(axis=1))
 
     def arena(self, image: np.ndarray) -> dict[str, Any]:
-        return profile_tflm.arena(self.feed(image), [str(self.path)], {}, *self.names)
+        return profile.arena(self.feed(image), [str(self.path)], {}, *self.names)
 
 
 def arranged(source: Path, folder: Path, bands: bool) -> tuple[Path, dict[str, Any]]:

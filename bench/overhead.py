@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from onmetal.converters import onnxruntime as converter
 from onmetal.profilers.memory import IDENTITY
-from onmetal.profilers.run_onnxruntime import Session
 from onmetal.profilers.worker import burst
+from onmetal.runtimes.onnxruntime import convert as converter
+from onmetal.runtimes.onnxruntime.session import Session
 
 COUNT = 20_000
 

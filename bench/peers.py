@@ -31,15 +31,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onmetal import beside, model, targets
-from onmetal.cache import Cache
+from onmetal import targets
 from onmetal.calibration import samples
-from onmetal.calibration.samples import Samples
-from onmetal.converters import for_runtime
+from onmetal.commands import bench
+from onmetal.deploy import model
+from onmetal.files.cache import Cache
 from onmetal.profilers import measure, statistics
-from onmetal.profilers.local import Local, quiet_environment
+from onmetal.profilers.devices.local import Local, quiet_environment
 from onmetal.progress import Progress
 from onmetal.records import Candidate, plain
+from onmetal.runtimes import for_runtime
+from onmetal.samples import Samples
 
 MARGIN = 0.005
 """By how much the accuracy may be worse."""
@@ -77,7 +79,7 @@ CASES = {
 
 def make(source: Path, calibration: Path, folder: Path) -> None:
     """All that the peers make of a model."""
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # as in run_openvino.py
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # as in its session.py
     import onnx
     from onnxruntime.quantization import shape_inference
     from onnxruntime.tools import onnx_model_utils
@@ -171,7 +173,7 @@ def _peers(folder: Path, threads: int, device: Local, cache: Cache) -> list[Cand
         path = folder / file
         files = (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,)
         options = for_runtime(runtime).options(how, threads)
-        found.append(beside._candidate(name, runtime, files, options, tensors))
+        found.append(bench._candidate(name, runtime, files, options, tensors))
     return found
 
 
@@ -187,7 +189,7 @@ def _deploy(words: list[object], folder: Path) -> tuple[Candidate | None, dict[s
     if code:
         return None, about
     with Cache(home) as cache:
-        return beside._from_bundle(out, Local(cache), folder), {
+        return bench._from_bundle(out, Local(cache), folder), {
             **about,
             "document": json.loads(said),
         }

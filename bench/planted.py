@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 from msgspec.structs import replace
 
-from onmetal import model, targets
-from onmetal.cache import Cache
+from onmetal import targets
 from onmetal.calibration import samples
-from onmetal.converters import convert
+from onmetal.deploy import model
+from onmetal.deploy.convert import convert
+from onmetal.files.cache import Cache
 from onmetal.profilers import measure, statistics
-from onmetal.profilers.local import Local, Worker, quiet_environment
+from onmetal.profilers.devices.local import Local, Worker, quiet_environment
 from onmetal.records import Candidate
 
 HERE = Path(__file__).resolve().parent

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from onmetal.profilers import run_onnxruntime, worker
+from onmetal.profilers import worker
+from onmetal.runtimes.onnxruntime import session
 
 WAIT_NS = int(os.environ["ONMETAL_BENCH_WAIT_NS"])
 
 
-class Slowed(run_onnxruntime.Session):
+class Slowed(session.Session):
     def __init__(self, files: list[str], *rest: Any) -> None:
         super().__init__(files, *rest)
         self.wait_ns = WAIT_NS if Path(files[0]).name.startswith("slow") else 0
@@ -29,5 +30,5 @@ class Slowed(run_onnxruntime.Session):
 
 
 if __name__ == "__main__":
-    run_onnxruntime.Session = Slowed  # type: ignore[misc, assignment]
+    session.Session = Slowed  # type: ignore[misc, assignment]
     worker.main()

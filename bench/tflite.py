@@ -27,9 +27,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onmetal.converters import onnx_float
+from onmetal.converters.onnx import floats
 from onmetal.converters.tflite import convert, io
-from onmetal.converters.tflite.net import read, write
+from onmetal.converters.tflite.parsing import read
+from onmetal.converters.tflite.writing import write
 
 
 class Case(NamedTuple):
@@ -138,7 +139,7 @@ def make_ours(source: Path, data: Path, calibration: Path, folder: Path) -> dict
     with tempfile.TemporaryDirectory() as place:
         static = Path(place) / "static.onnx"
         static.write_bytes(_static(source))
-        onnx_float.simplify(str(static), place)
+        floats.simplify(str(static), place)
         net = convert.lower(Path(place) / "model.onnx")
     (folder / "ours-float-onnx-layout.tflite").write_bytes(write(net))
     io.channels_last(net)
@@ -276,7 +277,7 @@ def bench(name: str, case: Case, models: Path, arrays: Path, work: Path) -> dict
 
 def _float_error(source: Path, images: np.ndarray, folder: Path) -> float:
     """The largest difference to ONNX Runtime, over the largest magnitude."""
-    onnxruntime = import_module("onmetal.profilers.run_onnxruntime").onnxruntime  # no telemetry
+    onnxruntime = import_module("onmetal.converters.onnx.reference").onnxruntime  # no telemetry
     session = onnxruntime.InferenceSession(_static(source))
     runner = Runner(folder / "ours-float.tflite")
     name, worst, peak = session.get_inputs()[0].name, 0.0, 0.0

@@ -18,13 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
-from onmetal.calibration.exposed import Exposed
 from onmetal.calibration.fidelity import sqnr_db
-from onmetal.calibration.ranges import Range
-from onmetal.converters import onnx_float
+from onmetal.converters.onnx import floats
 from onmetal.converters.tflite import check, convert, quantize
-from onmetal.converters.tflite.net import Net, read, signature_names, write
+from onmetal.converters.tflite.net import Net, signature_names
+from onmetal.converters.tflite.parsing import read
+from onmetal.converters.tflite.reference import Exposed
+from onmetal.converters.tflite.writing import write
 from onmetal.errors import UnsupportedError
+from onmetal.ranges import Range
 
 NETWORKS = (
     *("convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "mnasnet0_5"),
@@ -52,14 +54,14 @@ def tried(path: Path) -> str:
     """A row of the table."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            onnx_float.simplify(str(path), folder)
+            floats.simplify(str(path), folder)
             net = convert.lower(Path(folder) / "model.onnx")
         except UnsupportedError as refused:
             return f"| {path.stem} | refused: {refused} | | | | | |"
     feeds = [
         np.random.default_rng(seed).normal(size=SHAPE).astype(np.float32) for seed in range(SAMPLES)
     ]
-    onnxruntime = import_module("onmetal.profilers.run_onnxruntime").onnxruntime  # no telemetry
+    onnxruntime = import_module("onmetal.converters.onnx.reference").onnxruntime  # no telemetry
     session = onnxruntime.InferenceSession(str(path))
     entry, name = session.get_inputs()[0].name, session.get_outputs()[0].name
     wanted = np.stack([session.run([name], {entry: feed})[0] for feed in feeds])

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from onmetal.calibration.fidelity import Fidelity, compare
-from onmetal.calibration.outputs import Outputs, chunks
+from onmetal.files.stored import Outputs, chunks
 
 ROWS = 512
 """Samples, spread over all, that are looked at for saturation."""

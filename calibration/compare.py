@@ -3,22 +3,19 @@
 Runs in a child process. Tensors are matched by name; nothing but sums is kept of a sample.
 """
 
-from collections.abc import Callable
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
+from onmetal import runtimes
 from onmetal.calibration.fidelity import PERFECT_DB
-from onmetal.calibration.graph import Graph
-from onmetal.calibration.samples import Samples
-from onmetal.calibration.statistics import Told
-from onmetal.errors import UnsupportedError, UsageError, reason
+from onmetal.converters.onnx import inner as onnx_inner
+from onmetal.converters.onnx.graph import Graph
+from onmetal.errors import UnsupportedError
+from onmetal.progress import OnCount
 from onmetal.records import Model, restore
-
-Run = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
+from onmetal.samples import Samples
 
 
 def tensors(
@@ -26,7 +23,7 @@ def tensors(
     reference: str,
     samples: dict[str, Any],
     model: dict[str, Any],
-    told: Told = lambda done, total: None,
+    told: OnCount = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """Of every tensor that both know: its name, its operator in the float model, its SQNR in dB
     over all samples, and the peaks of both.
@@ -37,7 +34,7 @@ def tensors(
     data, of = restore(samples, Samples), restore(model, Model)
     original = onnx.load(reference)
     graph = Graph(onnx.shape_inference.infer_shapes(original))
-    known = _known(artifact)
+    known = _inner(artifact).known(artifact)
     names = [
         name
         for node in graph.nodes
@@ -48,7 +45,10 @@ def tensors(
         raise UnsupportedError(
             "the two files have no tensor of the same name: was one made from the other?"
         )
-    mine, theirs = _opened(artifact, names), _opened(reference, names)
+    mine, theirs = (
+        _inner(artifact).opened(artifact, names),
+        _inner(reference).opened(reference, names),
+    )
     sums = Sums(len(names))
     count = max(1, data.count // of.batch)
     for number in range(count):
@@ -99,51 +99,6 @@ def _db(signal: float, noise: float) -> float:
     return float(np.clip(10 * np.log10(signal / noise), -PERFECT_DB, PERFECT_DB))
 
 
-def _known(artifact: str) -> set[str]:
-    if not artifact.endswith(".xml"):
-        return {name for node in onnx.load(artifact).graph.node for name in node.output}
-    openvino = import_module("onmetal.profilers.run_openvino").openvino
-    try:
-        model = openvino.Core().read_model(artifact)
-    except RuntimeError as error:
-        raise UsageError(f"{artifact}: OpenVINO cannot read it: {reason(error)}") from None
-    return {
-        name for node in model.get_ordered_ops() for port in node.outputs() for name in port.names
-    }
-
-
-def _opened(path: str, names: list[str]) -> Run:
-    """Run the file, giving the named tensors, by the runtime that its format belongs to."""
-    if path.endswith(".xml"):
-        return _by_openvino(path, names)
-    onnxruntime = import_module("onmetal.profilers.run_onnxruntime").onnxruntime  # no telemetry
-    model = onnx.load(path)
-    there = {value.name for value in model.graph.output}
-    for name in names:
-        if name not in there:
-            model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:
-        raise UnsupportedError(f"{Path(path).name}: {reason(error)}") from None
-    return lambda feed: session.run(names, feed)
-
-
-def _by_openvino(path: str, names: list[str]) -> Run:
-    openvino = import_module("onmetal.profilers.run_openvino").openvino
-    core = openvino.Core()
-    model = core.read_model(path)
-    given = {name for port in model.outputs for name in port.names}
-    model.add_outputs([name for name in names if name not in given])
-    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    request = compiled.create_infer_request()
-
-    def run(feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-        request.infer(feed)
-        return [request.get_tensor(name).data.copy() for name in names]
-
-    return run
+def _inner(path: str) -> Any:
+    """The module that looks into files of this kind: a runtime's own, else ONNX's."""
+    return runtimes.inner(path) or onnx_inner

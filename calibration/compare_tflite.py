@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from onmetal.calibration.compare import Sums
-from onmetal.calibration.exposed import Exposed
-from onmetal.calibration.samples import Samples
-from onmetal.calibration.statistics import Told
-from onmetal.converters.tflite.net import Net, Tensor, read, signature_names
+from onmetal.converters.tflite.net import Net, Tensor, signature_names
+from onmetal.converters.tflite.parsing import read
+from onmetal.converters.tflite.reference import Exposed
 from onmetal.errors import UnsupportedError
-from onmetal.profilers.run_litert import NHWC
+from onmetal.progress import OnCount
 from onmetal.records import Model, restore
+from onmetal.runtimes.litert.session import NHWC
+from onmetal.samples import Samples
 
 
 def tensors(
@@ -24,7 +25,7 @@ def tensors(
     reference: str,
     samples: dict[str, Any],
     model: dict[str, Any],
-    told: Told = lambda done, total: None,
+    told: OnCount = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """As calibration.compare.tensors, of two .tflite files, the one in float.
 

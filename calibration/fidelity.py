@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from msgspec import Struct
 
-from onmetal.calibration.outputs import Outputs, chunks
+from onmetal.files.stored import Outputs, chunks
 from onmetal.records import Slice
 
 PERFECT_DB = 300.0

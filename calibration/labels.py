@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from msgspec import Struct
 
-from onmetal.calibration.images import FOLLOW, SUFFIXES, linked, quoted
 from onmetal.errors import UsageError
-from onmetal.reading import kind, read_bytes
+from onmetal.files.images import FOLLOW, SUFFIXES, linked, quoted
+from onmetal.files.reading import kind, read_bytes
 
 JUNK = {"__macosx", "@eadir", "$recycle.bin", "lost+found", "system volume information"}
 JUNK |= {"thumbs.db", "desktop.ini", "__pycache__"}

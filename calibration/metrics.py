@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from msgspec import Struct
 
-from onmetal.calibration.outputs import Outputs, StoredArray, chunks
 from onmetal.calibration.samples import import_callable
 from onmetal.errors import UsageError, named
+from onmetal.files.stored import Outputs, StoredArray, chunks
 from onmetal.records import Shape, Tensor
-from onmetal.suggest import did_you_mean
+from onmetal.texts.suggest import did_you_mean
 
 Reduce = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(outputs [n, ...], labels [n, ...]) -> [n] or [n, k] float64"""

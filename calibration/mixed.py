@@ -13,8 +13,8 @@ from typing import Any
 import onnx
 
 from onmetal.calibration import placement
-from onmetal.calibration.graph import Graph
 from onmetal.calibration.statistics import Statistics
+from onmetal.converters.onnx.graph import Graph
 from onmetal.records import restore
 from onmetal.targets import Format
 

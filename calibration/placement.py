@@ -23,9 +23,9 @@ from collections.abc import Mapping
 import onnx
 from msgspec import Struct
 
-from onmetal.calibration import unlike
-from onmetal.calibration.graph import Graph, attribute
-from onmetal.calibration.ranges import Range
+from onmetal.converters import unlike
+from onmetal.converters.onnx.graph import Graph, attribute
+from onmetal.ranges import Range
 from onmetal.targets import Format
 
 MATRIX = ("Gemm", "MatMul")

@@ -13,11 +13,12 @@ import onnx
 from msgspec import Struct
 from onnx import helper, numpy_helper
 
-from onmetal.calibration import exceptions
-from onmetal.calibration.graph import Graph, attribute
 from onmetal.calibration.placement import MOVERS, PAIRED, WEIGHTED, Placement, activations, result
-from onmetal.calibration.ranges import Grid, Range
+from onmetal.converters.onnx import rules
+from onmetal.converters.onnx.graph import Graph, attribute
 from onmetal.errors import UnsupportedError
+from onmetal.ranges import Grid, Range
+from onmetal.runtimes import wrong_in_8_bits
 from onmetal.targets import Format
 
 VERSION = 1
@@ -153,8 +154,8 @@ class _Writer:
         self.mark = self.graph.mark
         self.float_only = frozenset(
             name
-            for rule in exceptions.RULES
-            for name in exceptions.kept_float(self.graph, rule.runtime)
+            for found in wrong_in_8_bits().values()
+            for name in rules.kept_float(self.graph, found)
             if name not in placement.integer
         )
         """Nodes that some runtime computes wrong in 8 bits, and that are left in float."""

@@ -13,97 +13,28 @@ import json
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
-from msgspec import Struct
 from msgspec.structs import replace
 
-from onmetal import arrays as arrays_of_files
-from onmetal import cache as caches
-from onmetal.arrays import Archive, ArrayFile, TextArrayError
-from onmetal.cache import Cache
-from onmetal.calibration import images
-from onmetal.calibration.images import Preprocessing
 from onmetal.calibration.labels import listing
 from onmetal.errors import UsageError, named
-from onmetal.reading import open_regular
+from onmetal.files import arrays as arrays_of_files
+from onmetal.files import cache as caches
+from onmetal.files import images
+from onmetal.files.arrays import Archive, ArrayFile, TextArrayError
+from onmetal.files.cache import Cache
+from onmetal.files.reading import open_regular
+from onmetal.progress import OnProgress
 from onmetal.records import Model, Shape, Tensor, plain
-from onmetal.suggest import near
-
-Told = Callable[[float, float, str], None]
-"""Told of long work: how much of it is done, of how much, in words."""
-
+from onmetal.samples import Part, Samples
+from onmetal.texts.suggest import near
 
 CALIBRATION_MOST = 512
 CALIBRATION_PART = 4
-
-Part = Literal["all", "calibration", "evaluation"]
-
-
-class Samples(Struct, frozen=True):
-    """Samples by number, 0 to `count` - 1: all that DATA holds, or one part of it."""
-
-    source: str
-    digest: str
-    count: int
-    arrays: dict[str, ArrayFile] = {}
-    """Input name -> array, first axis = samples; empty where the samples are images."""
-    images: tuple[Path, ...] = ()
-    within: Path | None = None
-    """The folder of the images, resolved, out of which no link may lead; None: links may."""
-    preprocessing: Preprocessing | None = None
-    labels: ArrayFile | None = None
-    warnings: tuple[str, ...] = ()
-    part: Part = "all"
-    every: int = 0
-    """Of a part: the last of every so many samples is for calibration, the others are not."""
-
-    def place(self, index: int) -> int:
-        """Where in DATA a sample of this part is."""
-        if self.part == "calibration":
-            return index * self.every + self.every - 1
-        if self.part == "evaluation":
-            return index + index // (self.every - 1)
-        return index
-
-    def places(self) -> np.ndarray:
-        """[count] int64: where in DATA every sample of this part is."""
-        return np.array([self.place(index) for index in range(self.count)], np.int64)
-
-    def feed(self, model: Model, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """The inputs of one inference, in the model's own shapes and dtypes.
-
-        `indices` are as many as the model's batch (1 for a model without a batch axis).
-        """
-        indices = [self.place(index) for index in indices]
-        if self.preprocessing:
-            only = model.inputs[0]
-            rows = [images.read(self.images[i], self.preprocessing, self.within) for i in indices]
-            return {only.name: _quantized(np.stack(rows).reshape(only.shape), only)}
-        fed = {}
-        for tensor in model.inputs:
-            rows_of = self.arrays[tensor.name]
-            rows = [rows_of.row(i) for i in indices]
-            fed[tensor.name] = _quantized(np.stack(rows).reshape(tensor.shape), tensor)
-        return fed
-
-    def spread(self, model: Model, most: int) -> Iterator[dict[str, np.ndarray]]:
-        """The inputs of up to `most` inferences, spread evenly over all samples."""
-        count = max(1, min(most, self.count // model.batch))
-        for number in range(count):
-            start = number * self.count // count
-            indices = [min(start + place, self.count - 1) for place in range(model.batch)]
-            yield self.feed(model, indices)
-
-    def label_array(self) -> np.ndarray:
-        """The labels of all samples of this part, first axis = samples."""
-        if self.labels is None:
-            raise UsageError(f"{self.source}: it has no labels")
-        labels = np.asarray(self.labels.open())
-        return labels if self.part == "all" else labels[self.places()]
 
 
 def split(samples: Samples) -> tuple[Samples, Samples] | None:
@@ -131,7 +62,7 @@ def load(
     labelled: bool,
     follow_links: bool = False,
     scores: int | None = None,
-    progress: Told = lambda done, total, what: None,
+    progress: OnProgress = lambda done, total, what: None,
 ) -> Samples:
     """Read DATA in any of its forms and check all of it against the model.
 
@@ -508,7 +439,7 @@ def random(model: Model, cache: Cache, count: int) -> Samples:
     return Samples("random inputs", digest, count, arrays)
 
 
-def _checked(samples: Samples, model: Model, cache: Cache, progress: Told) -> Samples:
+def _checked(samples: Samples, model: Model, cache: Cache, progress: OnProgress) -> Samples:
     """Read every sample once: NaN, broken images, wrong image sizes, exact duplicates."""
     found, kinds = _scanned(samples, model, cache, progress)
     warnings = list(samples.warnings)
@@ -534,7 +465,7 @@ def hashes(samples: Samples, model: Model, cache: Cache) -> np.ndarray:
 
 
 def _scanned(
-    samples: Samples, model: Model, cache: Cache, progress: Told
+    samples: Samples, model: Model, cache: Cache, progress: OnProgress
 ) -> tuple[np.ndarray, dict[str, int]]:
     """-> a 64-bit digest of every sample, and of how many images is what of images.KINDS."""
     assert samples.part == "all"
@@ -549,7 +480,9 @@ def _scanned(
     return np.load(folder / "hashes.npy"), json.loads((folder / "kinds.json").read_text())
 
 
-def _scan(samples: Samples, model: Model, progress: Told) -> tuple[np.ndarray, dict[str, int]]:
+def _scan(
+    samples: Samples, model: Model, progress: OnProgress
+) -> tuple[np.ndarray, dict[str, int]]:
     found = np.zeros(samples.count, np.uint64)
     kinds: Counter[str] = Counter()
     only = model.inputs[0]
@@ -569,16 +502,6 @@ def _scan(samples: Samples, model: Model, progress: Told) -> tuple[np.ndarray, d
             digest.update(row.tobytes())
         found[index] = int.from_bytes(digest.digest(), "little")
     return found, dict(kinds)
-
-
-def _quantized(array: np.ndarray, tensor: Tensor) -> np.ndarray:
-    """In the tensor's dtype; real numbers for a quantized input by its scale, as run.py does it."""
-    if array.dtype.kind != "f" or not tensor.scale:
-        return array.astype(tensor.dtype)
-    limits = np.iinfo(tensor.dtype)
-    whole = np.rint(array / np.float32(tensor.scale)) + tensor.zero_point
-    found: np.ndarray = np.clip(whole, limits.min, limits.max).astype(tensor.dtype)
-    return found
 
 
 def _refuse_nan(row: np.ndarray, source: str, name: str, index: int) -> None:

@@ -11,14 +11,14 @@ import onnx
 from msgspec import Struct
 
 from onmetal.calibration.collapse import ONE_CLASS, one_class
-from onmetal.calibration.graph import Graph
 from onmetal.calibration.placement import WEIGHTED
-from onmetal.calibration.ranges import Range
 from onmetal.calibration.reach import range_warning
-from onmetal.calibration.samples import Samples
 from onmetal.calibration.search import spread, spread_outputs
 from onmetal.calibration.statistics import Statistics
+from onmetal.converters.onnx.graph import Graph
+from onmetal.ranges import Range
 from onmetal.records import Model, restore
+from onmetal.samples import Samples
 
 FEW = 32
 LOOKED_AT = 64
@@ -111,8 +111,9 @@ def _onnx(
 def _tflite(
     path: str, data: Samples, of: Model, most: int
 ) -> tuple[First | None, dict[str, np.ndarray]]:
-    from onmetal.calibration.exposed import Exposed
-    from onmetal.converters.tflite.net import read, signature_names
+    from onmetal.converters.tflite.net import signature_names
+    from onmetal.converters.tflite.parsing import read
+    from onmetal.converters.tflite.reference import Exposed
     from onmetal.converters.tflite.specification import WEIGHTED as HEAVY
 
     net = read(Path(path))

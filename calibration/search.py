@@ -12,12 +12,13 @@ import onnx
 
 from onmetal.calibration import placement, quantize
 from onmetal.calibration.fidelity import sqnr_db
-from onmetal.calibration.graph import Graph
-from onmetal.calibration.ranges import ESTIMATORS, Range, estimate
-from onmetal.calibration.samples import Samples
-from onmetal.calibration.statistics import Statistics, Told, session
+from onmetal.calibration.statistics import Statistics, session
+from onmetal.converters.onnx.graph import Graph
 from onmetal.errors import UnsupportedError
+from onmetal.progress import OnCount
+from onmetal.ranges import ESTIMATORS, Range, estimate
 from onmetal.records import Model, restore
+from onmetal.samples import Samples
 from onmetal.targets import Format
 
 LOOKED_AT = 16
@@ -49,7 +50,7 @@ def choose(
     form: dict[str, Any],
     samples: dict[str, Any],
     model: dict[str, Any],
-    told: Told = lambda done, total: None,
+    told: OnCount = lambda done, total: None,
 ) -> dict[str, Any]:
     """-> `estimator`: the first that none after it beats by WORTH_DB in the fidelity of the worst
     output over some calibration samples; `estimators_sqnr_db`: the fidelity of each.
@@ -72,7 +73,7 @@ def choose(
 def best(
     ranges_by: Callable[[str], dict[str, Range]],
     tried: Callable[[dict[str, Range]], float],
-    told: Told,
+    told: OnCount,
 ) -> dict[str, Any]:
     """What `choose` gives. `ranges_by`: an estimator's name -> its ranges; `tried`: ranges -> the
     fidelity in dB of what is made by them, asked once for equal ranges."""

@@ -9,13 +9,14 @@ from typing import Any
 import onnx
 
 from onmetal.calibration import placement, quantize
-from onmetal.calibration.graph import Graph
-from onmetal.calibration.ranges import estimate
-from onmetal.calibration.samples import Samples
 from onmetal.calibration.search import fidelity, spread_outputs
-from onmetal.calibration.statistics import Statistics, Told
+from onmetal.calibration.statistics import Statistics
+from onmetal.converters.onnx.graph import Graph
 from onmetal.errors import UnsupportedError
+from onmetal.progress import OnCount
+from onmetal.ranges import estimate
 from onmetal.records import Model, restore
+from onmetal.samples import Samples
 from onmetal.targets import Format
 
 ESTIMATOR = "percentile-99.999"
@@ -27,7 +28,7 @@ def each(
     form: dict[str, Any],
     samples: dict[str, Any],
     model: dict[str, Any],
-    told: Told = lambda done, total: None,
+    told: OnCount = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """Of every weighted operator: the SQNR in dB of the worst output where it alone is in 8 bits,
     worst first. `node` is its name in the simplified graph; `tensor`, what it gives, is called so

@@ -7,7 +7,6 @@ samples; ranges are joined and counts added, so that the result does not depend 
 
 import json
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,10 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onmetal.calibration.graph import FLOAT, Graph
-from onmetal.calibration.ranges import BINS, Seen
+from onmetal.converters.onnx import reference
+from onmetal.converters.onnx.graph import FLOAT, Graph
+from onmetal.progress import OnCount
+from onmetal.ranges import BINS, Seen
 
 VERSION = 1
 CHUNK = 1 << 17
@@ -24,25 +25,16 @@ CHUNK = 1 << 17
 SMOOTHING = 0.01
 """A new batch's weight in the moving average, as in torch.ao's MovingAverageMinMaxObserver."""
 
-Told = Callable[[int, int], None]
-
 
 def session(model: onnx.ModelProto) -> Any:
     """One thread, since parts run side by side; only the basic optimizations, so that a tensor has
     the same bits whichever others are asked for beside it."""
-    onnxruntime = import_module("onmetal.profilers.run_onnxruntime").onnxruntime  # no telemetry
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3
-    settings.intra_op_num_threads = 1
-    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
-    )
+    return reference.opened(model.SerializeToString(), "ORT_ENABLE_BASIC", threads=1)
 
 
 def _restored(samples: dict[str, Any], model: dict[str, Any]) -> tuple[Any, Any]:
-    from onmetal.calibration.samples import Samples
     from onmetal.records import Model, restore
+    from onmetal.samples import Samples
 
     return restore(samples, Samples), restore(model, Model)
 
@@ -65,7 +57,7 @@ def extremes(
     part: int,
     parts: int,
     folder: str,
-    told: Told = lambda done, total: None,
+    told: OnCount = lambda done, total: None,
 ) -> None:
     """Pass 1: `extremes-<part>.npy` [batches, tensors, 2] float32, the least and greatest value of
     each tensor in each batch. (Reductions may overlook a NaN: pass 2 finds it.)"""
@@ -105,7 +97,7 @@ def _reducing(path: str, tensors: Sequence[str]) -> Reduced:
 
 def _reducing_tflite(path: str, tensors: Sequence[str]) -> Reduced:
     """LiteRT has every tensor in memory once an inference is done; they are read there."""
-    from onmetal.calibration.exposed import exposed
+    from onmetal.converters.tflite.reference import exposed
 
     run = exposed(path, tensors).run
 
@@ -166,7 +158,7 @@ def histograms(
     part: int,
     parts: int,
     folder: str,
-    told: Told = lambda done, total: None,
+    told: OnCount = lambda done, total: None,
 ) -> None:
     """Pass 2: `counts-<part>.npy` [tensors, BINS] int64, in linear bins between `ranges`; -1 in all
     bins of a tensor that holds a NaN."""
@@ -190,7 +182,7 @@ def histograms(
 def _opened_tflite(
     path: str, tensors: Sequence[str]
 ) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    from onmetal.calibration.exposed import exposed
+    from onmetal.converters.tflite.reference import exposed
 
     return exposed(path, tensors).run
 

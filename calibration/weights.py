@@ -7,8 +7,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onmetal.calibration.graph import Graph, attribute
 from onmetal.calibration.quantize import channel_axis, quantize_weight
+from onmetal.converters.onnx.graph import Graph, attribute
 from onmetal.errors import UnsupportedError
 from onmetal.records import restore
 from onmetal.targets import Format

@@ -18,9 +18,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from onmetal import __version__, options, suggest, terminal
+from onmetal import __version__
+from onmetal.commands import options
 from onmetal.errors import BudgetError, HungUp, Interrupted, OnmetalError, Terminated, UsageError
 from onmetal.progress import silence
+from onmetal.texts import suggest, terminal
 
 
 def _positive(value: int | None, option: str) -> int | None:
@@ -50,9 +52,10 @@ def _check_given(asked: argparse.Namespace) -> None:
 
 def _run_deploy(asked: argparse.Namespace) -> int:
     _check_given(asked)
-    from onmetal import budget, pipeline
+    from onmetal import budget
+    from onmetal.deploy import run
+    from onmetal.deploy.request import Request
     from onmetal.progress import Progress
-    from onmetal.task import Request
 
     given = [
         option
@@ -99,7 +102,7 @@ def _run_deploy(asked: argparse.Namespace) -> int:
         keep_paths=asked.keep_paths,
     )
     progress = Progress(steps=5 if request.device == "none" else 7)
-    document = pipeline.deploy(request, progress, terminal.of(sys.stdout))
+    document = run.deploy(request, progress, terminal.of(sys.stdout))
     progress.clear()
     for warning in document["data"]["warnings"]:
         progress.warn(warning)
@@ -135,7 +138,7 @@ def _budget(asked: argparse.Namespace) -> Any:
 
 def _print(document: dict[str, Any], as_json: bool, lines: Sequence[str]) -> None:
     if as_json:
-        from onmetal.bundle import encode
+        from onmetal.bundles.write import encode
 
         terminal.write_json(sys.stdout, encode(document))
     else:
@@ -143,23 +146,23 @@ def _print(document: dict[str, Any], as_json: bool, lines: Sequence[str]) -> Non
 
 
 def _run_targets(asked: argparse.Namespace) -> int:
-    from onmetal import beside
+    from onmetal.commands import bench
 
-    document, lines = beside.show_targets(asked.name)
+    document, lines = bench.show_targets(asked.name)
     _print(document, asked.json, lines)
     return 0
 
 
 def _run_devices(asked: argparse.Namespace) -> int:
-    from onmetal import attached
+    from onmetal.commands import devices
 
-    document, lines = attached.show(asked.addresses)
+    document, lines = devices.show(asked.addresses)
     _print(document, asked.json, lines)
     return 0
 
 
 def _run_inspect(asked: argparse.Namespace) -> int:
-    from onmetal import inspecting
+    from onmetal.commands import inspect
     from onmetal.progress import Progress
 
     progress = Progress(steps=1)
@@ -167,7 +170,7 @@ def _run_inspect(asked: argparse.Namespace) -> int:
     if asked.against:
         if asked.target:
             raise UsageError("--against compares two files: leave --target out")
-        document, lines = inspecting.compare(
+        document, lines = inspect.compare(
             Path(asked.model),
             Path(asked.against),
             batch,
@@ -177,7 +180,7 @@ def _run_inspect(asked: argparse.Namespace) -> int:
             progress,
         )
     else:
-        document, lines = inspecting.inspect(
+        document, lines = inspect.inspect(
             Path(asked.model),
             asked.target,
             batch,
@@ -193,11 +196,11 @@ def _run_inspect(asked: argparse.Namespace) -> int:
 
 
 def _run_bench(asked: argparse.Namespace) -> int:
-    from onmetal import beside
+    from onmetal.commands import bench
     from onmetal.progress import Progress
 
     progress = Progress(steps=2)
-    document, lines = beside.bench(
+    document, lines = bench.bench(
         [Path(word) for word in asked.artifacts],
         asked.target,
         asked.device,
@@ -216,23 +219,23 @@ def _run_bench(asked: argparse.Namespace) -> int:
 
 
 def _run_verify(asked: argparse.Namespace) -> int:
-    from onmetal import beside
+    from onmetal.commands import bench
 
-    document, lines = beside.verify(Path(asked.bundle), asked.device, run=asked.run)
+    document, lines = bench.verify(Path(asked.bundle), asked.device, run=asked.run)
     _print(document, asked.json, lines)
     return 0
 
 
 def _run_runner(asked: argparse.Namespace) -> int:
-    from onmetal import beside
+    from onmetal.commands import bench
 
-    document, lines = beside.build_runner()
+    document, lines = bench.build_runner()
     _print(document, asked.json, lines)
     return 0
 
 
 def _run_doctor(asked: argparse.Namespace) -> int:
-    from onmetal import doctor
+    from onmetal.commands import doctor
 
     document, lines = doctor.show()
     _print(document, asked.json, lines)
@@ -240,7 +243,7 @@ def _run_doctor(asked: argparse.Namespace) -> int:
 
 
 def _run_completion(asked: argparse.Namespace) -> int:
-    from onmetal import completion
+    from onmetal.commands import completion
 
     terminal.write(sys.stdout, completion.code(asked.shell).splitlines())
     return 0
@@ -277,7 +280,7 @@ def _run(words: list[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     if "_ARGCOMPLETE" in os.environ:
-        from onmetal import completion
+        from onmetal.commands import completion
 
         completion.complete()
     words = list(sys.argv[1:] if argv is None else argv)
@@ -404,7 +407,7 @@ def _bounded_lines(error: OnmetalError) -> str:
 def _encoded(document: dict[str, Any]) -> bytes:
     """As all documents are; an error alone without what that takes to import."""
     if set(document) != {"error"}:
-        from onmetal.bundle import encode
+        from onmetal.bundles.write import encode
 
         return encode(document)
     error = document["error"]
@@ -420,7 +423,7 @@ def _log_defect(words: Sequence[str]) -> str:
     with contextlib.suppress(Exception):
         what = " ".join(f"{what}: {value}".split())[:300]
     try:
-        from onmetal.cache import home
+        from onmetal.files.cache import home
 
         folder = home() / "logs"
         folder.mkdir(parents=True, exist_ok=True)

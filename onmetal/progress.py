@@ -11,10 +11,15 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TextIO
 
-from onmetal import terminal
+from onmetal.texts import terminal
+
+OnProgress = Callable[[float, float, str], None]
+"""Called during long work: how much of it is done, of how much, and what is being done."""
+OnCount = Callable[[int, int], None]
+"""The same of what is counted: how many are done, of how many."""
 
 SETTLED_S = 2.0
 """Where nothing was estimated, a step that has run for this long is taken to go on as it did."""

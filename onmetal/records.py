@@ -36,6 +36,11 @@ Verdict = Literal["faster", "slower", "inconclusive"]
 Basis = Literal["measured", "emulated", "modelled"]
 
 
+LEFT_OUT = "left out by --recipes"
+NO_DATA = "no data to calibrate and judge it with: give --data or --calibration-data"
+"""Two reasons of candidates that are not tried, which people are told in another way, or not."""
+
+
 class Tensor(Struct, frozen=True, omit_defaults=True):
     """An input or output. `dtype` is numpy's name; `shape` is static, as it will run."""
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from onmetal.errors import DeviceError, UsageError
-from onmetal.profilers import Device
-from onmetal.profilers.board import Board
-from onmetal.profilers.folder import shell
-from onmetal.profilers.local import Local
+from onmetal.profilers.devices.board.device import Board
+from onmetal.profilers.devices.connect import Device
+from onmetal.profilers.devices.local import Local
+from onmetal.profilers.devices.remote.folder import shell
 from onmetal.profilers.output import collect, quoted
 
 LIMIT_S = 300.0

@@ -12,10 +12,10 @@ import numpy as np
 from msgspec import Struct
 
 from onmetal.errors import OnmetalError
-from onmetal.profilers import Device
-from onmetal.profilers.board import BoardWorker
-from onmetal.profilers.local import Local, Worker
-from onmetal.profilers.remote import RemoteWorker
+from onmetal.profilers.devices.board.device import BoardWorker
+from onmetal.profilers.devices.connect import Device
+from onmetal.profilers.devices.local import Local, Worker
+from onmetal.profilers.devices.remote.device import RemoteWorker
 from onmetal.records import Candidate, Figure, Rounds
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from onmetal.errors import DeviceError
-from onmetal.profilers.raw import runtime_options
+from onmetal.profilers.tensor_bytes import runtime_options
 
 IDENTITY = bytes.fromhex(
     "080812003a3e0a100a017812017922084964656e7469747912086964656e746974795a0f0a0178120a0a08080112"
@@ -41,7 +41,7 @@ def peak(
     plain = runtime_options(options)
     with tempfile.TemporaryDirectory() as folder:
         trivial = Path(folder) / "trivial"
-        tflite = module.__name__.endswith("litert")
+        tflite = "litert" in module.__name__
         trivial.write_bytes(
             zlib.decompress(base64.b64decode(TRIVIAL_TFLITE)) if tflite else IDENTITY
         )

@@ -20,9 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from onmetal import limits
 from onmetal.errors import DeviceError, OnmetalError, UnsupportedError, reason
-from onmetal.profilers import limits, memory, runtime_module
-from onmetal.profilers.raw import Rows, read_feeds
+from onmetal.profilers import memory
+from onmetal.profilers.tensor_bytes import Rows, read_feeds
+from onmetal.runtimes import runtime_module
 
 _answers = sys.stdout
 
@@ -62,7 +64,7 @@ def open_(
     runtime: str, files: list[str], options: dict[str, Any], inputs: list[str], outputs: list[str]
 ) -> dict[str, float]:
     """Open the artifact. -> how long that took, the runtime already imported."""
-    module = runtime_module("run", runtime)
+    module = runtime_module("session", runtime)
     began = time.perf_counter()
     try:
         State.session = module.Session(files, options, inputs, outputs)
@@ -146,8 +148,8 @@ def _without_collector() -> Iterator[None]:
 
 def outputs(samples: dict[str, Any], model: dict[str, Any], count: int, folder: str) -> None:
     """Run the first `count` samples; every output's rows go to `<number of output>.npy`."""
-    from onmetal.calibration.samples import Samples
     from onmetal.records import Model, restore
+    from onmetal.samples import Samples
 
     data, of = restore(samples, Samples), restore(model, Model)
     rows = Rows(Path(folder), of, count)
@@ -166,7 +168,7 @@ def run(path: str, folder: str) -> None:
 
 def golden(folder: str, runtime: str) -> list[str]:
     """Check a bundle's golden vectors with onmetal's own copy of the runner."""
-    module = runtime_module("run", runtime)
+    module = runtime_module("session", runtime)
     try:
         found: list[str] = module.golden(Path(folder), module.load(Path(folder)))
     except Exception as error:
@@ -179,7 +181,7 @@ def golden_described(folder: str, most_bytes: int) -> dict[str, dict[str, Any]]:
 
     Raises UsageError where they are no arrays, or more than `most_bytes` together.
     """
-    from onmetal import arrays
+    from onmetal.files import arrays
 
     return {
         name: {"dtype": np.dtype(array.dtype).name, "shape": list(array.shape)}
@@ -217,7 +219,7 @@ class _Given:
 
 def golden_found(folder: str, runtime: str, found: str) -> list[str]:
     """Compare what a device gave for a bundle's golden inputs, as its run.py would."""
-    module = runtime_module("run", runtime)
+    module = runtime_module("session", runtime)
     wrong: list[str] = module.golden(Path(folder), _Given(Path(folder), Path(found)))
     return wrong
 
@@ -248,7 +250,7 @@ def layers(runtime: str, **arguments: Any) -> list[dict[str, Any]]:
 
 def peak_memory(runtime: str, options: dict[str, Any], **arguments: Any) -> dict[str, int]:
     """Bytes of this process before the artifact is opened, and at its peak while it runs."""
-    return memory.peak(runtime_module("run", runtime), State.feeds[0], options, arguments)
+    return memory.peak(runtime_module("session", runtime), State.feeds[0], options, arguments)
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
@@ -288,7 +290,7 @@ def main() -> None:
     os.dup2(2, 1)
     for runtime in sys.argv[1:]:
         with contextlib.suppress(Exception):  # opening says what is wrong with it
-            runtime_module("run", runtime)
+            runtime_module("session", runtime)
     for line in sys.stdin:
         request = json.loads(line)
         try:

@@ -14,16 +14,16 @@ from msgspec import Meta, Struct
 
 import onmetal
 from onmetal.errors import UsageError
-from onmetal.reading import TOML_BYTES, parse_toml, read_bytes
-from onmetal.suggest import did_you_mean, near
+from onmetal.files.reading import TOML_BYTES, parse_toml, read_bytes
+from onmetal.texts.suggest import did_you_mean, near
 
 RUNTIMES = tuple(
     sorted(
-        path.stem.removeprefix("run_")
-        for path in (Path(onmetal.__file__).parent / "profilers").glob("run_*.py")
+        path.parent.name
+        for path in (Path(onmetal.__file__).parent / "runtimes").glob("*/session.py")
     )
 )
-"""A runtime is a module: what profilers/run_*.py there is."""
+"""A runtime is a folder: what runtimes/*/session.py there is."""
 
 PACKAGES = {"litert": ("ai-edge-litert", "tflite-runtime"), "tflm": ("tflite-micro",)}
 """Runtime -> the packages on PyPI that have it, the one to install first; else it has its name."""
@@ -36,7 +36,7 @@ Natural = Annotated[int, Meta(ge=0)]
 
 
 class Runtime(Struct, frozen=True, forbid_unknown_fields=True):
-    """An engine that executes models: picks converters/<name>.py and profilers/run_<name>.py."""
+    """An engine that executes models: a folder of runtimes/."""
 
     name: str
     options: dict[str, str | int | float | bool] = {}

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from onmetal import firmware
+from onmetal.bundles.kinds import firmware
 from onmetal.converters.tflite import net as tflite
-from onmetal.profilers.run_tflm import Session
+from onmetal.converters.tflite import writing
 from onmetal.records import Candidate, Model, Tensor
+from onmetal.runtimes.tflm.session import Session
 from tests.arm64 import needs
 
 STUB = Path(__file__).parent / "tflm_stub"
@@ -105,7 +106,7 @@ def net() -> tflite.Net:
 @functools.cache
 def content() -> bytes:
     """The .tflite file."""
-    return tflite.write(net())
+    return writing.write(net())
 
 
 def candidate(path: Path) -> Candidate:

@@ -9,7 +9,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from tflite_micro.python.tflite_micro import runtime
 
 from onmetal.converters.tflite.net import SAME, Net, Op, Tensor, constant
-from onmetal.profilers.run_tflm import opened, said
+from onmetal.runtimes.tflm.session import opened, said
 
 ARENA_BYTES = 1 << 26
 

@@ -10,11 +10,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from onmetal import bundle, manifest
-from onmetal import cache as caches
-from onmetal.arrays import read_npz
+from onmetal.bundles import manifest, write
 from onmetal.errors import VerificationError
-from onmetal.profilers import run_onnxruntime
+from onmetal.files import cache as caches
+from onmetal.files.arrays import read_npz
+from onmetal.runtimes.onnxruntime import session
 from tests import onnx_models
 
 TENSOR = {"name": "x", "dtype": "float32", "shape": [1, 4]}
@@ -32,7 +32,7 @@ def honest() -> dict[str, bytes]:
     values = np.arange(4, dtype=np.float32).reshape(1, 4)
     np.savez(stored, **{"input/x/0": values, "output/y/0": values})  # type: ignore[arg-type]
     files["golden.npz"] = stored.getvalue()
-    files["run.py"] = bundle.template("onnxruntime")
+    files["run.py"] = write.template("onnxruntime")
     files["README.md"] = b"# A bundle\n"
     names = ["README.md", "golden.npz", "manifest.json", "model.onnx", "run.py"]
     document = {
@@ -51,13 +51,13 @@ def honest() -> dict[str, bytes]:
         "files": manifest.named(names),
         "candidates": [{"name": "fp32@onnxruntime", "latency_ms": {"p50": 1.25, "samples": 300}}],
     }
-    files["manifest.json"] = bundle.encode(document)
+    files["manifest.json"] = write.encode(document)
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    files[bundle.SUMS] = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
+    files[write.SUMS] = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
     return files
 
 
-KINDS = ("manifest.json", bundle.SUMS, "golden.npz", "inputs.npz")
+KINDS = ("manifest.json", write.SUMS, "golden.npz", "inputs.npz")
 
 
 def seeds() -> list[tuple[str, bytes]]:
@@ -75,8 +75,8 @@ def read(kind: str, data: bytes, folder: Path) -> None:
     if kind == "inputs.npz":
         (place / kind).write_bytes(data)
         try:
-            run_onnxruntime.read_inputs(str(place / kind), [TENSOR])
-        except run_onnxruntime.Refused as error:
+            session.read_inputs(str(place / kind), [TENSOR])
+        except session.Refused as error:
             raise VerificationError(str(error)) from None
         return
     for name, content in (honest() | {kind: data}).items():
@@ -84,14 +84,14 @@ def read(kind: str, data: bytes, folder: Path) -> None:
     problems: list[str] = []
     if kind == "golden.npz":
         read_npz(place / kind, 64 << 20)
-    elif kind == bundle.SUMS:
+    elif kind == write.SUMS:
         copy = folder / "copy"
         shutil.rmtree(copy, ignore_errors=True)
         copy.mkdir()
-        problems = bundle._copy_files(place, copy)
+        problems = write._copy_files(place, copy)
     else:
         document, problems = manifest.read(place)
-        names = [name for name in honest() if name != bundle.SUMS]
+        names = [name for name in honest() if name != write.SUMS]
         problems = problems or manifest.strangers(document, names)
         json.dumps(document)
     if problems:

@@ -16,12 +16,14 @@ import msgspec
 import numpy as np
 
 from onmetal.errors import DeviceError
-from onmetal.profilers import adb, answers, benchmark_model, facts, native_profile
-from onmetal.profilers.folder import Held
-from onmetal.profilers.line import Envelope, decode
-from onmetal.profilers.lpm01a import Stream
-from onmetal.profilers.raw import Edges, order, pack, unpack
-from onmetal.profilers.tiny import QUIET_S, Tiny
+from onmetal.profilers import benchmark_model
+from onmetal.profilers.devices import answers
+from onmetal.profilers.devices.board.protocol import QUIET_S, Tiny
+from onmetal.profilers.devices.line import Envelope, decode
+from onmetal.profilers.devices.remote import adb, facts, native_profile
+from onmetal.profilers.devices.remote.folder import Held
+from onmetal.profilers.meters.lpm01a import Stream
+from onmetal.profilers.tensor_bytes import Edges, order, pack, unpack
 
 DIGEST = "0f" * 32
 SIZES = (4, 8)

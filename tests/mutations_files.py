@@ -11,11 +11,12 @@ import numpy as np
 from PIL import Image
 
 from onmetal import targets
-from onmetal.cache import Cache
-from onmetal.calibration import images, labels, samples
-from onmetal.calibration.images import Preprocessing
-from onmetal.converters import onnx_reader
+from onmetal.calibration import labels, samples
+from onmetal.converters.onnx import reader
 from onmetal.converters.tflite import reader as tflite_reader
+from onmetal.files import images
+from onmetal.files.cache import Cache
+from onmetal.files.images import Preprocessing
 from tests.onnx_models import build, constant, node, value, weights
 from tests.test_samples import image_model
 
@@ -142,7 +143,7 @@ def read(kind: str, path: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if kind == "onnx":
-            onnx_reader.examine(str(path), {}, None, scratch)
+            reader.examine(str(path), {}, None, scratch)
         elif kind == "tflite":
             tflite_reader.examine(str(path), {}, None, scratch)
         elif kind == "npz":

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from onmetal import model as model_file
-from onmetal.cache import Cache
-from onmetal.profilers.local import Local
+from onmetal.deploy import model as model_file
+from onmetal.files.cache import Cache
+from onmetal.profilers.devices.local import Local
 from onmetal.records import Model
 
 F32 = TensorProto.FLOAT

@@ -428,7 +428,8 @@ def until(something: Callable[[], object], seconds: float = 60.0) -> None:
 def net_file(folder: Path, *, both: bool = False, map_only: bool = False) -> Path:
     """A small int8 model, channels last: a convolution, a layer of ten, a softmax; `both`: it gives
     the convolution's map besides, `map_only`: instead."""
-    from onmetal.converters.tflite.net import Net, Op, Tensor, constant, write
+    from onmetal.converters.tflite.net import Net, Op, Tensor, constant
+    from onmetal.converters.tflite.writing import write
 
     rng = np.random.default_rng(5)
 

@@ -10,10 +10,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from onmetal.calibration import outputs
 from onmetal.calibration.accuracy import clopper_pearson, judge, paired_interval
 from onmetal.calibration.fidelity import PERFECT_DB, sqnr_db
 from onmetal.calibration.metrics import Metric, Scorer, choose
+from onmetal.files import stored as outputs
 from onmetal.records import Tensor
 
 stats: Any = importlib.import_module("scipy.stats")

@@ -14,11 +14,12 @@ import tree_sitter_kotlin
 from msgspec.structs import replace
 from tree_sitter import Language, Parser
 
-from onmetal import android, ports
+from onmetal.bundles import artifact_io
+from onmetal.bundles.kinds import android
 from onmetal.errors import UnsupportedError
-from onmetal.profilers import run_litert
-from onmetal.quoting import code, kotlin_string
 from onmetal.records import Tensor
+from onmetal.runtimes.litert import session as run_litert
+from onmetal.texts.quoting import code, kotlin_string
 from tests import deployed
 from tests.arm64 import needs
 from tests.conftest import ROOT
@@ -102,17 +103,17 @@ def run(
 def record(bundle: Path, folder: Path) -> Path:
     """What the artifact itself is given and gives for the golden vectors, in its own order."""
     candidate, golden = deployed.candidate(bundle), deployed.golden(bundle)
-    found = ports.ports(candidate)
+    found = artifact_io.ports(candidate)
     folder.mkdir()
     if candidate.runtime == "onnxruntime":
-        for name, content in ports.raw_vectors(found, golden).items():
+        for name, content in artifact_io.raw_vectors(found, golden).items():
             short = name.replace("input", "in").replace("output", "out")
             (folder / short).write_bytes(content)
         return folder
     session = run_litert.load(bundle)
     details = session.interpreter.get_input_details(), session.interpreter.get_output_details()
     places = [{entry["index"]: i for i, entry in enumerate(side)} for side in details]
-    for vector in range(ports.count_vectors(found, golden)):
+    for vector in range(artifact_io.count_vectors(found, golden)):
         taken: dict[int, np.ndarray] = {}
         session.set = lambda index, array, taken=taken: (
             taken.update({index: array}),
@@ -336,20 +337,20 @@ class TestOtherTypes:
     ) -> None:
         base = deployed.candidate(pictures)
         values = np.array([[0, 1, 2], [1, 100, 3]])
-        tensors = tuple(Tensor(dtype, dtype, (2, 3)) for dtype in ports.DTYPES)
+        tensors = tuple(Tensor(dtype, dtype, (2, 3)) for dtype in artifact_io.DTYPES)
         model = replace(base.model, inputs=tensors, outputs=tensors)
         options = {"intra_op_num_threads": 1}
         candidate = replace(base, model=model, runtime="onnxruntime", options=options)
         golden = {
             f"{kind}/{dtype}/0": values.astype(dtype)
             for kind in ("input", "output")
-            for dtype in ports.DTYPES
+            for dtype in artifact_io.DTYPES
         }
         module = unpack(android.files(candidate, golden, 1e-4), tmp_path)
         classes = kotlin(tmp_path / "classes", module.rglob("*.kt"), stubs)
         tape = tmp_path / "tape"
         tape.mkdir()
-        for name, content in ports.raw_vectors(ports.ports(candidate), golden).items():
+        for name, content in artifact_io.raw_vectors(artifact_io.ports(candidate), golden).items():
             short = name.replace("input", "in").replace("output", "out")
             (tape / short).write_bytes(content)
         done = run(module, [classes, stubs], f"{package(module)}.GoldenTest", tape)

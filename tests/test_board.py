@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onmetal import profilers
-from onmetal.cache import Cache
 from onmetal.errors import DeviceError, UnsupportedError, UsageError
-from onmetal.profilers import boards
-from onmetal.profilers.board import Board, BoardWorker
-from onmetal.profilers.link import Serial
-from onmetal.profilers.local import Local
+from onmetal.files.cache import Cache
+from onmetal.profilers.devices import connect
+from onmetal.profilers.devices.board import address as boards
+from onmetal.profilers.devices.board.device import Board, BoardWorker
+from onmetal.profilers.devices.board.link import Serial
+from onmetal.profilers.devices.local import Local
 from tests import peer
 from tests.peer import Fault, Peer
 
@@ -75,7 +75,7 @@ def opened(board: Board, file: Path, folder: Path) -> BoardWorker:
 
 
 def reached(there: Peer, cache: Cache) -> Board:
-    found = profilers.reach(there.address, cache)
+    found = connect.reach(there.address, cache)
     assert isinstance(found, Board)
     return found
 
@@ -120,7 +120,7 @@ def stacked(folder: Path) -> list[list[np.ndarray]]:
     ],
 )
 def test_addresses(address: str, wanted: dict[str, Any]) -> None:
-    profilers.check_address(address)
+    connect.check_address(address)
     found = boards.place(address)
     assert {name: getattr(found, name) for name in wanted} == wanted
 
@@ -164,14 +164,14 @@ def test_addresses(address: str, wanted: dict[str, Any]) -> None:
 )
 def test_malformed_addresses(address: str, cache: Cache) -> None:
     with pytest.raises(UsageError, match="--device"):
-        profilers.check_address(address)
+        connect.check_address(address)
     with pytest.raises(UsageError, match="--device"):
-        profilers.reach(address, cache)
+        connect.reach(address, cache)
 
 
 def test_the_transports_are_named_where_one_is_unknown() -> None:
     with pytest.raises(UsageError, match=r"serial:///dev/tty…\[\?baud=N\].*socket://.*qemu:IMAGE"):
-        profilers.check_address("jtag:0")
+        connect.check_address("jtag:0")
 
 
 # --- what it is
@@ -509,8 +509,8 @@ def test_a_board_of_the_wrong_kind_is_given_back(file: Path, cache: Cache) -> No
 
     with Peer(file) as there:
         with pytest.raises(DeviceError, match="is cortex-m; the target x86-64 needs x86_64"):
-            profilers.connect(targets.load("x86-64"), there.address, cache)
+            connect.connect(targets.load("x86-64"), there.address, cache)
         Serial(there.wire.place).close()
-        device = profilers.connect(targets.load("cortex-m4"), there.address, cache)
+        device = connect.connect(targets.load("cortex-m4"), there.address, cache)
         device.close()
         device.close()

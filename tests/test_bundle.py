@@ -18,11 +18,12 @@ import pytest
 from onnx import numpy_helper
 from PIL import Image
 
-from onmetal import bundle as package
-from onmetal import cli, report
-from onmetal.cache import Cache
-from onmetal.profilers.local import Local, quiet_environment
+from onmetal import cli
+from onmetal.bundles import write as package
+from onmetal.files.cache import Cache
+from onmetal.profilers.devices.local import Local, quiet_environment
 from onmetal.records import Candidate
+from onmetal.reports import report
 from onmetal.targets import packages
 from tests.conftest import DIGITS, ROOT, deploy
 
@@ -214,7 +215,7 @@ def test_run_py_is_the_same_in_every_bundle_of_a_runtime(
     bundle: Path, bundles: dict[str, Path]
 ) -> None:
     for runtime, folder in bundles.items():
-        template = ROOT / "profilers" / f"run_{runtime}.py"
+        template = ROOT / "runtimes" / runtime / "session.py"
         assert (folder / "run.py").read_bytes() == template.read_bytes()
     runtime = json.loads((bundle / "manifest.json").read_text())["run"]["runtime"]
     assert (bundle / "run.py").read_bytes() == (bundles[runtime] / "run.py").read_bytes()

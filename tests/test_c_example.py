@@ -12,11 +12,11 @@ import pytest
 from msgspec.structs import replace
 from onnx import helper
 
-from onmetal import c_example
+from onmetal.bundles.kinds import c_example
 from onmetal.errors import UnsupportedError
-from onmetal.quoting import c_string
 from onmetal.records import Candidate, Tensor
 from onmetal.targets import packages
+from onmetal.texts.quoting import c_string
 from tests import deployed, onnx_models
 
 STRICT = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from onmetal import cache as caches
-from onmetal.cache import Cache
 from onmetal.errors import UsageError
+from onmetal.files import cache as caches
+from onmetal.files.cache import Cache
 from tests.conftest import deploy
 
 
@@ -47,7 +47,7 @@ def test_a_key_does_not_depend_on_the_order_of_its_parts() -> None:
 
 
 def test_a_key_is_the_same_in_every_process() -> None:
-    script = "from onmetal.cache import key; print(key(a='x', b=[1, 2], c={'d': None}))"
+    script = "from onmetal.files.cache import key; print(key(a='x', b=[1, 2], c={'d': None}))"
     keys = {
         subprocess.run(
             [sys.executable, "-c", script],
@@ -129,7 +129,7 @@ def test_scratch_is_empty_and_removed(cache: Cache, root: Path) -> None:
 
 GETTER = """
 import sys, time
-from onmetal.cache import Cache
+from onmetal.files.cache import Cache
 def build(folder):
     for part in range(20):
         (folder / f"{part}").write_bytes(b"x" * 1000)
@@ -158,7 +158,7 @@ def test_concurrent_builders_all_succeed(root: Path) -> None:
 
 BUILDER = """
 import time
-from onmetal.cache import Cache
+from onmetal.files.cache import Cache
 def build(folder):
     (folder / "first").write_text("done")
     print("building", flush=True)
@@ -169,7 +169,7 @@ with Cache() as cache:
 
 HOLDER = """
 import sys
-from onmetal.cache import Cache
+from onmetal.files.cache import Cache
 with Cache() as cache:
     assert cache.find("kind", "held")
     print("held", flush=True)
@@ -435,7 +435,7 @@ def test_two_runs_that_meet_one_damaged_entry_both_go_on(root: Path) -> None:
         rewritten(first.get("kind", "digest", fill))
     script = """
 import sys
-from onmetal.cache import Cache
+from onmetal.files.cache import Cache
 with Cache() as cache:
     print("ready", flush=True)
     sys.stdin.readline()

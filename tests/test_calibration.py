@@ -21,19 +21,20 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from onnx import TensorProto, helper, numpy_helper
 
-from onmetal import model as model_file
-from onmetal import targets
-from onmetal.cache import Cache
-from onmetal.calibration import ranges, samples, statistics
-from onmetal.calibration.graph import Graph, attribute
-from onmetal.calibration.ranges import BINS, ESTIMATORS, Grid, Seen, estimate
-from onmetal.calibration.samples import Samples, split
+from onmetal import ranges, targets
+from onmetal.calibration import samples, statistics
+from onmetal.calibration.calibrated import Hub
+from onmetal.calibration.samples import split
 from onmetal.calibration.statistics import Binned, Statistics
-from onmetal.converters.onnx_float import simplify
+from onmetal.converters.onnx.floats import simplify
+from onmetal.converters.onnx.graph import Graph, attribute
+from onmetal.deploy import model as model_file
 from onmetal.errors import UnsupportedError
-from onmetal.profilers.local import Local
+from onmetal.files.cache import Cache
+from onmetal.profilers.devices.local import Local
+from onmetal.ranges import BINS, ESTIMATORS, Grid, Seen, estimate
 from onmetal.records import Model, plain, restore
-from onmetal.sources import Hub
+from onmetal.samples import Samples
 from tests.conftest import DIGITS
 from tests.onnx_models import build, constant, dense, node, read, relu, save, value, weights
 
@@ -557,7 +558,7 @@ MEMORY = """
 import json, sys
 from pathlib import Path
 from onmetal.calibration import statistics
-from onmetal.profilers import run_onnxruntime
+from onmetal.converters.onnx import reference
 
 def memory(field):  # getrusage would tell the parent's peak, which a child starts with
     status = Path("/proc/self/status").read_text().splitlines()

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from onmetal import __version__, cli, pipeline
+from onmetal import __version__, cli
+from onmetal.deploy import run
 from onmetal.errors import UsageError
 from tests.conftest import DIGITS, FLOAT, deploy
 from tests.test_devices_command import stand_in
@@ -513,7 +514,7 @@ def test_a_defect_exits_1_with_one_line_and_a_log(
         raise RuntimeError("first line\nsecond line")
 
     monkeypatch.setenv("ONMETAL_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(pipeline, "deploy", broken)
+    monkeypatch.setattr(run, "deploy", broken)
     assert cli.main([*PLAIN, "--json"]) == 1
     shown = capsys.readouterr()
     assert len(shown.err.splitlines()) == 1
@@ -554,7 +555,7 @@ def test_nothing_hinders_what_is_said_of_a_defect(
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     monkeypatch.setenv("ONMETAL_HOME", home.format(tmp_path))
-    monkeypatch.setattr(pipeline, "deploy", broken)
+    monkeypatch.setattr(run, "deploy", broken)
     assert cli.main([*PLAIN, "--out", "\udcff", "--json"]) == 1
     shown = capsys.readouterr()
     assert shown.err.startswith("deploy: a defect of onmetal: ")
@@ -566,7 +567,7 @@ def test_a_long_message_is_cut(monkeypatch: pytest.MonkeyPatch, capsys: Capture)
     def wordy(*_: object) -> None:
         raise UsageError("it begins so " + "x" * 5_000_000 + " and ends so", details=["y" * 9999])
 
-    monkeypatch.setattr(pipeline, "deploy", wordy)
+    monkeypatch.setattr(run, "deploy", wordy)
     assert cli.main([*PLAIN, "--json"]) == 2
     shown = capsys.readouterr()
     for text in (shown.err, json.loads(shown.out)["error"]["message"]):
@@ -593,7 +594,7 @@ def test_interrupting_exits_130(monkeypatch: pytest.MonkeyPatch, capsys: Capture
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "deploy", interrupted)
+    monkeypatch.setattr(run, "deploy", interrupted)
     refused(capsys, 130, *PLAIN)
 
 

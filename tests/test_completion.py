@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from onmetal import cli, options
+from onmetal import cli
 from onmetal.calibration import metrics
+from onmetal.commands import options
 from tests.arm64 import needs
 from tests.conftest import DIGITS
 

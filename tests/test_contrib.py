@@ -13,9 +13,9 @@ from onnx import TensorProto, helper
 from onmetal import targets
 from onmetal.calibration import placement
 from onmetal.calibration.fidelity import sqnr_db
-from onmetal.calibration.graph import Graph
 from onmetal.calibration.quantize import quantize
-from onmetal.converters import onnx_float, onnx_reader
+from onmetal.converters.onnx import floats, reader
+from onmetal.converters.onnx.graph import Graph
 from onmetal.targets import Format
 from tests.conftest import deploy
 from tests.onnx_models import build, constant, node, save, value, weights
@@ -33,8 +33,8 @@ def prepared(model: Any, folder: Path) -> tuple[dict[str, Any], Any]:
     for name in ("read", "float"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     path = save(model, folder / "given.onnx")
-    facts = onnx_reader.examine(str(path), {}, None, str(folder / "read"))
-    onnx_float.simplify(str(folder / "read/model.onnx"), str(folder / "float"))
+    facts = reader.examine(str(path), {}, None, str(folder / "read"))
+    floats.simplify(str(folder / "read/model.onnx"), str(folder / "float"))
     return facts, onnx.load(str(folder / "float/model.onnx"))
 
 
@@ -252,7 +252,7 @@ KINDS = {"dynamic": 2, "operators": 2, "4-bit weights": 1, "16-bit activations":
 def test_what_holds_integers_is_told_as_quantized(tmp_path: Path, kind: str) -> None:
     path = save(integers(kind), tmp_path / "net.onnx")
     (tmp_path / "read").mkdir()
-    facts = onnx_reader.examine(str(path), {}, None, str(tmp_path / "read"))
+    facts = reader.examine(str(path), {}, None, str(tmp_path / "read"))
     assert facts["quantized"] == KINDS[kind]
     assert facts["macs"] == 2 * 16 * 8
     assert facts["parameters"] >= 128
@@ -288,7 +288,7 @@ def test_weights_of_blocks_are_folded(axis: int, block: int, zero: bool, tmp_pat
         opset=21,
         ir=10,
     )
-    onnx_float.simplify(str(save(model, tmp_path / "x.onnx")), str(tmp_path))
+    floats.simplify(str(save(model, tmp_path / "x.onnx")), str(tmp_path))
     folded = onnx.load(tmp_path / "model.onnx")
     assert [entry.op_type for entry in folded.graph.node] == ["MatMul"]
     each = np.arange(weight.shape[axis]) // block

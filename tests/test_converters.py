@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from onmetal import converters, model, profilers, targets
-from onmetal.cache import Cache
+from onmetal import runtimes, targets
 from onmetal.calibration import samples
+from onmetal.calibration.calibrated import Hub
+from onmetal.deploy import model
+from onmetal.deploy.convert import convert
 from onmetal.errors import UnsupportedError, UsageError
-from onmetal.profilers.local import Local, Worker, quiet_environment
+from onmetal.files.cache import Cache
+from onmetal.profilers.devices.local import Local, Worker, quiet_environment
 from onmetal.records import Candidate, Model
-from onmetal.sources import Hub
 from onmetal.targets import RUNTIMES, TFLITE, Recipe, Runtime
 from tests import onnx_models
 from tests.conftest import DIGITS, ROOT
@@ -40,12 +42,12 @@ def test_every_runtime_that_a_target_names_has_its_modules() -> None:
     assert sorted(RUNTIMES) == NAMED
     assert NAMED == sorted(of_every_runtime("run")) == sorted(of_every_runtime("profile"))
     for name in NAMED:
-        assert (ROOT / "converters" / f"{name}.py").is_file()
+        assert (ROOT / "runtimes" / name / "convert.py").is_file()
 
 
 @pytest.mark.parametrize("name", NAMED)
 def test_a_converter_is_what_the_protocol_says(name: str) -> None:
-    found = converters.for_runtime(name)
+    found = runtimes.for_runtime(name)
     assert found.VERSION >= 1
     assert isinstance(found.OPTIONS, dict) and found.OPTIONS.keys() >= found.RESERVED
     assert isinstance(found.ALONE, bool)
@@ -58,22 +60,22 @@ def test_a_converter_is_what_the_protocol_says(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMED)
 def test_what_a_converter_sets_may_be_set(name: str) -> None:
-    found = converters.for_runtime(name)
+    found = runtimes.for_runtime(name)
     for compute in ("f32", "f16", "bf16"):
         options = found.options(compute, 3)
         assert options.keys() <= found.OPTIONS.keys()
-        assert converters.misfits(name, options) == []
+        assert runtimes.misfits(name, options) == []
         assert 3 in options.values() or name == "tflm"  # which computes in one thread
         json.dumps(options)
 
 
 @pytest.mark.parametrize("name", NAMED)
 def test_a_runner_and_a_profile_offer_what_the_worker_asks_for(name: str) -> None:
-    session = profilers.runtime_module("run", name).Session
+    session = runtimes.runtime_module("session", name).Session
     wanted = ["files", "options", "inputs", "outputs"]
     assert list(inspect.signature(session).parameters) == wanted
     assert list(inspect.signature(session.run).parameters)[:2] == ["self", "feed"]
-    profile = profilers.runtime_module("profile", name).profile
+    profile = runtimes.runtime_module("profile", name).profile
     assert list(inspect.signature(profile).parameters) == ["feed", *wanted]
 
 
@@ -87,32 +89,32 @@ def test_runners_differ_only_in_what_their_runtime_needs() -> None:
 
 def test_openvino_knows_every_option_that_may_be_set() -> None:
     code = (
-        "from onmetal.profilers.run_openvino import openvino; import json;"
+        "from onmetal.runtimes.openvino.session import openvino; import json;"
         "core = openvino.Core();"
         "print(json.dumps(sorted(core.get_property('CPU', 'SUPPORTED_PROPERTIES'))))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
     )
-    assert set(json.loads(done.stdout)) >= converters.for_runtime("openvino").OPTIONS.keys()
+    assert set(json.loads(done.stdout)) >= runtimes.for_runtime("openvino").OPTIONS.keys()
 
 
 def test_onnxruntime_knows_every_option_that_may_be_set() -> None:
-    onnxruntime = profilers.runtime_module("run", "onnxruntime").onnxruntime
-    for name in converters.for_runtime("onnxruntime").OPTIONS:
+    onnxruntime = runtimes.runtime_module("session", "onnxruntime").onnxruntime
+    for name in runtimes.for_runtime("onnxruntime").OPTIONS:
         assert "." in name or hasattr(onnxruntime.SessionOptions(), name), name
 
 
 def test_no_option_that_may_be_set_names_a_file() -> None:
     for name in NAMED:
-        for option in converters.for_runtime(name).OPTIONS:
+        for option in runtimes.for_runtime(name).OPTIONS:
             lower = option.lower()
             assert not any(word in lower for word in ("path", "file", "dir", "log")), option
 
 
 @pytest.mark.parametrize("name", targets.names())
 def test_the_options_of_every_target_are_known(name: str) -> None:
-    converters.check_options(targets.load(name))
+    runtimes.check_options(targets.load(name))
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -120,20 +122,20 @@ def test_the_options_of_every_target_are_known(name: str) -> None:
 def test_an_unknown_option_is_refused(name: str, option: str) -> None:
     target = replace(TARGET, runtimes=(Runtime(name, {option: "x"}),))
     with pytest.raises(UsageError) as refused:
-        converters.check_options(target)
+        runtimes.check_options(target)
     assert repr(option) in str(refused.value)
     assert name in str(refused.value)
 
 
 @pytest.mark.parametrize("name", NAMED)
 def test_a_known_option_is_taken(name: str) -> None:
-    module = converters.for_runtime(name)
+    module = runtimes.for_runtime(name)
     known = sorted(module.OPTIONS.keys() - module.RESERVED)
     if not known:
         assert name in TFLITE  # which have none of their own
         return
     option = known[0]
-    converters.check_options(replace(TARGET, runtimes=(Runtime(name, {option: 1}),)))
+    runtimes.check_options(replace(TARGET, runtimes=(Runtime(name, {option: 1}),)))
 
 
 def made(
@@ -151,7 +153,7 @@ def made(
         name = f"{recipe.name}@{runtime}"
         source = Hub(read, target, None, device, cache).source(recipe, runtime, lambda *_: None)
         return (
-            converters.convert(name, read, recipe, runtime, target, 1, device, cache, source),
+            convert(name, read, recipe, runtime, target, 1, device, cache, source),
             read,
         )
 
@@ -166,9 +168,7 @@ def quantized(
         given = samples.load(str(data), read, cache, option="--data", labelled=False)
         source = Hub(read, TARGET, given, device, cache).source(recipe, runtime, lambda *_: None)
         name = f"{recipe.name}@{runtime}"
-        return converters.convert(
-            name, read, recipe, runtime, TARGET, 1, device, cache, source, given
-        )
+        return convert(name, read, recipe, runtime, TARGET, 1, device, cache, source, given)
 
 
 WEIGHTS = (".onnx", ".bin", ".tflite")

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from onmetal import decide, targets
+from onmetal import targets
 from onmetal.budget import Budget
-from onmetal.decide import Objective
+from onmetal.deploy import rank
+from onmetal.deploy.rank import Objective
 from onmetal.profilers import statistics
 from onmetal.records import Accuracy, Candidate, Figure, Latency, Model, Rounds, Trial
 from onmetal.targets import Limits
@@ -63,11 +64,11 @@ def trial(
 
 
 def ranked(objective: Objective, *trials: Trial) -> list[str]:
-    return [t.name for t in decide.ranking(list(trials), objective, TARGET)]
+    return [t.name for t in rank.ranking(list(trials), objective, TARGET)]
 
 
 def against(trials: list[Trial]) -> list[Trial]:
-    return decide.against(trials, decide.baseline(trials, "net"))
+    return rank.against(trials, rank.baseline(trials, "net"))
 
 
 def test_the_baseline_is_the_fastest_float_candidate() -> None:
@@ -76,7 +77,7 @@ def test_the_baseline_is_the_fastest_float_candidate() -> None:
         trial("fp32@openvino", 1.5),
         trial("bf16@openvino", 1),
     ]
-    found = decide.baseline(trials, "net")
+    found = rank.baseline(trials, "net")
     assert found
     assert found.name == "fp32@openvino"
 
@@ -84,7 +85,7 @@ def test_the_baseline_is_the_fastest_float_candidate() -> None:
 def test_the_baseline_is_of_the_reference_model() -> None:
     other = trial("other/fp32@openvino", 0.5, model="other")
     own = trial("net/fp32@openvino", 2.0)
-    assert decide.baseline([other, own], "net") == own
+    assert rank.baseline([other, own], "net") == own
 
 
 def test_the_baseline_was_timed_to_the_end() -> None:
@@ -94,22 +95,22 @@ def test_the_baseline_was_timed_to_the_end() -> None:
     early = {key: taken for key, taken in left.rounds.samples_ns.items() if key[0] < 2}
     few = Rounds(early, left.rounds.load_ms[:2])
     left = replace(left, rounds=few, latency_ms=statistics.latency(few))
-    assert decide.baseline([left, kept], "net") == kept
+    assert rank.baseline([left, kept], "net") == kept
 
 
 def test_a_failed_candidate_is_no_baseline() -> None:
     failed = replace(trial("fp32@openvino", 1.0), failure="device", status="failed")
     slow = trial("fp32@onnxruntime", 2.0)
-    assert decide.baseline([failed, slow], "net") == slow
-    assert decide.baseline([failed], "net") is None
-    assert decide.baseline([trial("bf16@openvino", 1.0)], "net") is None
+    assert rank.baseline([failed, slow], "net") == slow
+    assert rank.baseline([failed], "net") is None
+    assert rank.baseline([trial("bf16@openvino", 1.0)], "net") is None
 
 
 def test_where_nothing_was_timed_the_first_float_candidate_is_the_baseline() -> None:
     first = trial("fp32@onnxruntime")
-    assert decide.baseline([first, trial("fp32@openvino")], "net") == first
+    assert rank.baseline([first, trial("fp32@openvino")], "net") == first
     timed = trial("fp32@openvino", 9.0)
-    assert decide.baseline([first, timed], "net") == timed
+    assert rank.baseline([first, timed], "net") == timed
 
 
 def test_every_timed_candidate_is_compared_with_the_baseline() -> None:
@@ -129,7 +130,7 @@ def test_every_timed_candidate_is_compared_with_the_baseline() -> None:
 def test_without_a_timed_baseline_nothing_is_compared() -> None:
     trials = [trial("fp32@onnxruntime"), trial("bf16@openvino", 1.0)]
     assert against(trials) == trials
-    assert decide.against(trials, None) == trials
+    assert rank.against(trials, None) == trials
 
 
 def test_the_fastest_wins() -> None:
@@ -186,10 +187,10 @@ def test_throughput_looks_at_means_and_latency_at_medians() -> None:
 
 def test_equal_medians_are_not_equal_throughput() -> None:
     uneven, steady = spiky("fp32@openvino", 1.0), trial("bf16@openvino", 1.0, seed=1)
-    assert decide.alike(uneven, steady, "latency")
-    assert not decide.alike(uneven, steady, "throughput")
+    assert rank.alike(uneven, steady, "latency")
+    assert not rank.alike(uneven, steady, "throughput")
     assert ranked("throughput", uneven, steady) == [steady.name, uneven.name]
-    assert decide.why_not(uneven, steady, "throughput", TARGET).startswith("slower")
+    assert rank.why_not(uneven, steady, "throughput", TARGET).startswith("slower")
 
 
 def test_the_smallest_wins_and_of_equal_sizes_the_most_exact() -> None:
@@ -221,12 +222,12 @@ def test_of_equal_sizes_the_smaller_arena_wins_where_nothing_is_timed() -> None:
         replace(trial("int16x8@tflm", size=9_856, memory=8e4)),
         replace(trial("int8@tflm", size=10_000, memory=4e4)),
     )
-    assert next(decide.ranking([wide, narrow], "size", chip)).name == narrow.name
+    assert next(rank.ranking([wide, narrow], "size", chip)).name == narrow.name
     cycles = [
         replace(t, latency_ms=Latency(ms, ms, None, None, 0, 0, "modelled"))
         for t, ms in ((wide, 1.0), (narrow, 1.6))
     ]
-    assert next(decide.ranking(cycles, "size", chip)).name == wide.name
+    assert next(rank.ranking(cycles, "size", chip)).name == wide.name
 
 
 def test_integers_from_end_to_end_come_before_dynamic_ranges() -> None:
@@ -234,8 +235,8 @@ def test_integers_from_end_to_end_come_before_dynamic_ranges() -> None:
     dynamic, static = trial("int8-dynamic@litert", size=9_900), trial("int8@litert", size=10_000)
     assert phone.exactness(dynamic.recipe) < phone.exactness(static.recipe)
     for trials in ([dynamic, static], [static, dynamic]):
-        assert next(decide.ranking(trials, "size", phone)).name == static.name
-    why = decide.why_not(dynamic, static, "size", phone)
+        assert next(rank.ranking(trials, "size", phone)).name == static.name
+    why = rank.why_not(dynamic, static, "size", phone)
     assert "integers from end to end" in why
 
 
@@ -269,7 +270,7 @@ def test_a_metric_that_is_no_number_is_not_known() -> None:
     undefined = trial("int8-u8s8@openvino", drop=float("nan"), size=500)
     exact = trial("fp32@openvino", drop=0.0)
     assert ranked("accuracy-drop", undefined, exact) == [exact.name]
-    assert not decide.dominates(replace(undefined, recipe="fp32"), exact, TARGET)
+    assert not rank.dominates(replace(undefined, recipe="fp32"), exact, TARGET)
 
 
 def test_without_labels_fidelity_stands_for_the_drop() -> None:
@@ -284,10 +285,10 @@ def test_alike_is_what_noise_cannot_tell_apart() -> None:
         trial("fp32@onnxruntime", 1.0, seed=1),
         trial("bf16@openvino", 1.2, seed=2),
     )
-    assert decide.alike(one, one, "energy")
-    assert decide.alike(same, one, "latency")
-    assert not decide.alike(slower, one, "latency")
-    assert not decide.alike(trial("bf16@openvino"), one, "latency")
+    assert rank.alike(one, one, "energy")
+    assert rank.alike(same, one, "latency")
+    assert not rank.alike(slower, one, "latency")
+    assert not rank.alike(trial("bf16@openvino"), one, "latency")
 
 
 def test_the_front_holds_what_nothing_beats() -> None:
@@ -297,24 +298,24 @@ def test_the_front_holds_what_nothing_beats() -> None:
         trial("bf16@openvino", 1.0, size=1000, drop=0.01),
         trial("fp16@openvino", 2.5, size=500, drop=0.02),
     ]
-    assert decide.pareto(trials, TARGET) == ["fp32@openvino", "bf16@openvino", "fp16@openvino"]
+    assert rank.pareto(trials, TARGET) == ["fp32@openvino", "bf16@openvino", "fp16@openvino"]
 
 
 def test_equals_do_not_push_each_other_off_the_front() -> None:
     trials = [trial("fp32@openvino", 2.0, drop=0.0), trial("fp32@onnxruntime", 2.0, drop=0.0)]
-    assert len(decide.pareto(trials, TARGET)) == 2
+    assert len(rank.pareto(trials, TARGET)) == 2
 
 
 def test_failed_and_skipped_ones_are_not_on_the_front() -> None:
     good = trial("fp32@openvino", 2.0, drop=0.0)
     failed = replace(trial("bf16@openvino", 1.0, drop=0.0), failure="device", status="failed")
     skipped = replace(trial("fp16@openvino", 1.0, drop=0.0), status="skipped")
-    assert decide.pareto([failed, good, skipped], TARGET) == [good.name]
+    assert rank.pareto([failed, good, skipped], TARGET) == [good.name]
 
 
 def test_an_unknown_latency_pushes_nothing_off_the_front() -> None:
     timed, untimed = trial("fp32@openvino", 2.0, drop=0.0), trial("fp32@onnxruntime", drop=0.0)
-    assert timed.name in decide.pareto([untimed, timed], TARGET)
+    assert timed.name in rank.pareto([untimed, timed], TARGET)
 
 
 def test_without_any_timing_the_front_is_of_accuracy_and_size() -> None:
@@ -323,7 +324,7 @@ def test_without_any_timing_the_front_is_of_accuracy_and_size() -> None:
         trial("bf16@openvino", size=1000, drop=0.01),
         trial("fp16@openvino", size=500, drop=0.01),
     ]
-    assert decide.pareto(trials, TARGET) == ["fp32@openvino", "fp16@openvino"]
+    assert rank.pareto(trials, TARGET) == ["fp32@openvino", "fp16@openvino"]
 
 
 def test_what_the_hardware_has_limits_too() -> None:
@@ -331,7 +332,7 @@ def test_what_the_hardware_has_limits_too() -> None:
 
     def said(size: int, memory: float) -> list[str]:
         found = trial("fp32@openvino", size=size, memory=memory)
-        return decide.objections(found, Budget(), target, True)
+        return rank.objections(found, Budget(), target, True)
 
     assert said(1024, 2048) == []
     assert ["1 KiB" in reason for reason in said(1025, 2048)] == [True]
@@ -342,31 +343,31 @@ def test_what_the_hardware_has_limits_too() -> None:
 def test_the_budget_is_objected_to_as_well() -> None:
     found = trial("bf16@openvino", 3.0, drop=0.02)
     limits = Budget(max_accuracy_drop=0.01, max_latency_ms=2.0)
-    assert len(decide.objections(found, limits, TARGET, True)) == 2
-    assert len(decide.objections(trial("fp32@openvino", 3.0), limits, TARGET, True)) == 1
+    assert len(rank.objections(found, limits, TARGET, True)) == 2
+    assert len(rank.objections(trial("fp32@openvino", 3.0), limits, TARGET, True)) == 1
 
 
 def test_why_not_says_how_much_slower() -> None:
     chosen, slow = trial("bf16@openvino", 1.0), trial("fp32@openvino", 2.0, seed=1)
     assert (
-        decide.why_not(slow, chosen, "latency", TARGET)
+        rank.why_not(slow, chosen, "latency", TARGET)
         == "slower than bf16@openvino: 0.50x its speed"
     )
 
 
 def test_why_not_says_when_noise_cannot_tell() -> None:
     chosen, same = trial("fp32@openvino", 1.0), trial("fp32@onnxruntime", 1.0, seed=1)
-    assert "no measurable difference in latency from fp32@openvino" in decide.why_not(
+    assert "no measurable difference in latency from fp32@openvino" in rank.why_not(
         same, chosen, "latency", TARGET
     )
 
 
 def test_why_not_says_what_is_more() -> None:
     chosen, larger = trial("fp16@openvino", size=500), trial("fp32@openvino", size=1000)
-    why = decide.why_not(larger, chosen, "size", TARGET)
+    why = rank.why_not(larger, chosen, "size", TARGET)
     assert why == "larger than fp16@openvino: 1 kB against 500 B"
     equal = trial("bf16@openvino", size=500)
-    assert "fp16@openvino (500 B against 500 B), which is more exact" in decide.why_not(
+    assert "fp16@openvino (500 B against 500 B), which is more exact" in rank.why_not(
         equal, chosen, "size", TARGET
     )
 
@@ -381,17 +382,17 @@ def energy(value: float, interval: tuple[float, float] | None = None) -> Figure:
 def test_whether_it_pays_is_judged_by_what_is_minimized() -> None:
     exact = replace(trial("fp32@openvino", 1.0), energy_mj=energy(10.0))
     half = replace(trial("int8-u8s8@openvino", 1.0, seed=1), energy_mj=energy(5.0))
-    assert decide.does_not_pay(half, exact, "latency")
-    assert decide.does_not_pay(half, exact, "energy") is None
+    assert rank.does_not_pay(half, exact, "latency")
+    assert rank.does_not_pay(half, exact, "energy") is None
     assert ranked("energy", exact, half) == [half.name, exact.name]
     same = replace(half, energy_mj=energy(9.9))
-    assert decide.does_not_pay(same, exact, "energy")
+    assert rank.does_not_pay(same, exact, "energy")
     unsure = replace(half, energy_mj=energy(9.0, (8.0, 10.5)))
-    assert decide.does_not_pay(unsure, replace(exact, energy_mj=energy(10, (9.9, 10.1))), "energy")
+    assert rank.does_not_pay(unsure, replace(exact, energy_mj=energy(10, (9.9, 10.1))), "energy")
     fast = replace(trial("int8-u8s8@openvino", 0.5, seed=1), energy_mj=energy(11.0))
-    assert decide.does_not_pay(fast, exact, "latency") is None
-    assert "worse" in str(decide.does_not_pay(fast, exact, "energy"))
-    assert decide.does_not_pay(half, exact, "size") is None
+    assert rank.does_not_pay(fast, exact, "latency") is None
+    assert "worse" in str(rank.does_not_pay(fast, exact, "energy"))
+    assert rank.does_not_pay(half, exact, "size") is None
 
 
 @pytest.mark.parametrize("again_ms", [0.7, 1.05, 2.0])
@@ -405,15 +406,15 @@ def test_what_was_measured_again_on_a_slower_machine_stays_on_the_front(again_ms
         latency_ms=statistics.latency(fresh),
         throughput_per_s=statistics.throughput(fresh, 1),
     )
-    assert decide.pareto([exact, chosen], TARGET) == [exact.name, chosen.name]
+    assert rank.pareto([exact, chosen], TARGET) == [exact.name, chosen.name]
     slow = replace(chosen, rounds=rounds(1.2, 1))
-    assert decide.pareto([exact, slow], TARGET) == [exact.name]
+    assert rank.pareto([exact, slow], TARGET) == [exact.name]
 
 
 def test_what_is_within_the_budget_is_not_pushed_off_the_front_by_what_is_over_it() -> None:
     small = trial("int8-u8s8@openvino", 2.0, size=900, drop=0.0)
     large = replace(trial("fp32@openvino", 1.0, size=900, drop=0.0), status="over-budget")
-    assert small.name in decide.pareto([small, large], TARGET)
+    assert small.name in rank.pareto([small, large], TARGET)
 
 
 NAMES = (
@@ -465,6 +466,6 @@ def test_what_is_chosen_is_never_dominated(
         for name, (ms, size, drop, ram, mj) in zip(NAMES, costs, strict=False)
     ]
     random.shuffle(trials)
-    pick = next(decide.ranking(trials, objective, TARGET), None)
+    pick = next(rank.ranking(trials, objective, TARGET), None)
     if pick:
-        assert pick.name in decide.pareto(trials, TARGET)
+        assert pick.name in rank.pareto(trials, TARGET)

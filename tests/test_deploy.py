@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from PIL import Image
 
 from onmetal import cli, targets
-from onmetal.profilers.local import quiet_environment
+from onmetal.profilers.devices.local import quiet_environment
 from onmetal.profilers.measure import MODES, Schedule
 from tests import onnx_models
 from tests.conftest import DIGITS, FLOAT, deploy

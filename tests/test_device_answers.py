@@ -22,18 +22,20 @@ import numpy as np
 import psutil
 import pytest
 
-from onmetal import profilers
-from onmetal.cache import Cache
 from onmetal.errors import DeviceError, OnmetalError, UsageError
-from onmetal.profilers import adb, answers, benchmark_model, facts, line, output, tiny
-from onmetal.profilers import ssh as sshs
-from onmetal.profilers.board import Board
-from onmetal.profilers.folder import Folder, shell
-from onmetal.profilers.line import Line
-from onmetal.profilers.link import Tcp
-from onmetal.profilers.lpm01a import Stream
-from onmetal.profilers.remote import Remote, RemoteWorker, Runner
-from onmetal.profilers.tiny import Tiny
+from onmetal.files.cache import Cache
+from onmetal.profilers import benchmark_model, output
+from onmetal.profilers.devices import answers, connect, line
+from onmetal.profilers.devices.board import protocol
+from onmetal.profilers.devices.board.device import Board
+from onmetal.profilers.devices.board.link import Tcp
+from onmetal.profilers.devices.board.protocol import Tiny
+from onmetal.profilers.devices.line import Line
+from onmetal.profilers.devices.remote import adb, facts
+from onmetal.profilers.devices.remote import ssh as sshs
+from onmetal.profilers.devices.remote.device import Remote, RemoteWorker, Runner
+from onmetal.profilers.devices.remote.folder import Folder, shell
+from onmetal.profilers.meters.lpm01a import Stream
 from tests.conftest import DIGITS, deploy
 from tests.mutations_devices import BOARD, OTHERS, SIZES, Replay, read, seeds
 
@@ -521,7 +523,7 @@ def test_a_device_that_floods_where_it_is_asked_for_facts(
 ) -> None:
     monkeypatch.setenv("ONMETAL_SSH", str(executable(tmp_path / "ssh", f"{script}\n")))
     with Cache() as cache:
-        said = refused(lambda: profilers.reach("ssh://flood", cache))
+        said = refused(lambda: connect.reach("ssh://flood", cache))
     assert "ssh://flood sent more than 8 MB" in said
 
 
@@ -558,7 +560,7 @@ def test_hostile_addresses(address: str, monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("ONMETAL_SSH", str(tmp_path / "ssh"))
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises((UsageError, DeviceError)), Cache() as cache:
-        profilers.reach(address, cache)
+        connect.reach(address, cache)
     assert not (tmp_path / "called").exists()
 
 
@@ -628,15 +630,15 @@ def served(data: bytes, *, endless: bool) -> Iterator[Tcp]:
     "data", [b"x" * 4096, b"x\r\n" * 1000, b"\n" * 4096, b"m-name-x-[y]\n" * 300]
 )
 def test_a_board_that_never_stops(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiny, "HELLO_S", 0.2)
-    monkeypatch.setattr(tiny, "DRAIN_S", 0.2)
+    monkeypatch.setattr(protocol, "HELLO_S", 0.2)
+    monkeypatch.setattr(protocol, "DRAIN_S", 0.2)
     with served(data, endless=True) as link:
         assert link.name in refused(lambda: Tiny(link))
 
 
 ODD_BOARDS = {
     "a clock of many digits": (b"[8000000 80000000]", b"[" + b"9" * 5000 + b" 1]"),
-    "many lines": (b"m-load-done\n", b"m-x\n" * (tiny.ANSWER_LINES + 5)),
+    "many lines": (b"m-load-done\n", b"m-x\n" * (protocol.ANSWER_LINES + 5)),
     "a check of many digits": (b"[4 of 4]", b"[" + b"9" * 5000 + b" of 4]"),
     "a check of more than all": (b"[4 of 4]", b"[5 of 4]"),
     "an output of too much": (b"[00ff7f80]", b"[" + b"00" * 500 + b"]"),
@@ -670,7 +672,7 @@ def test_names_of_a_board_are_bounded() -> None:
     long = b"x" * 100_000
     data = BOARD.replace(b"Nucleo", long).replace(b"[onmetal]", b"[" + long + b"]")
     board = Tiny(Replay(data.replace(b"[12345 20000]", b"[" + b"9" * 5000 + b" 1]")))
-    assert len(board.profile.name) == len(board.profile.firmware) == tiny.NAME_LENGTH
+    assert len(board.profile.name) == len(board.profile.firmware) == protocol.NAME_LENGTH
     assert board.profile.arena_used is None
 
 

@@ -23,13 +23,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 
-from onmetal import beside, cli
-from onmetal.cache import Cache
+from onmetal import cli
+from onmetal.commands import bench
+from onmetal.converters.tflite import precision as tflite_ops
 from onmetal.errors import DeviceError, UnsupportedError, UsageError
-from onmetal.profilers import adb as adbs
-from onmetal.profilers import benchmark_model, native, native_profile, tflite_ops
-from onmetal.profilers.local import Local
-from onmetal.profilers.remote import Remote
+from onmetal.files.cache import Cache
+from onmetal.profilers import benchmark_model
+from onmetal.profilers.devices.local import Local
+from onmetal.profilers.devices.remote import adb as adbs
+from onmetal.profilers.devices.remote import native_profile
+from onmetal.profilers.devices.remote import native_runner as native
+from onmetal.profilers.devices.remote.device import Remote
 from onmetal.progress import Progress
 from tests import onnx_models
 from tests.conftest import DIGITS, Ran, deploy
@@ -1199,7 +1203,7 @@ def test_a_bundle_is_measured_on_a_phone(
     own_home(monkeypatch, runners["gcc"])
     paths, target = [small, small / "model.tflite"], str(small.parent / "small.toml")
     address, progress = f"adb:{phone.serial}", Progress(steps=2)
-    document, lines = beside.bench(
+    document, lines = bench.bench(
         paths, target, address, None, None, [], "quick", 0, None, progress
     )
     assert document["device"]["emulated"] is True
@@ -1465,7 +1469,7 @@ def test_what_an_operator_computes_in(kind: str, types: list[str], precision: st
 
 
 def test_the_same_is_said_of_a_board_by_its_python() -> None:
-    """What board_worker.py brings is a document of LiteRT's list."""
+    """What python_runner.py brings is a document of LiteRT's list."""
     text = json.dumps({"ops": [op(0, "ADD", [0], [1])], "types": {"0": "int8", "1": "int8"}})
     found = native_profile.read("litert", text, 1, {})
     assert (found["of"], found["precision"]) == ("operators", {"i8": 1.0})

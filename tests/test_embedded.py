@@ -13,7 +13,8 @@ import pytest
 
 from onmetal import cli
 from onmetal.converters.tflite import io, quantize
-from onmetal.converters.tflite.net import read, write
+from onmetal.converters.tflite.parsing import read
+from onmetal.converters.tflite.writing import write
 from tests import onnx_models
 from tests.conftest import DIGITS, ROOT, Ran, deploy
 
@@ -220,14 +221,14 @@ class TestWhatIsRefusedFirst:
 
 def in_8_bits(folder: Path) -> Path:
     """The example as an int8 .tflite file, as a user brings one."""
-    from onmetal.converters import onnx_float
+    from onmetal.converters.onnx import floats
     from onmetal.converters.tflite.convert import to_float
 
     model = onnx.load(MODEL)
     for entry in (*model.graph.input, *model.graph.output):
         entry.type.tensor_type.shape.dim[0].dim_value = 1
     onnx_models.save(model, folder / "fixed.onnx")
-    onnx_float.simplify(str(folder / "fixed.onnx"), str(folder))
+    floats.simplify(str(folder / "fixed.onnx"), str(folder))
     to_float(str(folder / "model.onnx"), str(folder))
     net = read(folder / "model.tflite")
     made = quantize.quantize(net, dict.fromkeys(quantize.observed(net), (-8.0, 8.0)), "s8")
@@ -410,7 +411,7 @@ class TestWithoutTheExtra:
     """TFLite Micro and Vela are no part of the core."""
 
     def missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from onmetal.profilers import local
+        from onmetal.profilers.devices import local
 
         found = local._runtimes()
         monkeypatch.setattr(

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from onmetal import cache as caches
-from onmetal.converters.tflite.net import read, write
-from onmetal.profilers.run_tflm import Session
+from onmetal.converters.tflite.parsing import read
+from onmetal.converters.tflite.writing import write
+from onmetal.files import cache as caches
+from onmetal.runtimes.tflm.session import Session
 from tests import firmware_image, peer
 from tests.conftest import DIGITS, Ran, deploy
 from tests.peer import Fault, MeterPeer, Peer, until

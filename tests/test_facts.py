@@ -14,9 +14,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from onmetal.cache import Cache
-from onmetal.profilers import facts
-from onmetal.profilers.facts import (
+from onmetal.files.cache import Cache
+from onmetal.profilers.devices.local import Local
+from onmetal.profilers.devices.remote import facts
+from onmetal.profilers.devices.remote.facts import (
     SCRIPT,
     STATE_SCRIPT,
     Cluster,
@@ -27,7 +28,6 @@ from onmetal.profilers.facts import (
     pin,
     unfit,
 )
-from onmetal.profilers.local import Local
 from onmetal.targets import RUNTIMES, packages
 
 ARM_FLAGS = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm asimddp"

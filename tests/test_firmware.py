@@ -16,13 +16,14 @@ import pytest
 import serial
 from msgspec.structs import replace
 
-from onmetal import firmware
+from onmetal.bundles.artifact_io import Port
+from onmetal.bundles.kinds import firmware
 from onmetal.converters.tflite import net as tflite
+from onmetal.converters.tflite import writing
 from onmetal.errors import UnsupportedError
-from onmetal.ports import Port
-from onmetal.quoting import c_string
 from onmetal.records import Tensor
 from onmetal.targets import Core
+from onmetal.texts.quoting import c_string
 from tests import firmware_image as image
 from tests.arm64 import needs
 from tests.deployed import HOSTILE
@@ -686,7 +687,7 @@ def strange(dtype: str, names: tuple[str, str, str]) -> tuple[tflite.Net, tuple[
 def of(folder: Path, dtype: str, names: tuple[str, str, str], **options: bool) -> dict[str, bytes]:
     made, tensors = strange(dtype, names)
     path = folder / "model.tflite"
-    path.write_bytes(tflite.write(made))
+    path.write_bytes(writing.write(made))
     base = image.candidate(path)
     model = replace(base.model, inputs=tensors[:2], outputs=tensors[2:])
     golden = {

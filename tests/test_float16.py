@@ -10,14 +10,17 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onmetal import ports
-from onmetal.calibration.exposed import Exposed
-from onmetal.converters import onnx_float, onnx_reader
+from onmetal.bundles import artifact_io as ports
+from onmetal.converters.onnx import floats as onnx_float
+from onmetal.converters.onnx import reader
 from onmetal.converters.tflite.convert import lower
-from onmetal.converters.tflite.net import Net, read, write
+from onmetal.converters.tflite.net import Net
+from onmetal.converters.tflite.parsing import read
+from onmetal.converters.tflite.reference import Exposed
+from onmetal.converters.tflite.writing import write
 from onmetal.errors import UnsupportedError
-from onmetal.profilers import raw
-from onmetal.profilers.answers import Port
+from onmetal.profilers import tensor_bytes
+from onmetal.profilers.devices.answers import Port
 from tests import deployed
 from tests.conftest import deploy
 from tests.onnx_models import build, node, save, value
@@ -193,16 +196,16 @@ def test_bfloat16_is_refused_by_name(tmp_path: Path) -> None:
 def test_float16_for_a_device() -> None:
     """Widened before it is quantized, and narrowed after it was turned."""
     image, plain = half(1, 3, 2, 4), half(2, 3)
-    edges = raw.edges({"nhwc": ["image"], "float16": ["image", "plain"], "num_threads": 1})
+    edges = tensor_bytes.edges({"nhwc": ["image"], "float16": ["image", "plain"], "num_threads": 1})
     ports = (
         Port("image", "int8", 24, 0.005, -3, (1, 2, 4, 3)),
         Port("plain", "float32", 24, 0.0, 0, (2, 3)),
     )
-    packed = raw.pack({"image": image, "plain": plain}, ports, ["image", "plain"], edges)
+    packed = tensor_bytes.pack({"image": image, "plain": plain}, ports, ["image", "plain"], edges)
     wide = np.rint(image.astype(np.float32) / np.float32(0.005)) - 3
     wanted = np.clip(wide, -128, 127).astype(np.int8).transpose(0, 2, 3, 1)
     assert packed == wanted.tobytes() + plain.astype(np.float32).tobytes()
-    back = raw.unpack(packed, ports, ["image", "plain"], edges, ["plain", "image"])
+    back = tensor_bytes.unpack(packed, ports, ["image", "plain"], edges, ["plain", "image"])
     np.testing.assert_array_equal(back[0], plain)
     real = (wanted.astype(np.float32) + 3) * np.float32(0.005)
     assert back[1].dtype == np.float16
@@ -262,5 +265,5 @@ def test_a_model_that_computes_in_float16_is_known_as_one(stored: bool, tmp_path
     )
     (tmp_path / "read").mkdir()
     path = save(model, tmp_path / "x.onnx")
-    facts = onnx_reader.examine(str(path), {}, None, str(tmp_path / "read"))
+    facts = reader.examine(str(path), {}, None, str(tmp_path / "read"))
     assert facts["half"] is not stored

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from onmetal.converters import onnx_reader
+from onmetal.converters.onnx import reader
 from onmetal.errors import UnsupportedError, UsageError
 from tests.conftest import deploy
 from tests.onnx_models import build, constant, node, save, value, weights
@@ -245,7 +245,7 @@ def written(case: Case) -> Any:
 def examined(model: Any, folder: Path) -> dict[str, Any]:
     (folder / "prepared").mkdir()
     path = save(model, folder / "model.onnx")
-    return onnx_reader.examine(str(path), {}, None, str(folder / "prepared"))
+    return reader.examine(str(path), {}, None, str(folder / "prepared"))
 
 
 @pytest.mark.parametrize("name", CASES)

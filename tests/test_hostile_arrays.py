@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onmetal import arrays
-from onmetal.arrays import ArrayFile
-from onmetal.cache import Cache
 from onmetal.calibration import samples
-from onmetal.calibration.samples import Samples
 from onmetal.errors import UsageError
+from onmetal.files import arrays
+from onmetal.files.arrays import ArrayFile
+from onmetal.files.cache import Cache
+from onmetal.samples import Samples
 from tests.conftest import DIGITS, deploy
 from tests.test_samples import image_model
 

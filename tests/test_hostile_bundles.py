@@ -18,15 +18,18 @@ import numpy as np
 import onnx
 import pytest
 
-from onmetal import beside, cli, copying, manifest
-from onmetal import bundle as package
-from onmetal.cache import Cache, sha256
-from onmetal.converters import misfits
+from onmetal import cli
+from onmetal.bundles import manifest
+from onmetal.bundles import write as package
+from onmetal.commands import bench
 from onmetal.converters.tflite import check
 from onmetal.errors import OnmetalError, UsageError
+from onmetal.files import copying
+from onmetal.files.cache import Cache, sha256
 from onmetal.profilers import worker
-from onmetal.profilers.local import Local, Worker, quiet_environment
+from onmetal.profilers.devices.local import Local, Worker, quiet_environment
 from onmetal.records import Tensor
+from onmetal.runtimes import misfits
 from tests.test_bundle import RUNTIMES, make, refused, runner, verify
 
 Capture = pytest.CaptureFixture[str]
@@ -386,7 +389,7 @@ def test_what_is_no_file_is_not_opened(
     class Room:
         free = 1 << 30
 
-    monkeypatch.setattr("onmetal.copying.shutil.disk_usage", lambda _: Room)
+    monkeypatch.setattr("onmetal.files.copying.shutil.disk_usage", lambda _: Room)
     ODD[kind](spoiled / name)
     code, document = verify(spoiled, capsys, "--run")
     said = document["error"]["message"]
@@ -520,7 +523,10 @@ def test_inputs_and_outputs_are_held_against_the_artifact(
     change(spoiled, lambda m: m["run"][side][0].update({key: value}))
     document, problems = manifest.read(spoiled)
     if not problems:
-        describe, path = "onmetal.converters.onnxruntime:describe", str(spoiled / "model.onnx")
+        describe, path = (
+            "onmetal.runtimes.onnxruntime.convert:describe",
+            str(spoiled / "model.onnx"),
+        )
         problems = manifest.untrue_tensors(document["run"], worker.call(describe, path=path))
     assert problems
 
@@ -533,14 +539,14 @@ def test_bench_measures_the_copy_that_was_checked(
     spoiled: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     """What lies in the bundle by the time it is measured is not opened."""
-    described = beside._described
+    described = bench._described
 
     def swapped(*words: Any) -> Any:
         found = described(*words)
         (spoiled / "model.onnx").write_bytes(b"another model")
         return found
 
-    monkeypatch.setattr(beside, "_described", swapped)
+    monkeypatch.setattr(bench, "_described", swapped)
     assert cli.main(["bench", str(spoiled), "--quick", "--json"]) == 0, capsys.readouterr().err
 
 
@@ -606,7 +612,7 @@ def test_entities_of_an_ir_stand_for_nothing(tmp_path: Path) -> None:
     path = put(tmp_path, "model.xml", ir("1,4", f"<!DOCTYPE net [{entities}]>").encode() + b"&l10;")
     put(tmp_path, "model.bin")
     with Cache() as cache:
-        described = beside._described("openvino", path, Local(cache))
+        described = bench._described("openvino", path, Local(cache))
     assert described["inputs"] == [{"name": "&l9;", "dtype": "float32", "shape": [1, 4]}]
 
 

@@ -16,11 +16,12 @@ import pytest
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from onmetal import targets
-from onmetal.cache import Cache
-from onmetal.calibration import images, labels, samples
-from onmetal.calibration.images import Preprocessing
-from onmetal.calibration.samples import Samples
+from onmetal.calibration import labels, samples
 from onmetal.errors import UsageError
+from onmetal.files import images
+from onmetal.files.cache import Cache
+from onmetal.files.images import Preprocessing
+from onmetal.samples import Samples
 from tests.conftest import DIGITS, deploy
 from tests.test_hostile_arrays import special
 from tests.test_samples import image_model, picture

@@ -14,10 +14,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from onmetal.cache import Cache
-from onmetal.converters import onnx_reader
+from onmetal.converters.onnx import reader as onnx_reader
 from onmetal.errors import DeviceError, OnmetalError, UnsupportedError, UsageError
-from onmetal.profilers.local import Local, Worker
+from onmetal.files.cache import Cache
+from onmetal.profilers.devices.local import Local, Worker
 from tests.conftest import DIGITS, deploy
 from tests.onnx_models import build, constant, node, read, relu, save, value, weights
 
@@ -40,7 +40,7 @@ class Reader:
                 facts: dict[str, Any] = self.worker.call(
                     "call",
                     timeout_s=60,
-                    function="onmetal.converters.onnx_reader:examine",
+                    function="onmetal.converters.onnx.reader:examine",
                     path=str(path),
                     shapes={},
                     batch=None,

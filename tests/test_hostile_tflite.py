@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
-from onmetal import cache as caches
-from onmetal import model as models
-from onmetal.cache import Cache
 from onmetal.converters.tflite import io, quantize, reader
-from onmetal.converters.tflite.net import read, write
+from onmetal.converters.tflite.parsing import read
+from onmetal.converters.tflite.writing import write
+from onmetal.deploy import model as models
 from onmetal.errors import OnmetalError, UsageError
-from onmetal.profilers.local import Local, Worker
+from onmetal.files import cache as caches
+from onmetal.files.cache import Cache
+from onmetal.profilers.devices.local import Local, Worker
 from tests.conftest import deploy
 from tests.test_hostile_arrays import special
 from tests.test_tflm import small

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onmetal.cache import Cache
-from onmetal.calibration import images, samples
-from onmetal.calibration.images import Preprocessing
-from onmetal.calibration.samples import Samples
+from onmetal.calibration import samples
+from onmetal.deploy.request import Request, prepare
 from onmetal.errors import UsageError
-from onmetal.task import Request, prepare
+from onmetal.files import images
+from onmetal.files.cache import Cache
+from onmetal.files.images import Preprocessing
+from onmetal.samples import Samples
 from tests.onnx_models import build, node, save, value, weights
 from tests.test_samples import image_model, picture
 

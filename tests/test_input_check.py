@@ -8,14 +8,14 @@ import numpy as np
 import onnx
 import pytest
 
-from onmetal import metric_check
-from onmetal.cache import Cache
 from onmetal.calibration import samples, sanity
+from onmetal.deploy import metric_check
+from onmetal.deploy.request import Clock, Request, prepare
+from onmetal.deploy.trials import check_calibration
 from onmetal.errors import UsageError
+from onmetal.files.cache import Cache
 from onmetal.progress import Progress
 from onmetal.records import plain
-from onmetal.task import Clock, Request, prepare
-from onmetal.trials import check_calibration
 from tests.conftest import DIGITS
 from tests.onnx_models import build, constant, node, read, value
 

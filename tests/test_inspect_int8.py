@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from onmetal import cli
-from onmetal.converters import onnx_reader
+from onmetal.converters.onnx import reader
 from onmetal.converters.tflite import convert
 from tests.conftest import DIGITS, deploy
 from tests.onnx_models import build, constant, node, relu, save, value
@@ -168,7 +168,7 @@ def test_a_tflite_file_is_told_the_same(inspect: Inspect, tmp_path: Path) -> Non
     _, of_onnx = inspect(path, "--target", "tflite-x86", "--data", data)
     folder = tmp_path / "read"
     folder.mkdir()
-    onnx_reader.examine(str(path), {}, 1, str(folder))  # the free batch becomes 1
+    reader.examine(str(path), {}, 1, str(folder))  # the free batch becomes 1
     convert.to_float(str(folder / "model.onnx"), str(tmp_path))
     for target in ((), ("--target", "tflite-x86")):
         code, found = inspect(tmp_path / "model.tflite", *target, "--data", data)

@@ -25,24 +25,26 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from onnx import numpy_helper
 
-from onmetal import choice, cli, decide, look, plan, targets
+from onmetal import cli, targets
 from onmetal.budget import Budget
-from onmetal.cache import Cache
 from onmetal.calibration import mixed, placement, sanity, search, statistics
 from onmetal.calibration import samples as data_files
 from onmetal.calibration.collapse import collapsed
-from onmetal.calibration.graph import Graph
-from onmetal.calibration.ranges import BINS, ESTIMATORS
-from onmetal.converters.onnx_float import simplify
-from onmetal.decide import Objective
-from onmetal.likeness import LOST_DB
-from onmetal.look import Looked
-from onmetal.plan import Planned
-from onmetal.profilers.local import Local, quiet_environment
+from onmetal.converters.onnx.floats import simplify
+from onmetal.converters.onnx.graph import Graph
+from onmetal.deploy import choose, rank, screen
+from onmetal.deploy.likeness import LOST_DB
+from onmetal.deploy.propose import plan
+from onmetal.deploy.propose.plan import Planned
+from onmetal.deploy.rank import Objective
+from onmetal.deploy.request import Clock, Request, Task
+from onmetal.deploy.screen import Looked
+from onmetal.files.cache import Cache
+from onmetal.profilers.devices.local import Local, quiet_environment
 from onmetal.profilers.measure import MODES, Schedule
 from onmetal.progress import Progress
+from onmetal.ranges import BINS, ESTIMATORS
 from onmetal.records import DeviceFacts, Trial, plain
-from onmetal.task import Clock, Request, Task
 from tests.conftest import DIGITS, deploy
 from tests.onnx_models import build, constant, dense, node, read, relu, save, value
 from tests.test_decide import MODEL as SMALL
@@ -912,7 +914,7 @@ def reasons(of: Task, *glances: Glance) -> dict[str, str]:
     seen = {
         entry.name: Looked(list(entry.ms * NOISE[: entry.rounds]), entry.db) for entry in glances
     }
-    found = look.pointless(of, trials, seen)
+    found = screen.pointless(of, trials, seen)
     assert all(why.startswith("first look: ") for why in found.values())
     return found
 
@@ -928,13 +930,13 @@ def test_what_has_nothing_left_of_the_model_is_judged_before_it_is_dropped(
     assert not reasons(of, *FP32, Glance("int8-s8s8@openvino", 0.5, 2.9))
     lost = trial("int8-s8s8@openvino", drop=0.3, interval=(0.2, 0.4))
     seen = {lost.name: Looked([0.5] * 7, 2.9)}
-    (after,) = look.drop_lost(of, [lost], seen, Budget(max_accuracy_drop=0.01))
+    (after,) = screen.drop_lost(of, [lost], seen, Budget(max_accuracy_drop=0.01))
     assert after.status == "over-budget"
     assert "2.9 dB" in str(after.reason)
     assert "0.3 is over 0.01" in str(after.reason)
-    assert look.drop_lost(of, [lost], seen, Budget()) == [lost]
+    assert screen.drop_lost(of, [lost], seen, Budget()) == [lost]
     better = {lost.name: Looked([0.5] * 7, 3.1)}
-    assert look.drop_lost(of, [lost], better, Budget(max_accuracy_drop=0.01)) == [lost]
+    assert screen.drop_lost(of, [lost], better, Budget(max_accuracy_drop=0.01)) == [lost]
 
 
 def test_what_is_slower_than_float_is_dropped(cache: Cache) -> None:
@@ -961,9 +963,9 @@ def test_a_short_timing_is_trusted_where_rounds_agree(cache: Cache) -> None:
         trials[0].name: Looked([1.0] * 7, 120.0),
         trials[1].name: Looked(mixed_up, 40.0),
     }
-    assert not look.pointless(task(cache), trials, seen)
+    assert not screen.pointless(task(cache), trials, seen)
     seen[trials[1].name] = Looked([1.2] * 7, 40.0)
-    assert list(look.pointless(task(cache), trials, seen)) == [trials[1].name]
+    assert list(screen.pointless(task(cache), trials, seen)) == [trials[1].name]
 
 
 @pytest.mark.parametrize(
@@ -988,7 +990,7 @@ def test_what_is_far_behind_is_timed_no_further(
     ]
     rounds = {t.name: t.rounds for t in trials if t.rounds}
     bare = [replace(t, rounds=None, latency_ms=None, throughput_per_s=None) for t in trials]
-    settled = choice.settled(task(cache), budget, bare, "net")
+    settled = choose.settled(task(cache), budget, bare, "net")
     assert settled
     assert settled(rounds) == expected
 
@@ -997,7 +999,7 @@ def test_what_is_far_behind_is_timed_no_further(
 def test_all_are_timed_to_the_end_where_speed_is_not_the_aim(
     cache: Cache, minimize: Objective
 ) -> None:
-    assert choice.settled(task(cache, minimize), Budget(), [], "net") is None
+    assert choose.settled(task(cache, minimize), Budget(), [], "net") is None
 
 
 def test_what_another_beats_is_dropped(cache: Cache) -> None:
@@ -1351,7 +1353,7 @@ def chosen_of(
         for name in reference_only
     ]
     of = replace(task(cache, minimize), planned=left_out)
-    found, _, pick = choice.choose(
+    found, _, pick = choose.choose(
         of,
         budget or Budget(),
         list(trials),
@@ -1539,7 +1541,7 @@ def test_what_has_collapsed_is_never_chosen(minimize: Objective, cache: Cache) -
     pick, found = chosen_of(cache, fp32, lost, minimize=minimize)
     assert pick == fp32.name
     assert (found[lost.name].status, found[lost.name].reason) == ("over-budget", lost.collapsed[0])
-    assert decide.objections(lost, Budget(), TARGET, True) == list(lost.collapsed)
+    assert rank.objections(lost, Budget(), TARGET, True) == list(lost.collapsed)
 
 
 def test_a_dead_candidate_is_refused_without_any_accuracy_budget(run: Run, tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from onmetal import likeness, targets
-from onmetal.calibration import collapse, outputs
+from onmetal import targets
+from onmetal.calibration import collapse
 from onmetal.calibration.fidelity import PERFECT_DB, compare, extent, sqnr_db
-from onmetal.calibration.outputs import StoredArray
+from onmetal.deploy import likeness
+from onmetal.files import stored as outputs
+from onmetal.files.stored import StoredArray
 from onmetal.records import Model, Tensor, Trial
 from onmetal.targets import Recipe
 from tests.test_decide import MODEL, trial

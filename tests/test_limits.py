@@ -11,11 +11,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from onmetal import model
-from onmetal.cache import Cache
+from onmetal import limits
+from onmetal.deploy import model
 from onmetal.errors import DeviceError, UnsupportedError, UsageError
-from onmetal.profilers import limits
-from onmetal.profilers.local import Local, Worker, quiet_environment
+from onmetal.files.cache import Cache
+from onmetal.profilers.devices.local import Local, Worker, quiet_environment
 from tests.conftest import deploy
 
 HUNGRY = """
@@ -97,7 +97,7 @@ def test_resident_bytes() -> None:
 
 def in_child(lines: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-c", f"from onmetal.profilers import limits\n{lines}"],
+        [sys.executable, "-c", f"from onmetal import limits\n{lines}"],
         capture_output=True,
         text=True,
         timeout=120,
@@ -240,7 +240,7 @@ def test_a_loop_without_end_is_refused_when_it_is_read(
     shorter = tmp_path / "shorter"  # limits of one second, for the worker alone
     shorter.mkdir()
     (shorter / "sitecustomize.py").write_text(
-        "from onmetal.profilers import limits\nlimits.READING_CPU_S = 3\n"
+        "from onmetal import limits\nlimits.READING_CPU_S = 3\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(shorter))
     with Cache(tmp_path / "home") as cache, pytest.raises(UsageError, match="processor time"):

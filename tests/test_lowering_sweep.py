@@ -16,7 +16,9 @@ import numpy as np
 import onnx
 import pytest
 
-from onmetal.converters import onnx_float, onnx_pads, onnx_reader
+from onmetal.converters.onnx import floats as onnx_float
+from onmetal.converters.onnx import pads as onnx_pads
+from onmetal.converters.onnx import reader
 from onmetal.converters.tflite import lowering
 from onmetal.converters.tflite.convert import lower
 from onmetal.errors import UnsupportedError
@@ -852,7 +854,7 @@ def test_sizes_behind_a_transposed_convolution_are_read_right(tmp_path: Path) ->
     )
     path, folder = save(made, tmp_path / "given.onnx"), tmp_path / "read"
     folder.mkdir()
-    read = onnx_reader.examine(str(path), {}, None, str(folder))
+    read = reader.examine(str(path), {}, None, str(folder))
     assert read["outputs"][0]["shape"] == [1, 2, 28, 24]
     onnx_float.simplify(str(folder / "model.onnx"), str(tmp_path))
     feed = {"x": floats(1, 4, 7, 6)}

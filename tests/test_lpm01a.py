@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onmetal import profilers
-from onmetal.cache import Cache
 from onmetal.errors import DeviceError
-from onmetal.profilers import lpm01a
-from onmetal.profilers.board import Board, BoardWorker
-from onmetal.profilers.link import Serial
-from onmetal.profilers.lpm01a import Meter, Stream, Window
+from onmetal.files.cache import Cache
+from onmetal.profilers.devices import connect
+from onmetal.profilers.devices.board.device import Board, BoardWorker
+from onmetal.profilers.devices.board.link import Serial
+from onmetal.profilers.meters import lpm01a
+from onmetal.profilers.meters.lpm01a import Meter, Stream, Window
 from tests import peer
 from tests.peer import Fault, MeterPeer, Peer, until
 
@@ -30,12 +30,12 @@ def cache(_own_cache: None) -> Iterator[Cache]:
 
 @pytest.fixture(autouse=True)
 def _brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onmetal.profilers.board.IDLE_S", 0.4)
+    monkeypatch.setattr("onmetal.profilers.devices.board.device.IDLE_S", 0.4)
     monkeypatch.setattr(lpm01a, "ANSWER_S", 1.0)
 
 
 def reached(there: Peer, meter: MeterPeer, cache: Cache) -> Board:
-    found = profilers.reach(f"{there.address}?meter=lpm01a:{meter.path}", cache)
+    found = connect.reach(f"{there.address}?meter=lpm01a:{meter.path}", cache)
     assert isinstance(found, Board)
     return found
 

@@ -13,12 +13,13 @@ import onnx
 import pytest
 from msgspec.structs import replace
 
-from onmetal import model, targets
-from onmetal.cache import Cache
-from onmetal.converters import convert
+from onmetal import targets
+from onmetal.deploy import model
+from onmetal.deploy.convert import convert
 from onmetal.errors import DeviceError
+from onmetal.files.cache import Cache
 from onmetal.profilers import memory
-from onmetal.profilers.local import Local, Worker
+from onmetal.profilers.devices.local import Local, Worker
 from onmetal.profilers.measure import (
     MODES,
     Outcome,

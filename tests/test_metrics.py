@@ -15,9 +15,9 @@ from msgspec.structs import replace
 from sklearn import metrics as reference
 
 from onmetal.calibration import metrics
-from onmetal.calibration import outputs as stored
 from onmetal.calibration.metrics import Scorer, choose, class_labels
 from onmetal.errors import UsageError
+from onmetal.files import stored
 from onmetal.records import Tensor
 
 quick = settings(max_examples=40, deadline=None)

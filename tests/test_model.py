@@ -8,11 +8,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from onmetal import converters, targets
-from onmetal.cache import Cache
+from onmetal import targets
+from onmetal.deploy.convert import convert
+from onmetal.deploy.model import parse_shapes
 from onmetal.errors import UnsupportedError, UsageError
-from onmetal.model import parse_shapes
-from onmetal.profilers.local import Local
+from onmetal.files.cache import Cache
+from onmetal.profilers.devices.local import Local
 from onmetal.records import Tensor
 from tests.conftest import DIGITS
 from tests.onnx_models import (
@@ -206,7 +207,7 @@ def test_fp32_converts_on_both_runtimes(tmp_path: Path, opset: int) -> None:
     for runtime in ("onnxruntime", "openvino"):
         with Cache() as cache:
             name, recipe, device = f"fp32@{runtime}", target.recipe("fp32"), Local(cache)
-            made = converters.convert(name, found, recipe, runtime, target, 1, device, cache)
+            made = convert(name, found, recipe, runtime, target, 1, device, cache)
             assert made.size_bytes == sum(file.stat().st_size for file in made.files) > 0
 
 

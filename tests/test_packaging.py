@@ -12,54 +12,33 @@ from pathlib import Path
 
 import pytest
 
-from onmetal import targets
+from onmetal.runtimes import spec
 from tests.conftest import ROOT
 
-FOLDERS = {
-    "onmetal": ROOT / "onmetal",
-    "onmetal/calibration": ROOT / "calibration",
-    "onmetal/converters": ROOT / "converters",
-    "onmetal/converters/tflite": ROOT / "converters" / "tflite",
-    "onmetal/profilers": ROOT / "profilers",
-    "onmetal/targets": ROOT / "targets",
-}
+ROOMS = {path.name: path for path in sorted((ROOT / "onmetal").iterdir()) if path.is_symlink()}
+"""Folders at the root that are subpackages of onmetal, by the links to them."""
 MODULES = {
-    f"{folder}/{path.name}": path
-    for folder, place in FOLDERS.items()
-    for path in sorted(place.glob("*.py"))
+    f"onmetal/{path.relative_to(ROOT / 'onmetal')}": path
+    for path in sorted((ROOT / "onmetal").rglob("*.py"))
+    if path.relative_to(ROOT / "onmetal").parts[0] not in ROOMS
+} | {
+    f"onmetal/{room}/{path.relative_to(place.resolve())}": path
+    for room, place in ROOMS.items()
+    for path in sorted(place.resolve().rglob("*.py"))
 }
 HEAVY = {"numpy", "onnx", "onnxruntime", "openvino", "onnx_ir", "nncf", "PIL", "msgspec", "psutil"}
 RUNTIMES = {"onnx", "onnxruntime", "openvino", "onnx_ir", "nncf", "ai_edge_litert", "flatbuffers"}
 RUNTIMES |= {"tflite_micro"}
-ON_GRAPHS = (
-    *(
-        "compare",
-        "compare_tflite",
-        "exceptions",
-        "exposed",
-        "graph",
-        "mixed",
-        "placement",
-        "quantize",
-        "sanity",
-        "search",
-        "sensitivity",
-    ),
-    *("statistics", "weights"),
-)
-"""Of calibration, what looks at a model: run in workers alone."""
-NATIVE = ROOT / "profilers" / "native"
-BOARD = "onmetal/profilers/board_worker.py"
+RUNNERS = "onmetal/profilers/devices/remote"
+NATIVE = ROOT / "profilers" / "devices" / "remote" / "native"
+BOARD = f"{RUNNERS}/python_runner.py"
 """Runs on a board, with whichever runtime that has; nothing here imports it."""
-ENDS = (".py", "/__init__.py")
-LEAVES = (
-    *("onmetal/converters/", "onmetal/profilers/run_", "onmetal/profilers/profile_", BOARD),
-    *(f"onmetal/calibration/{name}.py" for name in ON_GRAPHS),
-)
+FACE = ("cli", "commands", "deploy", "bundles", "reports")
+"""What runs in the main process."""
 EXTRAS = {
-    "onmetal/converters/nncf_int8.py": ("nncf", "nncf"),
-    "onmetal/profilers/run_tflm.py": ("tflite-micro", "embedded"),
-    "onmetal/profilers/link.py": ("pyserial", "devices"),
+    "onmetal/runtimes/openvino/nncf_int8.py": ("nncf", "nncf"),
+    "onmetal/runtimes/tflm/session.py": ("tflite-micro", "embedded"),
+    "onmetal/profilers/devices/board/link.py": ("pyserial", "devices"),
 }
 """The only modules that need one of the extras: the package, and the extra that has it."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -134,16 +113,14 @@ def test_the_wheel_has_one_top_level_name(contents: set[str]) -> None:
 def test_the_wheel_holds_every_module_and_every_target(contents: set[str]) -> None:
     packaged = {name for name in contents if name.startswith("onmetal/")}
     targets = {f"onmetal/targets/{path.name}" for path in (ROOT / "targets").glob("*.toml")}
-    native = {f"onmetal/profilers/native/{path.name}" for path in sorted(NATIVE.glob("*.[ch]"))}
+    native = {f"{RUNNERS}/native/{path.name}" for path in sorted(NATIVE.glob("*.[ch]"))}
     templates = {
         f"onmetal/{path.relative_to(ROOT / 'onmetal')}"
-        for path in (ROOT / "onmetal" / "templates").rglob("*")
+        for path in (ROOT / "onmetal" / "bundles" / "templates").rglob("*")
         if path.is_file()
     }
     assert len(native) > 2 and len(templates) > 5
     assert packaged == {*MODULES, *targets, *native, *templates, "onmetal/py.typed"}
-    assert "onmetal/profilers/run_onnxruntime.py" in packaged
-    assert "onmetal/profilers/run_openvino.py" in packaged
 
 
 def test_the_wheel_holds_its_licence(contents: set[str]) -> None:
@@ -219,22 +196,32 @@ def own(name: str) -> set[str]:
     return {found for found in imported(MODULES[name]) if found in known - {"onmetal"}}
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_only_leaves_import_a_runtime(name: str) -> None:
-    heavy = {found.split(".")[0] for found in imported(MODULES[name])} & RUNTIMES
-    assert not heavy or name.startswith(LEAVES)
+def on_start(path: Path) -> Iterator[str]:
+    """Every module that a file imports when it is imported itself, not within its functions."""
+    for entry in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(entry, ast.Import):
+            yield from (name.name for name in entry.names)
+        elif isinstance(entry, ast.ImportFrom) and entry.module:
+            yield entry.module
+            yield from (f"{entry.module}.{name.name}" for name in entry.names)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name for name in MODULES if not name.startswith(LEAVES) or name.endswith("__init__.py")],
-)
-def test_nothing_but_a_leaf_imports_one_that_loads_a_runtime(name: str) -> None:
-    """Else a runtime comes into the main process by a detour."""
-    for found in own(name):
-        path = next(p for p in (f"{found.replace('.', '/')}{end}" for end in ENDS) if p in MODULES)
-        heavy = {other.split(".")[0] for other in imported(MODULES[path])} & RUNTIMES
-        assert not heavy, f"{name} imports {found}"
+DOTTED = {
+    name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in MODULES
+}
+
+
+def test_the_face_loads_no_runtime_by_any_detour() -> None:
+    by = {name: "" for name in MODULES if name.split("/")[1].removesuffix(".py") in FACE}
+    waiting = list(by)
+    while waiting:
+        current = waiting.pop()
+        found = set(on_start(MODULES[current]))
+        heavy = {other.split(".")[0] for other in found} & RUNTIMES
+        assert not heavy, f"{current} loads {heavy}, and is imported by {by[current]}"
+        for other in {DOTTED[module] for module in found if module in DOTTED} - by.keys():
+            by[other] = current
+            waiting.append(other)
 
 
 def outside(path: Path) -> set[str]:
@@ -252,15 +239,11 @@ def listed(*extras: str) -> set[str]:
     return {re.split("[^a-z-]", text)[0] for text in wanted}
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_every_import_is_a_dependency(name: str) -> None:
-    also = {EXTRAS.get(name, ("", ""))[0]}
-    if name in (
-        "onmetal/profilers/run_litert.py",
-        BOARD,
-    ):  # runs by it where there is nothing newer
-        also.add("tflite-runtime")
-    assert outside(MODULES[name]) - also <= listed()
+def test_every_import_is_a_dependency() -> None:
+    older = ("onmetal/runtimes/litert/session.py", BOARD)  # run by it where there is nothing newer
+    for name, path in MODULES.items():
+        also = {EXTRAS.get(name, ("", ""))[0], *(("tflite-runtime",) if name in older else ())}
+        assert outside(path) - also <= listed(), name
 
 
 @pytest.mark.parametrize("name", EXTRAS)
@@ -277,35 +260,7 @@ def test_what_the_tests_import_comes_with_dev(path: Path) -> None:
     assert outside(path) <= listed("dev")
 
 
-def test_imports_go_one_way() -> None:
-    assert own("onmetal/errors.py") == set()
-    assert own("onmetal/records.py") == set()
-    assert own("onmetal/suggest.py") == own("onmetal/terminal.py") == set()
-    assert own("onmetal/reading.py") == set()
-    below = {"onmetal.errors", "onmetal.reading", "onmetal.suggest"}
-    assert own("onmetal/targets/__init__.py") == below
-    for name in MODULES:
-        if name not in ("onmetal/cli.py", "onmetal/__main__.py"):
-            face = {"onmetal.cli", "onmetal.pipeline", "onmetal.beside", "onmetal.inspecting"}
-            assert not own(name) & face, name
-        if name.count("/") > 1:
-            upper = {
-                "plan",
-                "decide",
-                "choice",
-                "trials",
-                "judge",
-                "task",
-                "sources",
-                "look",
-                "fast",
-            }
-            assert not own(name) & {f"onmetal.{module}" for module in upper}, name
-
-
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "profilers").glob("run_*.py")), ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("path", sorted((ROOT / "runtimes").glob("*/session.py")))
 def test_a_bundles_runner_needs_only_its_runtime_and_numpy(path: Path) -> None:
     needed = outside(path)
-    assert needed == {"numpy", *targets.packages(path.stem.removeprefix("run_"))}
+    assert needed == {"numpy", *spec(path.parent.name).packages}

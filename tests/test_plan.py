@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from onmetal import plan as planning
 from onmetal import targets
+from onmetal.deploy.propose import plan as planning
+from onmetal.deploy.propose.plan import Planned, calibrates, plan, without_samples
 from onmetal.errors import UsageError
-from onmetal.plan import Planned, calibrates, plan, without_samples
 from onmetal.records import DeviceFacts, Model
 from onmetal.targets import Target
 

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onmetal import cli, privacy, vectors
+from onmetal import cli
+from onmetal.bundles import privacy
+from onmetal.deploy import vectors
 from onmetal.records import Tensor
 from tests.conftest import DIGITS, ROOT, deploy
 from tests.test_bundle import change_manifest, refused, sign, verify

@@ -3,7 +3,7 @@ as the writer puts them, against float, in each runtime that takes such graphs.
 
 Covered: all of `targets.OPERATORS` over their attributes, ranks and operands, in the lowest and the
 highest opset of the float graph, by every form of numbers of the targets' own recipes. What a
-runtime computes wrong must be named in calibration.exceptions; with that, all of it must be right.
+runtime computes wrong must be named in its wrong_in_8_bits.py; with that, all of it must be right.
 Where a runtime is wrong in float already, nothing is asked of its 8 bits: candidates in float are
 judged against the model elsewhere.
 
@@ -25,12 +25,14 @@ from msgspec.structs import replace
 from onnx import helper
 
 from onmetal import targets
-from onmetal.calibration import exceptions, placement
+from onmetal.calibration import placement
 from onmetal.calibration.fidelity import sqnr_db
-from onmetal.calibration.graph import Graph
 from onmetal.calibration.quantize import quantize
-from onmetal.converters.onnx_float import LEAST_OPSET, MOST_OPSET
-from onmetal.profilers import run_openvino
+from onmetal.converters.onnx import rules
+from onmetal.converters.onnx.floats import LEAST_OPSET, MOST_OPSET
+from onmetal.converters.onnx.graph import Graph
+from onmetal.runtimes import wrong_in_8_bits
+from onmetal.runtimes.openvino import session as run_openvino
 from onmetal.targets import OPERATORS, Format
 from tests.onnx_models import build, constant, node, value
 
@@ -494,7 +496,7 @@ def test_every_operator_in_8_bits_is_what_the_graph_says(name: str, runtime: str
     """Each form of numbers in one opset, in turn."""
     opset = OPSETS[list(FORMS).index(name) % len(OPSETS)]
     model = in_float(opset, runtime, FORMS[name].activation == "s8").model
-    kept = frozenset(exceptions.kept_float(Graph(model), runtime))
+    kept = frozenset(rules.kept_float(Graph(model), wrong_in_8_bits().get(runtime, ())))
     assert not lost(opset, FORMS[name], runtime, kept)
 
 
@@ -505,14 +507,13 @@ def test_every_exception_is_needed(runtime: str) -> None:
     wrong = lost(opset, FORMS["int8-u8s8"], runtime, frozenset())
     graph = Graph(in_float(opset, runtime).model)
     names = [part.name for part in parts(opset, runtime)]
-    for rule in exceptions.RULES:
-        if rule.runtime == runtime:
-            alone = [
-                names[int(made.name.split(".")[0])]
-                for made in graph.nodes
-                if made.op_type in rule.operators and rule.applies(made, graph)
-            ]
-            assert not alone or set(alone) & set(wrong), rule.reason
+    for rule in wrong_in_8_bits().get(runtime, ()):
+        alone = [
+            names[int(made.name.split(".")[0])]
+            for made in graph.nodes
+            if made.op_type in rule.operators and rule.applies(made, graph)
+        ]
+        assert not alone or set(alone) & set(wrong), rule.reason
 
 
 def test_all_operators_are_covered() -> None:
@@ -561,7 +562,7 @@ def test_what_stays_float_is_float_between_8_bit_operators(
     whole.graph.output.extend(helper.make_empty_tensor_value_info(key) for key in ("c", "r", "p"))
     trace = feed | by_onnxruntime(whole, feed, "ORT_DISABLE_ALL")
     graph = Graph(model)
-    kept = frozenset(exceptions.kept_float(graph, "onnxruntime"))
+    kept = frozenset(rules.kept_float(graph, wrong_in_8_bits()["onnxruntime"]))
     assert kept == {"pool"}
     placed = placement.place(graph, FORMS[name], kept)
     assert {"first", "last"} <= placed.integer

@@ -12,12 +12,12 @@ import numpy as np
 import psutil
 import pytest
 
-from onmetal import profilers
-from onmetal.cache import Cache
 from onmetal.errors import DeviceError, UsageError
-from onmetal.profilers import qemu
-from onmetal.profilers.board import Board
-from onmetal.profilers.qemu import Qemu
+from onmetal.files.cache import Cache
+from onmetal.profilers.devices import connect
+from onmetal.profilers.devices.board import qemu
+from onmetal.profilers.devices.board.device import Board
+from onmetal.profilers.devices.board.qemu import Qemu
 from tests import firmware_image
 
 
@@ -43,7 +43,7 @@ def cache(_own_cache: None) -> Iterator[Cache]:
 
 
 def reached(folder: Path, cache: Cache) -> Board:
-    found = profilers.reach(f"qemu:{folder / 'firmware.elf'}?machine=mps3-an547", cache)
+    found = connect.reach(f"qemu:{folder / 'firmware.elf'}?machine=mps3-an547", cache)
     assert isinstance(found, Board)
     return found
 
@@ -116,7 +116,7 @@ def test_instructions_that_the_clock_is_too_coarse_for(
 ) -> None:
     exact = reached(folder, cache)
     wanted = counted(exact, folder)["instructions_per_inference"]
-    monkeypatch.setattr("onmetal.profilers.board.MOST_INSTRUCTIONS", 1)
+    monkeypatch.setattr("onmetal.profilers.devices.board.device.MOST_INSTRUCTIONS", 1)
     found = [counted(exact, folder) for _ in range(5)]
     exact.close()
     # A clock of 32 MHz counts one inference to two of its ticks of 31.25 instructions.
@@ -150,40 +150,40 @@ def test_its_clock_is_not_held_against_this_machines(folder: Path, cache: Cache)
 def test_a_file_that_is_no_image(tmp_path: Path, cache: Cache, content: bytes, said: str) -> None:
     (tmp_path / "a.elf").write_bytes(content)
     with pytest.raises(UsageError, match=said):
-        profilers.reach(f"qemu:{tmp_path / 'a.elf'}", cache)
+        connect.reach(f"qemu:{tmp_path / 'a.elf'}", cache)
 
 
 def test_an_image_that_is_a_pipe(tmp_path: Path, cache: Cache) -> None:
     os.mkfifo(tmp_path / "a.elf")
     with pytest.raises(UsageError, match="not a regular file but a pipe"):
-        profilers.reach(f"qemu:{tmp_path / 'a.elf'}", cache)
+        connect.reach(f"qemu:{tmp_path / 'a.elf'}", cache)
 
 
 def test_an_image_that_is_not_there(tmp_path: Path, cache: Cache) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
-        profilers.reach(f"qemu:{tmp_path / 'a.elf'}", cache)
+        connect.reach(f"qemu:{tmp_path / 'a.elf'}", cache)
 
 
 def test_a_machine_that_qemu_does_not_know(folder: Path, cache: Cache) -> None:
     with pytest.raises(UsageError, match=r"no such board with a Cortex-M; it has: .*mps2-an385.*"):
-        profilers.reach(f"qemu:{folder / 'firmware.elf'}?machine=mps9-an1", cache)
+        connect.reach(f"qemu:{folder / 'firmware.elf'}?machine=mps9-an1", cache)
     with pytest.raises(UsageError, match="no such board with a Cortex-M"):
-        profilers.reach(f"qemu:{folder / 'firmware.elf'}?machine=raspi0", cache)
+        connect.reach(f"qemu:{folder / 'firmware.elf'}?machine=raspi0", cache)
 
 
 def test_an_image_for_another_board(
     folder: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It crashes, or says nothing; either way there is an end and a reason."""
-    monkeypatch.setattr("onmetal.profilers.tiny.HELLO_S", 0.3)
+    monkeypatch.setattr("onmetal.profilers.devices.board.protocol.HELLO_S", 0.3)
     with pytest.raises(DeviceError, match="qemu"):
-        profilers.reach(f"qemu:{folder / 'firmware.elf'}?machine=mps2-an385", cache)
+        connect.reach(f"qemu:{folder / 'firmware.elf'}?machine=mps2-an385", cache)
 
 
 def test_no_qemu(folder: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(folder))
     with pytest.raises(DeviceError, match="`apt install qemu-system-arm`"):
-        profilers.reach(f"qemu:{folder / 'firmware.elf'}", cache)
+        connect.reach(f"qemu:{folder / 'firmware.elf'}", cache)
 
 
 # --- its end
@@ -211,7 +211,8 @@ def test_its_death_is_told(folder: Path, cache: Cache) -> None:
 
 def test_it_does_not_outlive_a_killed_parent(folder: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from onmetal.profilers.qemu import Qemu\n"
+        "import sys, time; from pathlib import Path\n"
+        "from onmetal.profilers.devices.board.qemu import Qemu\n"
         "q = Qemu(Path(sys.argv[1])); print(q.pid, flush=True); time.sleep(600)"
     )
     parent = subprocess.Popen(

@@ -20,13 +20,15 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from onmetal.calibration import placement, search, weights
-from onmetal.calibration.graph import Graph, attribute
 from onmetal.calibration.placement import MOVERS, PAIRED, UNARY, WEIGHTED, Placement
 from onmetal.calibration.quantize import quantize
-from onmetal.converters import for_runtime, onnx_float
+from onmetal.converters.onnx import floats as onnx_float
+from onmetal.converters.onnx.graph import Graph, attribute
 from onmetal.errors import UnsupportedError
-from onmetal.profilers import run_onnxruntime, run_openvino
 from onmetal.records import plain
+from onmetal.runtimes import for_runtime
+from onmetal.runtimes.onnxruntime import session as run_onnxruntime
+from onmetal.runtimes.openvino import session as run_openvino
 from onmetal.targets import OPERATORS, Format, Kind
 from tests.onnx_models import build, constant, node, save, value
 
@@ -1897,7 +1899,7 @@ def test_the_same_graph_gives_the_same_bytes_in_every_process(tmp_path: Path) ->
     ranges = ranges_of(traced(model, feeds_for(model)))
     code = (
         "import sys, json, hashlib, onnx\n"
-        "from onmetal.calibration.graph import Graph\n"
+        "from onmetal.converters.onnx.graph import Graph\n"
         "from onmetal.calibration.placement import place\n"
         "from onmetal.calibration.quantize import quantize\n"
         "from onmetal.records import restore\n"

@@ -205,7 +205,7 @@ def test_the_runners_are_cured_before_the_import() -> None:
         ("onnxruntime", "ORT_DISABLE_TELEMETRY"),
         ("openvino", "openvino_telemetry"),
     ):
-        text = (ROOT / "profilers" / f"run_{runtime}.py").read_text()
+        text = (ROOT / "runtimes" / runtime / "session.py").read_text()
         found = re.search(rf"^ *import {runtime}$", text, re.MULTILINE)
         assert found and text.index(cure) < found.start()
 

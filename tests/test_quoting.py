@@ -11,9 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onmetal import cli, firmware, quoting, report, terminal
-from onmetal.converters.tflite import timeline
-from onmetal.ports import Port
+from onmetal import cli
+from onmetal.bundles.artifact_io import Port
+from onmetal.bundles.kinds import firmware
+from onmetal.reports import report
+from onmetal.runtimes.tflm import timeline
+from onmetal.texts import quoting, terminal
 from tests import onnx_models
 from tests.conftest import DIGITS, ROOT, deploy
 from tests.test_terminal import WORDS, Shown

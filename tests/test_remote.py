@@ -28,17 +28,19 @@ import pytest
 from msgspec.structs import replace
 from onnx import TensorProto, helper
 
-from onmetal import agree, profilers
-from onmetal.cache import Cache
+from onmetal.deploy import agree
 from onmetal.errors import DeviceError, OnmetalError, UnsupportedError, UsageError
-from onmetal.profilers import adb as adbs
-from onmetal.profilers import folder as folders
-from onmetal.profilers import measure, native
-from onmetal.profilers import ssh as sshs
-from onmetal.profilers.folder import Folder, Transport, shell
-from onmetal.profilers.line import Line
-from onmetal.profilers.local import Local
-from onmetal.profilers.remote import Remote, RemoteWorker
+from onmetal.files.cache import Cache
+from onmetal.profilers import measure
+from onmetal.profilers.devices import connect
+from onmetal.profilers.devices.line import Line
+from onmetal.profilers.devices.local import Local
+from onmetal.profilers.devices.remote import adb as adbs
+from onmetal.profilers.devices.remote import folder as folders
+from onmetal.profilers.devices.remote import native_runner
+from onmetal.profilers.devices.remote import ssh as sshs
+from onmetal.profilers.devices.remote.device import Remote, RemoteWorker
+from onmetal.profilers.devices.remote.folder import Folder, Transport, shell
 from onmetal.records import Candidate
 from tests import adbd, deployed
 from tests.arm64 import needs
@@ -90,7 +92,7 @@ class Far:
 
     def runners(self) -> list[int]:
         """The processes there that run models."""
-        ends = ("./runner", "board_worker.py")
+        ends = ("./runner", "python_runner.py")
         return [pid for pid, line in self.device.processes().items() if line.endswith(ends)]
 
     def clear(self) -> None:
@@ -127,7 +129,7 @@ BOTH = pytest.mark.parametrize("far", [CLIENTS[0], "board"], indirect=True)
 def built(shared_home: Path) -> Path:
     """The native runner, built once."""
     with Cache(shared_home) as cache:
-        return native.build(cache)
+        return native_runner.build(cache)
 
 
 class Artifacts:
@@ -313,7 +315,7 @@ def test_hostile_ssh_addresses_are_refused(
     program.chmod(0o755)
     monkeypatch.setenv("ONMETAL_SSH", str(program))
     with pytest.raises(UsageError, match=r"ssh://\[user@\]host\[:port\]"), Cache() as cache:
-        profilers.reach(address, cache)
+        connect.reach(address, cache)
     assert not called.exists()
 
 
@@ -335,7 +337,7 @@ def test_ordinary_ssh_addresses_are_taken(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("serial", ["-s", "--help", "$(reboot)", "x;y", "a b"])
 def test_hostile_serials_are_no_options(far: Far, serial: str) -> None:
     with pytest.raises(DeviceError, match="adb sees no device "), Cache() as cache:
-        profilers.reach(f"adb:{serial}", cache)
+        connect.reach(f"adb:{serial}", cache)
 
 
 # --- ssh ------------------------------------------------------------------------------------------
@@ -749,8 +751,9 @@ def test_a_killed_run_leaves_nothing(far: Far, tmp_path: Path) -> None:
     kind = "ssh" if far.on_board else "adb"
     where = far.address if far.on_board else far.address.removeprefix("adb:")
     code = (
-        "import sys, time; from pathlib import Path; from onmetal.profilers import adb, ssh\n"
-        "from onmetal.profilers.folder import Folder\n"
+        "import sys, time; from pathlib import Path\n"
+        "from onmetal.profilers.devices.remote import adb, ssh\n"
+        "from onmetal.profilers.devices.remote.folder import Folder\n"
         f"run = Folder({kind}.choose({where!r})); run.put([Path({str(tmp_path / 'file')!r})])\n"
         "print('there', flush=True); time.sleep(600)\n"
     )
@@ -1091,8 +1094,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The native runner for this machine: the same code, its libraries those of the wheels here."""
     gcc = needs("gcc", "gcc")
     target = tmp_path_factory.mktemp("native") / "runner"
-    code = sorted((ROOT / "profilers/native").glob("*.c"))
-    command = [gcc, *native.FLAGS, "-Werror", "-g", *map(str, code)]
+    code = sorted((ROOT / "profilers/devices/remote/native").glob("*.c"))
+    command = [gcc, *native_runner.FLAGS, "-Werror", "-g", *map(str, code)]
     subprocess.run([*command, "-o", str(target), "-ldl", "-lpthread"], check=True)
     return target
 
@@ -1113,7 +1116,7 @@ class Spoken:
     """One of the two programs, asked in its own words."""
 
     def __init__(self, kind: str, compiled: Path) -> None:
-        worker = ROOT / "profilers/board_worker.py"
+        worker = ROOT / "profilers/devices/remote/python_runner.py"
         argv = [str(compiled)] if kind == "native" else [sys.executable, "-P", str(worker)]
         self.line = Line(argv, None, f"the {kind} runner")
         first = self.line.answer(LONG_S, "its start", dict)

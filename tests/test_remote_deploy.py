@@ -16,13 +16,13 @@ import numpy as np
 import psutil
 import pytest
 
-from onmetal import agree, pipeline
-from onmetal.profilers import adb as adbs
-from onmetal.profilers import remote
-from onmetal.profilers import ssh as sshs
-from onmetal.profilers.folder import Folder
+from onmetal.deploy import agree, run
+from onmetal.deploy.request import Request
+from onmetal.profilers.devices.remote import adb as adbs
+from onmetal.profilers.devices.remote import device as remote
+from onmetal.profilers.devices.remote import ssh as sshs
+from onmetal.profilers.devices.remote.folder import Folder
 from onmetal.progress import Progress
-from onmetal.task import Request
 from tests import adbd
 from tests.conftest import DIGITS, Ran, deploy
 from tests.devices import CLIENTS, Board, Phone, adb_client, free_port, wait_for
@@ -91,7 +91,7 @@ def runners(device: Phone | Board, runtime: str = "") -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error, OSError):
             # Each starts in the folder of its runtime.
             place = Path(f"/proc/{pid}/cwd").readlink().name
-            runs = line.endswith(("./runner", "board_worker.py"))
+            runs = line.endswith(("./runner", "python_runner.py"))
             # Not the shell that is about to become one, and has not told its number yet.
             if runs and "exec" not in line and runtime in ("", place):
                 found.append(psutil.Process(pid))
@@ -479,7 +479,7 @@ def test_one_candidate_hangs(
         mode="quick",
     )
     with (tmp_path / "progress").open("w") as stream, whenever(stop):
-        document = pipeline.deploy(request, Progress(7, stream))
+        document = run.deploy(request, Progress(7, stream))
     found = candidates(document)
     assert stopped and found[ONNXRUNTIME]["status"] == "failed"
     assert "in time and was ended" in found[ONNXRUNTIME]["reason"]

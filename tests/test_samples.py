@@ -12,13 +12,14 @@ import pytest
 from msgspec.structs import replace
 from PIL import Image
 
-from onmetal.cache import Cache
-from onmetal.calibration import images, samples
-from onmetal.calibration.images import Preprocessing
-from onmetal.calibration.samples import Samples
+from onmetal.calibration import samples
+from onmetal.deploy.request import Request, prepare
 from onmetal.errors import UsageError
+from onmetal.files import images
+from onmetal.files.cache import Cache
+from onmetal.files.images import Preprocessing
 from onmetal.records import Model, Tensor
-from onmetal.task import Request, prepare
+from onmetal.samples import Samples
 from tests.conftest import DIGITS, deploy
 from tests.onnx_models import build, node, save, value, weights
 
@@ -332,7 +333,7 @@ def test_large_arrays_stay_on_disk(tmp_path: Path) -> None:
     script = f"""
 import resource
 from pathlib import Path
-from onmetal.cache import Cache
+from onmetal.files.cache import Cache
 from onmetal.calibration import samples
 from tests.test_samples import Tensor, taking, Samples
 model = taking(Tensor("x", "float32", (1, 500_000)))

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onmetal.cache import Cache
-from onmetal.converters.tflite.net import Net, Op, Tensor, write
+from onmetal.converters.tflite.net import Net, Op, Tensor
+from onmetal.converters.tflite.writing import write
 from onmetal.errors import UnsupportedError
-from onmetal.profilers import run_litert, ssh
-from onmetal.profilers.adb import Adb
-from onmetal.profilers.remote import Remote, RemoteWorker
+from onmetal.files.cache import Cache
+from onmetal.profilers.devices.remote import ssh
+from onmetal.profilers.devices.remote.adb import Adb
+from onmetal.profilers.devices.remote.device import Remote, RemoteWorker
+from onmetal.runtimes.litert import session as run_litert
 from tests import devices
 from tests.conftest import deploy
 

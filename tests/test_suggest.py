@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from onmetal import cli, suggest
+from onmetal import cli
+from onmetal.texts import suggest
 from tests.conftest import DIGITS, FLOAT
 
 MODEL, DATA = str(DIGITS / "digits_cnn.onnx"), str(DIGITS / "digits.npz")

@@ -10,12 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from onmetal import summary, terminal
 from onmetal.calibration.fidelity import PERFECT_DB
-from onmetal.plan import LEFT_OUT, NO_DATA
-from onmetal.records import Accuracy, Candidate, Figure, Latency, Model, Rounds, Trial, Versus
-from onmetal.summary import Setting
-from onmetal.terminal import PLAIN, Screen, rendered
+from onmetal.records import (
+    LEFT_OUT,
+    NO_DATA,
+    Accuracy,
+    Candidate,
+    Figure,
+    Latency,
+    Model,
+    Rounds,
+    Trial,
+    Versus,
+)
+from onmetal.reports import text as summary
+from onmetal.reports.text import Setting
+from onmetal.texts import terminal
+from onmetal.texts.terminal import PLAIN, Screen, rendered
 
 PATH = Path("net.onnx")
 MODEL = Model(PATH, PATH, "", "onnx", "", 400_000, (), (), 0, 500, {}, 1)

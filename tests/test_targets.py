@@ -9,8 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from onmetal import targets
-from onmetal.converters import check_options
 from onmetal.errors import UsageError
+from onmetal.runtimes import check_options
 from onmetal.targets import (
     OPERATORS,
     Chip,
@@ -471,7 +471,7 @@ class TestAMicrocontroller:
         """Of AN547 the 4 MiB at 0x21000000, as the firmware's linker script has it too."""
         chip = targets.load(name).chip
         assert chip and chip.ram_kib == 4096
-        script = ROOT / "onmetal/templates/firmware/ports/mps3_an547/memory.ld"
+        script = ROOT / "onmetal/bundles/templates/firmware/ports/mps3_an547/memory.ld"
         region = re.search(r"SRAM .*ORIGIN = 0x21000000, LENGTH = (\d+)M", script.read_text())
         assert region and int(region[1]) * 1024 == chip.ram_kib
 

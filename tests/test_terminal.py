@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from onmetal import estimate, progress, terminal
+from onmetal import progress
+from onmetal.deploy import estimate
 from onmetal.profilers.measure import MODES, Schedule
 from onmetal.progress import Progress
+from onmetal.texts import terminal
 from tests.conftest import DIGITS, FLOAT
 
 WORDS = (

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from onmetal.converters.tflite import check, quantize, weights
-from onmetal.converters.tflite.net import Net, Op, Tensor, constant, distinct, read, write
+from onmetal.converters.tflite.net import Net, Op, Tensor, constant, distinct
+from onmetal.converters.tflite.parsing import read
+from onmetal.converters.tflite.writing import write
 from tests.onnx_models import node
 from tests.tflite_graphs import Arrays, Graph, floats, graph, kinds, lowered, run
 
@@ -248,7 +250,7 @@ def test_every_recipe_writes_it(name: str, tmp_path: Path) -> None:
 
 
 def _observed(net: Net, feed: Arrays) -> Arrays:
-    from onmetal.calibration.exposed import Exposed
+    from onmetal.converters.tflite.reference import Exposed
 
     return Exposed(net, quantize.observed(net)).run(feed)
 

@@ -15,11 +15,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from onmetal import cache, targets
-from onmetal.calibration.exposed import interpreter
-from onmetal.converters.tflite import supported
-from onmetal.converters.tflite.net import Net, read, write
-from onmetal.profilers import memory, run_litert, tflite_ops
+from onmetal import targets
+from onmetal.converters.tflite import precision, supported
+from onmetal.converters.tflite.net import Net
+from onmetal.converters.tflite.parsing import read
+from onmetal.converters.tflite.reference import interpreter
+from onmetal.converters.tflite.writing import write
+from onmetal.files import cache
+from onmetal.profilers import memory
+from onmetal.runtimes.litert import session
 from tests.conftest import DIGITS, ROOT, deploy
 
 MODEL, DATA = DIGITS / "digits_cnn.onnx", DIGITS / "digits.npz"
@@ -109,7 +113,7 @@ class TestTheMainJob:
             check=True,
             capture_output=True,
         )
-        wanted = run_litert.load(out).run({"image": image})[0]
+        wanted = session.load(out).run({"image": image})[0]
         assert np.array_equal(np.load(tmp_path / "out.npz")["logits"], wanted)
 
     def test_the_same_recipe_gives_the_same_bytes(
@@ -168,7 +172,7 @@ class TestInputsAndOutputs:
         # run.py takes and gives what the model itself does
         assert deploy("verify", tmp_path / "out", "--run").code == 0
         image = np.load(DATA)["x"][:1]
-        given = run_litert.load(tmp_path / "out").run({"image": image})[0]
+        given = session.load(tmp_path / "out").run({"image": image})[0]
         assert given.dtype == np.float32 and given.shape == (1, 10)
 
     def test_transposed_images_are_taken_as_the_model_has_them(self, tmp_path: Path) -> None:
@@ -189,7 +193,7 @@ class TestInputsAndOutputs:
             assert (net.inputs[0].shape, moved) == (
                 ((1, 3, 8, 6), 2) if layout == "onnx" else ((1, 8, 6, 3), 0)
             )
-            found[layout] = run_litert.load(tmp_path / layout).run({"image": images[:1]})[0]
+            found[layout] = session.load(tmp_path / layout).run({"image": images[:1]})[0]
         manifest = json.loads((tmp_path / "nhwc/manifest.json").read_text())
         assert manifest["run"]["options"]["nhwc"] == ["image", "map"]
         assert np.array_equal(found["onnx"], found["nhwc"]) and found["nhwc"].shape == (1, 4, 8, 6)
@@ -418,7 +422,7 @@ class TestBeside:
             {"index": 2, "op_name": "SIN", "inputs": [3], "outputs": [4]},
             {"index": 3, "op_name": "DELEGATE", "inputs": [0, 1], "outputs": [3]},
         ]
-        assert tflite_ops.delegated(ops) == {0, 1}
+        assert precision.delegated(ops) == {0, 1}
 
     @pytest.mark.parametrize("name", targets.names())
     def test_targets_of_litert_have_its_recipes(self, name: str) -> None:

@@ -12,10 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from onmetal.converters import onnx_reader
+from onmetal.converters.onnx import reader
 from onmetal.converters.tflite import convert, io, lowering, passes
 from onmetal.converters.tflite.convert import lower
-from onmetal.converters.tflite.net import Net, Op, Tensor, constant, read, write
+from onmetal.converters.tflite.net import Net, Op, Tensor, constant
+from onmetal.converters.tflite.parsing import read
+from onmetal.converters.tflite.writing import write
 from onmetal.errors import UnsupportedError
 from tests.onnx_models import build, node, save, value
 from tests.tflite_graphs import (
@@ -2437,7 +2439,7 @@ def test_a_pool_leaves_out_a_window_that_begins_behind_the_input(
     model.graph.output[0].CopyFrom(value("y", wanted.shape))
     examined = tmp_path / "examined"
     examined.mkdir()
-    facts = onnx_reader.examine(str(save(model, tmp_path / "x.onnx")), {}, None, str(examined))
+    facts = reader.examine(str(save(model, tmp_path / "x.onnx")), {}, None, str(examined))
     assert facts["outputs"][0]["shape"] == list(wanted.shape)
     net = lowered(onnx.load(examined / "model.onnx"), tmp_path)
     compare(net, Graph(model, feed, {"y": wanted}))

@@ -12,8 +12,9 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from flatbuffers import Builder as Flat
 
-from onmetal.converters.tflite import cmsis_nn, memory, timeline
-from onmetal.converters.tflite.net import IDENTIFIER, SAME, VALID, Net, Op, Tensor, constant, write
+from onmetal.converters.tflite.net import IDENTIFIER, SAME, VALID, Net, Op, Tensor, constant
+from onmetal.converters.tflite.writing import write
+from onmetal.runtimes.tflm import cmsis_nn, examine, memory, timeline
 from tests.integer_nets import Builder, arena, residual, tangled
 from tests.test_stateful import CELLS, lstm
 from tests.tflite_graphs import lowered, single
@@ -324,12 +325,12 @@ def test_a_file_is_examined_in_words_and_figures(tmp_path: Path) -> None:
     path = tmp_path / "model.tflite"
     path.write_bytes(write(net))
     tail = arena(write(net))["tail"]
-    found = memory.examine(str(path), "cortex-m55", tail)
+    found = examine.examine(str(path), "cortex-m55", tail)
     assert json.loads(msgspec.json.encode(found)) == found
     assert set(found) == {"head_bytes", "peak", "buffers", "timeline", "svg", "modelled"}
     assert found["head_bytes"] == arena(write(net))["head"]
     assert found["modelled"]["total_bytes"] == found["modelled"]["head_bytes"] + tail
-    assert memory.examine(str(path), None, tail)["modelled"] is None
+    assert examine.examine(str(path), None, tail)["modelled"] is None
 
 
 def test_a_graph_without_operators_needs_its_inputs() -> None:

@@ -7,13 +7,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onmetal.calibration.exposed import Exposed
 from onmetal.calibration.fidelity import sqnr_db
-from onmetal.converters import onnx_float
+from onmetal.converters.onnx import floats
 from onmetal.converters.tflite import check, convert
-from onmetal.converters.tflite.net import Net, read, signature_names, write
+from onmetal.converters.tflite.net import Net, signature_names
+from onmetal.converters.tflite.parsing import read
+from onmetal.converters.tflite.reference import Exposed
+from onmetal.converters.tflite.writing import write
 from onmetal.errors import UnsupportedError
-from onmetal.profilers.run_onnxruntime import Session
+from onmetal.runtimes.onnxruntime.session import Session
 
 GENERATOR = np.random.default_rng(7)
 SHAPE = [1, 3, 8, 8]
@@ -92,7 +94,7 @@ def lowered(model: onnx.ModelProto, folder: Path) -> Net:
     onnx.checker.check_model(model)
     path = folder / "given.onnx"
     onnx.save(model, path)
-    onnx_float.simplify(str(path), str(folder))
+    floats.simplify(str(path), str(folder))
     return convert.lower(folder / "model.onnx")
 
 

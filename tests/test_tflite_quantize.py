@@ -10,13 +10,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from onmetal.calibration.exposed import Exposed, interpreter
-from onmetal.converters import onnx_float
+from onmetal.converters.onnx import floats as onnx_float
 from onmetal.converters.tflite import convert, io, weights
 from onmetal.converters.tflite.check import problems
-from onmetal.converters.tflite.net import SAME, VALID, Net, Op, Tensor, constant, read, write
+from onmetal.converters.tflite.net import SAME, VALID, Net, Op, Tensor, constant
+from onmetal.converters.tflite.parsing import read
 from onmetal.converters.tflite.quantize import Activation, observed, quantize, rounded
+from onmetal.converters.tflite.reference import Exposed, interpreter
 from onmetal.converters.tflite.specification import FIXED, FREE, INT16, SHARED, WEIGHTED, supported
+from onmetal.converters.tflite.writing import write
 from onmetal.errors import UnsupportedError
 from tests.onnx_models import build, node, save, value
 from tests.onnx_models import constant as initializer

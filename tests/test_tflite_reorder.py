@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onmetal.converters.tflite import memory, reorder
-from onmetal.converters.tflite.net import Net, Op, Tensor, constant, write
+from onmetal.converters.tflite.net import Net, Op, Tensor, constant
+from onmetal.converters.tflite.writing import write
+from onmetal.runtimes.tflm import memory, reorder
 from tests.integer_nets import (
     Builder,
     arena,

@@ -12,7 +12,8 @@ from ai_edge_litert.interpreter import Interpreter
 from onnx import TensorProto
 
 from onmetal.converters.tflite import resize
-from onmetal.converters.tflite.net import Net, Op, Tensor, write
+from onmetal.converters.tflite.net import Net, Op, Tensor
+from onmetal.converters.tflite.writing import write
 from tests.onnx_models import build, node, value
 from tests.tflite_graphs import STORED, agrees, floats, kinds, single
 

@@ -9,9 +9,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from onmetal.converters.tflite import check, memory, reorder, split
-from onmetal.converters.tflite.net import VALID, Net, Tensor, constant, read, write
+from onmetal.converters.tflite import check
+from onmetal.converters.tflite.net import VALID, Net, Tensor, constant
+from onmetal.converters.tflite.parsing import read
+from onmetal.converters.tflite.writing import write
 from onmetal.errors import UnsupportedError
+from onmetal.runtimes.tflm import memory, reorder, split
 from tests.integer_nets import Builder, arena, by_litert, by_tflm, residual, same, samples
 
 

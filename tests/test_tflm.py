@@ -11,16 +11,18 @@ import numpy as np
 import pytest
 from tflite_micro.python.tflite_micro import runtime
 
-from onmetal.calibration.exposed import interpreter
-from onmetal.converters import vela
-from onmetal.converters.tflite import flash, io, micro, quantize
+from onmetal.converters.tflite import io, quantize
 from onmetal.converters.tflite.convert import to_float
-from onmetal.converters.tflite.net import Net, Op, Tensor, constant, read, write
+from onmetal.converters.tflite.net import Net, Op, Tensor, constant
+from onmetal.converters.tflite.parsing import read
 from onmetal.converters.tflite.reader import wide
+from onmetal.converters.tflite.reference import interpreter
+from onmetal.converters.tflite.writing import write
 from onmetal.errors import DeviceError, UnsupportedError
-from onmetal.profilers import profile_tflm, run_tflm
-from onmetal.profilers.run_tflm import Session
 from onmetal.records import plain
+from onmetal.runtimes.tflm import flash, micro, profile, vela
+from onmetal.runtimes.tflm import session as run_tflm
+from onmetal.runtimes.tflm.session import Session
 from onmetal.targets import load
 from tests.onnx_models import build, node, save, value, weights
 from tests.tflite_graphs import floats
@@ -139,7 +141,7 @@ class TestASession:
 
     def test_leaves_standard_error_as_it_was(self, tmp_path: Path) -> None:
         code = (
-            "import sys\nfrom onmetal.profilers.run_tflm import said\n"
+            "import sys\nfrom onmetal.runtimes.tflm.session import said\n"
             "import os\n"
             "with said() as told:\n    os.write(2, b'within'); assert told() == 'within'\n"
             "os.write(2, b'after')\n"
@@ -150,7 +152,7 @@ class TestASession:
 
 class TestTheArena:
     def test_is_told_by_category_and_adds_up(self, int8: Path) -> None:
-        found = profile_tflm.arena({"x": floats(1, 3, 8, 8)}, [str(int8)], {}, ["x"], ["t0"])
+        found = profile.arena({"x": floats(1, 3, 8, 8)}, [str(int8)], {}, ["x"], ["t0"])
         assert found["total"] == found["head"] + found["tail"]
         assert found["head"] % 16 == 0 and found["head"] >= 8 * 8 * 8 + 8 * 8 * 3
         kept = sum(entry["used"] for entry in found["categories"].values())
@@ -160,7 +162,7 @@ class TestTheArena:
 
     def test_is_exactly_what_is_needed(self, int8: Path) -> None:
         """The interpreter opens with as many bytes, and not with fewer."""
-        found = profile_tflm.arena({"x": floats(1, 3, 8, 8)}, [str(int8)], {}, ["x"], ["t0"])
+        found = profile.arena({"x": floats(1, 3, 8, 8)}, [str(int8)], {}, ["x"], ["t0"])
         content, total = int8.read_bytes(), found["total"]
         runtime.Interpreter.from_bytes(content, arena_size=total + 16)
         with run_tflm.said(), pytest.raises(RuntimeError):
@@ -173,10 +175,10 @@ class TestTheArena:
             runtime.Interpreter, "print_allocations", lambda self: None, raising=True
         )
         with pytest.raises(DeviceError, match="does not report its allocations"):
-            profile_tflm.arena({"x": floats(1, 3, 8, 8)}, [str(int8)], {}, ["x"], ["t0"])
+            profile.arena({"x": floats(1, 3, 8, 8)}, [str(int8)], {}, ["x"], ["t0"])
 
     def test_the_profile_tells_what_it_computes_in(self, int8: Path) -> None:
-        found = profile_tflm.profile({"x": floats(1, 3, 8, 8)}, [str(int8)], {}, ["x"], ["t0"])
+        found = profile.profile({"x": floats(1, 3, 8, 8)}, [str(int8)], {}, ["x"], ["t0"])
         assert found["precision"] == {"i8": 1.0}
         assert "CONV_2D" in found["operators"]
 

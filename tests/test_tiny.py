@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from onmetal.errors import DeviceError
-from onmetal.profilers import link, tiny
-from onmetal.profilers.link import Serial, Tcp
-from onmetal.profilers.tiny import Tiny
+from onmetal.profilers.devices.board import link, protocol
+from onmetal.profilers.devices.board.link import Serial, Tcp
+from onmetal.profilers.devices.board.protocol import Tiny
 from tests import peer
 from tests.peer import Fault, Peer, until
 
@@ -314,13 +314,13 @@ def test_a_file_is_no_port(file: Path) -> None:
 
 
 def test_nothing_answers(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiny, "HELLO_S", 0.2)
+    monkeypatch.setattr(protocol, "HELLO_S", 0.2)
     with (
         Peer(file, faults=(Fault("name", "silence", -1),)) as there,
         pytest.raises(DeviceError, match=r"does not answer|nothing answers|speaks another"),
     ):
         greeted(there)
-    assert there.commands == ["name"] * tiny.HELLOS
+    assert there.commands == ["name"] * protocol.HELLOS
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_nothing_answers(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_answers_is_no_board(
     file: Path, monkeypatch: pytest.MonkeyPatch, babble: bytes, said: str
 ) -> None:
-    monkeypatch.setattr(tiny, "HELLO_S", 0.2)
+    monkeypatch.setattr(protocol, "HELLO_S", 0.2)
     with Peer(file, babble=babble) as there, pytest.raises(DeviceError, match=said):
         greeted(there)
 
@@ -342,7 +342,7 @@ def test_what_answers_is_no_board(
 def test_a_board_that_starts_slowly_is_waited_for(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiny, "HELLO_S", 0.3)
+    monkeypatch.setattr(protocol, "HELLO_S", 0.3)
     with Peer(file, faults=(Fault("name", "silence", 3),)) as there:
         found = greeted(there)
         assert found.profile.model == "double"
@@ -373,7 +373,7 @@ def test_a_line_without_an_end_does_not_fill_the_memory(file: Path) -> None:
         flood.start()
         with pytest.raises(DeviceError, match="in time"):
             found.ask("results", 1.5)
-        assert len(found._lines.part) <= tiny.LONGEST_LINE
+        assert len(found._lines.part) <= protocol.LONGEST_LINE
         found.close()
         flood.join()
 

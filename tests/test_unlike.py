@@ -11,15 +11,17 @@ import onnxruntime
 import pytest
 
 from onmetal.calibration import quantize as qdq
-from onmetal.calibration.exposed import Exposed
-from onmetal.calibration.graph import Graph
 from onmetal.calibration.placement import place
 from onmetal.calibration.reach import range_warning
-from onmetal.calibration.unlike import Role, Step, stay_float
-from onmetal.converters import onnx_float
+from onmetal.converters.onnx import floats as onnx_float
+from onmetal.converters.onnx.graph import Graph
 from onmetal.converters.tflite import check, quantize
 from onmetal.converters.tflite.convert import lower
-from onmetal.converters.tflite.net import Net, Op, Tensor, read, write
+from onmetal.converters.tflite.net import Net, Op, Tensor
+from onmetal.converters.tflite.parsing import read
+from onmetal.converters.tflite.reference import Exposed
+from onmetal.converters.tflite.writing import write
+from onmetal.converters.unlike import Role, Step, stay_float
 from onmetal.targets import Format
 from tests.onnx_models import build, node, save, value
 from tests.tflite_graphs import expected

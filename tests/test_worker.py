@@ -14,11 +14,11 @@ import psutil
 import pytest
 from onnx import TensorProto, helper
 
-from onmetal.cache import Cache
 from onmetal.calibration import samples
 from onmetal.errors import DeviceError, NeedlessError, UnsupportedError, UsageError
-from onmetal.profilers.local import Local, Worker, quiet_environment
-from onmetal.profilers.raw import read_feeds
+from onmetal.files.cache import Cache
+from onmetal.profilers.devices.local import Local, Worker, quiet_environment
+from onmetal.profilers.tensor_bytes import read_feeds
 from onmetal.records import plain
 from tests.conftest import DIGITS
 from tests.onnx_models import build, constant, node, read, save, value
@@ -138,7 +138,7 @@ def test_a_call_after_the_end_is_a_device_error(worker: Worker, tmp_path: Path) 
 def test_a_worker_that_hangs_in_silence_is_ended(worker: Worker) -> None:
     os.kill(worker.pid, signal.SIGSTOP)
     with pytest.raises(DeviceError, match="in time"):
-        worker.call("call", timeout_s=0.2, function="onmetal.cache:key")
+        worker.call("call", timeout_s=0.2, function="onmetal.files.cache:key")
     assert gone(worker.pid)
 
 
@@ -156,7 +156,7 @@ def test_a_request_and_an_answer_larger_than_a_pipe(worker: Worker) -> None:
         worker.call(
             "call",
             timeout_s=60,
-            function="onmetal.converters.onnx_reader:examine",
+            function="onmetal.converters.onnx.reader:examine",
             path="x" * 300_000,
             shapes={},
             batch=None,
@@ -180,7 +180,7 @@ def test_errors_keep_their_kind_and_the_worker_goes_on(worker: Worker, tmp_path:
         worker.call(
             "call",
             timeout_s=60,
-            function="onmetal.converters.onnx_reader:examine",
+            function="onmetal.converters.onnx.reader:examine",
             path=str(tmp_path / "none.onnx"),
             shapes={},
             batch=None,
@@ -214,9 +214,9 @@ def test_only_functions_of_onmetal_are_called(worker: Worker, function: str) -> 
 ORPHANED = """
 import sys
 from pathlib import Path
-from onmetal.profilers.local import Worker, quiet_environment
+from onmetal.profilers.devices.local import Worker, quiet_environment
 worker = Worker(quiet_environment(Path(sys.argv[1])))
-assert worker.call("call", timeout_s=60, function="onmetal.cache:key", a=1)
+assert worker.call("call", timeout_s=60, function="onmetal.files.cache:key", a=1)
 if sys.argv[2] == "busy":
     worker.call(
         "open",
@@ -255,7 +255,7 @@ def test_a_worker_ends_when_its_parent_is_killed(tmp_path: Path, state: str) -> 
 def test_a_worker_works_for_the_process_that_started_it(parent: str, tmp_path: Path) -> None:
     """Whatever its number is, 1 in a container; where it is gone already, there is nobody to."""
     number = os.getpid() if parent == "this" else os.getppid()
-    request = {"op": "call", "arguments": {"function": "onmetal.cache:key", "a": 1}}
+    request = {"op": "call", "arguments": {"function": "onmetal.files.cache:key", "a": 1}}
     done = subprocess.run(
         [sys.executable, "-P", "-m", "onmetal.profilers.worker"],
         env=quiet_environment(tmp_path) | {"ONMETAL_PARENT": str(number)},

@@ -10,10 +10,10 @@ import onnx
 import onnxruntime
 from onnx import helper
 
-from onmetal.calibration.exposed import Exposed
-from onmetal.converters import onnx_float
+from onmetal.converters.onnx import floats as onnx_float
 from onmetal.converters.tflite.convert import lower
 from onmetal.converters.tflite.net import Net
+from onmetal.converters.tflite.reference import Exposed
 from tests.onnx_models import build, node, save, value
 
 Arrays = dict[str, np.ndarray]

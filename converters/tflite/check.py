@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from onmetal.converters.tflite.net import SAME, Net, Op, Tensor, read
+from onmetal.converters.tflite.net import SAME, Net, Op, Tensor
+from onmetal.converters.tflite.parsing import read
 from onmetal.converters.tflite.specification import FIXED, FREE, SHARED, WEIGHTED
 from onmetal.converters.tflite.versions import version
 

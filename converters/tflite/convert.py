@@ -7,9 +7,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from onmetal.calibration.exposed import interpreter
 from onmetal.converters.tflite import lowering, passes, qdq, quantize
-from onmetal.converters.tflite.net import Net, write
+from onmetal.converters.tflite.net import Net
+from onmetal.converters.tflite.reference import interpreter
+from onmetal.converters.tflite.writing import write
 from onmetal.errors import UnsupportedError, reason
 
 FAMILIES = (

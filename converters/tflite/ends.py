@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from onmetal.converters.tflite.net import Tensor, read, signature_names
+from onmetal.converters.tflite.net import Tensor, signature_names
+from onmetal.converters.tflite.parsing import read
 
 
 def ends(path: str) -> dict[str, list[dict[str, Any]]]:

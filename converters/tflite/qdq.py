@@ -8,11 +8,11 @@ it. Pairs that fit no grid of TFLite's (a scale for each channel, other types) s
 import numpy as np
 import onnx_ir as ir
 
-from onmetal.calibration.ranges import Range
 from onmetal.converters.tflite.lowering import Lowering, lowers, refuse
 from onmetal.converters.tflite.net import Net, Tensor
 from onmetal.converters.tflite.quantize import selects
 from onmetal.converters.tflite.specification import SHARED
+from onmetal.ranges import Range
 
 BYTE = 128
 """TFLite's activations are int8: a zero point of uint8 is moved by this."""

@@ -10,8 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from onmetal.calibration import unlike
-from onmetal.calibration.ranges import Range
+from onmetal.converters import unlike
 from onmetal.converters.tflite.net import Net, Op, Tensor
 from onmetal.converters.tflite.specification import (
     BIAS_MOST,
@@ -23,6 +22,7 @@ from onmetal.converters.tflite.specification import (
     supported,
 )
 from onmetal.errors import UnsupportedError
+from onmetal.ranges import Range
 
 Activation = Literal["s8", "s16"]
 FELT: dict[Activation, float] = {"s8": 2.0, "s16": 32.0}

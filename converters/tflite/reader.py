@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from onmetal import cache as caches
 from onmetal.converters.tflite import check
-from onmetal.converters.tflite.net import Net, Op, Tensor, read, signature_names
+from onmetal.converters.tflite.net import Net, Op, Tensor, signature_names
+from onmetal.converters.tflite.parsing import read
 from onmetal.errors import UnsupportedError, UsageError
-from onmetal.reading import read_bytes
+from onmetal.files import cache as caches
+from onmetal.files.reading import read_bytes
 
 MOST_BYTES = 1 << 31
 """A FlatBuffer's offsets end there."""

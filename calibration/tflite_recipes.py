@@ -1,0 +1,167 @@
+"""Makes the .tflite file of a recipe. Each function runs in a child process, on files."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onmetal.calibration.search import best, fidelity, spread
+from onmetal.calibration.sensitivity import ESTIMATOR
+from onmetal.calibration.statistics import Statistics
+from onmetal.converters.tflite import check, io, quantize, weights
+from onmetal.converters.tflite.net import Net, signature_names
+from onmetal.converters.tflite.parsing import read
+from onmetal.converters.tflite.reference import Exposed
+from onmetal.converters.tflite.specification import WEIGHTED
+from onmetal.converters.tflite.writing import write
+from onmetal.errors import UnsupportedError
+from onmetal.progress import OnCount
+from onmetal.ranges import Grid, Range, estimate
+from onmetal.records import Model, restore
+from onmetal.samples import Samples
+from onmetal.targets import Format
+
+
+def observed(path: str) -> list[str]:
+    """Every tensor whose range may be asked for, and the float outputs.
+
+    Raises UnsupportedError where nothing can be quantized."""
+    net = read(Path(path))
+    found = quantize.observed(net)
+    if not found:
+        raise UnsupportedError("nothing in it can be quantized in TFLite")
+    makers = net.producers()
+    named = zip(signature_names(net)[1], net.outputs, strict=True)
+    made = [name for name, tensor in named if tensor.is_float and tensor in makers]
+    return list(dict.fromkeys([*found, *made]))
+
+
+def outputs(net: Net, data: Samples, of: Model) -> dict[str, np.ndarray]:
+    """[inferences, ...] of every output over some samples, spread over all."""
+    names = signature_names(net)[1]
+    run = Exposed(net, names).run
+    return spread(lambda feed: [run(feed)[name] for name in names], names, data, of)
+
+
+def choose(
+    path: str,
+    statistics: str,
+    form: dict[str, Any],
+    samples: dict[str, Any],
+    model: dict[str, Any],
+    told: OnCount = lambda done, total: None,
+) -> dict[str, Any]:
+    """Which estimator serves best, as calibration.search.choose tells it. With 16 bits there is
+    nothing to choose: steps are so fine that what is cut off costs more."""
+    rules = restore(form, Format)
+    if rules.activation == "s16":
+        return {"estimator": "minmax"}
+    net, seen = read(Path(path)), Statistics(Path(statistics))
+    data, of = restore(samples, Samples), restore(model, Model)
+    reference = outputs(net, data, of)
+
+    def tried(ranges: dict[str, Range]) -> float:
+        return fidelity(
+            reference, outputs(quantize.quantize(net, ranges, extremes=seen.extremes), data, of)
+        )
+
+    return best(lambda name: _ranges(name, seen), tried, told)
+
+
+def _ranges(name: str, seen: Statistics, wide: bool = False) -> dict[str, Range]:
+    grid = Grid(65534, True) if wide else Grid()
+    return {tensor: estimate(name, entry, grid) for tensor, entry in seen.seen.items()}
+
+
+def sensitivity(
+    path: str,
+    statistics: str,
+    form: dict[str, Any],
+    samples: dict[str, Any],
+    model: dict[str, Any],
+    told: OnCount = lambda done, total: None,
+) -> list[dict[str, Any]]:
+    """As calibration.sensitivity.each, by TFLite's grids and LiteRT's kernels: the SQNR in dB of
+    the worst output where one product alone is in integers, worst first.
+
+    Raises UnsupportedError where nothing of the graph can be quantized.
+    """
+    net, seen, rules = read(Path(path)), Statistics(Path(statistics)), restore(form, Format)
+    wide = rules.activation == "s16"
+    activation: quantize.Activation = "s16" if wide else "s8"
+    ranges = _ranges("minmax" if wide else ESTIMATOR, seen, wide)
+    data, of = restore(samples, Samples), restore(model, Model)
+    reference = outputs(net, data, of)
+    heavy, names = quantize.products(net, ranges, activation)
+    rows = []
+    for number, op in enumerate(heavy):
+        told(number, len(heavy))
+        name = op.outputs[0].name
+        alone = quantize.quantize(net, ranges, activation, names - {name})
+        value = round(fidelity(reference, outputs(alone, data, of)), 2)
+        rows.append({"node": name, "operator": op.kind, "tensor": name, "sqnr_db": value})
+    return sorted(rows, key=lambda row: (row["sqnr_db"], row["node"]))
+
+
+def static(
+    path: str,
+    statistics: str,
+    form: dict[str, Any],
+    estimator: str,
+    samples: dict[str, Any],
+    model: dict[str, Any],
+    target_io: dict[str, str],
+    folder: str,
+) -> dict[str, Any]:
+    """Write `model.tflite`. -> `details`, how much of it is in integers, its fidelity; options."""
+    net, seen, rules = read(Path(path)), Statistics(Path(statistics)), restore(form, Format)
+    wide = rules.activation == "s16"
+    ranges = _ranges(estimator, seen, wide)
+    made = quantize.quantize(net, ranges, "s16" if wide else "s8", extremes=seen.extremes)
+    data, of = restore(samples, Samples), restore(model, Model)
+    heavy = [op for op in made.ops if op.kind in WEIGHTED]
+    whole = [op for op in heavy if not op.outputs[0].is_float]
+    details = {
+        "calibration_sqnr_db": round(fidelity(outputs(net, data, of), outputs(made, data, of)), 2),
+        "operators_in_8_bits": len(whole),
+        "operators_in_float": sorted(op.outputs[0].name for op in heavy if op not in whole),
+    }
+    return _finished(made, target_io, folder, details)
+
+
+def float_(path: str, target_io: dict[str, str], folder: str) -> dict[str, Any]:
+    return _finished(read(Path(path)), {**target_io, "dtype": "float32"}, folder, {})
+
+
+def given(path: str, target_io: dict[str, str], folder: str) -> dict[str, Any]:
+    """Of a model that is quantized already."""
+    return _finished(read(Path(path)), target_io, folder, {})
+
+
+def half(path: str, target_io: dict[str, str], folder: str) -> dict[str, Any]:
+    return _finished(weights.halved(read(Path(path))), target_io, folder, {})
+
+
+def dynamic(path: str, target_io: dict[str, str], folder: str) -> dict[str, Any]:
+    return _finished(weights.dynamic(read(Path(path))), target_io, folder, {})
+
+
+def _finished(
+    net: Net, target_io: dict[str, str], folder: str, details: dict[str, Any]
+) -> dict[str, Any]:
+    """Inputs and outputs as the target has them; checked, then written."""
+    if target_io["dtype"] == "int8":
+        io.integers(net)
+    turned = io.channels_last(net) if target_io["layout"] == "nhwc" else []
+    content = write(net)
+    if problems := check.problems(read(content)):
+        raise UnsupportedError(
+            f"no file was written, since it would violate TFLite's specification: {problems[0]}"
+        )
+    (Path(folder) / "model.tflite").write_bytes(content)
+    kinds = [op.kind for op in net.ops]
+    details |= {
+        "operators": len(kinds),
+        "io": {**target_io, "nhwc": turned} if turned else target_io,
+    }
+    return {"details": details, "options": {"nhwc": turned} if turned else {}}

@@ -1,0 +1,40 @@
+"""What an ONNX file computes, by ONNX Runtime, which defines that: imported without telemetry."""
+
+import os
+from typing import Any
+
+import numpy as np
+
+# The user of a model asked for no telemetry: it must be off before the import.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import onnxruntime
+
+
+def opened(
+    model: bytes | str,
+    level: str,
+    *,
+    threads: int = 0,
+    severity: int = 3,
+    optimized_path: str = "",
+) -> Any:
+    """An InferenceSession on the CPU of a file (its path) or of the bytes of one.
+
+    `level`: a name of onnxruntime.GraphOptimizationLevel. `threads`: 0, as many as there are cores.
+    `severity`: what is logged, from 0 (all) to 4 (what is fatal). `optimized_path`: where the
+    optimized graph is written. Raises the exceptions of ONNX Runtime.
+    """
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = severity
+    settings.intra_op_num_threads = threads
+    settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    if optimized_path:
+        settings.optimized_model_filepath = optimized_path
+    return onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+
+
+def run(path: str, feed: dict[str, np.ndarray], outputs: list[str]) -> list[np.ndarray]:
+    """One inference of a file with arrays by input name -> arrays in the order of `outputs`."""
+    arrays: list[np.ndarray] = opened(path, "ORT_ENABLE_ALL").run(outputs, feed)
+    return arrays

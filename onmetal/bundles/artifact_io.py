@@ -1,0 +1,194 @@
+"""What an artifact itself takes and gives, beside what the model does: for code that is generated.
+
+Programs in a bundle that are not Python hand the model's own tensors to an artifact that may have
+channels last or whole numbers. What they must do for that is said here once, as LiteRT's session
+does it, together with the golden vectors as raw bytes and the filling in of templates.
+"""
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+
+from onmetal.errors import UnsupportedError
+from onmetal.profilers.devices.local import Worker, quiet_environment
+from onmetal.records import Candidate, Shape, Tensor
+
+Ends = dict[str, list[dict[str, Any]]]
+TEMPLATES = Path(__file__).parent / "templates"
+RUNTIMES = ("litert", "onnxruntime", "tflm")
+DEQUANTIZED = ("int8", "uint8", "int16")
+DTYPES = ("float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool")
+"""What generated programs hand over; what else there is (half floats, text) has no type in them."""
+_PLACE = re.compile(r"@@(\w+)@@")
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class Port(Struct, frozen=True):
+    """One input or output, as the user has it and as the artifact has it."""
+
+    name: str
+    dtype: str
+    """Of the user's array."""
+    shape: Shape
+    """Of the user's array, as the model has it."""
+    stored: str
+    """The type that the artifact has."""
+    place: int
+    """Its number among the artifact's own inputs or outputs."""
+    turned: bool = False
+    """The artifact has its channels last."""
+    scale: float = 0.0
+    """real = scale * (integer - zero_point); 0 where nothing is quantized on the way."""
+    zero_point: int = 0
+
+
+class Ports(Struct, frozen=True):
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+def ports(candidate: Candidate) -> Ports:
+    """What the candidate's artifact takes and gives; a .tflite file is read for that, in a worker.
+
+    Raises UnsupportedError where a generated program cannot hand a tensor over.
+    """
+    if candidate.runtime not in RUNTIMES:
+        raise UnsupportedError(
+            f"no program is generated for {candidate.runtime}; only for {', '.join(RUNTIMES)}"
+        )
+    found = _of_onnx(candidate) if candidate.runtime == "onnxruntime" else _of_tflite(candidate)
+    for port in (*found.inputs, *found.outputs):
+        _check(port)
+    return found
+
+
+def _of_onnx(candidate: Candidate) -> Ports:
+    """ONNX Runtime opens the model's own tensors: nothing is turned or quantized on the way."""
+
+    def same(tensors: tuple[Tensor, ...]) -> tuple[Port, ...]:
+        return tuple(Port(t.name, t.dtype, t.shape, t.dtype, i) for i, t in enumerate(tensors))
+
+    return Ports(same(candidate.model.inputs), same(candidate.model.outputs))
+
+
+def _of_tflite(candidate: Candidate) -> Ports:
+    turned = frozenset(candidate.options.get("nhwc", []))
+    ends = _ends(candidate.files[0])
+    inputs = _matched(candidate.model.inputs, ends["inputs"])
+    outputs = _matched(candidate.model.outputs, ends["outputs"])
+    return Ports(
+        tuple(
+            _port(t, end, place, t.name in turned, _widened(t.dtype)) for t, end, place in inputs
+        ),
+        # As LiteRT's session has it: whatever is quantized comes back as float.
+        tuple(
+            _port(t, end, place, t.name in turned, "float32" if _integer(end) else end["dtype"])
+            for t, end, place in outputs
+        ),
+    )
+
+
+def _ends(path: Path) -> Ends:
+    """What the file itself has, read in a worker: no runtime's package comes in here."""
+    with (
+        tempfile.TemporaryDirectory(prefix="onmetal-") as home,
+        Worker(quiet_environment(Path(home))) as worker,
+    ):
+        found: Ends = worker.call(
+            "call",
+            timeout_s=600,
+            function="onmetal.converters.tflite.ends:ends",
+            path=str(path.absolute()),
+        )
+    return found
+
+
+def _matched(
+    tensors: tuple[Tensor, ...], ends: list[dict[str, Any]]
+) -> list[tuple[Tensor, dict[str, Any], int]]:
+    """The model's tensors with the file's and their places: by name, else in order."""
+    known = [end["name"] for end in ends]
+    named = {tensor.name for tensor in tensors} <= set(known)
+    places = [known.index(t.name) if named else i for i, t in enumerate(tensors)]
+    return [(tensor, ends[place], place) for tensor, place in zip(tensors, places, strict=True)]
+
+
+def _widened(dtype: str) -> str:
+    """Half floats have no type in a generated program, which hands over float32 instead."""
+    return "float32" if dtype == "float16" else dtype
+
+
+def _integer(end: dict[str, Any]) -> bool:
+    return end["scale"] != 0 and end["dtype"] in DEQUANTIZED
+
+
+def _port(tensor: Tensor, end: dict[str, Any], place: int, turned: bool, dtype: str) -> Port:
+    stored = end["dtype"]
+    scale, zero = 0.0, 0
+    if _integer(end) and dtype != stored:
+        scale, zero = end["scale"], end["zero_point"]
+    return Port(tensor.name, dtype, tensor.shape, stored, place, turned, scale, zero)
+
+
+def _check(port: Port) -> None:
+    for dtype in (port.dtype, port.stored):
+        if dtype not in DTYPES:
+            raise UnsupportedError(
+                f"no program is generated for {port.name!r}, which is {dtype}: only for "
+                f"{', '.join(DTYPES)}"
+            )
+    if port.dtype != port.stored and (not port.scale or port.dtype != "float32"):
+        raise UnsupportedError(
+            f"no program is generated for {port.name!r}: it is {port.dtype} in the model, and "
+            f"{port.stored} without a scale in the artifact"
+        )
+    if port.turned and len(port.shape) != 4:
+        raise UnsupportedError(
+            f"no program is generated for {port.name!r}: channels last, but not of four axes"
+        )
+
+
+def file_names(candidate: Candidate) -> tuple[str, ...]:
+    """Of the artifact. They go into paths and scripts, so that only plain ones are taken."""
+    names = tuple(file.name for file in candidate.files)
+    for name in names:
+        if not _FILE.fullmatch(name):
+            raise UnsupportedError(
+                f"no program is generated for the file {name!r}: only letters, digits, "
+                "'.', '_' and '-' may be in its name"
+            )
+    return names
+
+
+def raw_vectors(found: Ports, golden: dict[str, np.ndarray]) -> dict[str, bytes]:
+    """The golden vectors by `<input or output>-<number of the tensor>-<number of the vector>.bin`:
+    little-endian values, as the user hands them over."""
+    files = {}
+    for kind, side in (("input", found.inputs), ("output", found.outputs)):
+        for number, port in enumerate(side):
+            dtype = np.dtype(port.dtype).newbyteorder("<")
+            for vector in range(count_vectors(found, golden)):
+                array = np.ascontiguousarray(golden[f"{kind}/{port.name}/{vector}"])
+                files[f"{kind}-{number}-{vector}.bin"] = array.astype(dtype).tobytes()
+    return files
+
+
+def count_vectors(found: Ports, golden: dict[str, np.ndarray]) -> int:
+    name = found.outputs[0].name
+    return next(n for n in range(len(golden) + 1) if f"output/{name}/{n}" not in golden)
+
+
+def template(path: str, **values: str) -> str:
+    """A template with `@@name@@` replaced, each in one pass: values are never looked into."""
+    text = (TEMPLATES / path).read_text("utf-8")
+    return _PLACE.sub(lambda match: values[match[1]], text)
+
+
+def float_literal(value: float) -> str:
+    """A float32 exactly, as C and Kotlin read it."""
+    text = str(np.float32(value))
+    return f"{text if set(text) & set('.e') else text + '.0'}f"

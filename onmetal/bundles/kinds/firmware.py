@@ -1,0 +1,390 @@
+"""The firmware of a bundle: C and C++ around TFLite Micro that hold the model and answer a host.
+
+Everything is written from templates and from the candidate alone, so that the same candidate gives
+the same bytes. What is compiled in may be another file than the one that gave the golden vectors:
+for an Ethos-U, Vela's. It takes and gives the same tensors.
+"""
+
+import hashlib
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from msgspec import Struct
+
+from onmetal.bundles.artifact_io import (
+    TEMPLATES,
+    Port,
+    Ports,
+    count_vectors,
+    float_literal,
+    ports,
+    template,
+)
+from onmetal.errors import UnsupportedError
+from onmetal.profilers.tensor_bytes import NHWC
+from onmetal.records import Candidate, Shape
+from onmetal.texts.quoting import c_string, code, plain
+
+FOLDER = "firmware"
+GOLDEN_BYTES = 64 * 1024
+"""Golden vectors lie in flash beside the model: at most this large together, but at least one."""
+DTYPES = ("float32", "int8", "uint8", "int16", "int32", "int64", "bool")
+"""Of an input or output that TFLite Micro stores."""
+_LINE = 24
+"""Bytes in a line of source, at most four characters each."""
+_CHARACTERS = [
+    chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\?01234567' else f"\\{byte:o}"
+    for byte in range(256)
+]
+"""Each byte in a C string: digits too as escapes, so that they do not lengthen the one before."""
+
+_ADDERS = (
+    "Abs Add AddN ArgMax ArgMin AssignVariable AveragePool2D BatchMatMul BatchToSpaceNd "
+    "BroadcastArgs BroadcastTo CallOnce Cast Ceil Concatenation Conv2D Cos DepthToSpace "
+    "DepthwiseConv2D Dequantize Div DynamicUpdateSlice Elu EmbeddingLookup Equal Exp ExpandDims "
+    "Fill Floor FloorDiv FloorMod FullyConnected Gather GatherNd Greater GreaterEqual HardSwish If "
+    "L2Normalization L2Pool2D LeakyRelu Less LessEqual Log LogSoftmax LogicalAnd LogicalNot "
+    "LogicalOr Logistic MaxPool2D Maximum Mean Minimum MirrorPad Mul Neg NotEqual Pack Pad Prelu "
+    "Quantize ReadVariable ReduceAll ReduceMax ReduceMin Relu Relu6 Reshape ResizeBilinear "
+    "ResizeNearestNeighbor ReverseV2 Round Rsqrt SelectV2 Shape Sin Slice Softmax SpaceToBatchNd "
+    "SpaceToDepth Split SplitV Sqrt Square SquaredDifference Squeeze StridedSlice Sub Sum Svdf "
+    "Tanh Transpose TransposeConv UnidirectionalSequenceLSTM Unpack VarHandle While ZerosLike"
+)
+_IRREGULAR = {
+    "PADV2": "PadV2",
+    "CUMSUM": "CumSum",
+    "ethos-u": "EthosU",
+    "CIRCULAR_BUFFER": "CircularBuffer",
+    "TFLM_DECODE": "Decode",
+    "TFLite_Detection_PostProcess": "DetectionPostprocess",
+    **{
+        f"Signal{name}": name
+        for name in (
+            *("Delay", "Energy", "FftAutoScale", "FilterBank", "FilterBankLog", "Framer", "Irfft"),
+            *("FilterBankSpectralSubtraction", "FilterBankSquareRoot", "OverlapAdd", "PCAN"),
+            *("Rfft", "Stacker", "Window"),
+        )
+    },
+}
+METHODS = {name.lower(): name for name in _ADDERS.split()} | _IRREGULAR
+"""What adds an operator to TFLite Micro's resolver, less `Add`, by the operator's name in TFLite in
+small letters without `_`, or else its very name: tensorflow/lite/micro/micro_mutable_op_resolver.h.
+"""
+
+
+def files(
+    candidate: Candidate,
+    golden: dict[str, np.ndarray],
+    *,
+    shipped: Path,
+    arena_bytes: int,
+    operators: Sequence[str],
+    name: str,
+    core: str | None,
+) -> dict[str, bytes]:
+    """The firmware's sources by their path in the bundle (`firmware/…`).
+
+    `golden`: as `vectors.write_golden` makes it; `shipped`: the .tflite file that is compiled in;
+    `arena_bytes`: what is reserved for tensors; `operators`: TFLite's names of those in `shipped`;
+    `name`: of the model, for the host; `core`: as targets.Core, None where it is not known. Raises
+    UnsupportedError for tensors of a type, or operators, that TFLite Micro has not.
+    """
+    found = _ordered(ports(candidate))
+    _check(found)
+    content = shipped.read_bytes()
+    vectors = list(_vectors(found, golden))
+    fill = {
+        **_model(content),
+        **_constants(found, name, arena_bytes, bool(candidate.options.get("stateful"))),
+        **_resolver(operators),
+        **_golden(vectors),
+        **_readme(found, operators, shipped, content, arena_bytes),
+        **_processor(core),
+    }
+    return {path: template(path, **fill).encode() for path in _templates()}
+
+
+def _templates() -> list[str]:
+    found = (path for path in (TEMPLATES / FOLDER).rglob("*") if path.is_file())
+    return sorted(path.relative_to(TEMPLATES).as_posix() for path in found)
+
+
+def _ordered(found: Ports) -> Ports:
+    """Inputs and outputs in the artifact's own order, which is the firmware's."""
+
+    def by_place(side: tuple[Port, ...]) -> tuple[Port, ...]:
+        return tuple(sorted(side, key=lambda port: port.place))
+
+    return Ports(by_place(found.inputs), by_place(found.outputs))
+
+
+def _check(found: Ports) -> None:
+    for port in (*found.inputs, *found.outputs):
+        if port.stored not in DTYPES:
+            raise UnsupportedError(
+                f"no firmware is generated for {port.name!r}, which is {port.stored} in the "
+                f"artifact: only for {', '.join(DTYPES)}"
+            )
+
+
+# --- the model
+
+
+def _model(content: bytes) -> dict[str, str]:
+    return {
+        "bytes": str(len(content)),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "model_data": _text(content),
+    }
+
+
+def _text(content: bytes) -> str:
+    """A string literal in C of these bytes, in many lines."""
+    lines = (content[start : start + _LINE] for start in range(0, len(content), _LINE))
+    return "\n".join(f'"{"".join(map(_CHARACTERS.__getitem__, line))}"' for line in lines)
+
+
+def _numbers(content: bytes) -> str:
+    """An array's elements."""
+    lines = (content[start : start + _LINE] for start in range(0, len(content), _LINE))
+    return ",\n".join(",".join(map(str, line)) for line in lines)
+
+
+def _resolver(operators: Sequence[str]) -> dict[str, str]:
+    methods = dict.fromkeys(map(_method, operators))
+    adds = [f"    if (status == kTfLiteOk) status = resolver.Add{m}();" for m in methods]
+    return {
+        "count": str(max(1, len(methods))),
+        "adds": "\n".join(adds) or "    (void)resolver;",
+    }
+
+
+def _method(operator: str) -> str:
+    known = METHODS.get(operator) or METHODS.get(operator.replace("_", "").lower())
+    if known is None:
+        raise UnsupportedError(f"TFLite Micro has no operator {operator}")
+    return known
+
+
+# --- its inputs and outputs
+
+
+def _constants(found: Ports, name: str, arena_bytes: int, stateful: bool) -> dict[str, str]:
+    both = (*found.inputs, *found.outputs)
+    sides = (("INPUT", found.inputs), ("OUTPUT", found.outputs))
+    macros = (
+        _macros(f"ONMETAL_{side}_{number}", port)
+        for side, mine in sides
+        for number, port in enumerate(mine)
+    )
+    return {
+        "name": c_string(label(name)),
+        "input_count": str(len(found.inputs)),
+        "output_count": str(len(found.outputs)),
+        "input_bytes": str(sum(map(_bytes, found.inputs))),
+        "output_bytes": str(sum(map(_bytes, found.outputs))),
+        "max_rank": str(max(4, *(len(port.shape) for port in both))),
+        "stateful": str(int(stateful)),
+        "arena_bytes": str(arena_bytes),
+        "constants": "\n\n".join(macros),
+        "inputs": ",\n    ".join(map(_tensor, found.inputs)),
+        "outputs": ",\n    ".join(map(_tensor, found.outputs)),
+    }
+
+
+def label(name: str) -> str:
+    """A name for a line of the protocol: nothing in it may end the brackets, or the answer."""
+    return plain(name).replace("m-ready", "m_ready") or "model"
+
+
+def _stored_shape(port: Port) -> Shape:
+    return tuple(port.shape[axis] for axis in NHWC) if port.turned else port.shape
+
+
+def _count(port: Port) -> int:
+    return int(np.prod(port.shape, dtype=np.int64))
+
+
+def _bytes(port: Port) -> int:
+    return _count(port) * np.dtype(port.stored).itemsize
+
+
+def _braced(shape: Iterable[int]) -> str:
+    return f"{{{', '.join(map(str, shape)) or '0'}}}"
+
+
+def _macros(prefix: str, port: Port) -> str:
+    values = {
+        "NAME": c_string(port.name),
+        "DTYPE": f"ONMETAL_{port.stored.upper()}",
+        "BYTES": f"{_bytes(port)}u",
+        "COUNT": f"{_count(port)}u",
+        "SHAPE": _braced(_stored_shape(port)),
+        "SCALE": float_literal(port.scale),
+        "ZERO_POINT": f"({port.zero_point})",
+    }
+    return "\n".join(f"#define {prefix}_{name} {value}" for name, value in values.items())
+
+
+def _tensor(port: Port) -> str:
+    """As `struct onmetal_tensor` has it."""
+    values = (
+        c_string(port.name),
+        f"ONMETAL_{port.stored.upper()}",
+        f"{_bytes(port)}u",
+        f"{_count(port)}u",
+        float_literal(port.scale),
+        str(port.zero_point),
+        str(int(port.turned)),
+        str(len(port.shape)),
+        _braced(_stored_shape(port)),
+    )
+    return f"{{{', '.join(values)}}}"
+
+
+# --- golden vectors
+
+
+def _golden(vectors: list[bytes]) -> dict[str, str]:
+    kept = vectors[: max(1, GOLDEN_BYTES // max(1, len(vectors[0])))]
+    return {
+        "vectors": str(len(kept)),
+        "golden_data": ",\n".join(f"{{{_numbers(vector)}}}" for vector in kept),
+    }
+
+
+def _vectors(found: Ports, golden: dict[str, np.ndarray]) -> Iterator[bytes]:
+    """Each vector's inputs and outputs one after another, as the artifact stores them."""
+    sides = (("input", found.inputs), ("output", found.outputs))
+    for number in range(count_vectors(found, golden)):
+        yield b"".join(
+            stored(port, golden[f"{side}/{port.name}/{number}"])
+            for side, mine in sides
+            for port in mine
+        )
+
+
+def stored(port: Port, array: np.ndarray) -> bytes:
+    """The user's array as little-endian values of the artifact, in its layout.
+
+    Quantizes as run.py does: round(x / scale) + zero point, clipped. An output that was dequantized
+    becomes the very integers again, since it is off by less than half a step.
+    """
+    turned = array.transpose(NHWC) if port.turned else array
+    wanted = np.dtype(port.stored)
+    if port.scale:
+        limits = np.iinfo(wanted)
+        whole = np.rint(turned / np.float32(port.scale)) + port.zero_point
+        turned = np.clip(whole, limits.min, limits.max)
+    return np.ascontiguousarray(turned).astype(wanted.newbyteorder("<")).tobytes()
+
+
+# --- what is told of it
+
+
+def _readme(
+    found: Ports, operators: Sequence[str], shipped: Path, content: bytes, arena_bytes: int
+) -> dict[str, str]:
+    rows = [
+        f"| {side} {number} | {' | '.join(_told(port))} |"
+        for side, mine in (("input", found.inputs), ("output", found.outputs))
+        for number, port in enumerate(mine)
+    ]
+    return {
+        "file": code(shipped.name),
+        "file_bytes": str(len(content)),
+        "arena_kib": f"{arena_bytes / 1024:.1f}",
+        "tensors": "\n".join(rows),
+        "operators": ", ".join(sorted(set(operators))) or "none",
+        "npu": _NPU if "ethos-u" in operators else "",
+    }
+
+
+class _Build(Struct, frozen=True):
+    """How gcc compiles for a core, as TFLite Micro's Makefile does for its TARGET_ARCH."""
+
+    target_arch: str
+    flags: str
+    note: str = ""
+
+
+_WITH_FPU = "-mfloat-abi=hard -mfpu=auto"
+BUILDS = {
+    "cortex-m0": _Build("cortex-m0", "-mfloat-abi=soft"),
+    "cortex-m0plus": _Build("cortex-m0plus", "-mfloat-abi=soft"),
+    "cortex-m3": _Build("cortex-m3", "-mfloat-abi=soft"),
+    "cortex-m4": _Build(
+        "cortex-m4+fp",
+        _WITH_FPU,
+        "That is for a Cortex-M4 with an FPU (Cortex-M4F). Without one: `TARGET_ARCH=cortex-m4`, "
+        "and below `-mcpu=cortex-m4+nofp -mthumb -mfloat-abi=soft`.",
+    ),
+    "cortex-m7": _Build(
+        "cortex-m7+fp",
+        _WITH_FPU,
+        "That is for a Cortex-M7 with an FPU of double precision. Of single precision (as in "
+        "STM32F74x): `FPU=fpv5-sp-d16` besides, and below `-mfpu=fpv5-sp-d16`. Without one: "
+        "`TARGET_ARCH=cortex-m7`, and below `-mcpu=cortex-m7+nofp -mthumb -mfloat-abi=soft`.",
+    ),
+    "cortex-m33": _Build(
+        "cortex-m33",
+        _WITH_FPU,
+        "That is for a Cortex-M33 with DSP instructions and an FPU. Without both: "
+        "`TARGET_ARCH=cortex-m33+nodsp`, and below "
+        "`-mcpu=cortex-m33+nodsp -mthumb -mfloat-abi=soft`.",
+    ),
+    "cortex-m55": _Build(
+        "cortex-m55",
+        _WITH_FPU,
+        "That is for a Cortex-M55 with an FPU. Without one: `TARGET_ARCH=cortex-m55+nofp`, and "
+        "below `-mcpu=cortex-m55+nofp -mthumb -mfloat-abi=softfp`.",
+    ),
+    "cortex-m85": _Build(
+        "cortex-m85", _WITH_FPU, "gcc knows the Cortex-M85 from its version 13 on."
+    ),
+}
+"""By core, as targets.Core has them; TFLite Micro's are in
+tensorflow/lite/micro/tools/make/targets/cortex_m_generic_makefile.inc."""
+
+
+def _processor(core: str | None) -> dict[str, str]:
+    """How TFLite Micro and the firmware are compiled for the chip."""
+    known = core or "cortex-m4"
+    build, notes = BUILDS[known], [BUILDS[known].note]
+    if core is None:
+        others = ", ".join(f"`{entry.target_arch}`" for entry in BUILDS.values())
+        notes.insert(
+            0,
+            f"The target names no chip; {known} stands for your core, which may be: {others}.",
+        )
+    text = "\n".join(textwrap.fill(note, 100) for note in notes if note)
+    return {
+        "target_arch": build.target_arch,
+        "processor": known,
+        "machine": f"-mcpu={known} -mthumb {build.flags}",
+        "processor_notes": f"{text}\n\n" if text else "",
+    }
+
+
+_NPU = """
+This model was compiled for an Ethos-U by Vela. TFLite Micro must be built with the kernel
+`ethos_u` and Arm's driver (https://gitlab.arm.com/artificial-intelligence/ethos-u/ethos-u-core-driver),
+and your board's start must call `ethosu_init` before `onmetal_main`. The golden vectors come from
+the same model before Vela, on TFLite Micro's own kernels.
+"""
+
+
+def _told(port: Port) -> tuple[str, str, str, str]:
+    """Name, type, shape, and what a stored number stands for."""
+    shape = "x".join(map(str, _stored_shape(port))) or "one value"
+    turned = " (channels last)" if port.turned else ""
+    sign = "-" if port.zero_point >= 0 else "+"
+    real = f"{np.float32(port.scale)!s} * (stored {sign} {abs(port.zero_point)})"
+    return (
+        code(port.name, cell=True),
+        port.stored,
+        f"{shape}{turned}",
+        real if port.scale else "as stored",
+    )

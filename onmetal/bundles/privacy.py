@@ -1,0 +1,378 @@
+"""What a bundle says of its maker: no more than its reader needs.
+
+A bundle is handed on; `--json` stays here. So of paths only the last part goes into a bundle, and
+of a device's address only the transport, with a digest of it. The digest is keyed by a secret of
+the user's own, so that nobody can try serial numbers or addresses against it, while bundles of
+one user tell whether they were measured on the same device.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import hmac
+import os
+import platform
+import re
+import secrets
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from onmetal import targets
+from onmetal.errors import UsageError
+from onmetal.files import cache as caches
+from onmetal.records import shown
+
+SECRET = "device-secret"
+SECRET_BYTES = 32
+DEVICE = "the device"
+METER = "the meter"
+SENTENCES = frozenset(
+    {"reason", "reasons", "warnings", "notes", "missing", "how", "message", "note", "from"}
+    | {"emulated_why", "unmeasured"}
+)
+"""Keys of a document under which sentences stand. All else is for programs, and stays as it is."""
+VERBATIM = frozenset(
+    {"details", "embedded", "run", "inputs", "outputs", "fidelity", "classes", "preprocessing"}
+    | {"digests", "tools", "files"}
+)
+"""Keys under which nothing but names, types and figures stands, whatever the keys in it are."""
+PATHS = frozenset({("models", "path"), ("data", "source"), ("", "bundle")})
+"""Where a path stands by itself: the key of what holds it, and its own."""
+COMMON = frozenset(
+    {"accuracy", "amd64", "android", "arm", "arm64", "batch", "battery", "board", "cache", "clock"}
+    | {"cortex", "cpu", "data", "device", "disk", "emulator", "error", "file", "float", "host"}
+    | {"latency", "linux", "load", "local", "machine", "memory", "meter", "model", "name", "none"}
+    | {"operator", "output", "phone", "power", "python", "run", "runtime", "sample", "samples"}
+    | {"serial", "server", "size", "ssh", "state", "system", "target", "test", "time", "user"}
+    | {"virtual", "x86", "x86-64", "x86_64"}
+)
+"""Words of our sentences. A device that is called so is told from them only where its name stands
+as an address."""
+SEGMENT_LETTERS = 255
+"""Of the longest name that a file system has."""
+_LETTERS = r"[^\s'\"`,;:()\[\]{}<>/]"
+_REST = re.compile(
+    rf"(?:/+{_LETTERS}*(?:(?<!\.\w)(?<!\.\w\w)(?<!\.\w\w\w)(?<!\.\w\w\w\w)(?<!/)"
+    rf"(?: (?!-){_LETTERS}+){{1,8}}(?=/))?)*"
+)
+"""What of a path may follow a folder in a sentence, where no file shows how far it goes: words with
+blanks between them only where a slash follows, and no file's suffix comes before."""
+_BEFORE = r"(?:(?<![\w.-])|(?<=[\s'\"(]-[A-Za-z])|(?<=\A-[A-Za-z])|(?<=-isystem)|(?<=\\[nrt]))"
+"""What a path may follow: no part of another one, but a compiler's option."""
+_AFTER = r"(?![\w-]|\.\w)"
+
+
+class Known(Struct, frozen=True):
+    """What is not to be told: paths and folders of this machine, and the device's address."""
+
+    paths: tuple[str, ...] = ()
+    address: str = "none"
+    names: frozenset[str] = frozenset()
+    """Of tensors, runtimes, recipes and the like: none of them is taken for a path or a host."""
+
+    def document(self, value: Any, holder: str = "", key: str = "") -> Any:
+        """A document without it: other sentences, and of each path the last part."""
+        if isinstance(value, dict):
+            return {
+                inner: self.sentences(part)
+                if inner in SENTENCES
+                else part
+                if inner in VERBATIM
+                else self.document(part, key, inner)
+                for inner, part in value.items()
+            }
+        if isinstance(value, list):
+            return [self.document(part, holder, key) for part in value]
+        return _last(value) if isinstance(value, str) and (holder, key) in PATHS else value
+
+    def sentences(self, value: Any) -> Any:
+        """Whatever holds them: `missing` has one for each figure."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, dict):
+            return {key: self.sentences(inner) for key, inner in value.items()}
+        return [self.sentences(inner) for inner in value] if isinstance(value, list) else value
+
+    def text(self, text: str) -> str:
+        """A sentence without it."""
+        for whole in _wholes(self.address):
+            text = re.sub(
+                rf"(?<![\w.-]){re.escape(whole)}(?:\?[^\s,;)'\"]*[^\s,;:.)'\"])?{_AFTER}",
+                DEVICE,
+                text,
+                flags=re.IGNORECASE,
+            )
+        text = self._without_paths(text)
+        for part, name in _parts(self.address):
+            text = self._without_part(text, part, name)
+        if self.address.startswith("ssh:"):  # ssh names the number that a name stands for
+            text = re.sub(r"\bhost \S+ port \d+", f"host {DEVICE}", text)
+        return text
+
+    def _without_paths(self, text: str) -> str:
+        if not self.paths:
+            return text
+        pattern, done, pieces = self._pattern(), 0, []
+        while match := pattern.search(text, done):
+            start, end = match.span()
+            if name := self._name_at(text, start):
+                end = start + len(name)
+                said = name
+            else:
+                end = _end(text, start, end)
+                path = text[start:end]
+                any_word = "/" not in match[0] and not os.path.lexists(path)
+                said = path if any_word else _last(path)
+                if os.path.normpath(path) == str(Path.home()):
+                    said = "~"  # not the user's name
+            pieces += [text[done:start], said]
+            done = end
+        return "".join([*pieces, text[done:]])
+
+    def _pattern(self) -> re.Pattern[str]:
+        """The longest first, so that one within another's folder is known by its own name."""
+        longest = sorted(self.paths, key=len, reverse=True)
+        return re.compile(rf"{_BEFORE}(?:{'|'.join(map(_written, longest))}){_AFTER}")
+
+    def _name_at(self, text: str, start: int) -> str | None:
+        """The longest name of something else that looks like a path."""
+        fitting = [
+            name
+            for name in self.names
+            if "/" in name
+            and text.startswith(name, start)
+            and not re.match(r"[\w/-]", text[start + len(name) : start + len(name) + 1])
+        ]
+        return max(fitting, key=len, default=None)
+
+    def _without_part(self, text: str, part: str, name: str) -> str:
+        """By itself only where it is no word of ours; behind a user's name, before a port."""
+
+        def said(match: re.Match[str]) -> str:
+            own = match[0].casefold() in self.names or (common and not match[1] and not match[2])
+            return match[0] if own else name + (match[2] or "")
+
+        common = part.casefold() in COMMON or part.casefold() in self.names
+        before = "(//)?" if part.startswith("/") else r"([\w.-]+@)?"
+        pattern = rf"(?<![\w.@-]){before}{re.escape(part)}(:\d+)?{_AFTER}"
+        return re.sub(pattern, said, text, flags=re.IGNORECASE)
+
+
+_SLASH = r"/{1,64}(?:\./{1,64}){0,8}"
+"""Bounded, so that a text of nothing but slashes takes no longer than another."""
+
+
+def _written(path: str) -> str:
+    """A pattern of a path, in which `//` and `/./` are what `/` is. Of a folder of one word, with
+    what follows in it."""
+    parts = _SLASH.join(re.escape(part) for part in path.split("/") if part)
+    if path.startswith("/"):
+        return rf"(?<!/){_SLASH}{parts}"
+    return parts if "/" in path else rf"{parts}(?=/)"
+
+
+def _end(text: str, start: int, end: int) -> int:
+    """Where a path ends that goes to `end` at least. Names may hold blanks and all else that ends a
+    word: of files that are there, it is known."""
+    while text.startswith("/", end):
+        after = end + 1
+        rest = re.split(r"[/\n]", text[after : after + SEGMENT_LETTERS])[0]
+        ends = [m.start() for m in re.finditer(r"(?!\w)|(?<!\w)", rest) if m.start()]
+        for cut in reversed(ends):
+            dots = not rest[:cut].strip(".") and text[after + cut : after + cut + 1] != "/"
+            if not dots and os.path.lexists(text[start : after + cut]):
+                end = after + cut
+                break
+        else:
+            rest_of_it = _REST.match(text, end)
+            return rest_of_it.end() if rest_of_it else end
+    return end
+
+
+def known(named: Sequence[str | Path | None], address: str) -> Known:
+    """`named`: what the user gave by its path, where he did; folders of this machine are added."""
+    given = [Path(name) for name in named if name]
+    places = [*given, *(path.parent for path in given)]
+    places += [Path.cwd(), Path.home(), caches.home(), Path(tempfile.gettempdir())]
+    places += [Path(sys.prefix), Path(sys.base_prefix)]
+    if address.startswith("qemu:"):
+        places.append(Path(address.removeprefix("qemu:").partition("?")[0]))
+    texts: dict[str, None] = {}
+    for place in places:
+        for form in (place, place.absolute(), _resolved(place)):
+            if form.name and form.name != "..":
+                texts[str(form)] = texts[shown(form)] = None
+    ours = frozenset((*targets.RUNTIMES, *targets.names()))
+    return Known(tuple(texts), address, ours)
+
+
+def _resolved(path: Path) -> Path:
+    with contextlib.suppress(OSError, RuntimeError):
+        return path.resolve()
+    return path
+
+
+def _last(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2] or path
+
+
+def _wholes(address: str) -> Iterator[str]:
+    """The device's address as sentences may have it, the longest first."""
+    plain = address.partition("?")[0]
+    transport, _, where = plain.partition(":")
+    if transport in ("local", "none"):
+        return
+    yield address
+    yield plain
+    if transport in ("ssh", "socket"):
+        machine = where.removeprefix("//").rstrip("/").rpartition("@")[2]
+        yield f"{transport}://{machine}"
+        yield f"{transport}://{_without_port(machine)}"
+
+
+def _parts(address: str) -> Iterator[tuple[str, str]]:
+    """What of an address stands for the device in sentences, the longest first, and what is said
+    instead."""
+    transport, _, where = address.partition("?")[0].partition(":")
+    if transport in ("local", "none"):
+        return
+    if meter := re.search(r"[?&]meter=\w+:([^&]+)", address):
+        yield meter[1], METER
+    if python := re.search(r"[?&]python=([^&]+)", address):
+        yield python[1], _last(python[1])
+    if transport == "qemu":
+        return
+    where = where.removeprefix("//").rstrip("/")
+    machine = where.rpartition("@")[2]
+    host = _without_port(machine)
+    parts = [where, machine, _without_port(where), host, host.strip("[]")]
+    if transport == "adb" and (wireless := re.match(r"adb-([^-]+)-\w+\.", where)):
+        parts.append(wireless[1])  # the serial number
+    for part in dict.fromkeys(parts):
+        if part:
+            yield part, DEVICE
+
+
+def _without_port(machine: str) -> str:
+    return re.sub(r":\d+$", "", machine)
+
+
+def shared(document: dict[str, Any], known: Known, secret: bytes) -> dict[str, Any]:
+    """The document as a bundle has it."""
+    device = {key: value for key, value in document["device"].items() if key != "address"}
+    known = replace(known, names=known.names | names_in({**document, "device": device}))
+    address = known.address
+    own = {"address": address.partition(":")[0]}
+    if address != "none":
+        own["digest"] = digest(identity(address), secret)
+    told: dict[str, Any] = known.document({**document, "device": device})
+    return {**told, "device": {**own, **told["device"]}}
+
+
+def names_in(value: Any, holder: str = "", key: str = "") -> frozenset[str]:
+    """All that a document has besides sentences and paths: texts, keys and their words, as they are
+    and in small letters."""
+    texts: set[str] = set()
+    if isinstance(value, dict):
+        for inner, part in value.items():
+            texts.add(inner)
+            if inner not in SENTENCES:
+                texts |= names_in(part, key, inner)
+    elif isinstance(value, list):
+        for part in value:
+            texts |= names_in(part, holder, key)
+    elif isinstance(value, str) and (holder, key) not in PATHS:
+        texts |= {value, *re.split(r"[^\w.-]+", value)}
+    return frozenset(texts | {text.casefold() for text in texts})
+
+
+def identity(address: str) -> str:
+    """What makes a device this one: its address, which has a phone's serial number; of this machine
+    what systemd numbers it by, or its name."""
+    if address != "local":
+        return address.partition("?")[0]
+    with contextlib.suppress(OSError):
+        return f"local:{Path('/etc/machine-id').read_text().strip()}"
+    return f"local:{platform.node()}"
+
+
+def digest(text: str, secret: bytes) -> str:
+    content = text.encode("utf-8", "surrogateescape")
+    return f"hmac-sha256:{hmac.new(secret, content, hashlib.sha256).hexdigest()}"
+
+
+# --- the secret
+
+
+def folder() -> Path:
+    """Beside the user's settings, since caches are cleared; where ONMETAL_HOME names one folder for
+    all that onmetal keeps, there."""
+    if os.environ.get("ONMETAL_HOME"):
+        return caches.home()
+    base = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    return Path(base).expanduser().absolute() / "onmetal"
+
+
+def secret() -> bytes:
+    """The user's, made where there is none. Of several processes that make it at once, all get the
+    same."""
+    place = folder() / SECRET
+    try:
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _locked(place.parent):
+            return _read(place) or _made(place)
+    except OSError as error:
+        raise UsageError(
+            f"the secret by which bundles name devices cannot be kept in {place} "
+            f"({error.strerror}); set XDG_CONFIG_HOME or ONMETAL_HOME to a folder that you may "
+            "write to, or give --keep-paths"
+        ) from None
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks: go on without
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
+
+
+def _read(place: Path) -> bytes | None:
+    """None where there is none, or none to be trusted: another's, readable by others, damaged."""
+    try:
+        opened = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    with os.fdopen(opened, "rb") as file:
+        about = os.fstat(opened)
+        own = about.st_uid == os.getuid() and not stat.S_IMODE(about.st_mode) & 0o077
+        if not own or not stat.S_ISREG(about.st_mode) or about.st_size != SECRET_BYTES:
+            return None
+        content = file.read(SECRET_BYTES + 1)
+    return content if len(content) == SECRET_BYTES else None
+
+
+def _made(place: Path) -> bytes:
+    """Written whole beside its place, then renamed to it."""
+    part = place.with_name(f".{place.name}.{secrets.token_hex(8)}")
+    content = secrets.token_bytes(SECRET_BYTES)
+    opened = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        with os.fdopen(opened, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(opened)
+        part.rename(place)
+    finally:
+        part.unlink(missing_ok=True)
+    return content

@@ -1,0 +1,536 @@
+"""Writes a deployment bundle, whole or not at all, and verifies one.
+
+A bundle is a folder: manifest.json, the artifact, golden.npz, run.py, README.md, for phones and
+boards more of their own, and SHA256SUMS over every other file. The sums tell damage, not malice
+(they are not signed), so `verify` trusts nothing in the folder: it makes a private copy while it
+hashes, and reads and runs that alone, with onmetal's own copy of run.py, in a worker, with known
+options only.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import os
+import secrets
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import psutil
+
+from onmetal import limits, runtimes
+from onmetal.bundles import manifest as manifests
+from onmetal.errors import DeviceError, OnmetalError, UsageError, VerificationError
+from onmetal.files import copying
+from onmetal.profilers.devices.board.device import Board
+from onmetal.profilers.devices.connect import Device
+from onmetal.profilers.devices.local import Local, Worker, quiet_environment
+from onmetal.records import shown
+from onmetal.targets import TFLITE, install, pinned
+from onmetal.texts import terminal
+from onmetal.texts.suggest import near
+
+SUMS = "SHA256SUMS"
+SUMS_BYTES = 4 << 20
+"""Of ten thousand files."""
+REPORT = "report.json"
+MOST_PROBLEMS = 50
+"""That are told of a bundle."""
+PROBLEM_LENGTH = 500
+KNOWN_RUNNERS = frozenset(
+    {
+        "33cfb2d3c5fe6336bc6d3f1ed197bb42555887507f93310fb2ace37b496521cf",
+        "f6d4f33e8424fefad36356396af667b09ffa5a65d1826b628cd3dee022f0885e",
+        "4c77b169e26d298fe93c8c7b270446b9164d9a9057e3e1c0938b7f61e8858ce7",
+        "346d6ec935e45803ba0abe12b203ca6964929191538e7821ea7a6f11c48146d5",
+    }
+)
+"""SHA-256 of run.py as bundles had it before it took its own folder out of `sys.path`: in a folder
+that holds nothing else to import, they are as safe."""
+NO_VECTORS = "none"
+"""Of a check by golden vectors, where the bundle holds none: nothing was checked."""
+
+
+def template(runtime: str) -> bytes:
+    """run.py of every bundle of a runtime: the very module that onmetal measures with."""
+    return (Path(runtimes.__file__).parent / runtime / "session.py").read_bytes()
+
+
+def encode(document: dict[str, Any]) -> bytes:
+    """JSON for people and programs; what is no number (NaN, infinity) becomes null, and of names
+    that are no UTF-8 each odd byte is spelled out."""
+    try:
+        content = msgspec.json.encode(document)
+    except UnicodeEncodeError:
+        content = msgspec.json.encode(_spelled(document))
+    return terminal.spelled(msgspec.json.format(content, indent=2)) + b"\n"
+
+
+def _spelled(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_spelled(key): _spelled(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_spelled(inner) for inner in value]
+    return value
+
+
+# --- the output folder
+
+
+def check_out(out: Path, force: bool) -> None:
+    """Before any long work: may a bundle be written there? Raises UsageError if not."""
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise UsageError(
+            f"--out {out}: this is the current folder or one above it, and --out is replaced as a "
+            "whole; choose another"
+        )
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise UsageError(f"--out {out}: exists and is not a folder; choose another")
+    _check_there(out, force)
+    ancestor = next(folder for folder in out.absolute().parents if folder.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=ancestor, prefix=f".{out.name}."):
+            pass
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot write there ({error.strerror})") from None
+
+
+def _check_there(out: Path, force: bool) -> None:
+    if out.exists() and _holds(out) != "nothing" and not force:
+        raise UsageError(
+            f"--out {out}: exists and is not empty; --force replaces it, or choose another folder"
+        )
+
+
+def _holds(out: Path) -> Literal["nothing", "bundle", "more"]:
+    """What would be lost with the folder: nothing to speak of, a bundle, or something else."""
+    inside = {entry.name for entry in out.iterdir()}
+    if inside <= {REPORT}:
+        return "nothing"
+    return "bundle" if {"manifest.json", SUMS} <= inside else "more"
+
+
+@contextlib.contextmanager
+def _partial(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that becomes it or vanishes; those of killed runs are removed."""
+    out = out.absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for left in out.parent.glob(f".{out.name}.*.partial"):
+        with contextlib.suppress(ValueError, IndexError):
+            if not psutil.pid_exists(int(left.name.split(".")[-3])):
+                shutil.rmtree(left, ignore_errors=True)
+    folder = out.parent / f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}.partial"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def replacing(out: Path, force: bool) -> Iterator[Path]:
+    """An empty folder to write to; where the block ends well it takes the place of `out`.
+
+    A bundle that was there is removed; a folder of anything else is kept beside it, renamed.
+    """
+    with _partial(out) as folder:
+        new, old = folder / "new", folder / "old"
+        new.mkdir()
+        yield new
+        for path in new.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        _check_there(out, force)  # another run may have been faster
+        if out.exists() and _holds(out) == "more":
+            out.rename(_aside(out))
+        try:
+            if out.exists():
+                out.rename(old)
+            new.rename(out.absolute())
+        except BaseException:
+            if old.exists() and not out.exists():
+                old.rename(out.absolute())
+            raise
+
+
+def _aside(out: Path) -> Path:
+    """A free name beside it."""
+    names = (out.with_name(f"{out.name}.replaced-{number}") for number in itertools.count(1))
+    return next(name for name in names if not name.exists())
+
+
+def write_report(out: Path, document: dict[str, Any], force: bool) -> None:
+    """What `--out` holds where no candidate was chosen: the full document, and no bundle."""
+    with replacing(out, force) as folder:
+        (folder / REPORT).write_bytes(encode(document))
+
+
+# --- writing
+
+
+def write(
+    out: Path,
+    runtime: str,
+    files: Sequence[Path],
+    extra: dict[str, bytes],
+    golden: Path | None,
+    manifest: dict[str, Any],
+    readme: str,
+    force: bool,
+    *,
+    host: Local,
+    device: Device,
+) -> None:
+    """`extra`: more files, by their path in the bundle; `golden`: the .npz of vectors, which ran on
+    the device, where there are any; `manifest` goes in as it is.
+
+    The bundle is verified before it appears. Raises RuntimeError, which is a defect of ours, where
+    it is not what it says; then nothing is written.
+    """
+    with replacing(out, force) as folder:
+        for file in files:
+            shutil.copyfile(file, folder / file.name)
+        for name, content in extra.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        if golden:
+            shutil.copyfile(golden, folder / "golden.npz")
+        (folder / "run.py").write_bytes(template(runtime))
+        (folder / "README.md").write_text(readme, "utf-8")
+        named = manifests.named([*_inside(folder), "manifest.json"])
+        (folder / "manifest.json").write_bytes(encode({**manifest, "files": named}))
+        for path in folder.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        (folder / SUMS).write_text(_sums(folder), "utf-8")
+        try:
+            verify(folder, host, device, run=False, scratch=folder.parent)
+        except VerificationError as error:
+            device.state()  # raises DeviceError where it is gone, which is no defect of the bundle
+            problems = "; ".join((error.document or {})["problems"])
+            raise RuntimeError(
+                f"the new bundle does not verify, and {out} was not written: {problems}"
+            ) from None
+
+
+def _sums(folder: Path) -> str:
+    return _rendered({name: _sha256(path) for name, path in _inside(folder).items()})
+
+
+def _inside(folder: Path) -> dict[str, Path]:
+    """What lies in the bundle, by its path there: files and what is neither file nor folder. A link
+    to a folder is not followed; an empty folder counts, since no sum would tell of it."""
+    found = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        plain_folder = path.is_dir() and not path.is_symlink()
+        if name != SUMS and not (plain_folder and any(path.iterdir())):
+            found[name] = path
+    return found
+
+
+def _rendered(digests: dict[str, str]) -> str:
+    """As `sha256sum -c` reads it."""
+    return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- verifying
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UsageError where the folder is no bundle."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{shown(folder)}: this is no folder; a bundle is one")
+    if not folder.is_dir():
+        raise UsageError(f"{shown(folder)}: there is no such folder{near(folder, ('',))}")
+    if not any((folder / name).exists() for name in (SUMS, "manifest.json", "run.py")):
+        raise UsageError(
+            f"{shown(folder)}: this is no bundle: it has neither manifest.json nor {SUMS}"
+        )
+
+
+def verify(
+    folder: Path, host: Local, device: Device, *, run: bool, scratch: Path
+) -> dict[str, Any]:
+    """Check a bundle; what is checked only where all before it held, but that a run.py of another
+    version is no reason to leave the golden vectors out. They run on the device.
+
+    `scratch`: a folder in which a private copy is made, of the very bytes that are hashed; nothing
+    else is looked at afterwards.
+
+    -> the document of `--json`. Raises UsageError where the folder is no bundle, VerificationError
+    (with the document) where it is not what it says.
+    """
+    check_folder(folder)
+    checks: dict[str, str] = {}
+    problems: list[str] = []
+    manifest: dict[str, Any] = {}
+    copy = scratch / "checked"
+    copy.mkdir(mode=0o700)
+
+    def check(name: str, found: list[str]) -> bool:
+        checks[name] = "failed" if found else "ok"
+        problems.extend(_spelled(problem)[:PROBLEM_LENGTH] for problem in found[:MOST_PROBLEMS])
+        return not found
+
+    if check("files", _copy_files(folder, copy)):
+        manifest, found = manifests.read(copy)
+        if check("manifest", found or manifests.strangers(manifest, _inside(copy))):
+            _check_runtime(manifest["run"]["runtime"], device)
+            same = check("runner", _check_runner(copy, manifest))
+            with host.worker() as worker:
+                held = all(
+                    check(name, look(worker)) for name, look in _looks(copy, manifest, device)
+                )
+            vectors = manifest["golden"]["vectors"]
+            if held and not vectors:
+                checks["golden"] = NO_VECTORS
+            if run and same and held and vectors:
+                check("run.py", _execute(copy, host))
+            elif run and same and held:
+                checks["run.py"] = NO_VECTORS
+    document = {
+        "schema": 1,
+        "bundle": shown(folder),
+        "ok": not problems,
+        "checks": checks,
+        "problems": problems,
+        "chosen": manifest.get("chosen"),
+    }
+    if problems:
+        said = "; ".join(problems)
+        raise VerificationError(f"{shown(folder)} failed verification: {said}", document)
+    return document
+
+
+def _check_runtime(runtime: str, device: Device) -> None:
+    if runtime not in device.facts().runtimes:
+        where = "here" if device.address == "local" else f"on {device.address}"
+        raise DeviceError(f"the runtime {runtime} is not installed {where}; `{install(runtime)}`")
+
+
+def _looks(
+    copy: Path, manifest: dict[str, Any], device: Device
+) -> Iterator[tuple[str, Callable[[Worker], list[str]]]]:
+    """The checks of the artifact, in their order: a runtime opens only what held so far."""
+    if manifest["run"]["runtime"] in TFLITE:
+        artifact = copy / manifest["run"]["files"][0]
+        yield "specification", lambda worker: _check_specification(artifact, worker)
+    yield "tensors", lambda worker: _check_tensors(copy, manifest, worker)
+    if manifest["golden"]["vectors"]:
+        yield "golden", lambda worker: _check_golden(copy, manifest, worker, device)
+
+
+def _copy_files(folder: Path, copy: Path) -> list[str]:
+    """Copy what SHA256SUMS lists. -> where the folder is not what it says."""
+    try:
+        with copying.opened(folder) as there:
+            return _check_files(there, copy)
+    except ValueError as error:
+        return [str(error)]
+    except OSError as error:
+        return [f"the folder cannot be read ({_why(error)})"]
+
+
+def _why(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _check_files(there: copying.Folder, copy: Path) -> list[str]:
+    try:
+        listed = _listed(copying.read(there, SUMS, SUMS_BYTES))
+    except OSError as error:
+        return [f"{SUMS} is missing or unreadable ({_why(error)})"]
+    if listed is None:
+        return [f"{SUMS} is damaged"]
+    found = copying.inside(there)
+    found.pop(SUMS, None)
+    problems = [f"{name} was removed or renamed" for name in sorted(listed.keys() - found.keys())]
+    problems += [f"{name} was added" for name in sorted(found.keys() - listed.keys())]
+    problems += [
+        f"{name} does not belong in a bundle: {_harm(name)}"
+        for name in sorted(listed.keys() & found.keys())
+        if manifests.kind_of(name) is None
+    ]
+    for name in sorted(listed.keys() & found.keys()):
+        most = manifests.MOST_BYTES.get(str(manifests.kind_of(name)))
+        if not stat.S_ISREG(found[name].st_mode):
+            problems.append(f"{name} is not a regular file")
+        elif most and found[name].st_size > most:
+            problems.append(f"{name} is longer than {most} bytes")
+    if problems:
+        return problems
+    copying.check_room(found, copy)
+    for name in sorted(listed):
+        try:
+            if copying.copied(there, name, found[name].st_size, copy / name) != listed[name]:
+                problems.append(f"{name} was changed")
+        except OSError as error:
+            problems.append(f"{name} cannot be read ({_why(error)})")
+    return problems
+
+
+def _listed(content: bytes) -> dict[str, str] | None:
+    """The digests by name; None where a byte is other than `_rendered` writes it, so that none can
+    be changed unseen."""
+    listed: dict[str, str] = {}
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        return None
+    for line in text.split("\n"):
+        digest, _, name = line.partition("  ")
+        if name and ".." not in Path(name).parts and not Path(name).is_absolute():
+            listed[name] = digest
+    return listed if text == _rendered(listed) else None
+
+
+def _harm(name: str) -> str:
+    """What a file that has no place in a bundle may do there."""
+    importable = (".py", ".pyc", ".pyw", ".pth", ".so", ".pyd", ".dll", ".dylib")
+    if "/" in name or name.endswith(importable):
+        return "Python, or another program, may load it in place of a library"
+    return "only what onmetal writes does"
+
+
+def _check_runner(copy: Path, manifest: dict[str, Any]) -> list[str]:
+    """Whether run.py is ours, and requirements.txt, by which its runtime is installed."""
+    content, problems = _content(copy / "run.py"), []
+    known = hashlib.sha256(content).hexdigest() in KNOWN_RUNNERS
+    if not known and content != template(manifest["run"]["runtime"]):
+        tools = manifest.get("tools")
+        by = tools.get("onmetal") if isinstance(tools, dict) else "an unknown version"
+        problems = [f"run.py is not the template of this onmetal (the bundle was written by {by})"]
+    wanted = pinned(manifest["run"]["runtime"], manifest["run"]["runtime_version"])
+    if _content(copy / "requirements.txt") not in (b"", wanted.encode()):
+        problems.append("requirements.txt is not the runtime that manifest.json names")
+    return problems
+
+
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _check_tensors(folder: Path, manifest: dict[str, Any], worker: Worker) -> list[str]:
+    """Whether inputs and outputs, and the golden vectors, are as the manifest says."""
+    run = manifest["run"]
+    artifact = folder.absolute() / run["files"][0]
+    try:
+        stored = worker.call(
+            "call",
+            timeout_s=600,
+            cpu_s=limits.cpu_s(artifact.stat().st_size),
+            function=f"onmetal.runtimes.{run['runtime']}.convert:describe",
+            path=str(artifact),
+        )
+        vectors: dict[str, Any] = {}
+        if not manifest["golden"]["vectors"] and (folder / "golden.npz").exists():
+            return ["golden.npz is there, and manifest.json says that there are no golden vectors"]
+        if manifest["golden"]["vectors"]:
+            vectors = worker.call(
+                "golden_described",
+                timeout_s=600,
+                folder=str(folder.absolute()),
+                most_bytes=manifests.golden_bytes(manifest),
+            )
+    except OnmetalError as error:
+        return [f"{artifact.name} or golden.npz cannot be read: {error}"]
+    return [
+        *manifests.untrue_tensors(run, stored),
+        *manifests.untrue_vectors(run, vectors, manifest["golden"]["vectors"])[:5],
+    ]
+
+
+def _check_specification(artifact: Path, worker: Worker) -> list[str]:
+    """Whether a .tflite file keeps to TFLite's quantization specification."""
+    try:
+        found: list[str] = worker.call(
+            "call",
+            timeout_s=600,
+            cpu_s=limits.cpu_s(artifact.stat().st_size),
+            function="onmetal.converters.tflite.check:file",
+            path=str(artifact.absolute()),
+        )
+    except OnmetalError as error:
+        return [f"{artifact.name} cannot be read: {error}"]
+    return [f"{artifact.name} violates TFLite's specification: {what}" for what in found[:5]]
+
+
+def _check_golden(
+    folder: Path, manifest: dict[str, Any], host: Worker, device: Device
+) -> list[str]:
+    runtime = manifest["run"]["runtime"]
+    try:
+        if isinstance(device, Local):
+            size_bytes = sum((folder / name).stat().st_size for name in manifest["run"]["files"])
+            found: list[str] = host.call(
+                "golden",
+                timeout_s=600,
+                cpu_s=limits.OPENING * limits.cpu_s(size_bytes),
+                folder=str(folder.absolute()),
+                runtime=runtime,
+            )
+            return found
+        return _golden_there(folder, manifest["run"], host, device)
+    except OnmetalError as error:
+        if isinstance(device, Board):  # it fails, or holds another model: no word on the bundle
+            raise DeviceError(str(error)) from None
+        return [f"the golden vectors could not be run: {error}"]
+
+
+def _golden_there(folder: Path, run: dict[str, Any], host: Worker, device: Device) -> list[str]:
+    """The golden vectors through a remote device; what it gave is compared here."""
+    with tempfile.TemporaryDirectory(prefix="onmetal-") as name:
+        inputs = Path(name) / "inputs.npz"
+        host.call("golden_inputs", timeout_s=600, folder=str(folder.absolute()), path=str(inputs))
+        with device.worker() as worker:
+            worker.call(
+                "open",
+                timeout_s=600,
+                runtime=run["runtime"],
+                files=[str((folder / file).absolute()) for file in run["files"]],
+                options=run["options"],
+                inputs=[tensor["name"] for tensor in run["inputs"]],
+                outputs=[tensor["name"] for tensor in run["outputs"]],
+            )
+            worker.call("run", timeout_s=600, path=str(inputs), folder=name)
+        found: list[str] = host.call(
+            "golden_found",
+            timeout_s=600,
+            folder=str(folder.absolute()),
+            runtime=run["runtime"],
+            found=name,
+        )
+        return found
+
+
+def _execute(folder: Path, device: Local) -> list[str]:
+    """Run a copy of the bundle's run.py, known by now to be a template of ours, as a user would."""
+    try:
+        done = subprocess.run(
+            # -P: whatever a run.py of an earlier version would import from its folder.
+            [sys.executable, "-P", str((folder / "run.py").absolute())],
+            env=quiet_environment(device.home) | {"PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+    except subprocess.TimeoutExpired:
+        return ["run.py did not end within ten minutes"]
+    if done.returncode == 0:
+        return []
+    said = (done.stdout + done.stderr).strip().splitlines()[-3:]
+    return [f"run.py failed with code {done.returncode}: {' / '.join(said)}"]

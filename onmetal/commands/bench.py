@@ -1,0 +1,510 @@
+"""The commands beside the main job: each a function -> (the document of `--json`, its lines)."""
+
+import contextlib
+import secrets
+import shlex
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from msgspec.structs import replace
+
+from onmetal import limits, targets
+from onmetal.bundles import manifest, write
+from onmetal.calibration import samples
+from onmetal.calibration.calibrated import Hub
+from onmetal.deploy import agree, model
+from onmetal.deploy.convert import convert
+from onmetal.deploy.request import check_fit, choose_threads
+from onmetal.deploy.trials import with_figures
+from onmetal.deploy.vectors import keep_raw
+from onmetal.errors import DeviceError, OnmetalError, UnsupportedError, UsageError
+from onmetal.files import cache as caches
+from onmetal.files import copying
+from onmetal.files.cache import Cache
+from onmetal.files.reading import open_regular
+from onmetal.profilers import benchmark_model, measure, statistics
+from onmetal.profilers.devices import connect
+from onmetal.profilers.devices.board.device import Board
+from onmetal.profilers.devices.connect import Device
+from onmetal.profilers.devices.local import Local, Worker
+from onmetal.profilers.devices.remote import native_runner
+from onmetal.profilers.devices.remote.device import Remote
+from onmetal.progress import Progress
+from onmetal.records import Candidate, DeviceFacts, Model, Tensor, Trial, plain, shown
+from onmetal.reports import report, text
+from onmetal.runtimes import check_options
+from onmetal.targets import EXACT, TFLITE, Recipe, Target
+from onmetal.texts.suggest import near
+from onmetal.texts.terminal import PLAIN, Screen
+
+Shown = tuple[dict[str, Any], list[str]]
+FEED_BYTES = 512 << 20
+"""The most that is made up as inputs of one inference."""
+
+
+def show_targets(name: str | None) -> Shown:
+    if name:
+        target = targets.load(name)
+        check_options(target)
+        return {"schema": 1, **plain(target)}, _target_lines(target)
+    found = [targets.load(known) for known in targets.names()]
+    document = {
+        "schema": 1,
+        "targets": [{"name": t.name, "description": t.description} for t in found],
+    }
+    width = max(len(target.name) for target in found)
+    return document, [f"{t.name:{width}}  {t.description}" for t in found]
+
+
+def _target_lines(target: Target) -> list[str]:
+    lines = [f"{target.name}: {target.description}", f"architecture {target.arch}"]
+    lines.append(f"device: {target.device.transport}")
+    threads = 1 if target.micro else target.threads or "the physical cores"
+    lines.append(f"threads: {threads}")
+    for runtime in target.runtimes:
+        own = f", options {runtime.options}" if runtime.options else ""
+        lines.append(f"runtime {runtime.name}{own}")
+    for recipe in target.recipes:
+        needs = " or ".join(recipe.requires_any_flag)
+        lines.append(
+            f"recipe {recipe.name}: computes in {recipe.compute} on {', '.join(recipe.runtimes)}"
+            + (f", needs the CPU flag {needs}" if needs else "")
+        )
+    if chip := target.chip:
+        lines.append(
+            f"chip: {chip.core} at {chip.clock_mhz} MHz, flash {chip.flash_kib} KiB, RAM "
+            f"{chip.ram_kib} KiB, of which the application has {chip.application_flash_kib} and "
+            f"{chip.application_ram_kib} KiB"
+        )
+    if npu := target.npu:
+        lines.append(f"npu: {npu.accelerator}, {npu.system_config}, {npu.memory_mode} (Vela)")
+    for name, limit in plain(target.limits).items():
+        if limit:
+            lines.append(f"limit {name} {limit}")
+    return lines
+
+
+def build_runner() -> Shown:
+    """The native runner for ARM devices, built here where it is missing."""
+    with Cache() as cache:
+        there = native_runner.find(cache) is not None
+        folder = native_runner.build(cache)
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        document = {
+            "schema": 1,
+            "folder": str(folder),
+            "arch": "aarch64",
+            "runtimes": native_runner.versions(),
+            "size_bytes": size,
+            "files": {file.name: caches.sha256(file) for file in sorted(folder.iterdir())},
+        }
+    known = ", ".join(f"{name} {number}" for name, number in native_runner.versions().items())
+    state = "was built already" if there else "built"
+    return document, [f"{folder}: {state}, {report.size(size)}, with {known}"]
+
+
+def verify(folder: Path, address: str, *, run: bool) -> Shown:
+    with Cache() as cache, cache.scratch() as scratch:
+        connect.check_address(address)
+        write.check_folder(folder)
+        device = connect.reach(address, cache)
+        try:
+            if run and not isinstance(device, Local):
+                raise UsageError("--run executes run.py on this machine: leave --device out")
+            document = write.verify(folder, Local(cache), device, run=run, scratch=scratch)
+        finally:
+            device.close(keep=True)
+    checks: dict[str, str] = document["checks"]
+    said = ", ".join(name for name, result in checks.items() if result != write.NO_VECTORS)
+    lines = [f"{shown(folder)}: verified ({said})"]
+    if write.NO_VECTORS in checks.values():
+        lines.append("it holds no golden vectors: what its model gives was not checked")
+    lines.append(
+        "known to be unchanged, and no more: README.md and whatever it holds of sources, build "
+        "files and measurements; read them before you follow or build them"
+    )
+    return document, lines
+
+
+# --- bench
+
+
+def bench(
+    paths: list[Path],
+    target_name: str | None,
+    address: str,
+    threads: int | None,
+    batch: int | None,
+    shapes: list[str],
+    mode: Literal["quick", "default", "thorough"],
+    seed: int,
+    second_opinion: Path | None,
+    progress: Progress,
+    screen: Screen = PLAIN,
+) -> Shown:
+    """Time artifacts against each other; the first is the baseline.
+
+    `second_opinion`: a copy of Google's benchmark_model, run on .tflite artifacts besides.
+    """
+    default = "tflm" if connect.is_board(address) else "x86-64"
+    target = targets.load(target_name or default)
+    check_options(target)
+    if second_opinion:
+        benchmark_model.check(second_opinion)
+    with Cache() as cache, cache.scratch() as scratch, contextlib.ExitStack() as stack:
+        device = connect.connect(target, address, cache)
+        stack.callback(lambda: device.close(keep=True))
+        facts = device.facts()
+        threads = choose_threads(threads, target, facts)
+        flagged = check_fit(device)
+        if isinstance(device, Remote):
+            device.take()
+            device.pin(threads)
+        for said in flagged:
+            progress.say(f"warning: {said}")
+        host = Local(cache)
+        progress.step("reading and converting")
+        candidates: list[Candidate] = []
+        failed: list[Trial] = []
+        for path in paths:
+            made, refused = _candidates(path, target, threads, batch, shapes, host, cache, scratch)
+            candidates += made
+            failed += refused
+        candidates = _unique(candidates)
+        progress.step("measuring")
+        feeds = _random_feeds(candidates, scratch, cache)
+        if isinstance(device, Board):
+            _check_held(device, host, candidates, feeds)
+        if isinstance(device, Board) and facts.emulated:
+            return _counted(device, candidates, feeds, facts)
+        modes = measure.BOARD if isinstance(device, Board) else measure.MODES
+        outcome = measure.measure(
+            device, candidates, feeds.__getitem__, modes[mode], progress, seed=seed
+        )
+        trials = [_trial(c, outcome, candidates[0].name, facts.emulated) for c in candidates]
+        if isinstance(device, Board):
+            flashed = {"load_ms": "the model is part of the firmware, and is not loaded"}
+            trials = [replace(trial, load_ms=None, missing=flashed) for trial in trials]
+        trials += failed
+        opinions = _opinions(device, candidates, second_opinion, threads)
+        raw = keep_raw(trials, cache)
+    if not outcome.rounds:
+        said = "; ".join(f"{name}: {why}" for name, why in outcome.failures.items())
+        raise DeviceError(f"nothing could be measured: {said}")
+    document = {
+        "schema": 1,
+        "mode": mode,
+        "seed": seed,
+        "device": report.device_document(facts),
+        "warnings": flagged,
+        "threads": threads,
+        "baseline": candidates[0].name,
+        "raw_samples": str(raw) if raw else None,
+        "candidates": [
+            {**report.candidate_document(t), "benchmark_model": opinions.get(t.name)}
+            for t in trials
+        ],
+    }
+    base = next((t for t in trials if t.name == candidates[0].name), None)
+    lines = text.table(trials, base, text.Setting(p90=True), screen)
+    lines += text.notes(trials, screen)
+    lines += [f"{t.name}: {t.reason}" for t in trials if t.reason]
+    return document, [*lines, *_told(opinions)]
+
+
+def _check_held(board: Board, host: Local, candidates: list[Candidate], feeds: "_Feeds") -> None:
+    """Firmware that does not say what it holds must compute what each candidate does."""
+    for candidate in candidates if board.holds is None else ():
+        found = agree.agreement(host, board, candidate, feeds[candidate], floats=False)
+        if found.largest_difference > manifest.TOLERANCE["i8"] * found.peak:
+            raise agree.wrong_model(board.address, candidate.name, found)
+
+
+def _counted(
+    device: Board, candidates: list[Candidate], feeds: "_Feeds", facts: DeviceFacts
+) -> Shown:
+    """On an emulator instructions are counted: no time is told, and nothing is faster."""
+    profiles = {c.name: measure.profile(device, c, feeds[c]) for c in candidates}
+    document = {
+        "schema": 1,
+        "device": report.device_document(facts),
+        "candidates": [{"name": name, "ran_on": found} for name, found in profiles.items()],
+    }
+    lines = [
+        f"{name}: {found['instructions_per_inference']:,} instructions per inference"
+        for name, found in profiles.items()
+    ]
+    return document, lines
+
+
+def _opinions(
+    device: Device, candidates: list[Candidate], program: Path | None, threads: int
+) -> dict[str, dict[str, Any]]:
+    """What benchmark_model says of each .tflite artifact; an error of it is its word."""
+    if program is None:
+        return {}
+    found: dict[str, dict[str, Any]] = {}
+    for candidate in candidates:
+        if candidate.runtime == "litert":
+            try:
+                found[candidate.name] = benchmark_model.run(
+                    device, program, candidate.files[0], threads
+                )
+            except DeviceError as error:
+                found[candidate.name] = {"error": str(error)}
+    return found
+
+
+def _told(opinions: dict[str, dict[str, Any]]) -> list[str]:
+    lines = []
+    for name, said in opinions.items():
+        average = f"{report.milliseconds(said['avg_ms'])} on average" if "avg_ms" in said else ""
+        lines.append(f"benchmark_model of {name}: {average or said.get('error')}")
+    return lines
+
+
+def _candidates(
+    path: Path,
+    target: Target,
+    threads: int,
+    batch: int | None,
+    shapes: list[str],
+    device: Local,
+    cache: Cache,
+    scratch: Path,
+) -> tuple[list[Candidate], list[Trial]]:
+    """-> what can be measured of a path, and what cannot, with the reason."""
+    if path.is_dir():
+        return [_from_bundle(path, device, scratch)], []
+    if path.suffix == ".xml":
+        return [_from_ir(path, target, threads, device)], []
+    found = model.read(path, model.parse_shapes(shapes), batch, cache, device)
+    recipe = _as_it_is(path, found, target)
+    made, failed = [], []
+    hub = Hub(found, target, None, device, cache)
+    for runtime in recipe.runtimes:
+        if found.format == "tflite" and runtime not in TFLITE:
+            continue
+        name = f"{path.name} {recipe.name}@{runtime}"
+        try:
+            source = hub.source(recipe, runtime, lambda *_: None)
+            made.append(
+                convert(name, found, recipe, runtime, target, threads, device, cache, source)
+            )
+        except UnsupportedError as error:
+            trial = Trial(
+                name, recipe.name, runtime, found.stem, status="failed", reason=str(error)
+            )
+            failed.append(replace(trial, failure="conversion"))
+    if not made:
+        if found.format == "tflite" and not failed:
+            raise UnsupportedError(
+                f"{path}: the target {target.name} has no LiteRT, which alone runs .tflite files; "
+                "try --target tflite-x86"
+            )
+        reasons = "; ".join(trial.reason or "" for trial in failed)
+        raise UnsupportedError(f"{path}: no runtime of {target.name} runs it: {reasons}")
+    return made, failed
+
+
+def _as_it_is(path: Path, found: Model, target: Target) -> Recipe:
+    """The recipe under which a file is run as it is: in float, or where a target has no such recipe
+    the one whose format the model has."""
+    for recipe in target.recipes:
+        if recipe.name == EXACT:
+            return recipe
+        if found.quantized and not recipe.split and (recipe.compute == "i16") == found.wide:
+            return recipe
+    raise UnsupportedError(
+        f"{path}: {target.name} runs no floats; `deploy {shlex.quote(str(path))} --target "
+        f"{target.name} --data …` quantizes it"
+    )
+
+
+def _from_bundle(folder: Path, host: Local, scratch: Path) -> Candidate:
+    """The artifact of a bundle, with the options that it ships with. Its manifest is believed of
+    the artifact only what the artifact says of itself. What is checked is a private copy, and that
+    is measured."""
+    copy = scratch / f"bundle-{secrets.token_hex(8)}"
+    copy.mkdir(mode=0o700)
+    _copy_artifact(folder, copy)
+    document, problems = manifest.read(copy)
+    if not problems:
+        run = document["run"]
+        described = _described(run["runtime"], copy / run["files"][0], host)
+        problems = manifest.untrue_tensors(run, described)
+    if problems:
+        raise UsageError(f"{folder}: {'; '.join(problems[:5])}")
+    files = tuple(copy / name for name in run["files"])
+    return _candidate(
+        f"{folder.name} {document['chosen']}", run["runtime"], files, run["options"], run
+    )
+
+
+def _copy_artifact(folder: Path, copy: Path) -> None:
+    """The manifest of a bundle and the files that an artifact may have."""
+    try:
+        with copying.opened(folder) as there:
+            entries = {
+                name: state
+                for name, state in copying.inside(there).items()
+                if name == "manifest.json"
+                or ("/" not in name and manifest.kind_of(name) == "artifact")
+            }
+            copying.check_room(entries, copy)
+            for name, state in entries.items():
+                copying.copied(there, name, state.st_size, copy / name)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"{shown(folder)}: it cannot be read: {why}") from None
+
+
+def _described(runtime: str, path: Path, host: Local) -> dict[str, list[dict[str, Any]]]:
+    """An artifact's own inputs and outputs; it is a stranger's, and read in a child process.
+
+    A .tflite file that breaks its specification is refused: the runtime would not survive some.
+    """
+    kind, broken = text.RUNTIMES.get(runtime, runtime), []
+    with host.worker() as worker:
+        try:
+            if runtime in TFLITE:
+                broken = _asked(worker, "converters.tflite.check:file", path)
+            found: dict[str, list[dict[str, Any]]] = _asked(
+                worker, f"runtimes.{runtime}.convert:describe", path
+            )
+        except OnmetalError as error:
+            raise UsageError(f"{path}: {kind} cannot read it: {error}") from None
+    if broken:
+        raise UsageError(f"{path}: it violates TFLite's specification: {broken[0]}")
+    return found
+
+
+def _asked(worker: Worker, function: str, path: Path) -> Any:
+    return worker.call(
+        "call",
+        timeout_s=600,
+        cpu_s=limits.cpu_s(path.stat().st_size),
+        function=f"onmetal.{function}",
+        path=str(path),
+    )
+
+
+def _from_ir(path: Path, target: Target, threads: int, device: Local) -> Candidate:
+    """OpenVINO's own format: its inputs are asked of OpenVINO."""
+    if not path.exists():
+        raise UsageError(f"{path}: there is no such file{near(path, ('.xml',))}")
+    files = (path, path.with_suffix(".bin"))
+    for file in files:  # OpenVINO would wait for a FIFO, and read from a device for ever
+        if file == path or file.exists():
+            with open_regular(file):
+                pass
+    found = _described("openvino", path, device)
+    for tensor in (*found["inputs"], *found["outputs"]):
+        if tensor["shape"] is None or -1 in tensor["shape"]:
+            raise UsageError(f"{path}: the shape of {tensor['name']!r} is not static")
+    if problems := manifest.impossible(_tensors(found, "inputs"), _tensors(found, "outputs")):
+        raise UsageError(f"{path}: {problems[0]}")
+    from onmetal.runtimes import for_runtime
+
+    options = for_runtime("openvino").options("f32", threads)
+    return _candidate(f"{path.name} fp32@openvino", "openvino", files, options, found)
+
+
+def _tensors(found: dict[str, Any], side: str) -> tuple[Tensor, ...]:
+    return msgspec.convert(found[side], tuple[Tensor, ...])
+
+
+def _candidate(
+    name: str,
+    runtime: str,
+    files: tuple[Path, ...],
+    options: dict[str, Any],
+    tensors: dict[str, Any],
+) -> Candidate:
+    from importlib.metadata import version
+
+    there = tuple(file for file in files if file.is_file())
+    digest = caches.sha256(*there)
+    inputs, outputs = _tensors(tensors, "inputs"), _tensors(tensors, "outputs")
+    firsts = {tensor.shape[0] if tensor.shape else None for tensor in (*inputs, *outputs)}
+    of = Model(
+        path=files[0],
+        prepared=files[0],
+        prepared_sha256=digest,
+        format="onnx",
+        sha256=digest,
+        size_bytes=sum(file.stat().st_size for file in there),
+        inputs=inputs,
+        outputs=outputs,
+        parameters=0,
+        macs=None,
+        operators={},
+        batch=(firsts.pop() if len(firsts) == 1 else 1) or 1,
+    )
+    return Candidate(
+        name=name,
+        recipe=name.rpartition(" ")[2].partition("@")[0].rpartition("/")[2],
+        runtime=runtime,
+        runtime_version=version(targets.packages(runtime)[0]),
+        model=of,
+        files=there,
+        sha256=digest,
+        size_bytes=of.size_bytes,
+        options=options,
+    )
+
+
+def _unique(candidates: list[Candidate]) -> list[Candidate]:
+    """One file given twice is measured twice: the second is called `… #2`."""
+    seen: Counter[str] = Counter()
+    found = []
+    for candidate in candidates:
+        seen[candidate.name] += 1
+        number = seen[candidate.name]
+        name = candidate.name if number == 1 else f"{candidate.name} #{number}"
+        found.append(replace(candidate, name=name))
+    return found
+
+
+class _Feeds(dict[str, Path]):
+    def __getitem__(self, candidate: Any) -> Path:
+        return super().__getitem__(candidate.name)
+
+
+def _random_feeds(candidates: list[Candidate], scratch: Path, cache: Cache) -> _Feeds:
+    found = _Feeds()
+    for number, candidate in enumerate(candidates):
+        wanted = sum(manifest.size_bytes(tensor) for tensor in candidate.model.inputs)
+        if wanted > FEED_BYTES:
+            raise UsageError(
+                f"{candidate.name}: its inputs take {wanted} bytes; random ones are made of at "
+                f"most {FEED_BYTES}"
+            )
+        data = samples.random(candidate.model, cache, candidate.model.batch)
+        fed = data.feed(candidate.model, range(candidate.model.batch))
+        path = scratch / f"feeds-{number}.npz"
+        np.savez(path, **{f"0/{name}": array for name, array in fed.items()})  # type: ignore[arg-type]
+        found[candidate.name] = path
+    return found
+
+
+def _trial(candidate: Candidate, outcome: measure.Outcome, baseline: str, emulated: bool) -> Trial:
+    trial = Trial(
+        candidate.name,
+        candidate.recipe,
+        candidate.runtime,
+        candidate.model.stem,
+        candidate,
+    )
+    rounds = outcome.rounds.get(candidate.name)
+    if rounds is None:
+        why = outcome.failures.get(candidate.name, "not measured")
+        return replace(trial, status="failed", failure="device", reason=why)
+    versus = None
+    if baseline in outcome.rounds and not emulated:
+        versus = statistics.compare(outcome.rounds[baseline], rounds)
+    trial = with_figures(trial, rounds, candidate.model.batch, emulated=emulated)
+    return replace(trial, versus_baseline=versus)

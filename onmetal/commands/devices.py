@@ -1,0 +1,177 @@
+"""`deploy devices`: what is attached and ready, and what each lacks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from onmetal import targets
+from onmetal.errors import DeviceError
+from onmetal.files.cache import Cache
+from onmetal.profilers.devices import connect
+from onmetal.profilers.devices.local import Local
+from onmetal.profilers.devices.remote import adb, native_runner
+from onmetal.profilers.devices.remote.device import Remote
+from onmetal.records import DeviceFacts
+from onmetal.reports import report
+from onmetal.targets import Target
+
+Shown = tuple[dict[str, Any], list[str]]
+
+
+def show(addresses: list[str]) -> Shown:
+    """This machine, what adb sees, and the addresses given (boards over ssh are in no list)."""
+    for address in addresses:
+        connect.check_address(address)
+    with Cache() as cache:
+        found = [_local(cache), *_by_adb(cache)]
+        for address in dict.fromkeys(addresses):
+            listed = {entry["address"] for entry in found}
+            if address not in listed | {"adb"}:  # of which all were asked
+                found.append(_reached(address, cache))
+    lines = [line for entry in found for line in _lines(entry)]
+    return {"schema": 1, "devices": found}, lines
+
+
+def _local(cache: Cache) -> dict[str, Any]:
+    facts = Local(cache).facts()
+    lacks = [
+        f"the runtime {name}: {targets.install(name)}"
+        for name in targets.RUNTIMES
+        if name not in facts.runtimes
+    ]
+    lacks.append("a power meter: energy is not measured by this version")
+    if facts.state.get("virtual_machine"):
+        lacks.append("a machine of its own: it is virtual, others on its host disturb timings")
+    if facts.state.get("governor") not in (None, "performance"):
+        lacks.append(
+            f"a steady clock: the governor is {facts.state['governor']}; "
+            "`cpupower frequency-set -g performance` makes timings steadier"
+        )
+    return _entry(facts, bool(facts.runtimes), None, lacks)
+
+
+def _by_adb(cache: Cache) -> list[dict[str, Any]]:
+    """What adb lists; an entry that says why, where adb itself is not there or fails."""
+    try:
+        program = adb.client()
+        if program is None:
+            return [_absent("adb", f"there is no adb program: {adb.INSTALL}")]
+        there = adb.attached(program)
+    except DeviceError as error:
+        return [_absent("adb", str(error))]
+    if not there:
+        return [
+            _absent(
+                "adb",
+                "no phone is attached: plug one in and switch USB debugging on in its developer "
+                "options, or `adb connect HOST:PORT`",
+            )
+        ]
+    return [
+        {**_absent(f"adb:{one.serial}", one.trouble), "model": one.model}
+        if one.trouble
+        else _reached(f"adb:{one.serial}", cache)
+        for one in there
+    ]
+
+
+def _reached(address: str, cache: Cache) -> dict[str, Any]:
+    try:
+        device = connect.reach(address, cache)
+    except DeviceError as error:
+        return _absent(address, str(error))
+    try:
+        facts = device.facts()
+        refused, flagged = device.unfit() if isinstance(device, Remote) else ([], [])
+        lacks = []
+        if (
+            facts.arch == "aarch64"
+            and native_runner.find(cache) is None
+            and native_runner.compiler() is None
+        ):
+            lacks.append(
+                "onmetal's own runner, and a compiler to build it with: "
+                "`apt install gcc-aarch64-linux-gnu` or `pip install ziglang`"
+            )
+        if not facts.more.get("meters"):
+            lacks.append("a power meter that could be read")
+        ready = not refused and bool(facts.runtimes)
+        return _entry(facts, ready, "; ".join(refused), lacks, flagged)
+    finally:
+        device.close()
+
+
+def _entry(
+    facts: DeviceFacts, ready: bool, why: str | None, lacks: list[str], warnings: Sequence[str] = ()
+) -> dict[str, Any]:
+    fits = [t.name for t in map(targets.load, targets.names()) if _fits(t, facts)]
+    if not fits:
+        why = why or f"no target is for {facts.arch}"
+    return {
+        **report.device_document(facts),
+        "ready": ready and bool(fits),
+        "why": why or None,
+        "targets": fits,
+        "lacks": lacks,
+        "warnings": list(warnings),
+    }
+
+
+REACHED = {"ssh": ("ssh", "local"), "socket": ("serial",), "qemu": ("serial",)}
+"""Transport of an address -> those of the targets that may be reached so."""
+
+
+def _fits(target: Target, facts: DeviceFacts) -> bool:
+    """Whether the target is for such a device: a machine over ssh may be any that runs Linux."""
+    transport = facts.address.partition(":")[0]
+    reached = REACHED.get(transport, (transport,))
+    return target.arch == facts.arch and target.device.transport in reached
+
+
+def _absent(address: str, why: str | None) -> dict[str, Any]:
+    return {
+        "address": address,
+        "ready": False,
+        "why": why,
+        "targets": [],
+        "lacks": [],
+        "warnings": [],
+    }
+
+
+def _lines(entry: dict[str, Any]) -> list[str]:
+    state = "ready" if entry["ready"] else "not ready"
+    lines = [f"{entry['address']}  {state}" + (f": {entry['why']}" if entry["why"] else "")]
+    if "arch" not in entry:
+        return lines
+    named = " ".join(word for word in (entry.get("model"), entry.get("soc")) if word)
+    if named:
+        lines.append(f"  {named}")
+    memory = report.size(entry["memory_bytes"]) if entry["memory_bytes"] else "memory not known"
+    lines.append(
+        f"  {entry['cpu']}, {entry['cores']} cores, {memory}, {entry['os']}, {entry['arch']}"
+    )
+    for cluster in entry.get("clusters", []):
+        clock = f" at up to {cluster['max_khz'] / 1000:.0f} MHz" if cluster["max_khz"] else ""
+        lines.append(f"  cores {', '.join(map(str, cluster['cpus']))}{clock}")
+    state = _state(entry["state"])
+    lines += [f"  {state}"] if state else []
+    lines.append("  runtimes: " + (", ".join(f"{n} {v}" for n, v in entry["runtimes"].items())))
+    if entry.get("meters"):
+        read = "" if connect.is_board(entry["address"]) else " (not read by this version)"
+        lines.append(f"  meters seen{read}: {', '.join(entry['meters'])}")
+    lines.append(f"  targets: {', '.join(entry['targets']) or 'none'}")
+    lines += [f"  lacks {lack}" for lack in entry["lacks"]]
+    return lines + [f"  note: {warning}" for warning in entry["warnings"]]
+
+
+def _state(state: dict[str, Any]) -> str:
+    said = []
+    if "battery_percent" in state:
+        charging = ", charging" if state.get("charging") else ""
+        said.append(f"battery {state['battery_percent']:.0f} %{charging}")
+    for name, what in (("temperature_c", ""), ("battery_temperature_c", "battery ")):
+        if name in state:
+            said.append(f"{what}{state[name]:.0f} °C")
+    if "thermal_status" in state:
+        said.append(f"thermal status {state['thermal_status']}")
+    return ", ".join(said)

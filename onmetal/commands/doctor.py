@@ -1,0 +1,176 @@
+"""`deploy doctor`: what of an installation works, what each part enables, what mends the rest."""
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from onmetal import __version__, targets
+from onmetal.errors import DeviceError
+from onmetal.files.cache import Cache
+from onmetal.profilers.devices.remote import adb, native_runner
+from onmetal.records import plain
+
+Shown = tuple[dict[str, Any], list[str]]
+FREE_BYTES = 2_000_000_000
+"""Of the cache's disk: conversions and calibration data of a middling model."""
+
+
+class Check(Struct, frozen=True):
+    """One thing that was looked at. `fix`: the command or deed that mends it; None: it is well."""
+
+    name: str
+    found: str
+    enables: str
+    fix: str | None = None
+
+
+EXTRAS = (
+    ("nncf", "nncf", "the candidate int8-nncf for OpenVINO"),
+    ("adbutils", "devices", "adb without an installation of Android's tools"),
+    ("ziglang", "devices", "building the runner for ARM without root"),
+    ("ethos-u-vela", "embedded", "candidates for the Ethos-U NPU"),
+    ("pyserial", "devices", "microcontrollers: --device serial:///dev/tty…"),
+)
+"""Package, the extra of onmetal that has it, what it is for."""
+
+
+def show() -> Shown:
+    checks = [
+        *_core(),
+        *_extras(),
+        _adb(),
+        _ssh(),
+        *_runner(),
+        *_power(),
+        _clock(),
+        _gpu(),
+        _disk(),
+    ]
+    document = {"schema": 1, "checks": [plain(check) for check in checks]}
+    return document, [line for check in checks for line in _lines(check)]
+
+
+def _lines(check: Check) -> list[str]:
+    mark = "ok     " if check.fix is None else "missing"
+    lines = [f"{mark}  {check.name}: {check.found} ({check.enables})"]
+    return lines + ([f"         {check.fix}"] if check.fix else [])
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _core() -> list[Check]:
+    checks = [
+        Check("onmetal", f"{__version__}, Python {platform.python_version()}", "everything else")
+    ]
+    for runtime in targets.RUNTIMES:
+        names = targets.packages(runtime)
+        found = next((f"{name} {_installed(name)}" for name in names if _installed(name)), None)
+        fix = None if found else targets.install(runtime)
+        checks.append(Check(runtime, found or "not installed", f"candidates of {runtime}", fix))
+    return checks
+
+
+def _extras() -> list[Check]:
+    checks = []
+    for package, extra, enables in EXTRAS:
+        found = _installed(package)
+        fix = f"pip install 'onmetal[{extra}]'"
+        checks.append(Check(package, found or "not installed", enables, None if found else fix))
+    return checks
+
+
+def _adb() -> Check:
+    enables = "Android phones: --device adb"
+    try:
+        program = adb.client()
+        if program is None:
+            return Check("adb", "not found", enables, adb.INSTALL.replace("`", ""))
+        there = adb.attached(program)
+    except DeviceError as error:
+        asked = os.environ.get("ADB")
+        fix = "unset ADB" if asked and not shutil.which(asked) else "adb kill-server; adb devices"
+        return Check("adb", str(error), enables, fix)
+    troubled = [f"{one.serial} is {one.trouble}" for one in there if one.trouble]
+    if troubled:
+        return Check("adb", program, enables, "; ".join(troubled))
+    return Check("adb", f"{program}, {len(there)} device(s)", enables)
+
+
+def _ssh() -> Check:
+    found = shutil.which("ssh")
+    fix = None if found else "apt install openssh-client"
+    return Check("ssh", found or "not found", "Linux boards: --device ssh://user@host", fix)
+
+
+def _runner() -> list[Check]:
+    enables = "phones and ARM boards without Python and runtimes"
+    if lacking := [
+        name for name in native_runner.LIBRARIES if name not in native_runner.versions()
+    ]:
+        package = targets.packages(lacking[0])[0]
+        return [Check("runner for ARM", f"{package} is missing", enables, f"pip install {package}")]
+    with Cache() as cache:
+        built = native_runner.find(cache)
+    if built:
+        return [Check("runner for ARM", str(built), enables)]
+    compiler = native_runner.compiler()
+    if compiler is None:
+        fix = "apt install gcc-aarch64-linux-gnu, or without root: pip install ziglang"
+        return [Check("compiler for ARM", "not found", "building the runner for ARM", fix)]
+    return [
+        Check("compiler for ARM", " ".join(compiler[:3]), "building the runner for ARM"),
+        Check("runner for ARM", "not built yet", enables, "deploy runner build"),
+    ]
+
+
+def _power() -> list[Check]:
+    """Meters are looked for, so that what will be measurable is known; none is read yet."""
+    enables = "energy, which is not measured by this version"
+    zones = sorted(Path("/sys/class/powercap").glob("intel-rapl:*/energy_uj"))
+    if not zones:
+        return [Check("power meter", "none seen (no RAPL)", enables)]
+    readable = [zone for zone in zones if os.access(zone, os.R_OK)]
+    fix = None if readable else "sudo chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj"
+    return [Check("power meter", f"RAPL, {len(readable)} of {len(zones)} readable", enables, fix)]
+
+
+def _clock() -> Check:
+    try:
+        governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip()
+    except OSError:
+        return Check("clock", "its governor is not visible here", "steady timings")
+    fix = None if governor == "performance" else "sudo cpupower frequency-set -g performance"
+    return Check("clock", f"governor {governor}", "steady timings", fix)
+
+
+def _gpu() -> Check:
+    enables = "a GPU, which is no target of this version"
+    try:
+        driver = Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
+    except (OSError, IndexError):
+        driver = ""
+    if driver:
+        return Check("GPU driver", " ".join(driver.split())[:80], enables)
+    nodes = sorted(Path("/dev/dri").glob("renderD*"))
+    if not nodes:
+        return Check("GPU driver", "none seen", enables)
+    readable = os.access(nodes[0], os.R_OK | os.W_OK)
+    fix = None if readable else 'sudo usermod -aG render "$USER", then log in again'
+    return Check("GPU driver", str(nodes[0]), enables, fix)
+
+
+def _disk() -> Check:
+    with Cache() as cache:
+        free = shutil.disk_usage(cache.root).free
+        fix = None if free > FREE_BYTES else f"free space on the disk of {cache.root}"
+        return Check("cache", f"{cache.root}, {free / 1e9:.1f} GB free", "all work", fix)

@@ -1,0 +1,346 @@
+"""`deploy inspect`: what a model takes, gives and costs, what of it a target runs, and where 8 bits
+hurt."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from onmetal import targets
+from onmetal.bundles import manifest
+from onmetal.calibration import samples
+from onmetal.calibration.calibrated import Hub
+from onmetal.calibration.fidelity import BAD_DB
+from onmetal.deploy import micro, model
+from onmetal.deploy.convert import convert
+from onmetal.deploy.propose.plan import plan
+from onmetal.deploy.request import check_runtimes
+from onmetal.errors import DeviceError, UnsupportedError, UsageError
+from onmetal.files.cache import Cache
+from onmetal.profilers.devices.local import Local
+from onmetal.progress import Progress
+from onmetal.records import Model, plain
+from onmetal.reports import report
+from onmetal.runtimes import check_options
+from onmetal.samples import Samples
+from onmetal.targets import TFLITE, Recipe, Target
+from onmetal.texts.suggest import near
+
+Shown = tuple[dict[str, Any], list[str]]
+
+FORMATS = {"onnx": "ONNX", "tflite": "TFLite"}
+RANDOM_SAMPLES = 8
+DEFAULT_TARGET = "x86-64"
+"""Whose first calibrated format sensitivity is told of where no target is named."""
+SHOWN = 10
+"""Rows of a long list that are for people; `--json` has all."""
+
+
+def inspect(
+    path: Path,
+    target_name: str | None,
+    batch: int | None,
+    shapes: list[str],
+    data: str | None,
+    follow_links: bool,
+    plot: Path | None,
+    progress: Progress,
+) -> Shown:
+    target = targets.load(target_name) if target_name else None
+    if target:
+        check_options(target)
+    with Cache() as cache:
+        device = Local(cache)
+        if target:
+            check_runtimes(target, device)
+        found = model.read(path, model.parse_shapes(shapes), batch, cache, device)
+        support: list[dict[str, Any]] = []
+        memory: dict[str, Any] | None = None
+        if target and target.micro:
+            support, memory = _on_micro(target, found, device, cache, plot)
+        elif target:
+            support = _support(target, found, device, cache, bool(data))
+        sensitivity = None
+        if data:
+            rules = target or targets.load(DEFAULT_TARGET)
+            sensitivity = _sensitivity(rules, found, data, follow_links, device, cache, progress)
+    document = {
+        "schema": 1,
+        **report.model_document(found),
+        "operators": found.operators,
+        "target": target.name if target else None,
+        "support": support,
+        "memory": memory,
+        "sensitivity": sensitivity,
+    }
+    lines = [
+        f"{path}: {FORMATS[found.format]}, {report.size(found.size_bytes)}, batch {found.batch}"
+    ]
+    for kind, tensors in (("input", found.inputs), ("output", found.outputs)):
+        lines += [f"{kind}  {t.name}  {t.dtype}{list(t.shape)}" for t in tensors]
+    macs = "not counted: a shape is not static" if found.macs is None else f"{found.macs:,}"
+    lines.append(f"parameters {found.parameters:,}; multiply-accumulates {macs}")
+    lines.append("operators " + ", ".join(f"{n} {name}" for name, n in found.operators.items()))
+    lines += [f"note: {note}" for note in found.notes]
+    for entry in support:
+        lines.append(f"{entry['candidate']}: {entry['says']}")
+    if memory:
+        lines += _memory_lines(memory, target)
+    if sensitivity:
+        lines += _sensitivity_lines(sensitivity)
+    return document, lines
+
+
+def _support(
+    target: Target, found: Model, device: Local, cache: Cache, samples: bool
+) -> list[dict[str, Any]]:
+    """What of the target's plan can run the model, and what not and why. What is calibrated is not
+    made here: whether it can be is said by the plan."""
+    support = []
+    for entry in plan(target, [found], device.facts(), None, samples=True):
+        says, runs = entry.skipped or "runs completely", not entry.skipped
+        if runs and entry.recipe.method != "float":
+            says = "can be tried" if samples else "can be tried, once calibrated with --data"
+        elif runs:
+            try:
+                source = Hub(found, target, None, device, cache).source(
+                    entry.recipe, entry.runtime, lambda *_: None
+                )
+                convert(
+                    entry.name,
+                    found,
+                    entry.recipe,
+                    entry.runtime,
+                    target,
+                    1,
+                    device,
+                    cache,
+                    source,
+                )
+            except UnsupportedError as error:
+                says, runs = f"cannot run it: {error}", False
+        support.append({"candidate": entry.name, "runs": runs, "says": says})
+    return support
+
+
+def _on_micro(
+    target: Target, found: Model, device: Local, cache: Cache, plot: Path | None
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """What of the plan TFLite Micro runs, and the memory of the least exact of it."""
+    support: list[dict[str, Any]] = []
+    last = None
+    for entry in plan(target, [found], device.facts(), None, samples=True):
+        runs = not entry.skipped
+        says = entry.skipped or "runs completely, once calibrated with --data"
+        if runs:
+            try:
+                lacking = micro.lacking(entry, target, device, cache)
+            except UnsupportedError as error:
+                lacking = [str(error)]
+            if lacking:
+                says, runs = f"TFLite Micro does not run {'; '.join(lacking)}", False
+        if runs and not entry.recipe.split:
+            last = entry
+        support.append({"candidate": entry.name, "runs": runs, "says": says})
+    memory = micro.preview(last, target, device, cache) if last else None
+    if memory:
+        drawing = memory["plan"].pop("svg")
+        if plot:
+            plot.write_text(drawing, "utf-8")
+    return support, memory
+
+
+def _memory_lines(memory: dict[str, Any], target: Target | None) -> list[str]:
+    arena, flash, plan = memory["arena"], memory["flash"], memory["plan"]
+    chip = target.chip if target else None
+    lines = [f"memory of {memory['candidate']}, in the order that needs the least:"]
+    said = f"arena {arena['total']:,} bytes, counted by TFLite Micro here"
+    if plan["modelled"]:
+        said += f"; {plan['modelled']['total_bytes']:,} modelled with CMSIS-NN's kernels"
+    lines.append(said + (f"; the chip has {chip.ram_kib * 1024:,}" if chip else ""))
+    said = f"flash {flash['total_bytes']:,} bytes: weights {flash['weights_bytes']:,}, graph "
+    said += f"{flash['graph_bytes']:,}, code about {flash['code_bytes']:,}"
+    lines.append(said + (f"; the chip has {chip.flash_kib * 1024:,}" if chip else ""))
+    if memory["npu"]:  # Vela plans its memory by itself
+        used = memory["npu"]["memory_bytes"]
+        lines[1] = f"RAM {used['sram']:,} bytes of SRAM, {used['dram']:,} of DRAM, by Vela"
+        return [*lines, *report.npu_lines(memory["npu"])]
+    return [*lines, *plan["timeline"].splitlines()]
+
+
+def _sensitivity(
+    target: Target,
+    found: Model,
+    data: str,
+    follow_links: bool,
+    device: Local,
+    cache: Cache,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Each operator alone in 8 bits, by the first static format of the target's that fits the
+    model."""
+    if found.quantized:
+        raise UsageError(
+            f"{found.path}: it is quantized already; sensitivity is told of float models: give the "
+            "float one, or leave --data out"
+        )
+    recipe, in_tflite = _static(target, found)
+    progress.step("asking how sensitive each operator is")
+    loaded = _loaded(data, follow_links, found, cache)
+    parts = samples.split(loaded)
+    calibration = parts[0] if parts else loaded
+    hub = Hub(found, target, calibration, device, cache)
+    assert recipe.format
+    by = hub.flat if in_tflite else hub
+    rows = by.sensitivity(recipe.format, _told(progress))
+    return {"recipe": recipe.name, "samples": calibration.count, "operators": rows}
+
+
+def _static(target: Target, found: Model) -> tuple[Recipe, bool]:
+    """-> the recipe, and whether it quantizes a TFLite graph. 8-bit activations come first, and of
+    these the formats of ONNX graphs."""
+    static = [
+        (recipe.compute != "i8", bool(set(TFLITE) & set(recipe.runtimes)), recipe)
+        for recipe in target.recipes
+        if recipe.method == "static"
+    ]
+    for _, in_tflite, recipe in sorted(static, key=lambda entry: entry[:2]):
+        if in_tflite or found.format == "onnx":
+            return recipe, in_tflite
+    raise UsageError(
+        f"the target {target.name} has no calibrated 8-bit recipe for {FORMATS[found.format]} "
+        f"models, by which sensitivity would be told; try --target {DEFAULT_TARGET}"
+    )
+
+
+def _told(progress: Progress) -> Callable[[float, float, str], None]:
+    return lambda done, total, what: progress(done, total, what)
+
+
+def _sensitivity_lines(found: dict[str, Any]) -> list[str]:
+    rows = found["operators"]
+    lines = [
+        "",
+        f"sensitivity to {found['recipe']}: each operator alone in 8 bits, worst first",
+        "(SQNR of the worst output; an operator far below the others is one to keep in float)",
+    ]
+    lines += [
+        f"  {row['sqnr_db']:6.1f} dB  {row['operator']} that gives {row['tensor']}"
+        for row in rows[:SHOWN]
+    ]
+    if len(rows) > SHOWN:
+        lines.append(f"  and {len(rows) - SHOWN} more, the best {rows[-1]['sqnr_db']:.1f} dB")
+    return lines
+
+
+# --- an artifact against its float model
+
+
+def compare(
+    path: Path,
+    against: Path,
+    batch: int | None,
+    shapes: list[str],
+    data: str | None,
+    follow_links: bool,
+    progress: Progress,
+) -> Shown:
+    """Where an artifact leaves its float model: every tensor that both have, and the first bad one.
+
+    `path`: an ONNX or TFLite file, an OpenVINO IR (.xml) or a bundle.
+    """
+    progress.step("comparing")
+    artifact = _artifact(path)
+    with Cache() as cache:
+        device = Local(cache)
+        found = model.read(against, model.parse_shapes(shapes), batch, cache, device)
+        reference, function = found.prepared, "onmetal.calibration.compare:tensors"
+        if artifact.suffix == ".tflite" or found.format == "tflite":
+            if artifact.suffix != ".tflite":
+                raise UsageError(f"{path}: only a .tflite file can be compared with a .tflite file")
+            model.read(artifact, {}, None, cache, device)  # refused here where it is damaged
+            reference = Hub(found, targets.load(DEFAULT_TARGET), None, device, cache).flat.path()
+            function = "onmetal.calibration.compare_tflite:tensors"
+        elif artifact.suffix != ".xml":
+            artifact = model.read(
+                artifact, model.parse_shapes(shapes), batch, cache, device
+            ).prepared
+        if data is None:
+            given = samples.random(found, cache, RANDOM_SAMPLES)
+        else:
+            given = _loaded(data, follow_links, found, cache)
+        with device.worker() as worker:
+            try:
+                rows = worker.call(
+                    "call",
+                    timeout_s=86400,
+                    progress=lambda done, total: progress(done, total, f"sample {done} of {total}"),
+                    function=function,
+                    told=True,
+                    artifact=str(artifact),
+                    reference=str(reference),
+                    samples=plain(given),
+                    model=plain(found),
+                )
+            except DeviceError as error:
+                raise UnsupportedError(
+                    f"{path} and {against} cannot be compared: {error}"
+                ) from None
+    first = next((row for row in rows if row["sqnr_db"] < BAD_DB), None)
+    worst = min(rows, key=lambda row: float(row["sqnr_db"]))
+    document = {
+        "schema": 1,
+        "artifact": str(path),
+        "against": str(against),
+        "samples": given.count,
+        "bad_db": BAD_DB,
+        "first_bad": first["tensor"] if first else None,
+        "tensors": rows,
+    }
+    return document, _compared(rows, first, worst, given, data)
+
+
+def _artifact(path: Path) -> Path:
+    if not path.is_dir():
+        if path.suffix == ".xml" and not path.is_file():
+            raise UsageError(f"{path}: there is no such file{near(path, ('.xml',))}")
+        return path
+    document, problems = manifest.read(path)
+    if problems:
+        raise UsageError(f"{path}: {'; '.join(problems)}")
+    return path / str(document["run"]["files"][0])
+
+
+def _loaded(data: str, follow_links: bool, found: Model, cache: Cache) -> Samples:
+    return samples.load(
+        data, found, cache, option="--data", labelled=False, follow_links=follow_links
+    )
+
+
+def _compared(
+    rows: list[dict[str, Any]],
+    first: dict[str, Any] | None,
+    worst: dict[str, Any],
+    given: Samples,
+    data: str | None,
+) -> list[str]:
+    lines = [f"{len(rows)} tensors compared on {given.count} samples, in the order of computation"]
+    if data is None:
+        lines.append("on random inputs: real ones, by --data, say more")
+    shown = (
+        rows if len(rows) <= 2 * SHOWN else sorted(rows, key=lambda r: float(r["sqnr_db"]))[:SHOWN]
+    )
+    if len(shown) < len(rows):
+        lines.append(f"the {SHOWN} worst:")
+    lines += [f"  {row['sqnr_db']:7.1f} dB  {row['operator']}  {row['tensor']}" for row in shown]
+    if first:
+        lines.append(
+            f"first bad tensor (under {BAD_DB:.0f} dB): {first['tensor']} of {first['operator']}, "
+            f"{first['sqnr_db']:.1f} dB, peak {first['peak']:.4g} where the float has "
+            f"{first['peak_float']:.4g}"
+        )
+    else:
+        lines.append(
+            f"no tensor is under {BAD_DB:.0f} dB; the worst is {worst['tensor']}, "
+            f"{worst['sqnr_db']:.1f} dB"
+        )
+    return lines

@@ -1,0 +1,101 @@
+"""Whether a device computes what this machine does: golden vectors through both, bit by bit."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
+
+from onmetal.errors import DeviceError
+from onmetal.profilers import measure
+from onmetal.profilers.devices.connect import Device
+from onmetal.records import Candidate
+
+LIMIT_S = 3600.0
+
+
+class Agreement(Struct, frozen=True):
+    """How a device's outputs for the golden vectors differ from this machine's."""
+
+    identical: bool
+    """Bit by bit, all of them."""
+    largest_difference: float
+    peak: float
+    """The largest magnitude among this machine's outputs."""
+    same_argmax: bool
+    """Of every output along its last axis."""
+    vectors: int
+    judged_on: str
+    """Where the evaluation data ran: `device`, or `host` where the outputs are identical."""
+
+
+def outputs(device: Device, candidate: Candidate, feeds: Path) -> list[list[np.ndarray]]:
+    """Of every feed of an .npz, the outputs in the model's order."""
+    with tempfile.TemporaryDirectory(prefix="onmetal-") as name, device.worker() as worker:
+        worker.call(
+            "open", timeout_s=LIMIT_S, runtime=candidate.runtime, **measure.arguments(candidate)
+        )
+        worker.call("run", timeout_s=LIMIT_S, path=str(feeds), folder=name)
+        folder = Path(name)
+        count = len(list(folder.glob("*-0.npy")))
+        return [
+            [
+                np.load(folder / f"{number}-{place}.npy", allow_pickle=False)
+                for place in range(len(candidate.model.outputs))
+            ]
+            for number in range(count)
+        ]
+
+
+def agreement(
+    host: Device, device: Device, candidate: Candidate, feeds: Path, floats: bool
+) -> Agreement:
+    """Run the feeds on both. `floats`: it computes with floats, which other CPUs round otherwise
+    on other inputs even where these agree, so that all of the data runs on the device."""
+    here, there = outputs(host, candidate, feeds), outputs(device, candidate, feeds)
+    found = compared(here, there, "device")
+    return found if floats or not found.identical else replace(found, judged_on="host")
+
+
+def compared(
+    here: list[list[np.ndarray]], there: list[list[np.ndarray]], judged_on: str
+) -> Agreement:
+    """Of every feed, the outputs of two that should compute the same."""
+    pairs = [pair for mine, theirs in zip(here, there, strict=True) for pair in zip(mine, theirs)]  # noqa: B905
+    identical = all(a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in pairs)
+    gaps = [_gap(a, b) for a, b in pairs]
+    return Agreement(
+        identical=identical,
+        largest_difference=max(gaps, default=0.0),
+        peak=max((_peak(a) for a, _ in pairs), default=0.0),
+        same_argmax=all(_argmax(a, b) for a, b in pairs),
+        vectors=len(here),
+        judged_on=judged_on,
+    )
+
+
+def wrong_model(address: str, name: str, found: Agreement) -> DeviceError:
+    """Of a board that does not say what it holds, and computes something else."""
+    return DeviceError(
+        f"the firmware at {address} does not say which model it holds, and what it computes is not "
+        f"{name}: off by {found.largest_difference:.3g} where outputs reach {found.peak:.3g}; "
+        "flash the firmware of this candidate's bundle"
+    )
+
+
+def _gap(here: np.ndarray, there: np.ndarray) -> float:
+    if here.shape != there.shape:
+        return float("inf")
+    difference = np.abs(here.astype(np.float64) - there.astype(np.float64))
+    return float(np.nanmax(difference, initial=0.0))
+
+
+def _peak(array: np.ndarray) -> float:
+    return float(np.nanmax(np.abs(array.astype(np.float64)), initial=0.0))
+
+
+def _argmax(here: np.ndarray, there: np.ndarray) -> bool:
+    if here.shape != there.shape:
+        return False
+    return not here.ndim or bool(np.array_equal(here.argmax(-1), there.argmax(-1)))

@@ -1,0 +1,151 @@
+"""How long a run will take, step by step: from the plan at first, from what was seen later on.
+
+A measurement's schedule is exact. What it costs to start processes, to convert and to calibrate is
+a rough figure of an idle machine, which the load scales; Progress corrects it as steps end.
+"""
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+from msgspec import Struct
+
+from onmetal.deploy.request import Task
+from onmetal.profilers.measure import BOARD, EMULATED, MODES, Schedule
+from onmetal.records import Trial
+from onmetal.targets import EXACT
+
+CONVERTING = "calibrating and converting"
+JUDGING = "judging"
+COUNTING = "counting memory"
+PROFILING = "reading the runtimes' profiles and peak memory"
+MEASURING = "measuring"
+DECIDING = "deciding"
+WRITING = "writing the bundle"
+"""The titles of the steps, as progress shows them."""
+
+PROCESS_S = 0.4
+"""Starting a worker process with its runtime, and opening an artifact in it."""
+REMOTE_PROCESS_S = 2.0
+"""The same over adb or ssh, the artifact being pushed."""
+CONVERSION_S = 0.6
+QUANTIZATION_S = 0.8
+"""Of one candidate, without the passes over the calibration samples."""
+FAST_S = 4.0
+"""A candidate of mixed precision: profiles, several variants, short timings."""
+PASSES = 3
+"""Over the calibration samples, of the float model with all its tensors as outputs."""
+LOOKED_AT_S = 0.9
+"""The first look at a candidate: a short timing, and a few samples in a process of its own."""
+SURVIVING = 0.5
+"""Of the quantized candidates, how many are tried further after the first look."""
+STILL_TIMED = 0.5
+"""Of what is measured, how many are not far behind after the least number of blocks."""
+MACS_PER_S = 1.5e10
+"""Of one thread."""
+MICRO_MACS_PER_S = 5e8
+"""By TFLite Micro's reference kernels."""
+LEAST_MS = 0.1
+BUSIEST = 4.0
+
+
+class Extent(Struct, frozen=True):
+    """How much there is to do."""
+
+    floats: int
+    quantized: int
+    fast: int
+    tried: int
+    """Candidates that are judged and measured."""
+    inference_ms: float
+
+    @property
+    def planned(self) -> int:
+        return self.floats + self.quantized + self.fast
+
+
+def steps_s(
+    task: Task, trials: list[Trial] | None = None, timed_ms: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """Seconds by the title of each step.
+
+    `trials`: after the first look, when it is known which are tried further; `timed_ms`: the
+    medians of that look's short timing.
+    """
+    extent = _extent(task, trials, timed_ms or {})
+    process_s = (REMOTE_PROCESS_S if task.remote else PROCESS_S) * load(task)
+    samples = task.data[str(task.models[0].path)].count
+    calibrated = task.calibration_samples * PASSES if extent.quantized else 0
+    sample_s = extent.inference_ms / 1e3
+    micro, tried = task.target.micro, extent.tried
+    found = {
+        CONVERTING: load(task)
+        * (
+            extent.floats * CONVERSION_S
+            + extent.quantized * (CONVERSION_S + QUANTIZATION_S)
+            + extent.fast * FAST_S
+            + (extent.planned * LOOKED_AT_S if extent.quantized else 0.0)
+        )
+        + 2 * calibrated * sample_s * len(task.models),
+        JUDGING: tried * (process_s + samples * sample_s),
+    }
+    if micro:
+        found[COUNTING] = tried * 3 * process_s
+    if task.device:
+        plan = schedule(task)
+        if not task.board:
+            found[PROFILING] = tried * process_s * (1 + plan.memory_runs)
+        count = 1 if task.board else tried
+        last = max(min(count, 2), round(STILL_TIMED * count)) if plan.least_blocks else count
+        found[MEASURING] = measuring_s(plan, count, process_s, sample_s, last)
+    again = bool(task.timed and not task.board)
+    found[DECIDING] = measuring_s(schedule(task), 2, process_s, sample_s) if again else 0.5
+    return {**found, WRITING: 3 * process_s}
+
+
+def measuring_s(
+    plan: Schedule,
+    candidates: int,
+    process_s: float,
+    inference_s: float,
+    last: int | None = None,
+) -> float:
+    """What a schedule takes; a round lasts for one inference at least. `last`: how many of the
+    candidates are timed in every block, not only in the least number of them; None: all."""
+    start_s = process_s + max(plan.warm_s, 5 * inference_s)
+    round_s = max(plan.round_s, inference_s) + max(plan.round_warm_s, inference_s)
+    least = plan.least_blocks or plan.blocks
+    started = least * candidates + (plan.blocks - least) * (candidates if last is None else last)
+    return started * (start_s + plan.rounds * round_s)
+
+
+def schedule(task: Task) -> Schedule:
+    if task.emulated:
+        return EMULATED
+    return (BOARD if task.board else MODES)[task.request.mode]
+
+
+def load(task: Task) -> float:
+    """How much slower this machine is than an idle one, by what else runs on it."""
+    return min(BUSIEST, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
+
+
+def _extent(task: Task, trials: list[Trial] | None, timed_ms: Mapping[str, float]) -> Extent:
+    planned = [entry for entry in task.planned if not entry.skipped]
+    methods = [entry.recipe.method for entry in planned]
+    floats, fast = methods.count("float"), methods.count("fast")
+    quantized = len(planned) - floats - fast
+    tried = floats + round(SURVIVING * (quantized + fast))
+    if trials is not None:
+        tried = sum(t.status == "ok" and t.failure is None for t in trials)
+    exact = [
+        ms for name, ms in timed_ms.items() if EXACT in name.partition("@")[0] and np.isfinite(ms)
+    ]
+    return Extent(floats, quantized, fast, tried, min(exact) if exact else guessed_ms(task))
+
+
+def guessed_ms(task: Task) -> float:
+    """Of one inference, by the multiply-accumulates of the largest model and the load."""
+    macs = max(entry.macs or 2 * entry.parameters for entry in task.models)
+    per_s = MICRO_MACS_PER_S if task.target.micro else MACS_PER_S * task.threads
+    return load(task) * max(LEAST_MS, 1e3 * macs / per_s)

@@ -1,0 +1,102 @@
+"""A user's own metric is tried on a few outputs of the original model, before any conversion."""
+
+from pathlib import Path
+
+import numpy as np
+
+from onmetal.calibration import metrics
+from onmetal.calibration.metrics import Metric
+from onmetal.deploy.convert import convert
+from onmetal.errors import OnmetalError, UsageError
+from onmetal.files.cache import Cache
+from onmetal.profilers import measure
+from onmetal.profilers.devices.local import Local
+from onmetal.records import Model
+from onmetal.samples import Samples
+from onmetal.targets import EXACT, Recipe, Target
+
+FEWEST, MOST = 16, 128
+"""Samples that it is tried on: more than the fewest where there are more classes."""
+MOST_BYTES = 1 << 26
+"""Of the outputs that it is tried on."""
+
+
+def try_metric(
+    metric: Metric, model: Model, data: Samples, target: Target, host: Local, cache: Cache
+) -> None:
+    """Raises UsageError, with what the function said and where, if it fails."""
+    labels = data.label_array()
+    picked = chosen(labels, model)
+    outputs = _original(model, data, picked, target, host, cache)
+    if outputs is None:
+        return  # what the model lacks is said when it is converted
+    rows = len(next(iter(outputs.values())))
+    try:
+        metrics.try_custom(metric, outputs, labels[picked[:rows]])
+    except UsageError as error:
+        # A metric may need every class, or more samples than a few: then give it all labels.
+        size = sum(output.nbytes for output in outputs.values()) / rows * len(labels)
+        if rows == len(labels) or size > 4 * MOST_BYTES:
+            raise
+        repeated = np.arange(len(labels)) % rows
+        try:
+            metrics.try_custom(metric, {n: o[repeated] for n, o in outputs.items()}, labels)
+        except UsageError:
+            raise error from None
+
+
+def chosen(labels: np.ndarray, model: Model) -> np.ndarray:
+    """Samples to try a metric on: one of each class as far as there is room, and some more."""
+    size = sum(
+        int(np.prod(model.sample_shape(tensor), dtype=np.int64)) * np.dtype(tensor.dtype).itemsize
+        for tensor in model.outputs
+    )
+    room = int(np.clip(MOST_BYTES // max(1, size), 4, MOST))
+    spread = np.linspace(0, len(labels) - 1, min(FEWEST, len(labels))).astype(np.int64)
+    firsts = np.zeros(0, np.int64)
+    if labels.ndim == 1 and labels.dtype.kind in "iub":
+        firsts = np.unique(labels, return_index=True)[1]
+    both = np.concatenate([firsts, spread])
+    ordered = both[np.sort(np.unique(both, return_index=True)[1])]
+    found: np.ndarray = ordered[:room]
+    return found
+
+
+def _original(
+    model: Model, data: Samples, picked: np.ndarray, target: Target, host: Local, cache: Cache
+) -> dict[str, np.ndarray] | None:
+    """[samples, ...] of every output of the original model; None where it does not run here."""
+    runtime = "litert" if model.format == "tflite" else "onnxruntime"
+    if runtime not in host.facts().runtimes:
+        return None
+    batches = [picked[start : start + model.batch] for start in range(0, len(picked), model.batch)]
+    name, recipe = f"{model.stem} by {runtime}", Recipe(EXACT, (runtime,), "f32")
+    try:
+        candidate = convert(name, model, recipe, runtime, target, 1, host, cache)
+        with cache.scratch() as scratch, host.worker() as worker:
+            feeds = {
+                f"{number}/{tensor}": array
+                for number, batch in enumerate(batches)
+                for tensor, array in data.feed(model, _filled(batch, model.batch)).items()
+            }
+            np.savez(scratch / "feeds.npz", **feeds)  # type: ignore[arg-type]
+            worker.call("open", timeout_s=600, runtime=runtime, **measure.arguments(candidate))
+            worker.call("run", timeout_s=600, path=str(scratch / "feeds.npz"), folder=str(scratch))
+            return _rows(model, scratch, len(batches), len(picked))
+    except OnmetalError:
+        return None
+
+
+def _filled(batch: np.ndarray, size: int) -> list[int]:
+    return [int(batch[min(place, len(batch) - 1)]) for place in range(size)]
+
+
+def _rows(model: Model, folder: Path, batches: int, count: int) -> dict[str, np.ndarray] | None:
+    found = {}
+    for place, tensor in enumerate(model.outputs):
+        given = [np.load(folder / f"{number}-{place}.npy") for number in range(batches)]
+        rows = [array if array.shape[:1] == (model.batch,) else array[None] for array in given]
+        if len({row.shape for row in rows}) > 1 or len(rows[0]) != model.batch:
+            return None  # it cannot be judged, which is said then
+        found[tensor.name] = np.concatenate(rows)[:count]
+    return found

@@ -1,0 +1,166 @@
+"""Reads a model file safely: what it takes and gives, and a static copy to make candidates of.
+
+The file is foreign: `read` looks at it in a child process, so that one which crashes a parser costs
+nothing but an error. Nothing in the file is executed, no path in it leads out of its folder, and it
+is never written to.
+"""
+
+import errno
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import psutil
+
+from onmetal.errors import DeviceError, UnsupportedError, UsageError
+from onmetal.files.cache import Cache
+from onmetal.files.reading import open_regular
+from onmetal.profilers.devices.local import Local
+from onmetal.records import Model, Tensor
+from onmetal.texts.suggest import near
+
+_FOREIGN = {
+    b"\x89HDF": "a Keras or HDF5 file",
+    b"PK\x03\x04": "a zip archive (Keras v3, a PyTorch checkpoint or torch.export)",
+    b"\x80\x02": "a Python pickle",
+    b"\x80\x03": "a Python pickle",
+    b"\x80\x04\x95": "a Python pickle",
+    b"\x80\x05\x95": "a Python pickle",
+    b"GGUF": "a GGUF file",
+}
+
+
+MOST_AXIS = (1 << 31) - 1
+
+
+def parse_shapes(words: list[str]) -> dict[str, tuple[int, ...]]:
+    """NAME=1,3,224,224 -> {NAME: (1, 3, 224, 224)}"""
+    found = {}
+    for word in words:
+        name, _, text = word.rpartition("=")
+        try:
+            shape = tuple(int(part) for part in text.split(","))
+        except ValueError:
+            shape = ()
+        if not name or not shape or min(shape) < 1 or max(shape) > MOST_AXIS:
+            raise UsageError(f"--input-shape {word}: write it like NAME=1,3,224,224")
+        if name in found:
+            raise UsageError(f"--input-shape {word}: the input {name!r} was given a shape already")
+        found[name] = shape
+    return found
+
+
+def read(
+    path: Path, shapes: dict[str, tuple[int, ...]], batch: int | None, cache: Cache, device: Local
+) -> Model:
+    """The model at `path`, every axis static; a free batch axis becomes `batch` (None: 1).
+
+    Raises UsageError where the file cannot be read or the shapes do not fit, UnsupportedError where
+    it is sound but holds operators that no runtime knows.
+    """
+    form = _recognize(path)
+    size_bytes = path.stat().st_size
+    with cache.scratch() as scratch:
+        with device.worker() as worker:
+            try:
+                worker.call("restrict_reading", timeout_s=600, size_bytes=size_bytes)
+                facts: dict[str, Any] = worker.call(
+                    "call",
+                    timeout_s=600,
+                    function=_READERS[form],
+                    path=str(path),
+                    shapes={name: list(shape) for name, shape in shapes.items()},
+                    batch=batch,
+                    folder=str(scratch),
+                )
+            except DeviceError as error:
+                why = str(error).replace(*_OUT_OF_TIME)
+                raise UsageError(f"{path}: reading it failed: {why}") from None
+            except (UsageError, UnsupportedError) as error:
+                said = str(error)
+                named = said if said.startswith(str(path)) else f"{path}: {said}"
+                raise type(error)(named) from None
+        _check_memory(path, facts)
+
+        def move(folder: Path) -> None:
+            for file in scratch.iterdir():
+                file.rename(folder / file.name)
+
+        folder = cache.get("model", facts["prepared_sha256"], move)
+    return Model(
+        path=path,
+        prepared=folder / f"model.{form}",
+        prepared_sha256=facts["prepared_sha256"],
+        format=form,
+        sha256=facts["sha256"],
+        size_bytes=facts["size_bytes"],
+        inputs=msgspec.convert(facts["inputs"], tuple[Tensor, ...]),
+        outputs=msgspec.convert(facts["outputs"], tuple[Tensor, ...]),
+        parameters=facts["parameters"],
+        macs=facts["macs"],
+        operators=facts["operators"],
+        batch=facts["batch"],
+        notes=tuple(facts["notes"]),
+        matmul_share=facts["matmul_share"],
+        quantized=facts["quantized"],
+        half=facts.get("half", False),
+        wide=facts.get("wide", False),
+        stateful=facts.get("stateful", False),
+        largest_bytes=facts["largest_bytes"],
+    )
+
+
+_OUT_OF_TIME = ("was ended by SIGXCPU", "took more processor time than a file of its size may")
+
+
+def _check_memory(path: Path, facts: dict[str, Any]) -> None:
+    """A declared shape may be anything; buffers are made of it before a runtime sees it."""
+    most = psutil.virtual_memory().total
+    for tensor in (*facts["inputs"], *facts["outputs"]):
+        size = math.prod(tensor["shape"]) * np.dtype(tensor["dtype"]).itemsize
+        if size > most // 8:
+            raise UnsupportedError(
+                f"{path}: {tensor['name']!r} of shape {tensor['shape']} takes {size} bytes, "
+                f"too much for this machine's memory of {most}"
+            )
+    if facts["largest_bytes"] > most // 2:
+        raise UnsupportedError(
+            f"{path}: a tensor between its operators takes {facts['largest_bytes']} bytes, too "
+            f"much for this machine's memory of {most}"
+        )
+
+
+_READERS = {
+    "onnx": "onmetal.converters.onnx.reader:examine",
+    "tflite": "onmetal.converters.tflite.reader:examine",
+}
+
+
+def _recognize(path: Path) -> Literal["onnx", "tflite"]:
+    """Which format it is; refuse what is plainly none of them, saying what it is."""
+    if not path.exists():
+        likely = near(path, (".onnx", ".tflite"))
+        raise UsageError(f"{path}: there is no such file{likely}")
+    if path.is_dir():
+        what = "a TensorFlow SavedModel" if (path / "saved_model.pb").exists() else "a folder"
+        raise UsageError(f"{path}: this is {what}; an ONNX or TFLite file is wanted")
+    try:
+        with open_regular(path) as file:
+            head = file.read(8)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise UsageError(
+                f"{path}: {error.strerror}; an ONNX or TFLite file is wanted"
+            ) from None
+        raise UsageError(f"{path}: cannot read it ({error.strerror})") from None
+    if not head:
+        raise UsageError(f"{path}: the file is empty; was its download or export cut off?")
+    foreign = next((name for magic, name in _FOREIGN.items() if head.startswith(magic)), None)
+    if foreign:
+        raise UsageError(
+            f"{path}: this is {foreign}; this version reads ONNX and TFLite: export the model to "
+            "one of them"
+        )
+    return "tflite" if head[4:8] == b"TFL3" else "onnx"

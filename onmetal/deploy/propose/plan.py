@@ -1,0 +1,147 @@
+"""Which candidates a target offers for the models, most exact first, and which not, and why."""
+
+from importlib.util import find_spec
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from onmetal.errors import UsageError
+from onmetal.records import LEFT_OUT, NO_DATA, DeviceFacts, Model
+from onmetal.targets import EXACT, TFLITE, Recipe, Target
+from onmetal.texts.suggest import did_you_mean
+
+
+class Planned(Struct, frozen=True):
+    name: str
+    model: Model
+    recipe: Recipe
+    runtime: str
+    skipped: str | None = None
+    """Why it is not tried; None: it is."""
+    reference_only: bool = False
+    """Run as the reference, but left out of the choice by --recipes."""
+
+
+WEIGHTED = ("Conv", "Gemm", "MatMul")
+IN_TFLITE = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
+ANOTHER = "the model is quantized already, in another format"
+MATMUL_HEAVY = 0.5
+"""From this share of its weights on, a model is worth trying with 8-bit MatMuls alone."""
+
+
+def plan(
+    target: Target,
+    models: list[Model],
+    facts: DeviceFacts,
+    asked: list[str] | None,
+    *,
+    samples: bool = True,
+    timed: bool = True,
+) -> list[Planned]:
+    """In plan order: by recipe, then model, then runtime as the target lists them.
+
+    `asked`: families of recipes (a recipe's name, or the word it starts with); None: all.
+    `samples`: whether there is data to calibrate with; `timed`: whether there is a device.
+    Raises UsageError for a family that the target does not know.
+    """
+    for family in asked or []:
+        if not any(_belongs(recipe.name, family) for recipe in target.recipes):
+            known = [recipe.name for recipe in target.recipes]
+            raise UsageError(
+                f"--recipes {family}: unknown to the target {target.name}"
+                f"{did_you_mean(family, known)}; it has: {', '.join(known)}"
+            )
+    found = []
+    has_float = any(recipe.method == "float" for recipe in target.recipes)
+    for recipe in target.recipes:
+        left_out = asked is not None and not any(_belongs(recipe.name, f) for f in asked)
+        for model in models:
+            for runtime in target.runtimes:
+                skipped = (
+                    _unfit(recipe, runtime.name, facts)
+                    or _foreign(model, runtime.name)
+                    or (LEFT_OUT if left_out and recipe.name != EXACT else None)
+                    or _needless(recipe, runtime.name, model, samples, timed, has_float)
+                )
+                name = f"{recipe.name}@{runtime.name}"
+                found.append(
+                    Planned(
+                        name=f"{model.stem}/{name}" if len(models) > 1 else name,
+                        model=model,
+                        recipe=recipe,
+                        runtime=runtime.name,
+                        skipped=skipped,
+                        reference_only=left_out and recipe.name == EXACT,
+                    )
+                )
+    return found
+
+
+def calibrates(planned: list[Planned]) -> bool:
+    """Whether any candidate needs samples to be made."""
+    return any(_calibrated(entry) and not entry.skipped for entry in planned)
+
+
+def _calibrated(entry: Planned) -> bool:
+    return entry.recipe.calibrated and not entry.model.quantized
+
+
+def without_samples(planned: list[Planned], why: str) -> list[Planned]:
+    """The plan without what needs calibrating."""
+    return [
+        replace(entry, skipped=why) if _calibrated(entry) and not entry.skipped else entry
+        for entry in planned
+    ]
+
+
+def _belongs(recipe: str, family: str) -> bool:
+    return recipe.startswith(family) and family != ""
+
+
+def _unfit(recipe: Recipe, runtime: str, facts: DeviceFacts) -> str | None:
+    """Why this runtime or CPU cannot run the recipe."""
+    if runtime not in recipe.runtimes:
+        what = f"compute in {recipe.compute}" if recipe.method == "float" else f"run {recipe.name}"
+        return f"{runtime} does not {what} on this target"
+    if recipe.requires_any_flag and not set(recipe.requires_any_flag) & set(facts.flags):
+        wanted = " or ".join(recipe.requires_any_flag)
+        return f"this CPU has no {wanted}, so it cannot compute in {recipe.compute}"
+    if recipe.method == "nncf" and not find_spec("nncf"):
+        return "NNCF is not installed; `pip install 'onmetal[nncf]'` to try its quantization too"
+    return None
+
+
+def _foreign(model: Model, runtime: str) -> str | None:
+    """Why this runtime cannot be given the model at all."""
+    if model.format == "tflite" and runtime not in TFLITE:
+        return f"the model is a .tflite file, which {runtime} does not read"
+    return None
+
+
+def _needless(
+    recipe: Recipe, runtime: str, model: Model, samples: bool, timed: bool, has_float: bool
+) -> str | None:
+    """Why the recipe has no point for this model and data. Where a target has no recipe in float,
+    what is quantized already is taken as it is, under the name of its format."""
+    if recipe.method == "float":
+        return None
+    if model.quantized and not has_float:
+        return None if (recipe.compute == "i16") == model.wide else ANOTHER
+    if model.stateful:
+        return "the model keeps state from one inference to the next: it is run as it is"
+    if model.quantized:
+        return f"the model is quantized already ({model.quantized} operators hold integers)"
+    if recipe.method == "half":
+        return None
+    kinds = WEIGHTED if model.format == "onnx" else IN_TFLITE
+    if not any(model.operators.get(kind) for kind in kinds):
+        return f"the model has nothing to quantize: no {', '.join(kinds)}"
+    by_matrices = recipe.method in ("weights", "dynamic") and runtime not in TFLITE
+    if by_matrices and model.matmul_share < MATMUL_HEAVY:
+        share = f"{model.matmul_share:.0%}"
+        return f"pays for models of MatMuls only, which hold {share} of this one's weights"
+    if not samples:
+        return NO_DATA
+    if recipe.method == "fast" and not timed:
+        return "made from a profile, for which a device is needed"
+    return None

@@ -1,0 +1,132 @@
+"""Arrays on disk: inputs to time with, a bundle's golden vectors, and the raw samples."""
+
+import hashlib
+import io
+import shutil
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from onmetal.deploy.request import Task
+from onmetal.deploy.trials import Feeds
+from onmetal.files.cache import Cache
+from onmetal.profilers import measure
+from onmetal.records import Candidate, Tensor, Trial
+
+FEEDS = 8
+"""Samples that inferences are timed with, one a round, so that no single one decides."""
+GOLDEN_BYTES = 8_000_000
+"""Golden vectors are at most this large together, but at least one."""
+
+
+def write_feeds(task: Task, scratch: Path) -> Feeds:
+    """The inputs to time and to make golden vectors with: samples spread over the data."""
+    places: dict[str, Path] = {}
+    for entry in task.models:
+        arrays = numbered(task.data[str(entry.path)].spread(entry, FEEDS))
+        places[str(entry.path)] = scratch / f"feeds-{len(places)}.npz"
+        write_npz(places[str(entry.path)], arrays)
+    return lambda candidate: places[str(candidate.model.path)]
+
+
+def numbered(feeds: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Inputs by `<number of the feed>/<name>`, as workers read them."""
+    return {
+        f"{number}/{name}": array
+        for number, feed in enumerate(feeds)
+        for name, array in feed.items()
+    }
+
+
+def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """As np.savez_compressed, but with a fixed date, so that equal arrays are equal bytes."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.lib.format.write_array(content, np.asarray(array, order="C"), allow_pickle=False)
+            entry = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(entry, content.getvalue())
+
+
+def write_golden(task: Task, candidate: Candidate, path: Path, scratch: Path) -> int:
+    """Inputs and what the artifact gives for them, by the runtime that ships. -> how many."""
+    if task.request.golden == "none":
+        return 0
+    data, entry = task.data[str(candidate.model.path)], candidate.model
+    one = data.feed(entry, [min(i, data.count - 1) for i in range(entry.batch)])
+    size = sum(array.nbytes for array in one.values())
+    count = max(1, min(4, data.count // entry.batch, GOLDEN_BYTES // max(1, size)))
+    feeds = list(data.spread(entry, count))
+    if task.request.golden == "random":
+        feeds = random_alike(entry.inputs, feeds)
+    arrays, inputs = {}, numbered(feeds)
+    for key, array in inputs.items():
+        feed, _, name = key.partition("/")
+        arrays[f"input/{name}/{feed}"] = array
+    write_npz(scratch / "golden-inputs.npz", inputs)
+    folder = scratch / "golden-outputs"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    with (task.remote or task.host).worker() as worker:
+        worker.call(
+            "open", timeout_s=3600, runtime=candidate.runtime, **measure.arguments(candidate)
+        )
+        worker.call(
+            "run", timeout_s=3600, path=str(scratch / "golden-inputs.npz"), folder=str(folder)
+        )
+    for number in range(count):
+        for output, tensor in enumerate(entry.outputs):
+            arrays[f"output/{tensor.name}/{number}"] = np.load(folder / f"{number}-{output}.npy")
+    write_npz(path, arrays)
+    return count
+
+
+def random_alike(
+    tensors: Iterable[Tensor], feeds: list[dict[str, np.ndarray]]
+) -> list[dict[str, np.ndarray]]:
+    """Seeded inputs of the shapes and types of these, which hold nothing of them but this: real
+    numbers reach to the next power of two, and below zero where these do, and so do whole numbers
+    that stand for real ones. Others are 0 or 1, since they may be places in a table."""
+    source = np.random.default_rng(0)
+
+    def alike(tensor: Tensor, array: np.ndarray) -> np.ndarray:
+        real = array.dtype.kind == "f"
+        if not (real or tensor.scale):
+            return source.integers(0, 2, array.shape).astype(array.dtype)
+        zero = 0 if real else tensor.zero_point
+        there = np.concatenate([feed[tensor.name].reshape(-1) for feed in feeds])
+        there = there.astype(np.float64) - zero
+        peak = np.abs(there[np.isfinite(there)]).max(initial=0.0)
+        reach = 2.0 ** np.ceil(np.log2(peak)) if peak else 1.0
+        values = source.uniform(-reach if (there < 0).any() else 0.0, reach, array.shape) + zero
+        limits = np.finfo(array.dtype) if real else np.iinfo(array.dtype)
+        return np.clip(values if real else values.round(), limits.min, limits.max).astype(
+            array.dtype
+        )
+
+    return [{t.name: alike(t, feed[t.name]) for t in tensors} for feed in feeds]
+
+
+def keep_raw(trials: list[Trial], cache: Cache) -> Path | None:
+    """All raw samples, in the cache whether or not there will be a bundle: int64 nanoseconds under
+    `candidate/block/round`; of the fresh blocks under `again/…`, or `rejected/PICK/…` where what
+    was picked did not hold when measured again."""
+    raw = {}
+    for trial in trials:
+        taken = [(trial.name, trial.rounds)]
+        again = "again" if trial.status == "chosen" else f"rejected/{trial.name}"
+        taken += [(f"{again}/{name}", rounds) for name, rounds in trial.again.items()]
+        for name, rounds in taken:
+            for (block, number), found in rounds.samples_ns.items() if rounds else ():
+                raw[f"{name}/{block}/{number}"] = found
+    if not raw:
+        return None
+    content = hashlib.sha256()
+    for name, found in raw.items():
+        content.update(name.encode() + found.tobytes())
+    digest = content.hexdigest()
+    folder = cache.get("raw", digest, lambda folder: write_npz(folder / "measurements.npz", raw))
+    return folder / "measurements.npz"

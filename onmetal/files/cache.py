@@ -1,0 +1,307 @@
+"""What outlives a run: conversions, outputs and unpacked data, under content-addressed keys.
+
+An entry is a folder that is complete or absent: it is built beside its place, flushed to the disk
+and renamed, so that a killed run leaves nothing half done, and of two runs that build the same
+entry one wins and both go on. It holds what was built under `content`, and the digests of that,
+which are checked when a run first uses it: a damaged entry is made anew. Whoever uses an entry
+holds a shared lock on its folder; the sweep that keeps the cache within its size takes only entries
+that nobody holds. Timings are never kept here.
+
+The cache is its user's alone: others may neither read nor write what is in it.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import stat
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from onmetal.budget import parse_bytes
+from onmetal.errors import UsageError
+from onmetal.files.reading import open_regular, read_bytes
+from onmetal.texts import terminal
+
+LIMIT_BYTES = 10 * 10**9
+FOLDERS = ("entries", "building", "home", "home/intel", "logs")
+CONTENT = "content"
+SUMS = "SHA256SUMS"
+"""Of an entry: its name, then the digest of every file under `content`."""
+
+
+def home() -> Path:
+    """`$ONMETAL_HOME`, else `onmetal` in the user's cache folder; links are followed."""
+    asked = os.environ.get("ONMETAL_HOME")
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        place = Path(asked) if asked else Path(base) / "onmetal"
+        return place.expanduser().resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle, a user without a home folder
+        raise UsageError(
+            f"the cache folder {asked or base} cannot be found ({error}); set ONMETAL_HOME to a "
+            "folder that you may write to"
+        ) from None
+
+
+def key(**parts: Any) -> str:
+    """One digest over everything that an entry depends on; the parts must be JSON values."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256(*paths: Path) -> str:
+    """Over the bytes of the files, in order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open_regular(path) as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def _check_owner(root: Path) -> None:
+    """Raises UsageError where others could put into the cache what is then believed."""
+    facts = root.stat()
+    advice = "set ONMETAL_HOME to a folder of your own"
+    if hasattr(os, "geteuid") and facts.st_uid != os.geteuid():
+        raise UsageError(
+            f"the cache folder {root} belongs to another user (number {facts.st_uid}), who could "
+            f"change what is kept there; {advice}"
+        )
+    if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise UsageError(
+            f"the cache folder {root} may be written to by other users, who could change what is "
+            f"kept there; `chmod go-w {shlex.quote(str(root))}` if all in it is yours, or {advice}"
+        )
+
+
+def _flush(path: Path) -> None:
+    held = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(held)
+    finally:
+        os.close(held)
+
+
+def _seal(folder: Path, name: str) -> None:
+    """Make of what was built a complete entry: its user's alone, digests beside it, on the disk."""
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(stat.S_IMODE(path.stat().st_mode) & 0o700 | (0o700 if path.is_dir() else 0))
+            _flush(path)
+    sums = folder / SUMS
+    sums.write_text(_sums(folder / CONTENT, name), "utf-8")
+    sums.chmod(0o600)
+    _flush(sums)
+    _flush(folder)
+
+
+def _sums(content: Path, name: str) -> str:
+    """The text of an entry's digests. Raises OSError where something in it cannot be read, or is
+    neither file nor folder."""
+    lines = [f"# {name}\n"]
+    for path in sorted(content.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise OSError(errno.EINVAL, "it is neither a file nor a folder", str(path))
+        if path.is_file():
+            lines.append(f"{sha256(path)}  {path.relative_to(content).as_posix()}\n")
+    return "".join(lines)
+
+
+def _intact(folder: Path) -> bool:
+    """Whether an entry is what it was when it was made."""
+    try:
+        recorded = read_bytes(folder / SUMS)
+        return recorded == _sums(folder / CONTENT, folder.name).encode()
+    except (OSError, UnicodeError):
+        return False
+
+
+def _lock(folder: Path, kind: int) -> int | None:
+    """A file descriptor that holds a lock on the folder; None if another's lock forbids it."""
+    try:
+        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:  # vanished, or no folder: not ours
+        return None
+    try:
+        fcntl.flock(held, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        return None
+    except OSError:  # a file system without locks: go on without
+        return held
+    # Between the opening and the lock the sweep may have moved the folder away.
+    with contextlib.suppress(FileNotFoundError):
+        if folder.stat().st_ino == os.fstat(held).st_ino:
+            return held
+    os.close(held)
+    return None
+
+
+def _to_standard_error(text: str) -> None:
+    terminal.write(sys.stderr, [f"warning: {text}"])
+
+
+class Cache:
+    """One run's view of the cache; close it when the run ends, so that its locks are dropped."""
+
+    def __init__(
+        self,
+        root: Path | None = None,
+        limit_bytes: int | None = None,
+        say: Callable[[str], object] = _to_standard_error,
+    ) -> None:
+        """`say` is told of entries that were damaged. Raises UsageError where the folder cannot be
+        written to, or others can write to it."""
+        self.root = (root or home()).resolve()
+        self.say = say
+        asked = os.environ.get("ONMETAL_CACHE_LIMIT")
+        if limit_bytes is None and asked:
+            limit_bytes = parse_bytes(asked, "ONMETAL_CACHE_LIMIT")
+        self.limit_bytes = LIMIT_BYTES if limit_bytes is None else limit_bytes
+        self._held: dict[Path, int] = {}
+        try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _check_owner(self.root)
+            for name in FOLDERS:
+                (self.root / name).mkdir(mode=0o700, exist_ok=True)
+                (self.root / name).chmod(0o700)
+            # OpenVINO's own switch for its telemetry, in the home folder that workers are given.
+            (self.root / "home/intel/openvino_telemetry").write_text("0")
+        except OSError as error:
+            raise UsageError(
+                f"cannot write to the cache folder {self.root} ({error.strerror}); "
+                "set ONMETAL_HOME to a folder that you may write to"
+            ) from None
+
+    def __enter__(self) -> "Cache":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for held in self._held.values():
+            os.close(held)
+        self._held.clear()
+        self.sweep()
+
+    def find(self, kind: str, digest: str) -> Path | None:
+        """What the entry holds, locked until the cache is closed; None if there is none. One that
+        is damaged is removed, which is said."""
+        return self._find(self._place(kind, digest), sealed_here=False)
+
+    def _place(self, kind: str, digest: str) -> Path:
+        return self.root / "entries" / f"{kind}-{digest}"
+
+    def _find(self, folder: Path, *, sealed_here: bool) -> Path | None:
+        """`sealed_here`: its digests were taken just now."""
+        if folder in self._held:
+            return folder / CONTENT
+        held = _lock(folder, fcntl.LOCK_SH)
+        if held is None:
+            return None
+        if not sealed_here and not _intact(folder):
+            self._discard(folder, held)
+            return None
+        self._held[folder] = held
+        with contextlib.suppress(OSError):
+            os.utime(folder)  # the sweep takes those unused for longest
+        return folder / CONTENT
+
+    def _discard(self, folder: Path, held: int) -> None:
+        """A damaged entry, even one that another run holds: it must not be believed. One without
+        digests is of an older version, of which nothing is said."""
+        try:
+            sealed = (folder / SUMS).exists()
+            if folder.stat().st_ino != os.fstat(held).st_ino:
+                return  # another run has replaced it
+            doomed = self.root / "building" / uuid.uuid4().hex
+            folder.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+        except OSError:
+            return
+        finally:
+            os.close(held)
+        if sealed:
+            self.say(
+                f"the cache entry {folder.name} was damaged and is made anew; if this comes again, "
+                f"look at the disk of {self.root}"
+            )
+
+    def get(self, kind: str, digest: str, build: Callable[[Path], object]) -> Path:
+        """What the entry holds, built first (by `build(empty folder)`) where there is none."""
+        place = self._place(kind, digest)
+        for _ in range(5):  # another run's sweep may take the entry between two steps
+            if content := self._find(place, sealed_here=False):
+                return content
+            with self.scratch() as folder:
+                (folder / CONTENT).mkdir()
+                build(folder / CONTENT)
+                if not any((folder / CONTENT).iterdir()):
+                    break  # what was to be moved here is gone
+                _seal(folder, place.name)
+                renamed = False
+                with contextlib.suppress(OSError):  # another run was faster: its entry is as good
+                    folder.rename(place)
+                    renamed = True
+                    _flush(place.parent)
+            if content := self._find(place, sealed_here=renamed):
+                return content
+        raise UsageError(
+            f"the cache entry {place.name} vanished while it was in use: "
+            f"is something else clearing {self.root}?"
+        )
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder for work that is removed at the end, by the next sweep if this run is killed."""
+        held = None
+        while held is None:  # another run's sweep may take it before it is locked
+            folder = self.root / "building" / uuid.uuid4().hex
+            folder.mkdir(mode=0o700)
+            held = _lock(folder, fcntl.LOCK_SH)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(held)
+
+    def sweep(self) -> None:
+        """Removes what killed runs left, and over the limit the entries unused for longest."""
+        for folder in (self.root / "building").iterdir():
+            self._remove(folder)
+        entries = []
+        for folder in (self.root / "entries").iterdir():
+            if not (folder / SUMS).exists() and self._remove(folder):  # of an older version
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                content = (folder / CONTENT).rglob("*")
+                size = sum(file.stat().st_size for file in content if file.is_file())
+                entries.append((folder.stat().st_mtime, size, folder))
+        total = sum(size for _, size, _ in entries)
+        for _, size, folder in sorted(entries, key=lambda entry: entry[0]):
+            if total <= self.limit_bytes:
+                break
+            if self._remove(folder):
+                total -= size
+
+    def _remove(self, folder: Path) -> bool:
+        held = _lock(folder, fcntl.LOCK_EX)
+        if held is None:
+            return False
+        try:
+            # Out of its place first: a half-removed entry must never be found.
+            doomed = self.root / "building" / uuid.uuid4().hex
+            folder.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+        except OSError:
+            return False
+        finally:
+            os.close(held)
+        return True

@@ -1,0 +1,93 @@
+"""The user's data as a record: samples by number, fed to a model in batches.
+
+Arrays stay on disk (memory-mapped) and images are decoded as they are needed, so that data may be
+larger than memory. `Samples` is a plain record: a worker process is handed it as JSON.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from msgspec import Struct
+
+from onmetal.errors import UsageError
+from onmetal.files import images
+from onmetal.files.arrays import ArrayFile
+from onmetal.files.images import Preprocessing
+from onmetal.records import Model, Tensor
+
+Part = Literal["all", "calibration", "evaluation"]
+
+
+class Samples(Struct, frozen=True):
+    """Samples by number, 0 to `count` - 1: all that DATA holds, or one part of it."""
+
+    source: str
+    digest: str
+    count: int
+    arrays: dict[str, ArrayFile] = {}
+    """Input name -> array, first axis = samples; empty where the samples are images."""
+    images: tuple[Path, ...] = ()
+    within: Path | None = None
+    """The folder of the images, resolved, out of which no link may lead; None: links may."""
+    preprocessing: Preprocessing | None = None
+    labels: ArrayFile | None = None
+    warnings: tuple[str, ...] = ()
+    part: Part = "all"
+    every: int = 0
+    """Of a part: the last of every so many samples is for calibration, the others are not."""
+
+    def place(self, index: int) -> int:
+        """Where in DATA a sample of this part is."""
+        if self.part == "calibration":
+            return index * self.every + self.every - 1
+        if self.part == "evaluation":
+            return index + index // (self.every - 1)
+        return index
+
+    def places(self) -> np.ndarray:
+        """[count] int64: where in DATA every sample of this part is."""
+        return np.array([self.place(index) for index in range(self.count)], np.int64)
+
+    def feed(self, model: Model, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """The inputs of one inference, in the model's own shapes and dtypes.
+
+        `indices` are as many as the model's batch (1 for a model without a batch axis).
+        """
+        indices = [self.place(index) for index in indices]
+        if self.preprocessing:
+            only = model.inputs[0]
+            rows = [images.read(self.images[i], self.preprocessing, self.within) for i in indices]
+            return {only.name: _quantized(np.stack(rows).reshape(only.shape), only)}
+        fed = {}
+        for tensor in model.inputs:
+            rows_of = self.arrays[tensor.name]
+            rows = [rows_of.row(i) for i in indices]
+            fed[tensor.name] = _quantized(np.stack(rows).reshape(tensor.shape), tensor)
+        return fed
+
+    def spread(self, model: Model, most: int) -> Iterator[dict[str, np.ndarray]]:
+        """The inputs of up to `most` inferences, spread evenly over all samples."""
+        count = max(1, min(most, self.count // model.batch))
+        for number in range(count):
+            start = number * self.count // count
+            indices = [min(start + place, self.count - 1) for place in range(model.batch)]
+            yield self.feed(model, indices)
+
+    def label_array(self) -> np.ndarray:
+        """The labels of all samples of this part, first axis = samples."""
+        if self.labels is None:
+            raise UsageError(f"{self.source}: it has no labels")
+        labels = np.asarray(self.labels.open())
+        return labels if self.part == "all" else labels[self.places()]
+
+
+def _quantized(array: np.ndarray, tensor: Tensor) -> np.ndarray:
+    """In the tensor's dtype; real numbers for a quantized input by its scale, as run.py does it."""
+    if array.dtype.kind != "f" or not tensor.scale:
+        return array.astype(tensor.dtype)
+    limits = np.iinfo(tensor.dtype)
+    whole = np.rint(array / np.float32(tensor.scale)) + tensor.zero_point
+    found: np.ndarray = np.clip(whole, limits.min, limits.max).astype(tensor.dtype)
+    return found

@@ -1,0 +1,122 @@
+"""What a runner on a device answers, as types with limits: native/runner.c and python_runner.py.
+
+All of it comes from the device, which may be broken, or somebody else's. What is of another form,
+negative, endless or at odds with itself raises ValueError, saying what is wrong.
+"""
+
+import base64
+import binascii
+import math
+from typing import Annotated, Literal
+
+import numpy as np
+from msgspec import Meta, Struct
+
+MOST_CPUS = 4096
+MOST_BYTES = 1 << 50
+SCALES = (1e-45, 3.5e38)
+"""Of float32 numbers above zero."""
+CLOCK_OFF = 0.2
+"""A device's clock must agree with this machine's to this part..."""
+DELAY_S = 0.1
+"""...and this much."""
+
+Count = Annotated[int, Meta(ge=0, le=MOST_BYTES)]
+Number = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
+Cpu = Annotated[int, Meta(ge=0, lt=MOST_CPUS)]
+DType = Literal[
+    "float16",
+    "float32",
+    "float64",
+    "int8",
+    "uint8",
+    "int16",
+    "uint16",
+    "int32",
+    "uint32",
+    "int64",
+    "uint64",
+    "bool",
+]
+
+
+class Hello(Struct, frozen=True):
+    """The first line of a runner."""
+
+    cores: Annotated[tuple[Cpu, ...], Meta(max_length=MOST_CPUS)]
+    """That it may run on."""
+    pid: Count
+
+
+class Port(Struct, frozen=True):
+    """An input or output as the runner on the device reports it. `scale` 0: not quantized."""
+
+    name: Annotated[str, Meta(max_length=10_000)]
+    dtype: DType
+    bytes: Count
+    scale: float
+    zero: Number
+    shape: Annotated[tuple[Count, ...], Meta(max_length=64)]
+
+    def __post_init__(self) -> None:
+        if self.bytes != math.prod(self.shape) * np.dtype(self.dtype).itemsize:
+            raise ValueError(f"{self.bytes} bytes for a {self.dtype} tensor of {list(self.shape)}")
+        if self.scale and not SCALES[0] <= self.scale <= SCALES[1]:
+            raise ValueError(f"a scale of {self.scale}")
+
+
+Side = Annotated[tuple[Port, ...], Meta(max_length=10_000)]
+
+
+class Ports(Struct, frozen=True):
+    """All of a model, in the runner's order."""
+
+    inputs: Side
+    outputs: Side
+
+    @property
+    def input_bytes(self) -> int:
+        return sum(port.bytes for port in self.inputs)
+
+    @property
+    def output_bytes(self) -> int:
+        return sum(port.bytes for port in self.outputs)
+
+
+class Opened(Ports, frozen=True):
+    load_ms: Annotated[float, Meta(ge=0, le=1e9)]
+
+
+Warmed = Annotated[int, Meta(ge=1, le=1 << 40)]
+"""How many inferences it ran."""
+
+
+class Profiled(Struct, frozen=True):
+    inferences: Annotated[int, Meta(ge=1, le=1 << 40)]
+
+
+class Memory(Struct, frozen=True):
+    baseline: Count
+    peak: Count
+    exact: bool = True
+
+
+def latencies(text: str, least: int, took_s: float) -> np.ndarray:
+    """Base64 of int64 nanoseconds, one an inference, of a round that took so long here."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except binascii.Error:
+        raise ValueError("latencies that are no base64") from None
+    if len(data) % 8:
+        raise ValueError(f"latencies of {len(data)} bytes, where each has 8")
+    found = np.frombuffer(data, "<i8")
+    if len(found) < max(1, least):
+        raise ValueError(f"{len(found)} latencies, where {max(1, least)} or more were asked for")
+    if found.min() <= 0:
+        raise ValueError(f"a latency of {found.min()} ns")
+    spent_s = float(found.sum(dtype=np.float64)) / 1e9
+    if spent_s > (1 + CLOCK_OFF) * took_s + DELAY_S:
+        raise ValueError(
+            f"latencies of {spent_s:.3g} s in all, where {took_s:.3g} s passed on this machine"
+        )
+    return found

@@ -1,0 +1,584 @@
+"""A microcontroller's board as a device: one model, compiled into its firmware, asked by lines.
+
+Nothing is pushed to a board. What is wanted of it is compared, by digest, with what its firmware
+holds; firmware of others does not say that and is taken at its word, so that whoever asked must
+judge by golden vectors. Arrays become the artifact's stored numbers here, as for the runner on
+phones (raw.py), and a window of inferences is one measurement: the board's clock is read before and
+after, no line is sent between.
+"""
+
+import base64
+import hashlib
+import importlib.metadata
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from onmetal.errors import DeviceError, UnsupportedError
+from onmetal.files.cache import Cache
+from onmetal.profilers.devices.answers import Port, Ports
+from onmetal.profilers.devices.board.protocol import WRAP_US, Laps, Tiny
+from onmetal.profilers.devices.board.qemu import Qemu
+from onmetal.profilers.devices.local import Local
+from onmetal.profilers.meters.lpm01a import Meter
+from onmetal.profilers.tensor_bytes import Edges, Rows, edges, order, pack, read_feeds, unpack
+from onmetal.progress import OnCount
+from onmetal.records import DeviceFacts, Model, restore
+from onmetal.samples import Samples
+
+RUNTIME = "tflm"
+FIRST_S = 300.0
+"""For inferences of a model whose speed on the board is not known yet."""
+SLACK_S = 20.0
+TIMED_S = 0.1
+"""A window this long tells an inference's time well enough to plan by: a clock of microseconds is
+read to 1e-5 of it."""
+STILL_S = 2.0
+"""It takes no longer here: a board's clock that stands still would never make it that long."""
+TRIES = 3
+"""So often is a window repeated that came out shorter than was asked for."""
+LONGER = 1.03
+"""A window is planned this much longer than it must be: it hardly ever comes out shorter."""
+PACED_LONGER = 1.1
+"""The same, where it is planned by this machine's clock and cannot be looked at afterwards."""
+LONGEST_S = 0.9 * WRAP_US / 1e6
+CLOCK_OFF = 0.2
+"""The board's clock must agree with this machine's to this part..."""
+JUDGED_S = 1.0
+"""...in windows from this length on: shorter ones are lost among the delays of USB."""
+PACED_S = 0.3
+"""The delays of a line are little of it."""
+ENERGY_WINDOWS = 3
+IDLE_S = 1.0
+MOST_WINDOW = 1_000_000_000
+"""No board runs so many inferences in the shortest window that is timed: it would take less than a
+nanosecond for each."""
+MOST_INFERENCES = 200
+"""To count instructions by."""
+MOST_INSTRUCTIONS = 1_000_000_000
+"""Of all of these: half a minute. No time of this machine's, of which the figure would depend."""
+
+
+class Board:
+    """One board. It is not shared: who opened it has it until `close`."""
+
+    single = True
+    """It holds one model, whichever is asked for."""
+
+    def __init__(
+        self,
+        address: str,
+        tiny: Tiny,
+        cache: Cache,
+        *,
+        baud: int | None = None,
+        meter: Meter | None = None,
+        qemu: Qemu | None = None,
+    ) -> None:
+        """`tiny`: its firmware, already greeted; `baud`: None where there is no such thing."""
+        self.address, self.tiny, self.meter, self.qemu = address, tiny, meter, qemu
+        self.baud = baud
+        self.inference_s: float | None = None
+        """By the board's own clock..."""
+        self.host_s: float | None = None
+        """...and by this machine's, which is another one where the board is emulated."""
+        self._rests_on_us = 0
+        """The window that tells both."""
+        self._host = Local(cache)
+        self._ports: dict[str, Ports] = {}
+        self._idle_mw: float | None = None
+
+    @property
+    def holds(self) -> str | None:
+        """SHA-256 of the .tflite file that is compiled in; None where the firmware tells none."""
+        return self.tiny.profile.sha256
+
+    def facts(self) -> DeviceFacts:
+        said = self.tiny.profile
+        machine = self.qemu.machine if self.qemu else None
+        more: dict[str, Any] = {
+            "model": said.model,
+            "soc": f"{machine.name}: {machine.description}" if machine else said.name,
+            "model_digest": said.sha256,
+            "profile": said.firmware,
+            "arena_bytes_used": said.arena_used,
+            "arena_bytes_given": said.arena_given,
+            "baud": self.baud,
+            "meters": [self.meter.kind] if self.meter else [],
+        }
+        return DeviceFacts(
+            address=self.address,
+            cpu=said.name,
+            arch="cortex-m",
+            os="bare metal",
+            cores=1,
+            memory_bytes=0,
+            emulated=self.qemu is not None,
+            flags=(),
+            runtimes={RUNTIME: _version()},
+            state=self.state(),
+            more=more,
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Nothing that a board tells changes."""
+        return {}
+
+    def worker(self) -> "BoardWorker":
+        return BoardWorker(self)
+
+    def close(self, *, keep: bool = False) -> None:
+        """Give the port back, end the emulator, and switch the meter off."""
+        try:
+            self.tiny.close()
+        finally:
+            if self.meter:
+                self.meter.close()
+
+    # --- what its workers ask
+
+    def check_holds(self, files: list[str]) -> None:
+        """Raises UnsupportedError where another model than this artifact's is on the board."""
+        wanted = hashlib.sha256(Path(files[-1]).read_bytes()).hexdigest()
+        if self.holds not in (None, wanted):
+            assert self.holds
+            raise UnsupportedError(
+                f"the board at {self.address} holds the model {self.tiny.profile.model} "
+                f"({self.holds[:12]}), where {Path(files[-1]).name} ({wanted[:12]}) was wanted: "
+                "build and flash the firmware of this candidate's bundle"
+            )
+
+    def check_ready(self) -> None:
+        """Raises DeviceError where the firmware runs and its model does not."""
+        if self.tiny.profile.arena_used == 0:
+            given = self.tiny.profile.arena_given
+            said = " / ".join(self.tiny.said_first)
+            raise DeviceError(
+                f"the firmware at {self.address} could not set its model up in an arena of {given} "
+                f"bytes{f' ({said})' if said else ''}: build it with a larger one "
+                "(-DONMETAL_ARENA_BYTES=…)"
+            )
+
+    def ports(self, file: str) -> Ports:
+        digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        if digest not in self._ports:
+            try:
+                self._ports[digest] = restore(self._here("ports", file), Ports)
+            except msgspec.ValidationError as error:
+                why = f"a board cannot be handed the tensors of this model: {error}"
+                raise UnsupportedError(why) from None
+        return self._ports[digest]
+
+    def operators(self, file: str) -> dict[str, Any]:
+        found: dict[str, Any] = self._here("operators", file)
+        return found
+
+    def _here(self, function: str, file: str) -> Any:
+        with self._host.worker() as worker:
+            return worker.call(
+                "call",
+                timeout_s=600,
+                function=f"onmetal.runtimes.tflm.operators:{function}",
+                path=file,
+            )
+
+    def infer(self, count: int, warm: int, timeout_s: float) -> Laps:
+        """A window, after which the time of an inference is known. Raises DeviceError where the
+        board's clock is not to be believed, or would come round."""
+        runs = count + warm
+        if self.inference_s and runs * self.inference_s > LONGEST_S:
+            raise DeviceError(
+                f"{runs} inferences of {self.inference_s:.3g} s take longer than the board's clock "
+                f"counts ({WRAP_US / 1e6:.0f} s): measure in a shorter window"
+            )
+        limit_s = FIRST_S if self.host_s is None else SLACK_S + 3 * runs * self.host_s
+        laps = self.tiny.infer(count, warm, min(timeout_s, limit_s))
+        if laps.whole_s > LONGEST_S:
+            raise DeviceError(
+                f"{count} inferences took {laps.whole_s:.0f} s, longer than the board's clock "
+                "counts: measure in a shorter window"
+            )
+        if self.qemu is None:
+            self._check_clock(laps, warm)
+        if laps.us >= min(self._rests_on_us, TIMED_S * 1e6):
+            self._rests_on_us = laps.us
+            self.inference_s, self.host_s = max(laps.us, 1) / 1e6 / count, laps.whole_s / runs
+        return laps
+
+    def _check_clock(self, laps: Laps, warm: int) -> None:
+        """What the board's clock counts lies between two arrivals here; where lines are held back
+        on their way, at least the whole answer takes as long."""
+        board_s = laps.us / 1e6
+        least_s = laps.host_s
+        most_s = laps.whole_s * laps.count / (laps.count + warm)
+        if max(board_s, least_s) < JUDGED_S:
+            return
+        if board_s < (1 - CLOCK_OFF) * least_s or board_s > (1 + CLOCK_OFF) * most_s:
+            raise DeviceError(
+                f"the clock of the board at {self.address} counted {board_s:.3f} s where "
+                f"{max(least_s, most_s) if board_s > most_s else least_s:.3f} s passed here: its "
+                "timer does not run as fast as the firmware thinks (SystemCoreClock, or the "
+                "timer's prescaler, in its port)"
+            )
+
+    def window(self, seconds: float, least: int, timeout_s: float) -> int:
+        """How many inferences last so long, but at least `least`; timed first where it is not
+        known. What was loaded is run."""
+        if seconds > LONGEST_S:
+            raise DeviceError(
+                f"a window of {seconds:.0f} s is longer than the board's clock counts "
+                f"({WRAP_US / 1e6:.0f} s)"
+            )
+        wanted_s, count, more = min(TIMED_S, seconds), 0, 1
+        while self._rests_on_us < 1e6 * wanted_s and more > count:
+            count = more
+            self._check_count(count)
+            self.infer(count, 0, timeout_s)
+            assert self.inference_s and self.host_s
+            fit = 1 + min(1.2 * wanted_s / self.inference_s, STILL_S / self.host_s)
+            more = min(1000 * count, int(fit))
+        assert self.inference_s and self.host_s
+        each_s = max(self.inference_s, self.host_s) if self.qemu else self.inference_s
+        return max(least, _times(LONGER * seconds, each_s))
+
+    def _check_count(self, count: int) -> None:
+        if count > MOST_WINDOW:
+            raise DeviceError(
+                f"the board at {self.address} answers at once, however many inferences it is asked "
+                "for: its firmware does not run them"
+            )
+
+    def instructions(self, timeout_s: float) -> dict[str, Any]:
+        """Of what was loaded: what an inference takes in instructions, as an emulator that lets one
+        pass each nanosecond of its own time counts them.
+
+        A window's count less a shorter one's leaves the inferences alone. The clock is read in
+        whole ticks, of which each window may be one off; where enough inferences fit, that is less
+        than half an instruction in each, and the count is exact. Raises DeviceError where
+        the device is not emulated.
+        """
+        if self.qemu is None:
+            raise DeviceError(
+                f"{self.address} is a real board: its instructions are not counted, its time is"
+            )
+        first = self.infer(1, 0, timeout_s)
+        tick = _tick(first)
+        fit = int(MOST_INSTRUCTIONS / max(1.0, _nanoseconds(first)))
+        more = max(1, min(MOST_INFERENCES, int(5 * tick), fit))
+        both = self.infer(1 + more, 0, timeout_s)
+        found = (_nanoseconds(both) - _nanoseconds(first)) / more
+        if found <= 0:
+            raise DeviceError(
+                f"the clock of {self.address} counted no more for {more + 1} inferences than for "
+                "one: its firmware does not run them, or its timer stands still"
+            )
+        off = 2 * tick / more
+        # Else so coarse that what is off hardly ever shows: the same figure comes every time.
+        unit = 1 if off < 0.5 else 10 ** math.ceil(math.log10(100 * off))
+        return {
+            "instructions_per_inference": round(found / unit) * unit,
+            "how": f"{more + 1} inferences less one, under {self.qemu.how}; "
+            + ("exact" if unit == 1 else f"to the next {unit:,}"),
+        }
+
+    def energy(self, seconds: float, timeout_s: float) -> dict[str, Any]:
+        """Of what was loaded, by the meter: windows of `seconds` each."""
+        if self.meter is None:
+            raise DeviceError(
+                "there is no meter: name one in the device's address, ?meter=lpm01a:/dev/tty…"
+            )
+        if self._idle_mw is None:
+            self._idle_mw = self.meter.idle_mw(IDLE_S)
+        count = self._paced(seconds, timeout_s)
+        limit_s = min(timeout_s, SLACK_S + 3 * seconds)
+        windows = [
+            self.meter.window(lambda: self._metered(count, limit_s), count)
+            for _ in range(ENERGY_WINDOWS)
+        ]
+        return self.meter.energy(windows, self._idle_mw)
+
+    def _paced(self, seconds: float, timeout_s: float) -> int:
+        """How many inferences last so long by this machine's clock: firmware that pulses a pin for
+        a meter may tell no times."""
+        count, limit_s = 1, min(timeout_s, FIRST_S)
+        while True:
+            began = time.monotonic()
+            self._metered(count, limit_s)
+            took_s = time.monotonic() - began
+            if took_s >= min(PACED_S, seconds):
+                return max(1, _times(PACED_LONGER * seconds, took_s / count))
+            count *= 4
+            self._check_count(count)
+
+    def _metered(self, count: int, timeout_s: float) -> None:
+        self.tiny.infer_untimed(count, 0, timeout_s)
+
+    def outputs(self, of: Ports, timeout_s: float) -> bytes:
+        """Of one inference on what was loaded: every output's stored bytes, one after another."""
+        laps = self.infer(1, 0, timeout_s)
+        if self.holds is not None:
+            return b"".join(self.tiny.outputs([port.bytes for port in of.outputs]))
+        found = laps.results if laps.results is not None else self.tiny.results()
+        return _stored(found, of.outputs, self.address)
+
+
+class BoardWorker:
+    """The operations of a local Worker, as far as a board has them."""
+
+    def __init__(self, board: Board) -> None:
+        self.board = board
+        self._feeds: list[dict[str, np.ndarray]] = []
+        self._ports = Ports((), ())
+        self._edges = Edges()
+        self._names: tuple[list[str], list[str]] = ([], [])
+        self._wanted: list[str] = []
+
+    def __enter__(self) -> "BoardWorker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def call(
+        self, op: str, *, timeout_s: float, progress: OnCount | None = None, **arguments: Any
+    ) -> Any:
+        """Ask for one operation and wait for its answer; errors as those of a local Worker."""
+        operations: dict[str, Callable[..., Any]] = {
+            "open": self._open,
+            "feeds": self._keep_feeds,
+            "warm": self._warm,
+            "round": self._round,
+            "outputs": self._outputs,
+            "run": self._run,
+            "profile": self._profile,
+            "peak_memory": self._memory,
+            "instructions": self._instructions,
+            "energy": self._energy,
+            "check": self._check,
+        }
+        if op not in operations:
+            raise UnsupportedError(f"{op!r} is done on this machine only, not by a board")
+        return operations[op](timeout_s=timeout_s, progress=progress, **arguments)
+
+    def close(self) -> None:
+        """The port is the board's, and stays open for the next worker."""
+
+    def kill(self) -> None:
+        """End what is going on, from any thread: the port is closed under it."""
+        self.board.close()
+
+    def _open(
+        self,
+        *,
+        timeout_s: float,
+        progress: OnCount | None,
+        runtime: str,
+        files: list[str],
+        options: dict[str, Any],
+        inputs: list[str],
+        outputs: list[str],
+    ) -> dict[str, float]:
+        """Nothing is loaded: the model lies in flash. Raises UnsupportedError where another
+        one does."""
+        if runtime != RUNTIME:
+            raise UnsupportedError(f"a board runs TFLite Micro (tflm), not {runtime}")
+        self.board.check_holds(files)
+        self.board.check_ready()
+        self._ports = self.board.ports(files[0])
+        self._edges = edges(options)
+        self._names = (order(self._ports.inputs, inputs), order(self._ports.outputs, outputs))
+        self._wanted = outputs
+        return {"load_ms": 0.0}
+
+    def _keep_feeds(self, *, timeout_s: float, progress: OnCount | None, path: str) -> None:
+        self._feeds = read_feeds(Path(path))
+
+    def _load(self, feed: dict[str, np.ndarray]) -> None:
+        """Each time anew: TFLite Micro may use an input's memory for what comes after it."""
+        self.board.tiny.load(pack(feed, self._ports.inputs, self._names[0], self._edges))
+
+    def _warm(
+        self, *, timeout_s: float, progress: OnCount | None, seconds: float, least: int
+    ) -> int:
+        """Boards have caches and no clocks that rise: a few inferences are enough."""
+        self._load(self._feeds[0])
+        count = min(max(1, least), self.board.window(seconds, 1, timeout_s))
+        self.board.infer(count, 0, timeout_s)
+        return count
+
+    def _round(
+        self,
+        *,
+        timeout_s: float,
+        progress: OnCount | None,
+        seconds: float,
+        least: int,
+        warm_seconds: float,
+        feed: int,
+    ) -> str:
+        """One window. -> base64 of one int64: the nanoseconds of an inference in it."""
+        self._load(self._feeds[feed % len(self._feeds)])
+        count = self.board.window(seconds, least, timeout_s)
+        assert self.board.inference_s
+        warm = _times(warm_seconds, self.board.inference_s)
+        laps = self.board.infer(count, warm, timeout_s)
+        for _ in range(TRIES):
+            if laps.us >= 1e6 * seconds:
+                break  # else faster than when it was timed first
+            count = math.ceil(1.05 * count * 1e6 * seconds / max(1, laps.us))
+            laps = self.board.infer(count, warm, timeout_s)
+        each = np.array([round(laps.us * 1000 / count)], np.int64)
+        if each[0] <= 0:
+            raise DeviceError(
+                f"the clock of the board at {self.board.address} counted {laps.us} µs for {count} "
+                "inferences: its timer stands still, or its firmware does not run them"
+            )
+        return base64.b64encode(each.tobytes()).decode()
+
+    def _through(self, feed: dict[str, np.ndarray], timeout_s: float) -> list[np.ndarray]:
+        self._load(feed)
+        found = self.board.outputs(self._ports, timeout_s)
+        return unpack(found, self._ports.outputs, self._names[1], self._edges, self._wanted)
+
+    def _outputs(
+        self,
+        *,
+        timeout_s: float,
+        progress: OnCount | None,
+        samples: dict[str, Any],
+        model: dict[str, Any],
+        count: int,
+        folder: str,
+    ) -> None:
+        """Run the first `count` samples; every output's rows go to `<number of output>.npy`."""
+        data, of = restore(samples, Samples), restore(model, Model)
+        rows = Rows(Path(folder), of, count)
+        left_s = _countdown(timeout_s)
+        for start in range(0, count, of.batch):
+            feed = data.feed(of, rows.indices(start))
+            rows.add(start, self._through(feed, left_s(f"{start} of {count} samples")))
+            if progress:
+                progress(min(start + of.batch, count), count)
+
+    def _run(self, *, timeout_s: float, progress: OnCount | None, path: str, folder: str) -> None:
+        feeds, left_s = read_feeds(Path(path)), _countdown(timeout_s)
+        for number, feed in enumerate(feeds):
+            limit_s = left_s(f"{number} of {len(feeds)} samples")
+            for place, array in enumerate(self._through(feed, limit_s)):
+                np.save(Path(folder) / f"{number}-{place}.npy", array)
+            if progress:
+                progress(number + 1, len(feeds))
+
+    def _profile(
+        self, *, timeout_s: float, progress: OnCount | None, **arguments: Any
+    ) -> dict[str, Any]:
+        self._open(timeout_s=timeout_s, progress=None, **arguments)
+        said = self.board.tiny.profile
+        found = {
+            "provider": {f"TFLite Micro on {said.name}": 1.0},
+            **self.board.operators(arguments["files"][0]),
+            "firmware": said.firmware,
+            "board": said.name,
+        }
+        if self.board.qemu and self._feeds:
+            found |= self._instructions(timeout_s=timeout_s, progress=None)
+        return found
+
+    def _memory(
+        self, *, timeout_s: float, progress: OnCount | None, **arguments: Any
+    ) -> dict[str, int]:
+        self._open(timeout_s=timeout_s, progress=None, **arguments)
+        if self.board.tiny.profile.arena_used is None:
+            raise DeviceError(
+                f"the firmware of {self.board.address} does not say what its arena takes; that of "
+                "a bundle does"
+            )
+        return {"baseline": 0, "peak": self.board.tiny.profile.arena_used}
+
+    def _instructions(
+        self, *, timeout_s: float, progress: OnCount | None, feed: int = 0
+    ) -> dict[str, Any]:
+        self._load(self._feeds[feed % len(self._feeds)])
+        return self.board.instructions(timeout_s)
+
+    def _energy(
+        self, *, timeout_s: float, progress: OnCount | None, seconds: float, feed: int = 0
+    ) -> dict[str, Any]:
+        self._load(self._feeds[feed % len(self._feeds)])
+        return self.board.energy(seconds, timeout_s)
+
+    def _check(self, *, timeout_s: float, progress: OnCount | None) -> dict[str, int]:
+        """The golden vectors that are compiled in."""
+        passed, of = self.board.tiny.check(timeout_s)
+        return {"passed": passed, "vectors": of}
+
+
+def _countdown(timeout_s: float) -> Callable[[str], float]:
+    """What is left of the time, asked with what was done so far. Raises DeviceError at its end."""
+    end = time.monotonic() + timeout_s
+
+    def left_s(done: str) -> float:
+        left = end - time.monotonic()
+        if left <= 0:
+            raise DeviceError(f"the board did {done} in {timeout_s:.0f} s, all that there was")
+        return left
+
+    return left_s
+
+
+def _times(seconds: float, each_s: float) -> int:
+    return round(seconds / each_s)
+
+
+def _tick(laps: Laps) -> float:
+    """Of the firmware's finest clock, in nanoseconds."""
+    return 1e9 / laps.ticks_per_s if laps.ticks and laps.ticks_per_s else 1000.0
+
+
+def _nanoseconds(laps: Laps) -> float:
+    if laps.ticks and laps.ticks_per_s:
+        return laps.ticks * 1e9 / laps.ticks_per_s
+    return laps.us * 1000.0
+
+
+def _stored(printed: tuple[float, ...], outputs: tuple[Port, ...], address: str) -> bytes:
+    """The first output's stored bytes, from its reals as they were printed to three decimals.
+    Exact where a step of the stored number is larger than what was rounded away."""
+    first = outputs[0]
+    if len(outputs) != 1:
+        raise DeviceError(
+            f"the firmware of {address} gives its first output only, and the model has "
+            f"{len(outputs)}; the firmware of a bundle gives all"
+        )
+    reals = np.array(printed, np.float64)
+    kind = np.dtype(first.dtype)
+    if reals.size * kind.itemsize != first.bytes:
+        raise DeviceError(
+            f"the firmware of {address} printed {reals.size} results, where the model's output has "
+            f"{first.bytes // kind.itemsize} numbers: is another model on the board?"
+        )
+    if kind.kind == "f":
+        return bytes(reals.astype(kind).tobytes())
+    if not np.isfinite(reals).all():
+        raise DeviceError(
+            f"the firmware of {address} printed results that are no numbers, where the model's "
+            f"output is {first.dtype}"
+        )
+    if kind.kind == "b":
+        return bytes((reals != 0).tobytes())
+    limits = np.iinfo(kind)
+    whole = np.rint(reals / first.scale) + first.zero if first.scale else np.rint(reals)
+    return bytes(np.clip(whole, limits.min, limits.max).astype(kind).tobytes())
+
+
+def _version() -> str:
+    """Of TFLite Micro as it is installed here: a board's firmware tells none."""
+    try:
+        return importlib.metadata.version("tflite-micro")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

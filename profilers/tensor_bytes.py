@@ -1,0 +1,152 @@
+"""Arrays as a device takes and gives them: raw tensors one after another, and back.
+
+What run.py does around a TFLite artifact (channels last, whole numbers that stand for reals, types
+that the artifact has not) is done here for the native runner, which moves bytes only.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from onmetal.errors import DeviceError, UnsupportedError
+from onmetal.profilers.devices.answers import Port
+from onmetal.records import Model
+
+NHWC, NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
+
+
+def order(ports: Sequence[Port], names: Sequence[str]) -> list[str]:
+    """The manifest's name of every port: its own, or by its place where files have other names."""
+    if len(ports) != len(names):
+        raise DeviceError(f"the device sees {len(ports)} tensors where the model has {len(names)}")
+    if {port.name for port in ports} == set(names):
+        return [port.name for port in ports]
+    return list(names)
+
+
+class Edges(NamedTuple):
+    """The inputs and outputs that an artifact has in another layout or type than the model."""
+
+    nhwc: frozenset[str] = frozenset()
+    float16: frozenset[str] = frozenset()
+    """float16 in the model; the artifact has them in float32 or whole numbers."""
+
+
+def edges(options: dict[str, Any]) -> Edges:
+    return Edges(*(frozenset(options.get(name, ())) for name in Edges._fields))
+
+
+def runtime_options(options: dict[str, Any]) -> dict[str, Any]:
+    """What a runtime itself is opened with."""
+    return {name: value for name, value in options.items() if name not in Edges._fields}
+
+
+def pack(
+    feed: dict[str, np.ndarray], ports: Sequence[Port], names: Sequence[str], edges: Edges
+) -> bytes:
+    """One inference's inputs, by the manifest's names -> the bytes that the runner reads.
+
+    `names`: as `order` gives them. Quantizes as TFLite does: round(x / scale) + zero, clipped.
+    """
+    pieces = []
+    for port, name in zip(ports, names, strict=True):
+        array = feed[name].transpose(NHWC) if name in edges.nhwc else feed[name]
+        if name in edges.float16:
+            array = array.astype(np.float32)
+        wanted = np.dtype(port.dtype)
+        if array.dtype != wanted and port.scale:
+            limits = np.iinfo(wanted)
+            whole = np.rint(array / np.float32(port.scale)) + port.zero
+            array = np.clip(whole, limits.min, limits.max).astype(wanted)
+        if array.dtype != wanted or array.nbytes != port.bytes:
+            raise DeviceError(
+                f"input {name!r} is {array.dtype} {list(array.shape)}, but the model on the device "
+                f"takes {port.dtype} {list(port.shape)}"
+            )
+        pieces.append(array.tobytes())
+    return b"".join(pieces)
+
+
+def unpack(
+    content: bytes | memoryview,
+    ports: Sequence[Port],
+    names: Sequence[str],
+    edges: Edges,
+    wanted: Sequence[str],
+) -> list[np.ndarray]:
+    """One inference's outputs, as the runner wrote them -> arrays in the order of `wanted`."""
+    found: dict[str, np.ndarray] = {}
+    place = 0
+    for port, name in zip(ports, names, strict=True):
+        flat = np.frombuffer(content[place : place + port.bytes], np.dtype(port.dtype))
+        place += port.bytes
+        array = flat.reshape(port.shape)
+        if port.scale and port.dtype in ("int8", "uint8", "int16"):
+            array = (array.astype(np.float32) - np.float32(port.zero)) * np.float32(port.scale)
+        if name in edges.float16:
+            array = array.astype(np.float16)
+        found[name] = np.ascontiguousarray(array.transpose(NCHW)) if name in edges.nhwc else array
+    return [found[name] for name in wanted]
+
+
+def read_feeds(path: Path) -> list[dict[str, np.ndarray]]:
+    """An .npz with `<number>/<input name>`, as vectors.numbered names them."""
+    found: dict[int, dict[str, np.ndarray]] = {}
+    with np.load(path, allow_pickle=False) as stored:
+        for name in stored.files:
+            number, _, tensor = name.partition("/")
+            found.setdefault(int(number), {})[tensor] = np.asarray(stored[name], order="C")
+    return [found[number] for number in sorted(found)]
+
+
+class Rows:
+    """Every output's rows of many samples, on disk: `<number of the output>.npy`."""
+
+    def __init__(self, folder: Path, model: Model, count: int) -> None:
+        self.folder, self.model, self.count = folder, model, count
+        self._shapes: list[tuple[int, ...]] = []
+
+    def indices(self, start: int) -> list[int]:
+        """The samples of the batch that begins at `start`; the last batch is filled up with its
+        last sample, and what that gives is dropped."""
+        return [min(start + place, self.count - 1) for place in range(self.model.batch)]
+
+    def add(self, start: int, outputs: Sequence[np.ndarray]) -> None:
+        """What the batch that begins at `start` gave."""
+        rows = [_rows(array, self.model.batch) for array in outputs]
+        if not self._shapes:
+            self._begin(rows)
+        for number, (shape, array) in enumerate(zip(self._shapes, rows, strict=True)):
+            if array.shape[1:] != shape:
+                raise UnsupportedError(
+                    f"output {self.model.outputs[number].name!r} changes its shape from sample to "
+                    f"sample ({list(shape)}, then {list(array.shape[1:])}); it cannot be judged"
+                )
+            with self._path(number).open("ab") as file:
+                file.write(np.ascontiguousarray(array[: self.count - start]).tobytes())
+
+    def _begin(self, rows: list[np.ndarray]) -> None:
+        """Rows are appended, not mapped: pages of a mapped file would count as memory."""
+        for number, array in enumerate(rows):
+            header = np.lib.format.header_data_from_array_1_0(array[:0])
+            header |= {"shape": (self.count, *array.shape[1:]), "fortran_order": False}
+            with self._path(number).open("wb") as file:
+                np.lib.format.write_array_header_1_0(file, header)
+            self._shapes.append(array.shape[1:])
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number}.npy"
+
+
+def _rows(array: np.ndarray, batch: int) -> np.ndarray:
+    """Output of one inference -> [samples in it, ...]."""
+    if array.shape[:1] == (batch,):
+        return array
+    if batch == 1:
+        return array[None]
+    raise UnsupportedError(
+        f"an output has shape {list(array.shape)}: its first axis is not the batch of {batch}, "
+        "so its samples cannot be told apart; use --batch 1"
+    )

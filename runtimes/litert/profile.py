@@ -1,0 +1,31 @@
+"""What LiteRT really ran: which operators its XNNPACK delegate took, and the types computed in."""
+
+from typing import Any
+
+import numpy as np
+
+from onmetal.converters.tflite import precision
+from onmetal.errors import UnsupportedError
+from onmetal.runtimes.litert.session import Session
+
+
+def profile(
+    feed: dict[str, np.ndarray],
+    files: list[str],
+    options: dict[str, Any],
+    inputs: list[str],
+    outputs: list[str],
+) -> dict[str, Any]:
+    """Shares of the operators, as tflite_ops.shares gives them."""
+    session = Session(files, options, inputs, outputs)
+    session.run(feed)
+    types = {
+        entry["index"]: entry["dtype"]
+        for entry in session.interpreter.get_tensor_details()
+        if entry["name"]
+    }
+    return precision.shares(session.interpreter._get_ops_details(), types)
+
+
+def layers(**_: Any) -> list[dict[str, Any]]:
+    raise UnsupportedError("LiteRT's Python interface reports no time per operator")

@@ -1,0 +1,9 @@
+"""LiteRT, as it is known before it is imported."""
+
+from onmetal.runtimes import Spec
+
+SPEC = Spec(
+    title="LiteRT",
+    packages=("ai-edge-litert", "tflite-runtime"),
+    reads="tflite",
+)

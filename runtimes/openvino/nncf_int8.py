@@ -1,0 +1,41 @@
+"""ONNX -> OpenVINO's IR in 8 bits by NNCF (extra `[nncf]`), after its own rules."""
+
+from pathlib import Path
+from typing import Any
+
+from onmetal.errors import UnsupportedError, reason
+from onmetal.records import Model, restore
+from onmetal.runtimes.openvino.quiet import openvino
+from onmetal.samples import Samples
+
+
+def convert(
+    prepared: str, samples: dict[str, Any], model: dict[str, Any], folder: str
+) -> list[str]:
+    """Write the IR to `folder`, calibrated on all samples. -> the names of its files.
+
+    NNCF keeps running statistics, so that memory does not grow with the samples. Raises
+    UnsupportedError, with NNCF's or OpenVINO's reason, where it cannot be done.
+    """
+    try:
+        import nncf
+    except ImportError as error:
+        raise UnsupportedError(
+            f"NNCF cannot be imported ({reason(error)}); pip install 'onmetal[nncf]'"
+        ) from None
+    data, of = restore(samples, Samples), restore(model, Model)
+    batches = [
+        [min(start + place, data.count - 1) for place in range(of.batch)]
+        for start in range(0, data.count, of.batch)
+    ]
+    try:
+        made = nncf.quantize(
+            openvino.Core().read_model(prepared),
+            nncf.Dataset(batches, lambda indices: data.feed(of, indices)),
+            subset_size=len(batches),
+            model_type=nncf.ModelType.TRANSFORMER if of.matmul_share > 0.5 else None,
+        )
+        openvino.save_model(made, str(Path(folder) / "model.xml"), compress_to_fp16=False)
+    except Exception as error:
+        raise UnsupportedError(f"NNCF: {reason(error)}") from None
+    return ["model.xml", "model.bin"]

@@ -1,0 +1,73 @@
+"""TFLite Micro: the .tflite file as converters/tflite made it, in the order that needs the least
+memory; for an Ethos-U, what Vela makes of it besides."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from onmetal.errors import UnsupportedError
+from onmetal.runtimes.bounds import Names
+
+VERSION = 1
+ALONE = True
+"""What Vela keeps between two compilations must not show in the second."""
+OPTIONS: dict[str, Any] = {
+    "nhwc": Names,
+    "float16": Names,
+    "stateful": bool,
+}
+"""As LiteRT's."""
+RESERVED = frozenset(OPTIONS)
+
+
+def convert(
+    prepared: str, compute: str, folder: str, hardware: dict[str, Any] | None = None
+) -> list[str]:
+    """`model.tflite`, and `model_vela.tflite` for an NPU; how they were made goes to `made.json`.
+
+    `hardware`: `core` (as targets.Chip, or None), `npu` (as targets.Npu, or None), `split`: whether
+    the largest early operators are to be split. Raises UnsupportedError where that gains nothing.
+    """
+    from onmetal.converters.tflite import check
+    from onmetal.converters.tflite.parsing import read
+    from onmetal.runtimes.tflm import split, vela
+
+    given = hardware or {"core": None, "npu": None, "split": False}
+    if found := check.problems(read(Path(prepared))):
+        raise UnsupportedError(f"the file violates TFLite's specification: {found[0]}")
+    target, made = Path(folder) / "model.tflite", {}
+    if given["npu"] is None:  # Vela orders what it compiles by itself
+        made["memory"] = split.lowered(prepared, folder, given["core"], given["split"])
+        if target.exists() and (found := check.problems(read(target))):
+            raise UnsupportedError(
+                f"no file was written, since it would violate TFLite's specification: {found[0]}"
+            )
+    if not target.exists():
+        _link(prepared, target)
+    files = [target.name]
+    if given["npu"] is not None:
+        files.append("model_vela.tflite")
+        made["npu"] = vela.compile_(target, given["npu"], Path(folder) / files[-1])
+    (Path(folder) / "made.json").write_bytes(msgspec.json.encode(made))
+    return files
+
+
+def _link(source: str, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def options(compute: str, threads: int) -> dict[str, Any]:
+    return {}
+
+
+def describe(path: str) -> dict[str, list[dict[str, Any]]]:
+    """Inputs and outputs of a .tflite file, as it has them itself."""
+    from onmetal.converters.tflite.ends import ends
+
+    return ends(path)
