@@ -14,6 +14,9 @@ import pytest
 
 from tests.arm64 import Missing
 
+pytest_plugins = ("tests.statistics_reference",)
+"""Modules with fixtures that several files of tests share."""
+
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # As in what a shell starts in the background: ^C would end none of the commands that are tried.
     signal.signal(signal.SIGINT, signal.default_int_handler)
