@@ -20,7 +20,7 @@ from onmetal.files.cache import Cache
 from onmetal.profilers.devices.local import Local, Worker
 from tests.conftest import deploy
 from tests.test_hostile_arrays import special
-from tests.test_tflm import small
+from tests.tflite_nets import small
 
 COUNT = 2000
 LIMIT_S = 120.0
