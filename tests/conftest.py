@@ -14,7 +14,7 @@ import pytest
 
 from tests.arm64 import Missing
 
-pytest_plugins = ("tests.statistics_reference",)
+pytest_plugins = ("tests.int8_runs", "tests.statistics_reference", "tests.trials")
 """Modules with fixtures that several files of tests share."""
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -92,6 +92,13 @@ def bundle(shared_home: Path, shared_folder: Path) -> Path:
             assert ran.code == 0, ran.err
             (shared_folder / "digits.json").write_text(ran.out)
     return out
+
+
+@pytest.fixture(scope="session")
+def document(bundle: Path) -> dict[str, Any]:
+    """What the run that made the bundle said: a whole run on the example, timed."""
+    found: dict[str, Any] = json.loads((bundle.parent / "digits.json").read_text())
+    return found
 
 
 @pytest.hookimpl(hookwrapper=True)
