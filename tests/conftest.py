@@ -14,7 +14,14 @@ import pytest
 
 from tests.arm64 import Missing
 
-pytest_plugins = ("tests.int8_runs", "tests.statistics_reference", "tests.trials")
+pytest_plugins = (
+    "tests.attached",
+    "tests.device_bundles",
+    "tests.far",
+    "tests.int8_runs",
+    "tests.statistics_reference",
+    "tests.trials",
+)
 """Modules with fixtures that several files of tests share."""
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
