@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+from onmetal.files.cache import Cache
 from tests.arm64 import Missing
 
 pytest_plugins = (
@@ -20,7 +21,6 @@ pytest_plugins = (
     "tests.far",
     "tests.int8_runs",
     "tests.statistics_reference",
-    "tests.trials",
 )
 """Modules with fixtures that several files of tests share."""
 
@@ -71,6 +71,12 @@ def _own_cache(shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ONMETAL_CACHE_LIMIT", raising=False)
 
 
+@pytest.fixture
+def cache(shared_home: Path) -> Iterator[Cache]:
+    with Cache(shared_home) as opened:
+        yield opened
+
+
 def deploy(*words: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> Ran:
     """`deploy WORDS` in a process of its own."""
     done = subprocess.run(
@@ -86,18 +92,28 @@ def deploy(*words: str | Path, cwd: Path | None = None, env: dict[str, str] | No
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
+def once(mark: Path, make: Callable[[], object]) -> None:
+    """`make` what lies beside `mark`, unless another process of this run of the tests has."""
+    with mark.with_name(f"{mark.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not mark.exists():
+            make()
+            mark.touch()
+
+
 @pytest.fixture(scope="session")
 def bundle(shared_home: Path, shared_folder: Path) -> Path:
     """A bundle of the example, made once. Copy it before changing anything in it."""
     out = shared_folder / "digits"
     model, data = DIGITS / "digits_cnn.onnx", DIGITS / "digits.npz"
     words = (model, "--target", "x86-64", "--data", data, "--quick", "--json", "--out", out)
-    with (shared_folder / "digits.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not out.is_dir():
-            ran = deploy(*words, env={"ONMETAL_HOME": str(shared_home)})
-            assert ran.code == 0, ran.err
-            (shared_folder / "digits.json").write_text(ran.out)
+
+    def make() -> None:
+        ran = deploy(*words, env={"ONMETAL_HOME": str(shared_home)})
+        assert ran.code == 0, ran.err
+        (shared_folder / "digits.json").write_text(ran.out)
+
+    once(shared_folder / "digits.made", make)
     return out
 
 

@@ -18,7 +18,7 @@ from onmetal.files import images
 from onmetal.files.cache import Cache
 from onmetal.files.images import Preprocessing
 from tests.onnx_models import build, constant, node, value, weights
-from tests.test_samples import image_model
+from tests.sample_files import image_model
 from tests.tflite_nets import small
 
 MODELS = ("onnx", "tflite")

@@ -19,7 +19,7 @@ from onmetal.files.arrays import ArrayFile
 from onmetal.files.cache import Cache
 from onmetal.samples import Samples
 from tests.conftest import DIGITS, deploy
-from tests.test_samples import image_model
+from tests.sample_files import image_model
 
 MODEL = image_model(3, 4, 5)
 X = np.arange(4 * 3 * 4 * 5, dtype=np.float32).reshape(4, 3, 4, 5)

@@ -1,11 +1,9 @@
 """Made-up models, trials and tasks, for what ranks and chooses among them."""
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pytest
 from msgspec.structs import replace
 
 from onmetal import targets
@@ -89,12 +87,6 @@ def task(cache: Cache, minimize: Objective = "latency", *, timed: bool = True) -
         None,
         [],
     )
-
-
-@pytest.fixture
-def cache(shared_home: Path) -> Iterator[Cache]:
-    with Cache(shared_home) as opened:
-        yield opened
 
 
 def chosen_of(
