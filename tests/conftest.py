@@ -17,6 +17,8 @@ from tests.arm64 import Missing
 
 pytest_plugins = (
     "tests.attached",
+    "tests.bundles",
+    "tests.deploy_runs",
     "tests.device_bundles",
     "tests.far",
     "tests.int8_runs",

@@ -23,7 +23,7 @@ from onmetal.files.cache import Cache, sha256
 from onmetal.profilers import worker
 from onmetal.profilers.devices.local import Local, Worker, quiet_environment
 from tests.bundles import refused, verify
-from tests.hostile_bundles import MIB, ODD, Capture, Spoil, change, fifo, link_to, put, sign
+from tests.hostile_files import MIB, ODD, Capture, Spoil, change, fifo, link_to, put, sign
 
 # --- what lies beside run.py
 

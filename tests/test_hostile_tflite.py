@@ -19,7 +19,7 @@ from onmetal.files import cache as caches
 from onmetal.files.cache import Cache
 from onmetal.profilers.devices.local import Local, Worker
 from tests.conftest import deploy
-from tests.test_hostile_arrays import special
+from tests.hostile_files import special
 from tests.tflite_nets import small
 
 COUNT = 2000

@@ -19,7 +19,7 @@ from onmetal.profilers import worker
 from onmetal.records import Tensor
 from onmetal.runtimes import misfits
 from tests.bundles import RUNTIMES, refused, runner, verify
-from tests.hostile_bundles import MIB, ODD, Capture, change, put
+from tests.hostile_files import MIB, ODD, Capture, change, put
 
 # --- golden vectors
 

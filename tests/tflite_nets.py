@@ -129,3 +129,30 @@ def in_8_bits(path: Path) -> Path:
     out = path.with_name("int8.tflite")
     out.write_bytes(write(made))
     return out
+
+
+STEPS, WIDTH, CELLS = 5, 3, 4
+
+
+def lstm(path: Path) -> Path:
+    """A UNIDIRECTIONAL_SEQUENCE_LSTM whose two state tensors are variable; TFLite's own order of
+    its 24 inputs, gates i, f, c, o."""
+    rng = np.random.default_rng(0)
+
+    def constant(name: str, *shape: int) -> Tensor:
+        values = rng.normal(0, 0.8, shape).astype(np.float32)
+        return Tensor(name, shape, values.dtype, values)
+
+    taken = Tensor("x", (1, STEPS, WIDTH), np.dtype(np.float32))
+    given = Tensor("y", (1, STEPS, CELLS), np.dtype(np.float32))
+    state = [Tensor(name, (1, CELLS), np.dtype(np.float32), variable=True) for name in ("h", "c")]
+    inputs: list[Tensor | None] = [taken]
+    inputs += [constant(f"w{gate}", CELLS, WIDTH) for gate in "ifco"]
+    inputs += [constant(f"r{gate}", CELLS, CELLS) for gate in "ifco"]
+    inputs += [None] * 3
+    inputs += [constant(f"b{gate}", CELLS) for gate in "ifco"]
+    inputs += [None, None, *state, None, None, None, None]
+    options = {"fusedActivationFunction": 4, "cellClip": 0.0, "projClip": 0.0, "timeMajor": False}
+    op = Op("UNIDIRECTIONAL_SEQUENCE_LSTM", inputs, [given], options)
+    path.write_bytes(write(Net([taken], [given], [op])))
+    return path

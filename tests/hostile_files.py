@@ -1,4 +1,4 @@
-"""A bundle of the example to be spoiled."""
+"""Harm to the files of a bundle, and things that are no files."""
 
 import json
 import os
@@ -85,3 +85,19 @@ ODD: dict[str, Spoil] = {
     "a folder": a_folder,
     "very long": of_size(1 << 40),
 }
+
+
+def special(path: Path, kind: str) -> Path:
+    """Something at the path that is no file."""
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "circle":
+        path.symlink_to(path)
+    elif kind == "broken link":
+        path.symlink_to("nowhere")
+    else:
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(os.path.relpath(path))
+    return path
