@@ -13,7 +13,7 @@ import pytest
 from onmetal import cli
 from onmetal.files.cache import Cache
 from onmetal.profilers.devices.remote import native_runner as native
-from tests.conftest import DIGITS, Ran, deploy
+from tests.conftest import DIGITS, Ran, deploy, once
 from tests.devices import CLIENTS, Phone, adb_client
 
 MODEL = DIGITS / "digits_cnn.onnx"
@@ -122,22 +122,27 @@ see [http://developer.android.com/tools/device.html] usb:1-3 transport_id:5
 
 
 @pytest.fixture(scope="session")
-def runners(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def runners(shared_folder: Path) -> dict[str, Path]:
     """The caches that runners were built in: by Debian's compiler, by ziglang, and with the C
     library out of Debian's packages."""
-    top = tmp_path_factory.mktemp("runners")
+    top = shared_folder / "runners"
+    top.mkdir(exist_ok=True)
     made = {name: top / name for name in ("gcc", "ziglang", "packages")}
-    user, empty = top / "user", top / "bin"
-    user.mkdir()
-    empty.mkdir()
-    for name, path in (("gcc", os.environ["PATH"]), ("ziglang", str(empty))):
-        environment = {"ONMETAL_HOME": str(made[name]), "HOME": str(user), "PATH": path}
-        environment["XDG_CACHE_HOME"] = str(user / ".cache")
-        ran = deploy("runner", "build", "--json", env=environment)
-        assert ran.code == 0, ran.err
-        (top / f"{name}.json").write_text(ran.out)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "CROSS", top / "no-such-folder")
-        with Cache(made["packages"]) as cache:
-            native.build(cache)
+
+    def make() -> None:
+        user, empty = top / "user", top / "bin"
+        user.mkdir()
+        empty.mkdir()
+        for name, path in (("gcc", os.environ["PATH"]), ("ziglang", str(empty))):
+            environment = {"ONMETAL_HOME": str(made[name]), "HOME": str(user), "PATH": path}
+            environment["XDG_CACHE_HOME"] = str(user / ".cache")
+            ran = deploy("runner", "build", "--json", env=environment)
+            assert ran.code == 0, ran.err
+            (top / f"{name}.json").write_text(ran.out)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(native, "CROSS", top / "no-such-folder")
+            with Cache(made["packages"]) as cache:
+                native.build(cache)
+
+    once(top / "made", make)
     return made

@@ -1,5 +1,6 @@
 """What tests share: the example model, a cache of their own, the command as a user runs it."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -19,6 +20,7 @@ pytest_plugins = (
     "tests.attached",
     "tests.bundles",
     "tests.deploy_runs",
+    "tests.deployed",
     "tests.device_bundles",
     "tests.far",
     "tests.int8_runs",
@@ -94,13 +96,20 @@ def deploy(*words: str | Path, cwd: Path | None = None, env: dict[str, str] | No
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
-def once(mark: Path, make: Callable[[], object]) -> None:
-    """`make` what lies beside `mark`, unless another process of this run of the tests has."""
-    with mark.with_name(f"{mark.name}.lock").open("w") as lock:
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process of this run of the tests at a time."""
+    with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not mark.exists():
+        yield
+
+
+def once(made: Path, make: Callable[[], object], lock: Path | None = None) -> None:
+    """`make` what the file `made` stands for, unless another process of this run has."""
+    with locked(lock or made.with_name(f"{made.name}.lock")):
+        if not made.exists():
             make()
-            mark.touch()
+            made.touch()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests import onnx_models
-from tests.conftest import Ran, deploy
+from tests.conftest import Ran, deploy, once
 
 SMALL = """\
 description = "For tests: LiteRT alone, to be quick."
@@ -32,14 +32,20 @@ def make(model: Path, target: str | Path, out: Path, *words: str | Path) -> Ran:
 
 
 @pytest.fixture(scope="session")
-def small_bundle(shared_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_bundle(shared_home: Path, shared_folder: Path) -> Path:
     """A bundle for phones of a small model by LiteRT, whose runner starts quickly."""
-    top = tmp_path_factory.mktemp("small")
-    (top / "small.toml").write_text(SMALL)
-    model = onnx_models.save(onnx_models.dense(batch=1), top / "small.onnx")
-    np.savez(top / "data.npz", x=np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ONMETAL_HOME", str(shared_home))
-        words = ("--calibration-data", top / "data.npz")
-        make(model, top / "small.toml", top / "bundle", *words)
+    top = shared_folder / "small"
+    top.mkdir(exist_ok=True)
+
+    def make_it() -> None:
+        (top / "small.toml").write_text(SMALL)
+        model = onnx_models.save(onnx_models.dense(batch=1), top / "small.onnx")
+        images = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+        np.savez(top / "data.npz", x=images)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("ONMETAL_HOME", str(shared_home))
+            words = ("--calibration-data", top / "data.npz")
+            make(model, top / "small.toml", top / "bundle", *words)
+
+    once(top / "made", make_it)
     return top / "bundle"

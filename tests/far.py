@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from onmetal.profilers.devices.remote import ssh as sshs
 from onmetal.profilers.devices.remote.folder import Folder, Transport, shell
 from onmetal.records import Candidate
 from tests import adbd, deployed
+from tests.deployed import Deployments
 from tests.devices import CLIENTS, Board, Phone, adb_client, wait_for
 
 TMP = "/data/local/tmp"
@@ -104,24 +105,13 @@ def built(shared_home: Path) -> Path:
         return native_runner.build(cache)
 
 
-class Artifacts:
-    """Candidates by their kind (see deployed.KINDS), each made once."""
-
-    def __init__(self, folder: Path, home: Path) -> None:
-        self.folder, self.home = folder, home
-        self._made: dict[str, Candidate] = {}
-
-    def __call__(self, kind: str) -> Candidate:
-        if kind not in self._made:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setenv("ONMETAL_HOME", str(self.home))
-                self._made[kind] = deployed.candidate(deployed.bundle(kind, self.folder))
-        return self._made[kind]
+Artifacts = Callable[[str], Candidate]
 
 
 @pytest.fixture(scope="session")
-def artifacts(shared_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
-    return Artifacts(tmp_path_factory.mktemp("artifacts"), shared_home)
+def artifacts(deployments: Deployments) -> Artifacts:
+    """Candidates by their kind (see deployed.KINDS)."""
+    return lambda kind: deployed.candidate(deployments(kind))
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import pytest
 
 from onmetal import cli, targets
 from onmetal.profilers.measure import MODES, Schedule
-from tests.conftest import DIGITS, deploy
+from tests.conftest import DIGITS, deploy, once
 
 MODEL = DIGITS / "digits_cnn.onnx"
 DATA = DIGITS / "digits.npz"
@@ -86,57 +86,77 @@ class Made(NamedTuple):
     document: Document
 
 
+@pytest.fixture(scope="session")
+def twin_home(shared_folder: Path) -> Path:
+    """A cache in which nothing is left of any other run. Whoever uses it holds TWIN_LOCK."""
+    folder = shared_folder / "twin-home"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+TWIN_LOCK = "twin-home.lock"
+
+
 def made(folder: Path, home: Path, *words: str | Path) -> Made:
     ran = deploy(MODEL, *words, "--json", "--out", folder, env={"ONMETAL_HOME": str(home)})
     assert ran.code == 0, ran.err
     return Made(folder, ran.document)
 
 
-@pytest.fixture(scope="session")
-def twin_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("twin-home")
+def made_once(home: Path, name: str, *words: str | Path) -> Made:
+    """The same, by one of the processes of this run of the tests for all."""
+    folder = home.parent / name
+    said = folder.with_suffix(".json")
+    once(
+        folder.with_suffix(".made"),
+        lambda: said.write_text(json.dumps(made(folder, home, *words).document)),
+        home.parent / TWIN_LOCK,
+    )
+    return Made(folder, json.loads(said.read_text()))
 
 
 @pytest.fixture(scope="session")
-def twin(twin_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def twin(twin_home: Path) -> Made:
     """The INT8 family, untimed and in a cache of its own: nothing is left of any other run."""
     words = ("--target", "x86-64", "--data", DATA, "--no-device", "--recipes", FAMILY)
-    return made(tmp_path_factory.mktemp("twin") / "bundle", twin_home, *words)
+    return made_once(twin_home, "twin", *words)
 
 
 @pytest.fixture(scope="session")
-def twin_ir(twin: Made, twin_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def twin_ir(twin: Made, twin_home: Path) -> Made:
     """The same by OpenVINO alone."""
     words = ("--target", "x86-openvino", "--data", DATA, "--no-device", "--recipes", FAMILY)
-    return made(tmp_path_factory.mktemp("twin-ir") / "bundle", twin_home, *words)
+    return made_once(twin_home, "twin-ir", *words)
 
 
 @pytest.fixture(scope="session")
-def measured(bundle: Path, shared_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def measured(bundle: Path, shared_home: Path) -> Made:
     """INT8 measured on the example: where size decides, none is too slow."""
-    folder = tmp_path_factory.mktemp("measured")
+    folder = bundle.parent / "measured"
     recipes = "int8-s8s8,int8-u8u8,int8-nncf,int8-fast"
-    words = ("--target", "x86-64", "--data", DATA, "--quick", "--recipes", recipes)
-    code, found, err = briefly(
-        MODEL, *words, "--minimize", "size", "--out", "out", cwd=folder, home=shared_home
-    )
-    assert code == 0, err
-    return Made(folder / "out", found)
+    asked = ("--target", "x86-64", "--data", DATA, "--quick", "--recipes", recipes)
+    words: Words = (*asked, "--minimize", "size", "--out", folder)
+
+    def make() -> None:
+        code, found, err = briefly(MODEL, *words, cwd=bundle.parent, home=shared_home)
+        assert code == 0, err
+        folder.with_suffix(".json").write_text(json.dumps(found))
+
+    once(folder.with_suffix(".made"), make)
+    return Made(folder, json.loads(folder.with_suffix(".json").read_text()))
 
 
 @pytest.fixture(scope="session")
-def apart(twin: Made, twin_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def apart(twin: Made, twin_home: Path) -> Made:
     """Calibrated on data of its own, judged on all of DATA."""
     words = ("--target", "x86-onnxruntime", "--data", DATA, "--calibration-data", CALIBRATION)
-    folder = tmp_path_factory.mktemp("apart") / "bundle"
-    return made(folder, twin_home, *words, "--no-device", "--recipes", "int8-s8s8")
+    return made_once(twin_home, "apart", *words, "--no-device", "--recipes", "int8-s8s8")
 
 
 @pytest.fixture(scope="session")
-def unlabelled(apart: Made, twin_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def unlabelled(apart: Made, twin_home: Path) -> Made:
     words = ("--target", "x86-onnxruntime", "--calibration-data", CALIBRATION)
-    folder = tmp_path_factory.mktemp("unlabelled") / "bundle"
-    return made(folder, twin_home, *words, "--no-device", "--recipes", "int8-s8s8")
+    return made_once(twin_home, "unlabelled", *words, "--no-device", "--recipes", "int8-s8s8")
 
 
 def said_of(found: Document, word: str) -> list[str]:

@@ -19,7 +19,7 @@ from onmetal.files.cache import Cache
 from onmetal.profilers.devices.local import Local, quiet_environment
 from onmetal.ranges import ESTIMATORS
 from onmetal.records import plain
-from tests.conftest import deploy
+from tests.conftest import deploy, locked
 from tests.int8_models import uniform
 from tests.int8_runs import (
     DATA,
@@ -28,6 +28,7 @@ from tests.int8_runs import (
     MODEL,
     STATIC,
     TARGET,
+    TWIN_LOCK,
     Document,
     Made,
     Words,
@@ -151,12 +152,13 @@ def test_what_judges_has_no_say_in_what_is_made(tmp_path: Path, twin: Made) -> N
 def test_a_second_run_makes_nothing_again(
     twin: Made, twin_ir: Made, twin_home: Path, tmp_path: Path
 ) -> None:
-    before = kept(twin_home)
+    words = ("--target", "x86-64", "--data", DATA, "--no-device", "--recipes", FAMILY)
+    with locked(twin_home.parent / TWIN_LOCK):
+        before = kept(twin_home)
+        again = made(tmp_path / "bundle", twin_home, *words)
+        assert kept(twin_home) == before
     for kind in ("statistics", "quantized", "artifact", "outputs", "float"):
         assert any(name.startswith(f"entries/{kind}-") for name in before)
-    words = ("--target", "x86-64", "--data", DATA, "--no-device", "--recipes", FAMILY)
-    again = made(tmp_path / "bundle", twin_home, *words)
-    assert kept(twin_home) == before
     assert again.document["candidates"] == twin.document["candidates"]
     for name in (*manifest(twin.folder)["run"]["files"], "golden.npz"):
         assert (again.folder / name).read_bytes() == (twin.folder / name).read_bytes()
