@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from msgspec import Struct
 
+from onmetal.converters import operations
 from onmetal.errors import UnsupportedError
-from onmetal.profilers.devices.local import Worker, quiet_environment
+from onmetal.profilers.devices.local import LocalWorker, quiet_environment
+from onmetal.profilers.operation import asked
 from onmetal.records import Candidate, Shape, Tensor
 
 Ends = dict[str, list[dict[str, Any]]]
@@ -96,15 +98,9 @@ def _ends(path: Path) -> Ends:
     """What the file itself has, read in a worker: no runtime's package comes in here."""
     with (
         tempfile.TemporaryDirectory(prefix="onmetal-") as home,
-        Worker(quiet_environment(Path(home))) as worker,
+        LocalWorker(quiet_environment(Path(home))) as worker,
     ):
-        found: Ends = worker.call(
-            "call",
-            timeout_s=600,
-            function="onmetal.converters.tflite.ends:ends",
-            path=str(path.absolute()),
-        )
-    return found
+        return worker.do(asked(operations.ends, path.absolute()), timeout_s=600)
 
 
 def _matched(

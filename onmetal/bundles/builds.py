@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from msgspec import Struct
 
 from onmetal.bundles.kinds import android, c_example, firmware
 from onmetal.errors import UnsupportedError, UsageError
-from onmetal.profilers.devices.remote.device import Remote
-from onmetal.records import Candidate, DeviceFacts, Trial
-from onmetal.runtimes import shipped
-from onmetal.targets import Target, packages
+from onmetal.profilers.devices import Build, Device
+from onmetal.records import Candidate, Trial
+from onmetal.runtimes import shipped, spec
+from onmetal.targets import Target
 
 WHAT = {"adb": "an Android module", "ssh": "an example in C", "serial": "the firmware"}
 NPU_TAIL_BYTES = 16 * 1024
@@ -30,18 +29,6 @@ def check_golden(target: Target, golden: str) -> None:
         )
 
 
-class Ran(Struct, frozen=True):
-    """On what the chosen candidate ran, beside this machine."""
-
-    facts: DeviceFacts
-    remote: Remote | None = None
-    board: bool = False
-    timed: bool = False
-    """Whether its time there is the hardware's."""
-    counted: bool = False
-    """Whether the device counts instructions, and has no time."""
-
-
 class Beside(NamedTuple):
     """What a bundle holds besides."""
 
@@ -52,7 +39,9 @@ class Beside(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def beside(target: Target, ran: Ran, chosen: Trial, golden: Path, tolerance: float) -> Beside:
+def beside(
+    target: Target, device: Device | None, chosen: Trial, golden: Path, tolerance: float
+) -> Beside:
     """What the bundle holds beside run.py and the artifact."""
     candidate, transport = chosen.candidate, target.device.transport
     assert candidate
@@ -74,10 +63,12 @@ def beside(target: Target, ran: Ran, chosen: Trial, golden: Path, tolerance: flo
         files, left_out = {}, f"{what} was not written: {error}"
         if transport == "ssh":
             files = {"requirements.txt": c_example.requirements(candidate).encode()}
-    elsewhere = ran.remote is not None or ran.board
+    elsewhere = device is not None and not device.traits.kernels_of_host
+    counted = device is not None and device.traits.counts_instructions
+    build = device.built(candidate.runtime) if device else None
     builds = {
-        "measured": _measured(ran, candidate),
-        "shipped": _shipped(transport, candidate, left_out, run=elsewhere and not ran.counted),
+        "measured": _measured(build),
+        "shipped": _shipped(transport, candidate, left_out, run=elsewhere and not counted),
     }
     return Beside(files, builds, (left_out,) if left_out else ())
 
@@ -113,27 +104,15 @@ def _firmware(chosen: Trial, golden: dict[str, np.ndarray], core: str | None) ->
     )
 
 
-def _measured(ran: Ran, candidate: Candidate) -> dict[str, Any] | None:
+def _measured(build: Build | None) -> dict[str, Any] | None:
     """The runtime's build that gave the figures; None: nothing was run on a device."""
-    if ran.board and ran.timed:
-        return {
-            "runner": "firmware",
-            "runtime": candidate.runtime,
-            "runtime_version": str(ran.facts.more["profile"]),
-            "from": f"the board {ran.facts.cpu}",
-        }
-    if ran.remote is None:
+    if build is None:
         return None
-    runner = ran.remote.runner(candidate.runtime)
-    package = packages(candidate.runtime)[0]
-    origin = "the device's own Python"
-    if runner.kind == "native":
-        origin = f"PyPI's {package} for AArch64, under onmetal's native runner with its own libc"
     return {
-        "runner": runner.kind,
-        "runtime": candidate.runtime,
-        "runtime_version": runner.version,
-        "from": origin,
+        "runner": build.runner,
+        "runtime": build.runtime,
+        "runtime_version": build.runtime_version,
+        "from": build.origin,
     }
 
 
@@ -163,7 +142,7 @@ def _shipped(
     return {
         "kind": "run.py" if left_out else "run.py, and an example in C",
         "path": "run.py",
-        "artifact": f"{packages(candidate.runtime)[0]}=={candidate.runtime_version}",
+        "artifact": f"{spec(candidate.runtime).packages[0]}=={candidate.runtime_version}",
         "measured": run,
         "note": left_out or ("the version of the runtime that was measured" if run else none),
     }

@@ -21,7 +21,7 @@ from pathlib import Path
 from onmetal.errors import DeviceError
 from onmetal.files import cache as caches
 from onmetal.files.cache import Cache
-from onmetal.targets import packages
+from onmetal.runtimes import RUNTIMES, spec
 
 SOURCES = Path(__file__).parent / "native"
 CODE = 1
@@ -41,12 +41,9 @@ LIBC = (
 CROSS = Path("/usr/aarch64-linux-gnu/lib")
 """Where Debian's cross compiler brings these."""
 DEBS = ("libc6", "libgcc-s1", "libstdc++6")
-WHEELS = {
-    "litert": "ai_edge_litert/libLiteRt.so",
-    "onnxruntime": "onnxruntime/capi/libonnxruntime.so",
-}
+WHEELS = {name: spec(name).library for name in RUNTIMES if spec(name).library}
 """Runtime -> what its library's name in the wheel begins with."""
-LIBRARIES = {"litert": "libLiteRt.so", "onnxruntime": "libonnxruntime.so"}
+LIBRARIES = {name: Path(place).name for name, place in WHEELS.items()}
 """Runtime -> its library's name in the folder."""
 FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra")
 
@@ -56,7 +53,7 @@ def versions() -> dict[str, str]:
     found = {}
     for runtime in LIBRARIES:
         with contextlib.suppress(PackageNotFoundError):
-            found[runtime] = version(packages(runtime)[0])
+            found[runtime] = version(spec(runtime).packages[0])
     return found
 
 
@@ -192,7 +189,7 @@ def _unpack(deb: Path, root: Path) -> None:
 
 def _library(runtime: str, number: str, folder: Path, scratch: Path) -> None:
     """A runtime's C library, out of its wheel for AArch64; any Python's wheel has the same one."""
-    package = packages(runtime)[0]
+    package = spec(runtime).packages[0]
     home = scratch / runtime
     python = f"{sys.version_info[0]}.{sys.version_info[1]}"
     words = ["--no-deps", "--only-binary=:all:", "--python-version", python]
