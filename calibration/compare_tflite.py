@@ -14,9 +14,9 @@ from onmetal.converters.tflite.net import Net, Tensor, signature_names
 from onmetal.converters.tflite.parsing import read
 from onmetal.converters.tflite.reference import Exposed
 from onmetal.errors import UnsupportedError
+from onmetal.profilers.tensor_bytes import NHWC
 from onmetal.progress import OnCount
 from onmetal.records import Model
-from onmetal.runtimes.litert.session import NHWC
 from onmetal.samples import Samples
 
 

@@ -114,6 +114,20 @@ def firmware(name: str) -> Firmware:
     return known
 
 
+def folder(name: str) -> Path:
+    return Path(__file__).parent / name
+
+
+def native(name: str) -> Path:
+    """The C source of a runtime that has a library, for the native runner."""
+    return folder(name) / "native.c"
+
+
+def on_device(name: str) -> Path:
+    """The Python source that runs a runtime's models on a device, for the Python runner there."""
+    return folder(name) / "on_device.py"
+
+
 def misfits(name: str, options: dict[str, Any]) -> list[str]:
     """Options that a runtime does not have, or not with such a value, in words."""
     known, problems = for_runtime(name).OPTIONS, []

@@ -201,6 +201,33 @@ class Firmware(Protocol):
         """Bytes of flash that the model and the code for it take."""
 
 
+class Programs(Protocol):
+    """What programs in a bundle that are not Python need to open an artifact and run it.
+
+    The runtime's folder has `templates/`: example.c, and Model.kt and AndroidManifest.xml.
+    """
+
+    MAVEN: str
+    """The runtime's artifact for Android."""
+    PUBLISHED: tuple[str, ...]
+    """Its versions that are known to be published, oldest first: they lag behind the packages of
+    Python, and a version that is not there would break every build."""
+    BUFFERS: tuple[str, ...]
+    """The types, as NumPy names them, that its own classes for Android can hand over."""
+    ANDROID_NOTE: str
+    """For the README of an Android module; empty: nothing is to be said."""
+
+    def threads(self, options: dict[str, Any]) -> int: ...
+
+    def in_c(self, options: dict[str, Any]) -> dict[str, str]:
+        """What the template example.c is filled with. Raises UnsupportedError for an option that
+        the runtime's C interface has not."""
+
+    def in_kotlin(self, options: dict[str, Any]) -> dict[str, str]:
+        """What the template Model.kt is filled with. Raises UnsupportedError for an option that
+        the runtime has not on Android."""
+
+
 class Runtime(Protocol):
     """An engine that executes models. What most do not have is not to be defined."""
 
@@ -230,4 +257,7 @@ class Runtime(Protocol):
         return None
 
     def firmware(self) -> Firmware | None:
+        return None
+
+    def programs(self) -> Programs | None:
         return None

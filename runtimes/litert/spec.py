@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from onmetal.runtimes.protocol import Converter, Profiler, Runtime, SessionModule, Spec
+from onmetal.runtimes.protocol import Converter, Profiler, Programs, Runtime, SessionModule, Spec
 
 
 class LiteRT(Runtime):
@@ -36,6 +36,11 @@ class LiteRT(Runtime):
 
         of_list = text.startswith("{")  # which the Python runner writes, types and all
         return text_profile.shares(text, {} if of_list else convert.precisions(str(artifact)))
+
+    def programs(self) -> Programs:
+        from onmetal.runtimes.litert import programs
+
+        return programs
 
 
 RUNTIME: Runtime = LiteRT()

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onmetal.runtimes.protocol import Converter, Profiler, Runtime, SessionModule, Spec
+from onmetal.runtimes.protocol import Converter, Profiler, Programs, Runtime, SessionModule, Spec
 
 if TYPE_CHECKING:
     from onmetal.converters.onnx.rules import Rule
@@ -42,6 +42,11 @@ class OnnxRuntime(Runtime):
         from onmetal.runtimes.onnxruntime import wrong_in_8_bits
 
         return wrong_in_8_bits.RULES
+
+    def programs(self) -> Programs:
+        from onmetal.runtimes.onnxruntime import programs
+
+        return programs
 
 
 RUNTIME: Runtime = OnnxRuntime()

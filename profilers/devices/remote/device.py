@@ -55,7 +55,7 @@ from onmetal.profilers.tensor_bytes import (
 )
 from onmetal.progress import OnCount
 from onmetal.records import Artifact, Candidate, DeviceFacts, Model, plain
-from onmetal.runtimes import spec
+from onmetal.runtimes import on_device, spec
 from onmetal.runtimes.operations import shares_of_text
 from onmetal.samples import Samples
 
@@ -234,7 +234,8 @@ class Remote:
         if number := self._in_python().get(runtime):
             program = Path(__file__).parent / "python_runner.py"
             command = f"{shlex.quote(self.transport.python)} {program.name}"
-            return Runner("python", number, {program.name: program}, command, "-")
+            files = {program.name: program, "engine.py": on_device(runtime)}
+            return Runner("python", number, files, command, "-")
         if runtime not in self._runnable():
             raise DeviceError(
                 f"{self.address} has no {runtime} in its Python, and onmetal's own runner, which "

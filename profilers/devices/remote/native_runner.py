@@ -21,10 +21,10 @@ from pathlib import Path
 from onmetal.errors import DeviceError
 from onmetal.files import cache as caches
 from onmetal.files.cache import Cache
-from onmetal.runtimes import RUNTIMES, spec
+from onmetal.runtimes import RUNTIMES, native, spec
 
 SOURCES = Path(__file__).parent / "native"
-CODE = 1
+CODE = 2
 """Raised whenever the same sources would be built otherwise."""
 ARCH = "aarch64"
 LOADER = "ld-linux-aarch64.so.1"
@@ -58,7 +58,8 @@ def versions() -> dict[str, str]:
 
 
 def sources() -> list[Path]:
-    return sorted(SOURCES.glob("*.[ch]"))
+    """The runner's own, and what each runtime's folder holds for it."""
+    return [*sorted(SOURCES.glob("*.[ch]")), *(native(name) for name in LIBRARIES)]
 
 
 def key() -> str:
@@ -96,6 +97,13 @@ def compiler() -> list[str] | None:
     return None
 
 
+def arguments() -> list[str]:
+    """What a C compiler is given of it: flags, the runtimes that are compiled in, and sources."""
+    known = " ".join(f"X({name})" for name in LIBRARIES)
+    code = [str(path) for path in sources() if path.suffix == ".c"]
+    return [*FLAGS, f"-DRUNTIMES={known}", f"-I{SOURCES}", *code]
+
+
 def _compile(target: Path, scratch: Path) -> None:
     found = compiler()
     if found is None:
@@ -103,8 +111,7 @@ def _compile(target: Path, scratch: Path) -> None:
             "the runner for the device cannot be built: there is no C compiler for AArch64; "
             "`apt install gcc-aarch64-linux-gnu`, or without root `pip install ziglang`"
         )
-    code = [str(path) for path in sources() if path.suffix == ".c"]
-    _run([*found, *FLAGS, *code, "-o", str(target), "-ldl", "-lpthread"], "compiled", scratch)
+    _run([*found, *arguments(), "-o", str(target), "-ldl", "-lpthread"], "compiled", scratch)
 
 
 def _run(argv: list[str], what: str, scratch: Path) -> None:
