@@ -20,8 +20,8 @@ from onmetal.converters.tflite import check
 from onmetal.errors import OnmetalError
 from onmetal.files import copying
 from onmetal.files.cache import Cache, sha256
-from onmetal.profilers import worker
-from onmetal.profilers.devices.local import Local, Worker, quiet_environment
+from onmetal.profilers.devices.local import Local, LocalWorker, quiet_environment
+from onmetal.runtimes import operations
 from tests.bundles import refused, verify
 from tests.hostile_files import MIB, ODD, Capture, Spoil, change, fifo, link_to, put, sign
 
@@ -269,7 +269,7 @@ def test_a_worker_that_dies_is_a_reason(
 ) -> None:
     program = ("-c", "import os, sys; sys.stdin.readline(); os.abort()")
     monkeypatch.setattr(
-        Local, "worker", lambda self, _=None: Worker(quiet_environment(self.home), program)
+        Local, "worker", lambda self, _=None: LocalWorker(quiet_environment(self.home), program)
     )
     code, document = verify(spoiled, capsys, "--run")
     assert code == 6
@@ -422,11 +422,8 @@ def test_inputs_and_outputs_are_held_against_the_artifact(
     change(spoiled, lambda m: m["run"][side][0].update({key: value}))
     document, problems = manifest.read(spoiled)
     if not problems:
-        describe, path = (
-            "onmetal.runtimes.onnxruntime.convert:describe",
-            str(spoiled / "model.onnx"),
-        )
-        problems = manifest.untrue_tensors(document["run"], worker.call(describe, path=path))
+        described = operations.describe("onnxruntime", spoiled / "model.onnx")
+        problems = manifest.untrue_tensors(document["run"], described)
     assert problems
 
 

@@ -12,10 +12,9 @@ import onnx
 import pytest
 
 from onmetal import cli
-from onmetal.bundles import manifest
+from onmetal.bundles import golden, manifest
 from onmetal.errors import UsageError
 from onmetal.files.cache import sha256
-from onmetal.profilers import worker
 from onmetal.records import Tensor
 from onmetal.runtimes import misfits
 from tests.bundles import RUNTIMES, refused, runner, verify
@@ -60,7 +59,7 @@ LYING: dict[str, bytes] = {
 
 def golden_problems(folder: Path, document: dict[str, Any]) -> list[str]:
     try:
-        described = worker.golden_described(str(folder), manifest.golden_bytes(document))
+        described = golden.describe(folder, manifest.golden_bytes(document))
     except UsageError as error:
         return [str(error)]
     return manifest.untrue_vectors(document["run"], described, document["golden"]["vectors"])

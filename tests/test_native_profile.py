@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from onmetal.converters.tflite import precision as tflite_ops
 from onmetal.errors import UnsupportedError
-from onmetal.profilers.devices.remote import native_profile
 from onmetal.profilers.devices.remote import native_runner as native
+from onmetal.runtimes.litert import text_profile
 from tests.attached import MODEL
 from tests.conftest import DIGITS
 from tests.device_bundles import make
+from tests.text_profiles import shares_of_text
 
 
 class Runner:
@@ -108,7 +109,7 @@ def check_shares(found: dict[str, Any]) -> None:
 
 
 def test_a_summary_of_litert(summary: str) -> None:
-    found = native_profile.read("litert", summary, 1, {})
+    found = shares_of_text("litert", summary, 1, {})
     check_shares(found)
     assert found["of"] == "operator time"
     assert found["provider"]["XNNPACK"] > 0.5
@@ -136,7 +137,7 @@ def test_a_summary_of_kernels_that_are_litert_s_own() -> None:
         "\n===== Top by Computation Time =====\n"
         "SOFTMAX 0.10 0.10 0.10 99.000% 99.000% 0.000 3 [soft]:1\n"
     )
-    found = native_profile.litert_summary(text, {"SOFTMAX": "f32"})
+    found = text_profile.summary(text, {"SOFTMAX": "f32"})
     check_shares(found)
     assert found["provider"] == {"XNNPACK": 0.5, "LiteRT": 0.5}
     assert found["precision"] == {"i8": 0.5, "f32": 0.3, "other": 0.2}
@@ -148,7 +149,7 @@ def test_a_summary_that_is_cut(summary: str) -> None:
     """Wherever it ends: read, or refused as what it is."""
     for end in range(0, len(summary), max(1, len(summary) // 100)):
         try:
-            check_shares(native_profile.read("litert", summary[:end], 1, {}))
+            check_shares(shares_of_text("litert", summary[:end], 1, {}))
         except UnsupportedError as error:
             assert "could not be read" in str(error)
 
@@ -174,7 +175,7 @@ values = st.recursive(
 def read_or_refused(runtime: str, text: str) -> None:
     """Never another exception than the one that says so."""
     with contextlib.suppress(UnsupportedError):
-        assert isinstance(native_profile.read(runtime, text, 1, {}), dict)
+        assert isinstance(shares_of_text(runtime, text, 1, {}), dict)
 
 
 @settings(deadline=None)
@@ -212,7 +213,7 @@ ODD = (
 @pytest.mark.parametrize(("runtime", "text"), ODD, ids=map(str, range(len(ODD))))
 def test_documents_of_another_form(runtime: str, text: str) -> None:
     with pytest.raises(UnsupportedError, match="could not be read"):
-        native_profile.read(runtime, text, 1, {})
+        shares_of_text(runtime, text, 1, {})
 
 
 def op(index: int, name: str, inputs: list[int], outputs: list[int]) -> dict[str, Any]:
@@ -266,5 +267,5 @@ def test_what_an_operator_computes_in(kind: str, types: list[str], precision: st
 def test_the_same_is_said_of_a_board_by_its_python() -> None:
     """What python_runner.py brings is a document of LiteRT's list."""
     text = json.dumps({"ops": [op(0, "ADD", [0], [1])], "types": {"0": "int8", "1": "int8"}})
-    found = native_profile.read("litert", text, 1, {})
+    found = shares_of_text("litert", text, 1, {})
     assert (found["of"], found["precision"]) == ("operators", {"i8": 1.0})

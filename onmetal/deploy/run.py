@@ -86,17 +86,17 @@ def _deploy(
     timed_ms = {name: looked.p50_ms for name, looked in seen.items()}
     progress.expect(estimate.steps_s(task, trials, timed_ms), task.request.time_limit_s)
     progress.step(estimate.JUDGING)
-    if task.board:
-        micro.on_board(task, task.board, trials)
+    if task.device and task.one_model:
+        micro.check_flashed(task, task.device, trials)
     trials, reference, value = judge_all(task, trials, feeds, cache, clock, progress)
     budget = resolve(task, reference, value)
     trials = drop_lost(task, trials, seen, budget)
     if task.target.micro:
         progress.step(estimate.COUNTING)
         trials = micro.examine_all(task, trials, feeds, progress)
-    if task.board:
+    if task.device and task.one_model:
         progress.step(estimate.MEASURING)
-        trials = micro.measure_board(task, task.board, trials, feeds, clock, progress)
+        trials = micro.measure_flashed(task, task.device, trials, feeds, clock, progress)
     elif task.device:
         progress.step(estimate.PROFILING)
         trials = examine_all(task, task.device, trials, feeds, clock, progress)
@@ -189,9 +189,8 @@ def _state_after(task: Task) -> dict[str, Any] | None:
     except DeviceError as error:
         task.warnings.append(f"the device's state after measuring is not known: {error}")
         return None
-    if task.remote:
-        worse = task.remote.changed(after)
-        task.warnings.extend(f"{task.remote.address}, after measuring: {said}" for said in worse)
+    worse = task.device.changed(after)
+    task.warnings.extend(f"{task.device.address}, after measuring: {said}" for said in worse)
     return after
 
 
@@ -287,8 +286,7 @@ def _bundle(
         manifest["unmeasured"] = "nothing was timed: no device was given"
     elif task.emulated:
         manifest["unmeasured"] = "the device is emulated: its timings are not the hardware's"
-    ran = builds.Ran(task.facts, task.remote, task.board is not None, task.timed, task.counted)
-    besides = builds.beside(task.target, ran, chosen, golden, tolerance)
+    besides = builds.beside(task.target, task.device, chosen, golden, tolerance)
     task.warnings.extend(besides.warnings)
     manifest["builds"] = besides.builds
     files = [*candidate.files, *([measurements] if measurements else [])]
@@ -304,7 +302,7 @@ def _bundle(
         readme,
         task.request.force,
         host=task.host,
-        device=task.remote or task.host,
+        device=task.ships_on,
     )
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from onmetal.deploy.request import Task
 from onmetal.deploy.trials import Feeds
 from onmetal.files.cache import Cache
-from onmetal.profilers import measure
 from onmetal.records import Candidate, Tensor, Trial
 
 FEEDS = 8
@@ -70,13 +69,9 @@ def write_golden(task: Task, candidate: Candidate, path: Path, scratch: Path) ->
     folder = scratch / "golden-outputs"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    with (task.remote or task.host).worker() as worker:
-        worker.call(
-            "open", timeout_s=3600, runtime=candidate.runtime, **measure.arguments(candidate)
-        )
-        worker.call(
-            "run", timeout_s=3600, path=str(scratch / "golden-inputs.npz"), folder=str(folder)
-        )
+    with task.ships_on.worker() as worker:
+        worker.open(candidate.artifact, timeout_s=3600)
+        worker.run(scratch / "golden-inputs.npz", folder, timeout_s=3600)
     for number in range(count):
         for output, tensor in enumerate(entry.outputs):
             arrays[f"output/{tensor.name}/{number}"] = np.load(folder / f"{number}-{output}.npy")

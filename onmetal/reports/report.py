@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from onmetal.records import Candidate, DeviceFacts, Model, Trial, plain, shown
-from onmetal.targets import packages
+from onmetal.runtimes import spec
 from onmetal.texts.quoting import block, code, prose, version
 
 
@@ -170,9 +170,10 @@ def readme(document: dict[str, Any], chosen: Trial, tolerance: float) -> str:
         "outside of this folder: `python3 -m venv ~/runtime && . ~/runtime/bin/activate`.",
         "",
     ]
+    package = spec(candidate.runtime).packages[0]
     lines += [
         "```",
-        f"pip install numpy {packages(candidate.runtime)[0]}=={version(candidate.runtime_version)}",
+        f"pip install numpy {package}=={version(candidate.runtime_version)}",
     ]
     vectors = document["golden"]["vectors"]
     lines += ["python run.py                       # the golden vectors"] if vectors else []

@@ -12,15 +12,9 @@ from onmetal.calibration.fidelity import PERFECT_DB
 from onmetal.profilers import statistics
 from onmetal.records import LEFT_OUT, NO_DATA, Accuracy, Figure, Trial, Versus
 from onmetal.reports.report import embedded_lines, milliseconds, size
+from onmetal.runtimes import spec
 from onmetal.texts.terminal import Screen, clean, pad, pieces, width
 
-RUNTIMES = {
-    "onnxruntime": "ONNX Runtime",
-    "openvino": "OpenVINO",
-    "litert": "LiteRT",
-    "tflm": "TFLite Micro",
-}
-"""What their makers call them; a runtime that is not here keeps its own name."""
 OTHER_TIME = 0.05
 """By how much the baseline's latency differs where the machine was slower or faster than before."""
 ALIKE = 0.01
@@ -162,7 +156,7 @@ def _baseline_itself(chosen: Trial, setting: Setting) -> str:
 def called(trial: Trial, setting: Setting) -> str:
     """`int8-u8s8 on OpenVINO`, of which model where there are several."""
     of = f" of {trial.model}" if setting.several_models else ""
-    return clean(f"{trial.recipe}{of} on {RUNTIMES.get(trial.runtime, trial.runtime)}")
+    return clean(f"{trial.recipe}{of} on {spec(trial.runtime).title}")
 
 
 def _original(setting: Setting) -> str | None:
