@@ -18,7 +18,8 @@ from onmetal.files import images
 from onmetal.files.cache import Cache
 from onmetal.files.images import Preprocessing
 from tests.onnx_models import build, constant, node, value, weights
-from tests.test_samples import image_model
+from tests.sample_files import image_model
+from tests.tflite_nets import small
 
 MODELS = ("onnx", "tflite")
 NATIVE = (*MODELS, "png", "jpeg", "bmp", "gif", "tiff", "webp", "ppm")
@@ -108,7 +109,6 @@ def _onnx() -> list[bytes]:
 
 
 def _tflite() -> bytes:
-    from tests.test_tflm import small
 
     with tempfile.TemporaryDirectory() as folder:
         return small(Path(folder) / "net", "Relu", "Sigmoid").read_bytes()

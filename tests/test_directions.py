@@ -15,7 +15,9 @@ ORDER = (
 )
 """Rooms from the lowest to the highest; everything else directly in onmetal is the ground."""
 GROUND = -1
+TESTS = Path(__file__).parent
 MOST_AT_THE_ROOT = 12
+MOST_LINES_OF_A_TEST_FILE = 800
 
 
 def height(module: str) -> int:
@@ -54,3 +56,8 @@ def test_no_imports_go_in_a_circle() -> None:
 
 def test_the_root_is_small() -> None:
     assert len([name for name in MODULES if name.count("/") == 1]) <= MOST_AT_THE_ROOT
+
+
+def test_files_of_tests_can_be_read_at_a_sitting() -> None:
+    lengths = {path.name: len(path.read_text("utf-8").splitlines()) for path in TESTS.glob("*.py")}
+    assert not {n: length for n, length in lengths.items() if length > MOST_LINES_OF_A_TEST_FILE}

@@ -23,8 +23,8 @@ from onmetal.files.cache import Cache
 from onmetal.files.images import Preprocessing
 from onmetal.samples import Samples
 from tests.conftest import DIGITS, deploy
-from tests.test_hostile_arrays import special
-from tests.test_samples import image_model, picture
+from tests.hostile_files import special
+from tests.sample_files import image_model, picture
 
 MODEL = image_model(3, 4, 5)
 SMALL = Preprocessing(size=32, crop=(32, 32))

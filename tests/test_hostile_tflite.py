@@ -19,8 +19,8 @@ from onmetal.files import cache as caches
 from onmetal.files.cache import Cache
 from onmetal.profilers.devices.local import Local, LocalWorker
 from tests.conftest import deploy
-from tests.test_hostile_arrays import special
-from tests.test_tflm import small
+from tests.hostile_files import special
+from tests.tflite_nets import small
 
 COUNT = 2000
 LIMIT_S = 120.0

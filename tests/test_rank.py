@@ -1,10 +1,8 @@
 """The choice among trials whose timings, sizes and accuracies are given."""
 
 import functools
-from pathlib import Path
 from random import Random
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,52 +13,9 @@ from onmetal.budget import Budget
 from onmetal.deploy import rank
 from onmetal.deploy.rank import Objective
 from onmetal.profilers import statistics
-from onmetal.records import Accuracy, Candidate, Figure, Latency, Model, Rounds, Trial
+from onmetal.records import Accuracy, Candidate, Figure, Latency, Rounds, Trial
 from onmetal.targets import Limits
-
-TARGET = targets.load("x86-64")
-PATH = Path("net.onnx")
-MODEL = Model(PATH, PATH, "", "onnx", "", 1000, (), (), 0, 500, {}, 1)
-
-
-def rounds(ms: float, seed: int = 0) -> Rounds:
-    """Rounds around a median, with the noise of the seed; three blocks of four."""
-    random = np.random.default_rng(seed)
-    return Rounds(
-        {
-            (block, number): (ms * 1e6 * random.normal(1, 0.003, 20)).astype(np.int64)
-            for block in range(3)
-            for number in range(4)
-        },
-        (1.0, 1.0, 1.0),
-    )
-
-
-def trial(
-    name: str,
-    ms: float | None = None,
-    *,
-    size: int = 1000,
-    drop: float | None = None,
-    interval: tuple[float, float] | None = None,
-    memory: float | None = None,
-    seed: int = 0,
-    model: str = "net",
-) -> Trial:
-    recipe, _, runtime = name.rpartition("/")[2].partition("@")
-    taken = None if ms is None else rounds(ms, seed)
-    return Trial(
-        name,
-        recipe,
-        runtime,
-        model,
-        candidate=Candidate(name, recipe, runtime, "1", MODEL, (), "", size, {}),
-        accuracy=None if drop is None else Accuracy("top1", 0.9 - drop, drop, interval, 100),
-        rounds=taken,
-        latency_ms=statistics.latency(taken) if taken else None,
-        throughput_per_s=statistics.throughput(taken, 1) if taken else None,
-        peak_memory_bytes=None if memory is None else Figure(memory, None, 1, "measured", "read"),
-    )
+from tests.trials import MODEL, TARGET, rounds, trial
 
 
 def ranked(objective: Objective, *trials: Trial) -> list[str]:
@@ -370,9 +325,6 @@ def test_why_not_says_what_is_more() -> None:
     assert "fp16@openvino (500 B against 500 B), which is more exact" in rank.why_not(
         equal, chosen, "size", TARGET
     )
-
-
-# --- what pays, and what dominates
 
 
 def energy(value: float, interval: tuple[float, float] | None = None) -> Figure:
