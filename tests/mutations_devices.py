@@ -20,7 +20,9 @@ from onmetal.profilers import benchmark_model
 from onmetal.profilers.devices import answers
 from onmetal.profilers.devices.board.protocol import QUIET_S, Tiny
 from onmetal.profilers.devices.line import Envelope, decode
-from onmetal.profilers.devices.remote import adb, facts, native_profile
+from onmetal.profilers.devices.remote import adb, native_profile
+from onmetal.profilers.devices.remote.facts import affinity, fitness, parsing, state
+from onmetal.profilers.devices.remote.facts.lines import MAX_CPUS
 from onmetal.profilers.devices.remote.folder import Held
 from onmetal.profilers.meters.lpm01a import Stream
 from onmetal.profilers.tensor_bytes import Edges, order, pack, unpack
@@ -80,13 +82,13 @@ def read(kind: str, data: bytes) -> None:
 
 def _read_facts(data: bytes) -> None:
     text = data.decode(errors="replace")
-    found = facts.parse(text)
+    found = parsing.parse(text)
     assert len(msgspec.json.encode(found)) < 1_000_000
-    assert found.cores is None or 0 < found.cores <= facts.MAX_CPUS
-    assert facts.parse_state(text) == found.state
-    facts.unfit(found, 1)
-    if cpus := facts.pin(found, 4):
-        facts.mask(cpus)
+    assert found.cores is None or 0 < found.cores <= MAX_CPUS
+    assert state.parse_state(text) == found.state
+    fitness.unfit(found, 1)
+    if cpus := affinity.pin(found, 4):
+        affinity.mask(cpus)
 
 
 def _read_runner(data: bytes) -> None:

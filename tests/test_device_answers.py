@@ -31,9 +31,18 @@ from onmetal.profilers.devices.board.device import Board
 from onmetal.profilers.devices.board.link import Tcp
 from onmetal.profilers.devices.board.protocol import Tiny
 from onmetal.profilers.devices.line import Line
-from onmetal.profilers.devices.remote import adb, facts
+from onmetal.profilers.devices.remote import adb
 from onmetal.profilers.devices.remote import ssh as sshs
 from onmetal.profilers.devices.remote.device import Remote, RemoteWorker, Runner
+from onmetal.profilers.devices.remote.facts.lines import (
+    FLAGS,
+    MAX_CPUS,
+    MAX_MEMORY_BYTES,
+    NAME_LENGTH,
+    cpu_list,
+)
+from onmetal.profilers.devices.remote.facts.parsing import parse as parse_facts
+from onmetal.profilers.devices.remote.facts.script import METERS
 from onmetal.profilers.devices.remote.folder import Folder, shell
 from onmetal.profilers.meters.lpm01a import Stream
 from tests.conftest import DIGITS, deploy
@@ -302,26 +311,26 @@ ENDLESS = {
 
 @pytest.mark.parametrize("attack", ENDLESS)
 def test_what_a_device_says_of_itself_is_bounded(attack: str) -> None:
-    found = within(lambda: facts.parse(ENDLESS[attack]))
+    found = within(lambda: parse_facts(ENDLESS[attack]))
     names = (found.model, found.soc, found.cpu, found.os, found.build, found.kernel, found.boot_id,
              found.arch, found.emulated_why, found.python, found.numpy, found.state.get("governor"),
              *found.abis, *found.flags, *found.runtimes.values())  # fmt: skip
-    assert all(len(name) <= facts.NAME_LENGTH for name in names if name)
-    assert len(found.flags) <= facts.FLAGS and len(found.abis) <= 16
-    assert set(found.meters) <= set(facts.METERS)
-    assert found.cores is None or 0 < found.cores <= facts.MAX_CPUS
-    assert len(found.allowed) <= facts.MAX_CPUS
+    assert all(len(name) <= NAME_LENGTH for name in names if name)
+    assert len(found.flags) <= FLAGS and len(found.abis) <= 16
+    assert set(found.meters) <= set(METERS)
+    assert found.cores is None or 0 < found.cores <= MAX_CPUS
+    assert len(found.allowed) <= MAX_CPUS
     for size in (found.memory_bytes, found.available_bytes, found.free_bytes):
-        assert size is None or 0 <= size <= facts.MAX_MEMORY_BYTES
+        assert size is None or 0 <= size <= MAX_MEMORY_BYTES
     assert 0 <= found.state.get("battery_percent", 0) <= 100
     assert found.state.get("load_1min", 0) >= 0
 
 
 def test_lists_of_cpus() -> None:
-    assert facts._range("0-3,6") == (0, 1, 2, 3, 6)
-    assert facts._range("6,0-3,2-4,4,1-1") == (0, 1, 2, 3, 4, 6)
-    assert facts._range("3-1,9999,5000-6000,x,,-1") == ()
-    assert facts._range("0-9999") == tuple(range(facts.MAX_CPUS))
+    assert cpu_list("0-3,6") == (0, 1, 2, 3, 6)
+    assert cpu_list("6,0-3,2-4,4,1-1") == (0, 1, 2, 3, 4, 6)
+    assert cpu_list("3-1,9999,5000-6000,x,,-1") == ()
+    assert cpu_list("0-9999") == tuple(range(MAX_CPUS))
 
 
 # --- a runner that lies, on a device that is reached by ssh ---------------------------------------

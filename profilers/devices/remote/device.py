@@ -37,8 +37,11 @@ from onmetal.profilers.devices.answers import (
     latencies,
 )
 from onmetal.profilers.devices.local import Local
-from onmetal.profilers.devices.remote import facts as device_facts
 from onmetal.profilers.devices.remote import native_profile, native_runner
+from onmetal.profilers.devices.remote.facts import affinity, fitness
+from onmetal.profilers.devices.remote.facts.parsing import parse
+from onmetal.profilers.devices.remote.facts.script import SCRIPT, STATE_SCRIPT
+from onmetal.profilers.devices.remote.facts.state import parse_state
 from onmetal.profilers.devices.remote.folder import Folder, RemoteLine, Transport, shell
 from onmetal.profilers.tensor_bytes import (
     Edges,
@@ -97,8 +100,8 @@ class Remote:
             f'set -- "{transport.place.rpartition("/")[0]}" {shlex.quote(transport.python)}\n'
         )
         try:
-            text = shell(transport, self._arguments + device_facts.SCRIPT)
-            self.found = device_facts.parse(text)
+            text = shell(transport, self._arguments + SCRIPT)
+            self.found = parse(text)
         except BaseException:
             self.close()
             raise
@@ -142,24 +145,24 @@ class Remote:
 
     def pin(self, threads: int) -> None:
         """Run on the fastest cluster of cores that has as many."""
-        self.pinned = device_facts.pin(self.found, threads)
+        self.pinned = affinity.pin(self.found, threads)
 
     def unfit(self) -> tuple[list[str], list[str]]:
         """-> why it must not be measured on, and what speaks against it."""
-        return device_facts.unfit(self.found, NEEDED_BYTES)
+        return fitness.unfit(self.found, NEEDED_BYTES)
 
     def changed(self, state: dict[str, Any]) -> list[str]:
         """What speaks against it in a later state that did not in the first: it got hot. The load
         is left out, which is our own by then."""
         later = {name: value for name, value in state.items() if name != "load_1min"}
         before = {_kind(said) for part in self.unfit() for said in part}
-        after = device_facts.unfit(replace(self.found, state=later), NEEDED_BYTES)
+        after = fitness.unfit(replace(self.found, state=later), NEEDED_BYTES)
         return [said for part in after for said in part if _kind(said) not in before]
 
     def state(self) -> dict[str, Any]:
         """What may have changed since: clocks, load, temperatures, battery."""
-        script = self._arguments + device_facts.STATE_SCRIPT
-        return device_facts.parse_state(shell(self.transport, script))
+        script = self._arguments + STATE_SCRIPT
+        return parse_state(shell(self.transport, script))
 
     def _runnable(self) -> list[str]:
         ours = set(native_runner.versions()) if self.found.arch == native_runner.ARCH else set()
@@ -218,7 +221,7 @@ class Remote:
         runner = self.runner(runtime)
         place = self._program(runtime, runner)
         number = self.folder.name("pid")
-        pin = device_facts.mask(self.pinned) if self.pinned else ""
+        pin = affinity.mask(self.pinned) if self.pinned else ""
         script = (
             f"cd {shlex.quote(place)} || exit 71\n"
             f"export HOME={shlex.quote(self.folder.path)} ORT_DISABLE_TELEMETRY=1\n"
