@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from onmetal.converters.tflite import weights
 from onmetal.converters.tflite.check import problems
+from onmetal.converters.tflite.grid import Activation
 from onmetal.converters.tflite.net import IDENTIFIER, Net, Op, Tensor, constant
 from onmetal.converters.tflite.parsing import read
-from onmetal.converters.tflite.quantize import Activation, quantize
+from onmetal.converters.tflite.quantize import quantize
 from onmetal.converters.tflite.writing import write
 from onmetal.errors import UnsupportedError, UsageError
 from tests.test_tflite_quantize import (

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from onmetal.converters.onnx import floats as onnx_float
 from onmetal.converters.tflite import convert, io, weights
 from onmetal.converters.tflite.check import problems
+from onmetal.converters.tflite.grid import Activation, rounded
 from onmetal.converters.tflite.net import SAME, VALID, Net, Op, Tensor, constant
 from onmetal.converters.tflite.parsing import read
-from onmetal.converters.tflite.quantize import Activation, observed, quantize, rounded
+from onmetal.converters.tflite.quantize import observed, quantize
 from onmetal.converters.tflite.reference import Exposed, interpreter
 from onmetal.converters.tflite.specification import FIXED, FREE, INT16, SHARED, WEIGHTED, supported
 from onmetal.converters.tflite.writing import write

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onmetal.converters.tflite.lowering import Lowering, lowers
 from onmetal.converters.tflite.net import Net, Tensor
 from onmetal.converters.tflite.nodes import refuse
-from onmetal.converters.tflite.quantize import selects
+from onmetal.converters.tflite.operands import selects
 from onmetal.converters.tflite.specification import SHARED
 from onmetal.ranges import Range
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from onmetal.converters.tflite import io, quantize
+from onmetal.converters.tflite import grid, io, quantize
 from onmetal.converters.tflite.net import Net, Op
 from onmetal.converters.tflite.parsing import read
 from onmetal.converters.tflite.writing import write
@@ -27,7 +27,7 @@ SAID_BYTES = 600
 """Of what it says of one graph."""
 
 
-def lacking(path: str, activation: quantize.Activation | None) -> list[dict[str, str]]:
+def lacking(path: str, activation: grid.Activation | None) -> list[dict[str, str]]:
     """Of the graph as it will be (`activation`; None: as it is in the file), each operator that
     TFLite Micro does not run: its `operator`, the `node` of the model that it was made for (the
     output's name, where that is not known) and the `reason`. Empty: all of it runs.
@@ -51,7 +51,7 @@ def lacking(path: str, activation: quantize.Activation | None) -> list[dict[str,
 
 def preview(
     path: str,
-    activation: quantize.Activation | None,
+    activation: grid.Activation | None,
     target_io: dict[str, str],
     core: str | None,
     npu: dict[str, str] | None,
@@ -79,7 +79,7 @@ def preview(
         }
 
 
-def _as_it_will_be(path: Path, activation: quantize.Activation | None) -> Net:
+def _as_it_will_be(path: Path, activation: grid.Activation | None) -> Net:
     net = read(path)
     if activation is not None:
         net = quantize.quantize(net, dict.fromkeys(quantize.observed(net), (-1.0, 1.0)), activation)
