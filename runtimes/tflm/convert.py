@@ -40,7 +40,7 @@ def convert(
         raise UnsupportedError(f"the file violates TFLite's specification: {found[0]}")
     target, made = Path(folder) / "model.tflite", {}
     if given["npu"] is None:  # Vela orders what it compiles by itself
-        made["memory"] = split.lowered(prepared, folder, given["core"], given["split"])
+        made["memory"] = split.shrink_arena(prepared, folder, given["core"], given["split"])
         if target.exists() and (found := check.problems(read(target))):
             raise UnsupportedError(
                 f"no file was written, since it would violate TFLite's specification: {found[0]}"

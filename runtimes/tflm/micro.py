@@ -68,7 +68,7 @@ def preview(
         file.write_bytes(write(net))
         compiled = Path(folder) / "model_vela.tflite"
         told = vela.compile_(file, npu, compiled) if npu else None
-        if not npu and split.lowered(str(file), folder, core, splitting=False)["found"]:
+        if not npu and split.shrink_arena(str(file), folder, core, splitting=False)["found"]:
             file = Path(folder) / "model.tflite"
         arena = profile.arena(feed, [str(file)], {}, *names)
         return {
