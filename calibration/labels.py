@@ -16,8 +16,9 @@ import numpy as np
 from msgspec import Struct
 
 from onmetal.errors import UsageError
-from onmetal.files.images import FOLLOW, SUFFIXES, linked, quoted
-from onmetal.files.reading import kind, read_bytes
+from onmetal.files.image_files import SUFFIXES
+from onmetal.files.preprocessing import quoted
+from onmetal.files.reading import FOLLOW, kind, linked, read_bytes
 
 JUNK = {"__macosx", "@eadir", "$recycle.bin", "lost+found", "system volume information"}
 JUNK |= {"thumbs.db", "desktop.ini", "__pycache__"}

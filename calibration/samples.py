@@ -24,7 +24,7 @@ from onmetal.calibration.labels import listing
 from onmetal.errors import UsageError, named
 from onmetal.files import arrays as arrays_of_files
 from onmetal.files import cache as caches
-from onmetal.files import images
+from onmetal.files import images, preprocessing, reading
 from onmetal.files.arrays import Archive, ArrayFile, TextArrayError
 from onmetal.files.cache import Cache
 from onmetal.files.reading import open_regular
@@ -260,7 +260,7 @@ def _folder(
     within: Path | None,
 ) -> Samples:
     """A folder of images with data.toml and, for evaluation, labels.csv or a sub-folder a class."""
-    how = images.read_preprocessing(path, within)
+    how = preprocessing.read_preprocessing(path, within)
     if len(model.inputs) != 1:
         raise UsageError(
             f"{path}: a folder of images gives one input; this model has {len(model.inputs)}"
@@ -291,7 +291,7 @@ def _sha256(file: Path, within: Path | None) -> str:
         with open_regular(file, within) as content:
             return hashlib.file_digest(content, "sha256").hexdigest()
     except OSError as error:
-        why = f"{error.strerror}){images.linked(error)}"
+        why = f"{error.strerror}){reading.linked(error)}"
         raise UsageError(f"{file}: cannot read it ({why}") from None
 
 
@@ -493,7 +493,7 @@ def _scan(
             file = samples.images[index]
             row, kind = images.read_with_kinds(file, samples.preprocessing, samples.within)
             kinds.update(kind)
-            _match(str(file), only.name, row.shape, row.dtype, only, model, images.advice)
+            _match(str(file), only.name, row.shape, row.dtype, only, model, preprocessing.advice)
             _refuse_nan(row, samples.source, only.name, index)
             digest.update(row.tobytes())
         for name, array in samples.arrays.items():

@@ -17,7 +17,7 @@ from onmetal.deploy.request import Request, prepare
 from onmetal.errors import UsageError
 from onmetal.files import images
 from onmetal.files.cache import Cache
-from onmetal.files.images import Preprocessing
+from onmetal.files.preprocessing import Preprocessing
 from onmetal.records import Model, Tensor
 from onmetal.samples import Samples
 from tests.conftest import DIGITS, deploy

@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+FOLLOW = "--follow-links reads what links lead to, wherever it lies"
 SMALL_BYTES = 64 << 20
 """More than any table of labels, manifest or list of digests holds: a million lines of 64 bytes."""
 PIECE_BYTES = 1 << 20
@@ -133,3 +134,8 @@ def parse_toml(text: str) -> dict[str, Any]:
         if isinstance(value, dict | list):
             values += value.values() if isinstance(value, dict) else value
     return table
+
+
+def linked(error: OSError) -> str:
+    """What to do where a link was refused, to end an error with; else nothing."""
+    return f"; {FOLLOW}" if error.errno == errno.EPERM else ""

@@ -65,7 +65,7 @@ class _BandWriter:
         return there[result]
 
     def cut(self, tensor: Tensor, there: Rows, rows: Rows, name: str) -> Tensor:
-        """A SLICE of the rows from a tensor that holds the rows `there`; itself where they are all."""
+        """A SLICE of these rows from a tensor that holds the rows `there`."""
         if there == rows:
             return tensor
         out = self.like(tensor, name, rows[1] - rows[0])
