@@ -18,7 +18,8 @@ import numpy as np
 from onmetal.errors import DeviceError
 from onmetal.profilers import benchmark_model
 from onmetal.profilers.devices import answers
-from onmetal.profilers.devices.board.protocol import QUIET_S, Tiny
+from onmetal.profilers.devices.board.exchange import QUIET_S
+from onmetal.profilers.devices.board.protocol import Tiny
 from onmetal.profilers.devices.line import Envelope, decode
 from onmetal.profilers.devices.remote import adb, native_profile
 from onmetal.profilers.devices.remote.facts import affinity, fitness, parsing, state

@@ -26,7 +26,7 @@ from onmetal.errors import DeviceError, OnmetalError, UsageError
 from onmetal.files.cache import Cache
 from onmetal.profilers import benchmark_model, output
 from onmetal.profilers.devices import answers, connect, line
-from onmetal.profilers.devices.board import protocol
+from onmetal.profilers.devices.board import exchange, protocol
 from onmetal.profilers.devices.board.device import Board
 from onmetal.profilers.devices.board.link import Tcp
 from onmetal.profilers.devices.board.protocol import Tiny
@@ -640,14 +640,14 @@ def served(data: bytes, *, endless: bool) -> Iterator[Tcp]:
 )
 def test_a_board_that_never_stops(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "HELLO_S", 0.2)
-    monkeypatch.setattr(protocol, "DRAIN_S", 0.2)
+    monkeypatch.setattr(exchange, "DRAIN_S", 0.2)
     with served(data, endless=True) as link:
         assert link.name in refused(lambda: Tiny(link))
 
 
 ODD_BOARDS = {
     "a clock of many digits": (b"[8000000 80000000]", b"[" + b"9" * 5000 + b" 1]"),
-    "many lines": (b"m-load-done\n", b"m-x\n" * (protocol.ANSWER_LINES + 5)),
+    "many lines": (b"m-load-done\n", b"m-x\n" * (exchange.ANSWER_LINES + 5)),
     "a check of many digits": (b"[4 of 4]", b"[" + b"9" * 5000 + b" of 4]"),
     "a check of more than all": (b"[4 of 4]", b"[5 of 4]"),
     "an output of too much": (b"[00ff7f80]", b"[" + b"00" * 500 + b"]"),
