@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from onmetal import targets
-from onmetal.calibration import labels, samples
+from onmetal.calibration import class_names, samples
 from onmetal.errors import UsageError
 from onmetal.files import image_files, images, preprocessing
 from onmetal.files.cache import Cache
@@ -613,10 +613,10 @@ def test_a_labels_csv_of_a_stranger_is_bounded(
 def test_many_names_of_classes_take_no_square_of_time(tmp_path: Path) -> None:
     """100,000 of them, each compared with each, would be 10^10 comparisons."""
     names = [f"n{number:06}" for number in range(100_000)]
-    numbers, _, _ = labels._numbered(tmp_path, names, names, tuple(names), None)
+    numbers, _, _ = class_names.number_labels(tmp_path, names, names, tuple(names), None)
     assert numbers[-1] == 99_999
     with pytest.raises(UsageError, match="differ in upper case"):
-        labels._numbered(tmp_path, [*names, "N000000"], [*names, "x"], None, None)
+        class_names.number_labels(tmp_path, [*names, "N000000"], [*names, "x"], None, None)
 
 
 # --- by the command
