@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from onmetal.calibration.metric_table import Metric, equal, mean
-from onmetal.calibration.samples import import_callable
+from onmetal.calibration.user_functions import import_callable
 from onmetal.errors import UsageError, named
 from onmetal.files.stored import Outputs, StoredArray
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from onmetal import targets
 from onmetal.budget import Asked, Share
-from onmetal.calibration import label_forms, metric_table, metrics, samples
+from onmetal.calibration import label_forms, metric_table, metrics, sample_checks, samples
 from onmetal.calibration.metric_table import Metric
 from onmetal.deploy import model
 from onmetal.deploy.metric_check import try_metric
@@ -385,13 +385,13 @@ def _load_data(
                 calibration[place] = own
             if given and calibrates:
                 notes += _shared(
-                    samples.hashes(given, entry, cache),
-                    samples.hashes(own, entry, cache),
+                    sample_checks.hashes(given, entry, cache),
+                    sample_checks.hashes(own, entry, cache),
                     "in --calibration-data too",
                 )
         elif given and calibrates and (parts := samples.split(given)):
             calibration[place], data[place] = parts
-            hashes = samples.hashes(given, entry, cache)
+            hashes = sample_checks.hashes(given, entry, cache)
             notes += _shared(
                 hashes[data[place].places()],
                 hashes[calibration[place].places()],
