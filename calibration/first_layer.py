@@ -112,8 +112,8 @@ def _scaled(graph: Graph, name: str) -> str | None:
 
 
 def unlike_normalization(path: str, data: Samples, entry: Model) -> list[str]:
-    """A warning where values spread otherwise than in training, as a BatchNormalization of the input
-    or of the first layer's outputs has it."""
+    """A warning where values spread otherwise than in training, as a BatchNormalization of the
+    input or of the first layer's outputs has it."""
     model = onnx.load(path, load_external_data=False)
     if not any(node.op_type == "BatchNormalization" for node in model.graph.node):
         return []

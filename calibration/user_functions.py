@@ -48,7 +48,7 @@ def from_function(text: str, model: Model, cache: Cache, option: str) -> Samples
 
 @functools.cache
 def _store_rows(text: str, cache: Cache, option: str) -> tuple[dict[str, ArrayFile], str]:
-    """-> the arrays by name: the label as LABEL_KEY, inputs without one as `x`; and their digest."""
+    """-> the arrays by name (the label as LABEL_KEY, a nameless input as `x`), and their digest."""
     function = import_callable(text, option)
     digest = hashlib.sha256()
     with cache.scratch() as scratch:
