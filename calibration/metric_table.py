@@ -67,8 +67,8 @@ def _class(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def _squared(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     gap = outputs.astype(np.float64).reshape(len(labels), -1)
     gap = gap - labels.reshape(len(labels), -1)
-    found: np.ndarray = np.mean(gap**2, axis=1)
-    return found
+    errors: np.ndarray = np.mean(gap**2, axis=1)
+    return errors
 
 
 def _scores(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -86,8 +86,8 @@ def _root_mean(reduced: np.ndarray, labels: np.ndarray) -> float:
 def _counts(predicted: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Per class that occurs in either: true positives, predicted, labelled."""
     predicted = predicted.astype(np.int64)
-    kinds, codes = np.unique(np.concatenate([predicted, labels]), return_inverse=True)
-    size, half = len(kinds), len(predicted)
+    classes, codes = np.unique(np.concatenate([predicted, labels]), return_inverse=True)
+    size, half = len(classes), len(predicted)
     hits = codes[:half][predicted == labels]
     return (
         np.bincount(hits, minlength=size),
@@ -102,18 +102,18 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> float:
 
 
 def _precision(predicted: np.ndarray, labels: np.ndarray) -> float:
-    hits, found, _ = _counts(predicted, labels)
-    return _ratio(hits, found)
+    hits, predicted_counts, _ = _counts(predicted, labels)
+    return _ratio(hits, predicted_counts)
 
 
 def _recall(predicted: np.ndarray, labels: np.ndarray) -> float:
-    hits, _, there = _counts(predicted, labels)
-    return _ratio(hits, there)
+    hits, _, labelled_counts = _counts(predicted, labels)
+    return _ratio(hits, labelled_counts)
 
 
 def _f1(predicted: np.ndarray, labels: np.ndarray) -> float:
-    hits, found, there = _counts(predicted, labels)
-    return _ratio(2 * hits, found + there)
+    hits, predicted_counts, labelled_counts = _counts(predicted, labels)
+    return _ratio(2 * hits, predicted_counts + labelled_counts)
 
 
 def _auc(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -126,10 +126,12 @@ def _auc(scores: np.ndarray, labels: np.ndarray) -> float:
         return _binary_auc(scores[:, 0], labels == 1)
     if scores.shape[1] == 2:
         return _binary_auc(scores[:, 1] - scores[:, 0], labels == 1)
-    kinds = [kind for kind in np.unique(labels) if not (labels == kind).all()]
-    if not kinds:
+    classes = [number for number in np.unique(labels) if not (labels == number).all()]
+    if not classes:
         return math.nan
-    return float(np.mean([_binary_auc(scores[:, int(kind)], labels == kind) for kind in kinds]))
+    return float(
+        np.mean([_binary_auc(scores[:, int(number)], labels == number) for number in classes])
+    )
 
 
 def _binary_auc(scores: np.ndarray, positive: np.ndarray) -> float:

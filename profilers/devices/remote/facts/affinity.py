@@ -1,4 +1,4 @@
-"""Which CPUs a program runs on, and how `taskset` is told so."""
+"""Which CPUs a program runs on, and the mask that `taskset` takes."""
 
 from collections.abc import Iterable
 
