@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from onmetal.errors import DeviceError
-from onmetal.profilers.devices.board import link, protocol
+from onmetal.profilers.devices.board import exchange, link, protocol
 from onmetal.profilers.devices.board.link import Serial, Tcp
 from onmetal.profilers.devices.board.protocol import Tiny
 from tests import peer
@@ -373,7 +373,7 @@ def test_a_line_without_an_end_does_not_fill_the_memory(file: Path) -> None:
         flood.start()
         with pytest.raises(DeviceError, match="in time"):
             found.ask("results", 1.5)
-        assert len(found._lines.part) <= protocol.LONGEST_LINE
+        assert len(found._lines.part) <= exchange.LONGEST_LINE
         found.close()
         flood.join()
 

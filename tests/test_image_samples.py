@@ -11,7 +11,7 @@ from PIL import Image
 from onmetal.errors import UsageError
 from onmetal.files import images
 from onmetal.files.cache import Cache
-from onmetal.files.images import Preprocessing
+from onmetal.files.preprocessing import Preprocessing
 from tests.sample_files import PAIR, folder_of, image_model, load, picture
 
 

@@ -9,9 +9,10 @@ from ai_edge_litert import schema_py_generated as schema
 
 from onmetal.converters.tflite import weights
 from onmetal.converters.tflite.check import problems
+from onmetal.converters.tflite.grid import Activation
 from onmetal.converters.tflite.net import Net, Tensor, constant
 from onmetal.converters.tflite.parsing import read
-from onmetal.converters.tflite.quantize import Activation, quantize
+from onmetal.converters.tflite.quantize import quantize
 from onmetal.converters.tflite.writing import write
 from onmetal.errors import UsageError
 from tests.tflite_kinds import SQUARE, Making

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from onmetal.converters.tflite.check import problems
+from onmetal.converters.tflite.grid import Activation
 from onmetal.converters.tflite.parsing import read
-from onmetal.converters.tflite.quantize import Activation, quantize
+from onmetal.converters.tflite.quantize import quantize
 from onmetal.converters.tflite.reference import interpreter
 from onmetal.converters.tflite.specification import FIXED, FREE, INT16, SHARED, WEIGHTED, supported
 from onmetal.converters.tflite.writing import write

@@ -7,9 +7,10 @@ import pytest
 
 from onmetal.converters.tflite import io
 from onmetal.converters.tflite.check import problems
+from onmetal.converters.tflite.grid import Activation
 from onmetal.converters.tflite.net import SAME, VALID, Net, Tensor, constant
 from onmetal.converters.tflite.parsing import read
-from onmetal.converters.tflite.quantize import Activation, observed, quantize
+from onmetal.converters.tflite.quantize import observed, quantize
 from onmetal.converters.tflite.reference import Exposed
 from onmetal.converters.tflite.specification import FIXED, SHARED, WEIGHTED, supported
 from onmetal.converters.tflite.writing import write

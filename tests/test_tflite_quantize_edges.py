@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from onmetal.converters.tflite.check import problems
+from onmetal.converters.tflite.grid import Activation, rounded
 from onmetal.converters.tflite.net import Net, Op, Tensor, constant
 from onmetal.converters.tflite.parsing import read
-from onmetal.converters.tflite.quantize import Activation, quantize, rounded
+from onmetal.converters.tflite.quantize import quantize
 from onmetal.converters.tflite.specification import supported
 from onmetal.converters.tflite.writing import write
 from onmetal.errors import UnsupportedError

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from onmetal.converters.onnx import floats as onnx_float
 from onmetal.converters.tflite import convert, io
 from onmetal.converters.tflite.check import problems
+from onmetal.converters.tflite.grid import Activation
 from onmetal.converters.tflite.parsing import read
-from onmetal.converters.tflite.quantize import Activation, quantize
+from onmetal.converters.tflite.quantize import quantize
 from onmetal.converters.tflite.reference import interpreter
 from onmetal.converters.tflite.specification import WEIGHTED
 from onmetal.converters.tflite.writing import write

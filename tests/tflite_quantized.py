@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from onmetal.converters.tflite.check import problems
+from onmetal.converters.tflite.grid import Activation
 from onmetal.converters.tflite.net import Net, Op, Tensor, constant
 from onmetal.converters.tflite.parsing import read
-from onmetal.converters.tflite.quantize import Activation, observed, quantize
+from onmetal.converters.tflite.quantize import observed, quantize
 from onmetal.converters.tflite.reference import Exposed
 from onmetal.converters.tflite.writing import write
 from tests.tflite_kinds import F32, Arrays, Making

@@ -38,8 +38,11 @@ from onmetal.profilers.devices.answers import (
     Memory as MemoryAnswer,
 )
 from onmetal.profilers.devices.local import Local
-from onmetal.profilers.devices.remote import facts as device_facts
 from onmetal.profilers.devices.remote import native_runner
+from onmetal.profilers.devices.remote.facts import affinity, fitness
+from onmetal.profilers.devices.remote.facts.parsing import parse
+from onmetal.profilers.devices.remote.facts.script import SCRIPT, STATE_SCRIPT
+from onmetal.profilers.devices.remote.facts.state import parse_state
 from onmetal.profilers.devices.remote.folder import Folder, RemoteLine, Transport, shell
 from onmetal.profilers.meters import Meter
 from onmetal.profilers.operation import asked
@@ -104,8 +107,8 @@ class Remote:
             f'set -- "{transport.place.rpartition("/")[0]}" {shlex.quote(transport.python)}\n'
         )
         try:
-            text = shell(transport, self._arguments + device_facts.SCRIPT)
-            self.found = device_facts.parse(text)
+            text = shell(transport, self._arguments + SCRIPT)
+            self.found = parse(text)
         except BaseException:
             self.close()
             raise
@@ -149,7 +152,7 @@ class Remote:
 
     def pin(self, threads: int) -> None:
         """Run on the fastest cluster of cores that has as many."""
-        self.pinned = device_facts.pin(self.found, threads)
+        self.pinned = affinity.pin(self.found, threads)
 
     @property
     def traits(self) -> Traits:
@@ -164,7 +167,7 @@ class Remote:
     no_meter = "no meter: onmetal has none for this device"
 
     def fitness(self) -> Fitness:
-        refused, flagged = device_facts.unfit(self.found, NEEDED_BYTES)
+        refused, flagged = fitness.unfit(self.found, NEEDED_BYTES)
         return Fitness(tuple(refused), tuple(flagged))
 
     def build(self, candidate: Candidate) -> Candidate:
@@ -205,13 +208,13 @@ class Remote:
         later = {name: value for name, value in state.items() if name != "load_1min"}
         first = self.fitness()
         before = {_kind(said) for said in (*first.refused, *first.flagged)}
-        after = device_facts.unfit(replace(self.found, state=later), NEEDED_BYTES)
+        after = fitness.unfit(replace(self.found, state=later), NEEDED_BYTES)
         return [said for part in after for said in part if _kind(said) not in before]
 
     def state(self) -> dict[str, Any]:
         """What may have changed since: clocks, load, temperatures, battery."""
-        script = self._arguments + device_facts.STATE_SCRIPT
-        return device_facts.parse_state(shell(self.transport, script))
+        script = self._arguments + STATE_SCRIPT
+        return parse_state(shell(self.transport, script))
 
     def _runnable(self) -> list[str]:
         ours = set(native_runner.versions()) if self.found.arch == native_runner.ARCH else set()
@@ -268,7 +271,7 @@ class Remote:
         runner = self.runner(runtime)
         place = self._program(runtime, runner)
         number = self.folder.name("pid")
-        pin = device_facts.mask(self.pinned) if self.pinned else ""
+        pin = affinity.mask(self.pinned) if self.pinned else ""
         script = (
             f"cd {shlex.quote(place)} || exit 71\n"
             f"export HOME={shlex.quote(self.folder.path)} ORT_DISABLE_TELEMETRY=1\n"
