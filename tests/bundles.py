@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from onmetal import cli
-from onmetal.profilers.devices.local import quiet_environment
+from onmetal.profilers.devices.local_worker import quiet_environment
 from tests.conftest import DIGITS, deploy, once
 
 MODEL = DIGITS / "digits_cnn.onnx"

@@ -14,7 +14,8 @@ from PIL import Image
 
 from onmetal import cli
 from onmetal.files.cache import Cache
-from onmetal.profilers.devices.local import Local, quiet_environment
+from onmetal.profilers.devices.local import Local
+from onmetal.profilers.devices.local_worker import quiet_environment
 from onmetal.records import Candidate
 from onmetal.reports import report
 from onmetal.targets import packages

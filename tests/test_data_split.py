@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onmetal.calibration import samples
 from onmetal.calibration.samples import split
 from onmetal.files.cache import Cache
-from onmetal.profilers.devices.local import quiet_environment
+from onmetal.profilers.devices.local_worker import quiet_environment
 from onmetal.records import plain, restore
 from onmetal.samples import Samples
 from tests.float_graphs import branch_data, branches, floats

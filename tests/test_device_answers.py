@@ -35,7 +35,7 @@ from onmetal.profilers.devices.line import Line
 from onmetal.profilers.devices.local import Local
 from onmetal.profilers.devices.remote import adb
 from onmetal.profilers.devices.remote import ssh as sshs
-from onmetal.profilers.devices.remote.device import Remote, RemoteWorker, Runner
+from onmetal.profilers.devices.remote.device import Remote
 from onmetal.profilers.devices.remote.facts.lines import (
     FLAGS,
     MAX_CPUS,
@@ -46,6 +46,8 @@ from onmetal.profilers.devices.remote.facts.lines import (
 from onmetal.profilers.devices.remote.facts.parsing import parse as parse_facts
 from onmetal.profilers.devices.remote.facts.script import METERS
 from onmetal.profilers.devices.remote.folder import Folder, shell
+from onmetal.profilers.devices.remote.reached import Runner
+from onmetal.profilers.devices.remote.worker import RemoteWorker
 from onmetal.profilers.meters.lpm01a import Stream
 from onmetal.records import Artifact
 from tests.conftest import DIGITS, deploy

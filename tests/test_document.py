@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from onmetal import targets
-from onmetal.profilers.devices.local import quiet_environment
+from onmetal.profilers.devices.local_worker import quiet_environment
 from tests.deploy_runs import (
     BF16,
     DATA,

@@ -20,7 +20,8 @@ from onmetal.converters.tflite import check
 from onmetal.errors import OnmetalError
 from onmetal.files import copying
 from onmetal.files.cache import Cache, sha256
-from onmetal.profilers.devices.local import Local, LocalWorker, quiet_environment
+from onmetal.profilers.devices.local import Local
+from onmetal.profilers.devices.local_worker import LocalWorker, quiet_environment
 from onmetal.runtimes import operations
 from tests.bundles import refused, verify
 from tests.hostile_files import MIB, ODD, Capture, Spoil, change, fifo, link_to, put, sign

@@ -16,7 +16,8 @@ import pytest
 
 from onmetal.calibration import search
 from onmetal.files.cache import Cache
-from onmetal.profilers.devices.local import Local, quiet_environment
+from onmetal.profilers.devices.local import Local
+from onmetal.profilers.devices.local_worker import quiet_environment
 from onmetal.ranges import ESTIMATORS
 from onmetal.records import plain
 from tests.conftest import deploy, locked

@@ -20,8 +20,9 @@ from onmetal.files.cache import Cache
 from onmetal.profilers import measure
 from onmetal.profilers.devices.local import Local
 from onmetal.profilers.devices.remote import ssh as sshs
-from onmetal.profilers.devices.remote.device import Remote, RemoteWorker
+from onmetal.profilers.devices.remote.device import Remote
 from onmetal.profilers.devices.remote.folder import shell
+from onmetal.profilers.devices.remote.worker import RemoteWorker
 from onmetal.records import Artifact, Candidate
 from tests.devices import Phone, wait_for
 from tests.far import BOARD, BOTH, LONG_S, PHONE, Artifacts, Far, feeds_of, tidied

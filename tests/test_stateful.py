@@ -12,7 +12,8 @@ from onmetal.errors import UnsupportedError
 from onmetal.files.cache import Cache
 from onmetal.profilers.devices.remote import ssh
 from onmetal.profilers.devices.remote.adb import Adb
-from onmetal.profilers.devices.remote.device import Remote, RemoteWorker
+from onmetal.profilers.devices.remote.device import Remote
+from onmetal.profilers.devices.remote.worker import RemoteWorker
 from onmetal.records import Artifact
 from onmetal.runtimes.litert import session as run_litert
 from tests import devices
