@@ -16,7 +16,7 @@ from onmetal.files.cache import Cache
 from onmetal.profilers import meters
 from onmetal.profilers.devices import Build, Fitness, Traits
 from onmetal.profilers.devices.local_worker import LocalWorker, quiet_environment
-from onmetal.profilers.meters import Meter
+from onmetal.profilers.meters import Meter, Missing
 from onmetal.profilers.output import collect, quoted
 from onmetal.records import Candidate, DeviceFacts
 from onmetal.runtimes import install, installed
@@ -38,17 +38,17 @@ class Local:
 
     holds: str | None = None
 
+    @functools.cached_property
+    def _meter(self) -> Meter | Missing:
+        return meters.on_host()
+
     @property
     def meter(self) -> Meter | None:
-        return self._meters[0]
+        return None if isinstance(self._meter, Missing) else self._meter
 
     @property
     def no_meter(self) -> str:
-        return self._meters[1]
-
-    @functools.cached_property
-    def _meters(self) -> tuple[Meter | None, str]:
-        return meters.on_host()
+        return self._meter.why if isinstance(self._meter, Missing) else ""
 
     def fitness(self) -> Fitness:
         """Whoever measures on this machine sees to it that it is idle."""
@@ -133,8 +133,10 @@ class Local:
         return state()
 
     def close(self, *, keep: bool = False) -> None:
-        """The helpers are ended; a remote device's folder is removed so."""
+        """The helpers are ended, and the meter is given back where it was asked for."""
         _end(self._idle)
+        if "_meter" in vars(self) and self.meter:
+            self.meter.close()
 
     def facts(self) -> DeviceFacts:
         lines = _cpuinfo()
