@@ -39,7 +39,6 @@ import numpy as np
 import psutil
 from msgspec.structs import replace
 
-from onmetal import targets
 from onmetal.calibration import samples
 from onmetal.calibration.calibrated import Hub
 from onmetal.calibration.statistics import Statistics
@@ -50,6 +49,7 @@ from onmetal.profilers.devices.local import Local, quiet_environment
 from onmetal.progress import Progress
 from onmetal.ranges import BINS, Grid, estimate
 from onmetal.records import plain, restore
+from onmetal.runtimes import fit
 
 MODEL = "efficientnet_lite0_imagenet/efficientnet_lite0.onnx"
 FEW = 32
@@ -101,7 +101,7 @@ def _hub(given: Found, cache: Cache) -> Hub:
     if given["images"] > data.count:
         sys.exit(f"there are {data.count} images")
     data = replace(data, count=given["images"])
-    hub = Hub(read, targets.load("x86-64"), data, device, cache)
+    hub = Hub(read, fit.load_target("x86-64"), data, device, cache)
     hub.float_graph()
     return hub
 

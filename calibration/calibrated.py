@@ -20,8 +20,9 @@ from onmetal.profilers.devices.local import Local
 from onmetal.progress import OnProgress
 from onmetal.ranges import Range
 from onmetal.records import Model, Source, plain
+from onmetal.runtimes import spec
 from onmetal.samples import Samples
-from onmetal.targets import TFLITE, Format, Recipe, Target
+from onmetal.targets import Format, Recipe, Target
 
 
 class Hub(Calibrating):
@@ -31,11 +32,13 @@ class Hub(Calibrating):
         self, model: Model, target: Target, samples: Samples | None, host: Local, cache: Cache
     ) -> None:
         super().__init__(model, samples, host, cache)
-        self.recipes = {
-            r.name: r.format
-            for r in target.recipes
-            if r.format and r.calibrated and not set(TFLITE) & set(r.runtimes)
-        }
+        self.recipes = [
+            (recipe.name, recipe.format)
+            for recipe in target.recipes
+            if recipe.format
+            and recipe.calibrated
+            and all(spec(name).reads == "onnx" for name in recipe.runtimes)
+        ]
         self.flat = Flat(self, self.float_graph, target.io)
 
     def source(self, recipe: Recipe, runtime: str, told: OnProgress) -> Source:
@@ -43,11 +46,11 @@ class Hub(Calibrating):
 
         Raises UnsupportedError, with the reason, where the recipe cannot be made of this model.
         """
-        if runtime in TFLITE:
+        if spec(runtime).reads == "tflite":
             return self.flat.source(recipe, told)
-        if recipe.method in ("float", "nncf"):
+        if recipe.quantized_by in (None, "nncf"):
             return Source(self.model.prepared, self.model.prepared_sha256)
-        if recipe.method == "static":
+        if recipe.quantized_by == "static":
             assert recipe.format
             return self.quantized(recipe.format, told, self.kept_float(runtime))
         return self._weights(recipe)
@@ -96,7 +99,7 @@ class Hub(Calibrating):
 
     def statistics(self, told: OnProgress) -> Path:
         """The folder of calibration.statistics over all samples, in the float ONNX graph."""
-        graph, formats = self.float_graph(), plain(list(self.recipes.values()))
+        graph, formats = self.float_graph(), plain([form for _, form in self.recipes])
         return self.collected(
             graph,
             lambda: self.call("calibration.search:tensors", path=str(graph), formats=formats),
@@ -198,7 +201,7 @@ class Hub(Calibrating):
         """
         like = [
             (name, other)
-            for name, other in self.recipes.items()
+            for name, other in self.recipes
             if other.activation_symmetric == form.activation_symmetric
         ]
         for name, other in like:
@@ -231,7 +234,7 @@ class Hub(Calibrating):
         graph = self.float_graph()
         digest = caches.key(
             graph=caches.sha256(graph),
-            method=recipe.method,
+            method=recipe.quantized_by,
             format=plain(recipe.format),
             runtime=self._version(),
             code=VERSION,
@@ -239,7 +242,7 @@ class Hub(Calibrating):
 
         def build(folder: Path) -> None:
             details = self.call(
-                f"calibration.weights:{recipe.method}",
+                f"calibration.weights:{recipe.quantized_by}",
                 folder=str(folder),
                 path=str(graph),
                 form=plain(recipe.format),

@@ -31,12 +31,12 @@ class Flat:
 
     def source(self, recipe: Recipe, told: OnProgress) -> Source:
         """What a recipe's artifact is made of. Raises UnsupportedError where it cannot be."""
-        if recipe.method == "static" and self.hub.model.quantized:
+        if recipe.quantized_by == "static" and self.hub.model.quantized:
             return self._as_it_is()
-        if recipe.method == "static":
+        if recipe.quantized_by == "static":
             assert recipe.format
             return self._static(recipe.format, told)
-        function = {"float": "float_", "half": "half", "dynamic": "dynamic"}[recipe.method]
+        function = recipe.quantized_by or "float_"
         if recipe.name == EXACT and self.hub.model.format == "tflite" and self.io == Io():
             return Source(self.hub.model.prepared, self.hub.model.prepared_sha256)
         path = self.path()

@@ -27,10 +27,33 @@ class Spec(Struct, frozen=True):
     """On PyPI, the one to install first."""
     reads: Literal["onnx", "tflite"]
     """The format of the file that `convert` takes."""
+    runs: dict[str, tuple[str, ...]]
+    """Steps of recipes whose candidates it runs (targets.recipe.STEPS; "float": what is computed as
+    it is) -> the types that it then computes in."""
+    micro: bool = False
+    """Whether it runs on microcontrollers, and on nothing else."""
+    other_floats: str = ""
+    """Why it computes floats in no other {type} than `runs` says, in words that follow its name."""
     install: str = ""
     """The command that installs it; by default that of its first package."""
     own_suffix: str = ""
     """Of the files in a format of its own, which its module `inner` looks into."""
+
+
+def packages(name: str) -> tuple[str, ...]:
+    """What a runtime is called on PyPI, the package to install first."""
+    return spec(name).packages
+
+
+def install(name: str) -> str:
+    """The command that installs a runtime."""
+    known = spec(name)
+    return known.install or f"pip install {known.packages[0]}"
+
+
+def pinned(name: str, version: str) -> str:
+    """A bundle's requirements.txt: the runtime of the version that it was made with."""
+    return f"numpy>=1.26\n{packages(name)[0]}=={version}\n"
 
 
 def runtime_module(kind: str, runtime: str) -> Any:

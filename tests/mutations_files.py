@@ -17,6 +17,7 @@ from onmetal.converters.tflite import reader as tflite_reader
 from onmetal.files import images
 from onmetal.files.cache import Cache
 from onmetal.files.images import Preprocessing
+from onmetal.runtimes import fit
 from tests.onnx_models import build, constant, node, value, weights
 from tests.test_samples import image_model
 
@@ -161,7 +162,7 @@ def read(kind: str, path: Path) -> None:
             labels.listing(folder, None, 2, labelled=True, within=folder.resolve())
         elif kind == "target.toml":
             shutil.copyfile(path, folder / "target.toml")
-            targets.load(str(folder / "target.toml"))
+            fit.load_target(str(folder / "target.toml"))
         else:
             images.read(path, HOW)
 

@@ -24,7 +24,7 @@ from onmetal.files.cache import Cache
 from onmetal.profilers.devices.local import Local, quiet_environment
 from onmetal.records import Candidate
 from onmetal.reports import report
-from onmetal.targets import packages
+from onmetal.runtimes import packages
 from tests.conftest import DIGITS, ROOT, deploy
 
 MODEL = DIGITS / "digits_cnn.onnx"

@@ -15,7 +15,7 @@ from onnx import helper
 from onmetal.bundles.kinds import c_example
 from onmetal.errors import UnsupportedError
 from onmetal.records import Candidate, Tensor
-from onmetal.targets import packages
+from onmetal.runtimes import packages
 from onmetal.texts.quoting import c_string
 from tests import deployed, onnx_models
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from onnx import TensorProto, helper, numpy_helper
 
-from onmetal import ranges, targets
+from onmetal import ranges
 from onmetal.calibration import samples, statistics
 from onmetal.calibration.calibrated import Hub
 from onmetal.calibration.samples import split
@@ -34,6 +34,7 @@ from onmetal.files.cache import Cache
 from onmetal.profilers.devices.local import Local
 from onmetal.ranges import BINS, ESTIMATORS, Grid, Seen, estimate
 from onmetal.records import Model, plain, restore
+from onmetal.runtimes import fit
 from onmetal.samples import Samples
 from tests.conftest import DIGITS
 from tests.onnx_models import build, constant, dense, node, read, relu, save, value, weights
@@ -1367,8 +1368,10 @@ def told(done: float, total: float, what: str) -> None:
     assert done <= total and what
 
 
-TARGET = targets.load("x86-onnxruntime")
-FORMATS = [entry.format for entry in TARGET.recipes if entry.method == "static" and entry.format]
+TARGET = fit.load_target("x86-onnxruntime")
+FORMATS = [
+    entry.format for entry in TARGET.recipes if entry.quantized_by == "static" and entry.format
+]
 
 
 def hub(built: Any, folder: Path, cache: Cache, **arrays: Any) -> Hub:
@@ -1518,7 +1521,7 @@ def test_a_format_that_fits_nothing_does_not_stop_the_others(tmp_path: Path) -> 
     with Cache(tmp_path / "cache") as cache:
         given = hub(built, tmp_path, cache, x=floats(9, 4))
         conv, matmul = (replace(FORMATS[0], operators=(name,)) for name in ("Conv", "MatMul"))
-        given.recipes = {"int8-conv": conv, "int8-matmul": matmul}
+        given.recipes = [("int8-conv", conv), ("int8-matmul", matmul)]
         with pytest.raises(UnsupportedError, match="nothing in it can be quantized"):
             given.quantized(conv, told)
         assert given.quantized(matmul, told).details["operators_in_8_bits"] == 1

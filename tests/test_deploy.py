@@ -15,9 +15,10 @@ import pytest
 from onnx import helper, numpy_helper
 from PIL import Image
 
-from onmetal import cli, targets
+from onmetal import cli
 from onmetal.profilers.devices.local import quiet_environment
 from onmetal.profilers.measure import MODES, Schedule
+from onmetal.runtimes import fit
 from tests import onnx_models
 from tests.conftest import DIGITS, FLOAT, deploy
 
@@ -251,7 +252,7 @@ def test_halves_are_tried_where_the_cpu_computes_them(document: Document, flags:
 
 def test_what_is_not_in_the_pareto_set_is_dominated(document: Document) -> None:
     """In exactness, accuracy and size at least; latency and memory have noise."""
-    target = targets.load("x86-64")
+    target = fit.load_target("x86-64")
 
     def cost(entry: Document) -> tuple[float, float, float]:
         rank = target.exactness(entry["recipe"])

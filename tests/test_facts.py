@@ -28,7 +28,7 @@ from onmetal.profilers.devices.remote.facts import (
     pin,
     unfit,
 )
-from onmetal.targets import RUNTIMES, packages
+from onmetal.runtimes import RUNTIMES, packages
 
 ARM_FLAGS = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm asimddp"
 ELF64_ARM = " 7f 45 4c 46 02 01 01 00 00 00 00 00 00 00 00 00\n 03 00 b7 00"

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from onnx import numpy_helper
 
-from onmetal import cli, targets
+from onmetal import cli
 from onmetal.budget import Budget
 from onmetal.calibration import mixed, placement, sanity, search, statistics
 from onmetal.calibration import samples as data_files
@@ -45,6 +45,7 @@ from onmetal.profilers.measure import MODES, Schedule
 from onmetal.progress import Progress
 from onmetal.ranges import BINS, ESTIMATORS
 from onmetal.records import DeviceFacts, Trial, plain
+from onmetal.runtimes import fit
 from tests.conftest import DIGITS, deploy
 from tests.onnx_models import build, constant, dense, node, read, relu, save, value
 from tests.test_decide import MODEL as SMALL
@@ -57,11 +58,11 @@ CALIBRATION = DIGITS / "calibration.npz"
 JUDGED = [index for index in range(600) if index % 4 != 3]
 """Of the example's 600 samples, all but the last of every four."""
 BRIEF = Schedule(2, 3, 0.01, 0.01, 0.0, 1)
-TARGET = targets.load("x86-64")
+TARGET = fit.load_target("x86-64")
 STATIC = [
     recipe
     for recipe in TARGET.recipes
-    if recipe.method == "static" and recipe.runtimes != ("litert",)
+    if recipe.quantized_by == "static" and recipe.runtimes != ("litert",)
 ]
 FAMILY = "int8-s,int8-u,int8-n,int8-f"
 """What ONNX Runtime and OpenVINO are calibrated for; LiteRT has tests of its own."""

@@ -112,7 +112,7 @@ def test_the_wheel_has_one_top_level_name(contents: set[str]) -> None:
 
 def test_the_wheel_holds_every_module_and_every_target(contents: set[str]) -> None:
     packaged = {name for name in contents if name.startswith("onmetal/")}
-    targets = {f"onmetal/targets/{path.name}" for path in (ROOT / "targets").glob("*.toml")}
+    targets = {f"onmetal/{path.relative_to(ROOT)}" for path in (ROOT / "targets").rglob("*.toml")}
     native = {f"{RUNNERS}/native/{path.name}" for path in sorted(NATIVE.glob("*.[ch]"))}
     templates = {
         f"onmetal/{path.relative_to(ROOT / 'onmetal')}"

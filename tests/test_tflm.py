@@ -20,14 +20,14 @@ from onmetal.converters.tflite.reference import interpreter
 from onmetal.converters.tflite.writing import write
 from onmetal.errors import DeviceError, UnsupportedError
 from onmetal.records import plain
+from onmetal.runtimes.fit import load_target
 from onmetal.runtimes.tflm import flash, micro, profile, vela
 from onmetal.runtimes.tflm import session as run_tflm
 from onmetal.runtimes.tflm.session import Session
-from onmetal.targets import load
 from tests.onnx_models import build, node, save, value, weights
 from tests.tflite_graphs import floats
 
-NPU = plain(load("ethos-u55-128").npu)
+NPU = plain(load_target("ethos-u55-128").npu)
 RANGE = (-3.0, 3.0)
 
 
@@ -246,7 +246,7 @@ class TestVela:
     def test_knows_every_configuration_that_ships(
         self, name: str, int8: Path, tmp_path: Path
     ) -> None:
-        found = vela.compile_(int8, plain(load(name).npu), tmp_path / "out.tflite")
+        found = vela.compile_(int8, plain(load_target(name).npu), tmp_path / "out.tflite")
         assert found["accelerator"].lower().replace("_", "-") == name
         assert found["cycles"]["total"] > 0
 

@@ -11,8 +11,8 @@ from onmetal.bundles.kinds import android, c_example, firmware
 from onmetal.errors import UnsupportedError, UsageError
 from onmetal.profilers.devices.remote.device import Remote
 from onmetal.records import Candidate, DeviceFacts, Trial
-from onmetal.runtimes import shipped
-from onmetal.targets import Target, packages
+from onmetal.runtimes import packages, shipped
+from onmetal.targets import Target
 
 WHAT = {"adb": "an Android module", "ssh": "an example in C", "serial": "the firmware"}
 NPU_TAIL_BYTES = 16 * 1024

@@ -32,7 +32,7 @@ from onmetal.profilers.devices.board.device import Board
 from onmetal.profilers.devices.connect import Device
 from onmetal.profilers.devices.local import Local, Worker, quiet_environment
 from onmetal.records import shown
-from onmetal.targets import TFLITE, install, pinned
+from onmetal.runtimes import install, pinned
 from onmetal.texts import terminal
 from onmetal.texts.suggest import near
 
@@ -326,7 +326,7 @@ def _looks(
     copy: Path, manifest: dict[str, Any], device: Device
 ) -> Iterator[tuple[str, Callable[[Worker], list[str]]]]:
     """The checks of the artifact, in their order: a runtime opens only what held so far."""
-    if manifest["run"]["runtime"] in TFLITE:
+    if runtimes.spec(manifest["run"]["runtime"]).reads == "tflite":
         artifact = copy / manifest["run"]["files"][0]
         yield "specification", lambda worker: _check_specification(artifact, worker)
     yield "tensors", lambda worker: _check_tensors(copy, manifest, worker)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from onmetal import targets
+from onmetal import runtimes, targets
 from onmetal.errors import DeviceError
 from onmetal.files.cache import Cache
 from onmetal.profilers.devices import connect
@@ -12,6 +12,7 @@ from onmetal.profilers.devices.remote import adb, native_runner
 from onmetal.profilers.devices.remote.device import Remote
 from onmetal.records import DeviceFacts
 from onmetal.reports import report
+from onmetal.runtimes.fit import load_target
 from onmetal.targets import Target
 
 Shown = tuple[dict[str, Any], list[str]]
@@ -34,8 +35,8 @@ def show(addresses: list[str]) -> Shown:
 def _local(cache: Cache) -> dict[str, Any]:
     facts = Local(cache).facts()
     lacks = [
-        f"the runtime {name}: {targets.install(name)}"
-        for name in targets.RUNTIMES
+        f"the runtime {name}: {runtimes.install(name)}"
+        for name in runtimes.RUNTIMES
         if name not in facts.runtimes
     ]
     lacks.append("a power meter: energy is not measured by this version")
@@ -103,7 +104,7 @@ def _reached(address: str, cache: Cache) -> dict[str, Any]:
 def _entry(
     facts: DeviceFacts, ready: bool, why: str | None, lacks: list[str], warnings: Sequence[str] = ()
 ) -> dict[str, Any]:
-    fits = [t.name for t in map(targets.load, targets.names()) if _fits(t, facts)]
+    fits = [t.name for t in map(load_target, targets.names()) if _fits(t, facts)]
     if not fits:
         why = why or f"no target is for {facts.arch}"
     return {

@@ -51,7 +51,7 @@ def convert(
         "function": f"onmetal.runtimes.{runtime}.convert:convert",
         "compute": compute,
     }
-    if recipe.method == "nncf":
+    if recipe.does("nncf"):
         assert samples
         how = {
             "function": "onmetal.runtimes.openvino.nncf_int8:convert",
@@ -69,7 +69,7 @@ def convert(
     size_bytes = max(source.path.stat().st_size, model.size_bytes)
     cpu_s = limits.cpu_s(size_bytes)
     memory_bytes = limits.converting_bytes(size_bytes, model.largest_bytes)
-    if recipe.method == "nncf":
+    if recipe.does("nncf"):
         memory_bytes *= 2  # PyTorch and its own copies
 
     def build(folder: Path) -> None:
@@ -80,7 +80,7 @@ def convert(
                 "call",
                 timeout_s=3600,
                 memory_bytes=memory_bytes,
-                cpu_s=None if recipe.method == "nncf" else limits.CONVERTING * cpu_s,
+                cpu_s=None if recipe.does("nncf") else limits.CONVERTING * cpu_s,
                 prepared=str(source.path),
                 folder=str(folder),
                 **how,
@@ -149,7 +149,7 @@ def _hardware(recipe: Recipe, runtime: str, target: Target) -> dict[str, Any]:
     return {
         "core": target.chip.core if target.chip else None,
         "npu": plain(target.npu),
-        "split": recipe.split,
+        "split": recipe.does("split"),
         **({"vela": _installed("ethos-u-vela")} if target.npu else {}),
     }
 
@@ -172,6 +172,6 @@ def _made(folder: Path) -> dict[str, Any]:
 
 def _tool(recipe: Recipe, samples: Samples | None) -> list[Any]:
     """What besides the source and the runtime decides the artifact."""
-    if recipe.method != "nncf" or samples is None:
+    if not recipe.does("nncf") or samples is None:
         return []
     return ["nncf", metadata_version("nncf"), samples.digest, str(samples.count)]

@@ -10,7 +10,6 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from onmetal import targets
 from onmetal.budget import Asked, Share
 from onmetal.calibration import metrics, samples
 from onmetal.calibration.metrics import Metric
@@ -29,6 +28,7 @@ from onmetal.profilers.devices.remote.device import Remote
 from onmetal.progress import OnProgress
 from onmetal.records import Candidate, DeviceFacts, Model
 from onmetal.runtimes import check_options, shipped
+from onmetal.runtimes.fit import load_target
 from onmetal.samples import Samples
 from onmetal.targets import Target
 from onmetal.texts.suggest import did_you_mean
@@ -152,7 +152,7 @@ def prepare(
     request: Request, cache: Cache, progress: OnProgress = lambda done, total, what: None
 ) -> Task:
     """Read and check everything that the user gave; close the task's device afterwards."""
-    target = targets.load(request.target)
+    target = load_target(request.target)
     check_options(target)
     if asked := metrics.known(request.metric):
         _check_meant(request, asked)  # as early as the metric is known
@@ -172,7 +172,7 @@ def _prepared(
     facts = device.facts() if device else host.facts()
     check_runtimes(target, host)
     _check_budget(request, target, device, facts)
-    warnings = check_fit(device)
+    warnings = [*target.warnings, *check_fit(device)]
     if isinstance(device, Remote) and not request.dry_run:
         device.take()
     shapes = model.parse_shapes(list(request.input_shapes))

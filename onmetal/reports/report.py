@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from onmetal.records import Candidate, DeviceFacts, Model, Trial, plain, shown
-from onmetal.targets import packages
+from onmetal.runtimes import packages
 from onmetal.texts.quoting import block, code, prose, version
 
 
@@ -19,6 +19,7 @@ def candidate_document(trial: Trial) -> dict[str, Any]:
         "runtime_version": candidate.runtime_version if candidate else None,
         "details": candidate.details if candidate else {},
         "sha256": candidate.sha256 if candidate else None,
+        "lineage": plain(trial.lineage),
         "status": trial.status,
         "reason": trial.reason,
         "warnings": [*trial.warnings, *trial.unlike, *trial.collapsed],

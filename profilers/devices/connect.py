@@ -9,7 +9,8 @@ from onmetal.profilers.devices.board.device import Board
 from onmetal.profilers.devices.local import Local
 from onmetal.profilers.devices.remote import adb, native_runner, ssh
 from onmetal.profilers.devices.remote.device import Remote
-from onmetal.targets import Target, packages
+from onmetal.runtimes import packages
+from onmetal.targets import Target
 from onmetal.texts.suggest import did_you_mean
 
 TRANSPORTS = (

@@ -20,7 +20,7 @@ from onmetal.files.cache import Cache
 from onmetal.profilers.devices.line import Line
 from onmetal.progress import OnCount
 from onmetal.records import DeviceFacts
-from onmetal.targets import RUNTIMES, packages
+from onmetal.runtimes import RUNTIMES, packages
 
 T = TypeVar("T")
 

@@ -6,5 +6,7 @@ SPEC = Spec(
     title="TFLite Micro",
     packages=("tflite-micro",),
     reads="tflite",
+    runs={"float": ("f32",), "static": ("i8", "i16"), "split": ("i8", "i16")},
+    micro=True,
     install="pip install 'onmetal[embedded]'",  # which pins it
 )

@@ -18,7 +18,7 @@ from onmetal.bundles.artifact_io import (
 )
 from onmetal.errors import UnsupportedError
 from onmetal.records import Candidate
-from onmetal.targets import pinned
+from onmetal.runtimes import pinned
 from onmetal.texts.quoting import c_string, plain
 
 TITLES = {"litert": "LiteRT", "onnxruntime": "ONNX Runtime"}

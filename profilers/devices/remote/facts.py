@@ -25,8 +25,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from onmetal.targets import RUNTIMES
-from onmetal.targets import packages as packages_of
+from onmetal.runtimes import RUNTIMES
+from onmetal.runtimes import packages as packages_of
 
 # --- The scripts ----------------------------------------------------------------------------------
 

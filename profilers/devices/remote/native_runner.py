@@ -21,7 +21,7 @@ from pathlib import Path
 from onmetal.errors import DeviceError
 from onmetal.files import cache as caches
 from onmetal.files.cache import Cache
-from onmetal.targets import packages
+from onmetal.runtimes import packages
 
 SOURCES = Path(__file__).parent / "native"
 CODE = 1
