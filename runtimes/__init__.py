@@ -30,19 +30,14 @@ class Spec(Struct, frozen=True):
     runs: dict[str, tuple[str, ...]]
     """Steps of recipes whose candidates it runs (targets.recipe.STEPS; "float": what is computed as
     it is) -> the types that it then computes in."""
-    micro: bool = False
-    """Whether it runs on microcontrollers, and on nothing else."""
+    in_firmware: bool = False
+    """Whether it is compiled into a microcontroller's firmware, together with one model."""
     other_floats: str = ""
     """Why it computes floats in no other {type} than `runs` says, in words that follow its name."""
     install: str = ""
     """The command that installs it; by default that of its first package."""
     own_suffix: str = ""
     """Of the files in a format of its own, which its module `inner` looks into."""
-
-
-def packages(name: str) -> tuple[str, ...]:
-    """What a runtime is called on PyPI, the package to install first."""
-    return spec(name).packages
 
 
 def install(name: str) -> str:
@@ -53,7 +48,7 @@ def install(name: str) -> str:
 
 def pinned(name: str, version: str) -> str:
     """A bundle's requirements.txt: the runtime of the version that it was made with."""
-    return f"numpy>=1.26\n{packages(name)[0]}=={version}\n"
+    return f"numpy>=1.26\n{spec(name).packages[0]}=={version}\n"
 
 
 def runtime_module(kind: str, runtime: str) -> Any:

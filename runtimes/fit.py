@@ -46,7 +46,7 @@ def _check_runtimes(file: TargetFile) -> None:
         raise ValueError(
             f"[[runtimes]] names {unknown[0]!r}, which is unknown; there are: {', '.join(known)}"
         )
-    of_chips = [name for name in known if runtimes.spec(name).micro]
+    of_chips = [name for name in known if runtimes.spec(name).in_firmware]
     which = " or ".join(map(repr, of_chips))
     micro = [name for name in named if name in of_chips]
     if micro and len(named) > 1:

@@ -11,7 +11,7 @@ from onmetal.bundles.kinds import android, c_example, firmware
 from onmetal.errors import UnsupportedError, UsageError
 from onmetal.profilers.devices.remote.device import Remote
 from onmetal.records import Candidate, DeviceFacts, Trial
-from onmetal.runtimes import packages, shipped
+from onmetal.runtimes import shipped, spec
 from onmetal.targets import Target
 
 WHAT = {"adb": "an Android module", "ssh": "an example in C", "serial": "the firmware"}
@@ -125,7 +125,7 @@ def _measured(ran: Ran, candidate: Candidate) -> dict[str, Any] | None:
     if ran.remote is None:
         return None
     runner = ran.remote.runner(candidate.runtime)
-    package = packages(candidate.runtime)[0]
+    package = spec(candidate.runtime).packages[0]
     origin = "the device's own Python"
     if runner.kind == "native":
         origin = f"PyPI's {package} for AArch64, under onmetal's native runner with its own libc"
@@ -163,7 +163,7 @@ def _shipped(
     return {
         "kind": "run.py" if left_out else "run.py, and an example in C",
         "path": "run.py",
-        "artifact": f"{packages(candidate.runtime)[0]}=={candidate.runtime_version}",
+        "artifact": f"{spec(candidate.runtime).packages[0]}=={candidate.runtime_version}",
         "measured": run,
         "note": left_out or ("the version of the runtime that was measured" if run else none),
     }

@@ -35,7 +35,7 @@ from onmetal.profilers.devices.remote.device import Remote
 from onmetal.progress import Progress
 from onmetal.records import Candidate, DeviceFacts, Model, Tensor, Trial, plain, shown
 from onmetal.reports import report, text
-from onmetal.runtimes import check_options, packages, spec
+from onmetal.runtimes import check_options, spec
 from onmetal.runtimes.fit import load_target
 from onmetal.targets import EXACT, Recipe, Target, inline
 from onmetal.texts.suggest import near
@@ -457,7 +457,7 @@ def _candidate(
         name=name,
         recipe=name.rpartition(" ")[2].partition("@")[0].rpartition("/")[2],
         runtime=runtime,
-        runtime_version=version(packages(runtime)[0]),
+        runtime_version=version(spec(runtime).packages[0]),
         model=of,
         files=there,
         sha256=digest,

@@ -73,7 +73,7 @@ def _core() -> list[Check]:
         Check("onmetal", f"{__version__}, Python {platform.python_version()}", "everything else")
     ]
     for runtime in runtimes.RUNTIMES:
-        names = runtimes.packages(runtime)
+        names = runtimes.spec(runtime).packages
         found = next((f"{name} {_installed(name)}" for name in names if _installed(name)), None)
         fix = None if found else runtimes.install(runtime)
         checks.append(Check(runtime, found or "not installed", f"candidates of {runtime}", fix))
@@ -117,7 +117,7 @@ def _runner() -> list[Check]:
     if lacking := [
         name for name in native_runner.LIBRARIES if name not in native_runner.versions()
     ]:
-        package = runtimes.packages(lacking[0])[0]
+        package = runtimes.spec(lacking[0]).packages[0]
         return [Check("runner for ARM", f"{package} is missing", enables, f"pip install {package}")]
     with Cache() as cache:
         built = native_runner.find(cache)

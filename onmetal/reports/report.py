@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from onmetal.records import Candidate, DeviceFacts, Model, Trial, plain, shown
-from onmetal.runtimes import packages
+from onmetal.runtimes import spec
 from onmetal.texts.quoting import block, code, prose, version
 
 
@@ -162,6 +162,7 @@ def readme(document: dict[str, Any], chosen: Trial, tolerance: float) -> str:
     candidate = chosen.candidate
     assert candidate
     latency, accuracy = chosen.latency_ms, chosen.accuracy
+    package = spec(candidate.runtime).packages[0]
     device = document["device"]
     lines = [f"# {code(candidate.model.path.name)} for {code(document['target'])}", ""]
     lines += [f"Chosen: {code(chosen.name)}, decided by {document['decided_by']}."]
@@ -173,7 +174,7 @@ def readme(document: dict[str, Any], chosen: Trial, tolerance: float) -> str:
     ]
     lines += [
         "```",
-        f"pip install numpy {packages(candidate.runtime)[0]}=={version(candidate.runtime_version)}",
+        f"pip install numpy {package}=={version(candidate.runtime_version)}",
     ]
     vectors = document["golden"]["vectors"]
     lines += ["python run.py                       # the golden vectors"] if vectors else []

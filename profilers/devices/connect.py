@@ -9,7 +9,7 @@ from onmetal.profilers.devices.board.device import Board
 from onmetal.profilers.devices.local import Local
 from onmetal.profilers.devices.remote import adb, native_runner, ssh
 from onmetal.profilers.devices.remote.device import Remote
-from onmetal.runtimes import packages
+from onmetal.runtimes import spec
 from onmetal.targets import Target
 from onmetal.texts.suggest import did_you_mean
 
@@ -77,7 +77,7 @@ def _check(target: Target, device: Device) -> None:
             f"needs {target.arch}"
         )
     if missing := [r.name for r in target.runtimes if r.name not in facts.runtimes]:
-        package = packages(missing[0])[0]
+        package = spec(missing[0]).packages[0]
         if isinstance(device, Board):
             why = f"does not run on {where}, a board that only TFLite Micro runs on"
         elif isinstance(device, Remote) and facts.arch != native_runner.ARCH:

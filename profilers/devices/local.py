@@ -20,7 +20,7 @@ from onmetal.files.cache import Cache
 from onmetal.profilers.devices.line import Line
 from onmetal.progress import OnCount
 from onmetal.records import DeviceFacts
-from onmetal.runtimes import RUNTIMES, packages
+from onmetal.runtimes import RUNTIMES, spec
 
 T = TypeVar("T")
 
@@ -140,7 +140,7 @@ def _cpuinfo() -> dict[str, str]:
 def _runtimes() -> dict[str, str]:
     found = {}
     for name in RUNTIMES:
-        for package in packages(name)[::-1]:
+        for package in spec(name).packages[::-1]:
             with contextlib.suppress(PackageNotFoundError):
                 found[name] = version(package)
     return found

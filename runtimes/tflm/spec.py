@@ -7,6 +7,6 @@ SPEC = Spec(
     packages=("tflite-micro",),
     reads="tflite",
     runs={"float": ("f32",), "static": ("i8", "i16"), "split": ("i8", "i16")},
-    micro=True,
+    in_firmware=True,
     install="pip install 'onmetal[embedded]'",  # which pins it
 )

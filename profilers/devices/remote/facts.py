@@ -25,8 +25,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from onmetal.runtimes import RUNTIMES
-from onmetal.runtimes import packages as packages_of
+from onmetal.runtimes import RUNTIMES, spec
 
 # --- The scripts ----------------------------------------------------------------------------------
 
@@ -104,7 +103,7 @@ METERS = ("rapl", "ina3221", "odpm", "battery", "pmic")
 
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.+!_-]{0,60}")
 
-_PACKAGES = ("numpy", *(package for runtime in RUNTIMES for package in packages_of(runtime)))
+_PACKAGES = ("numpy", *(package for runtime in RUNTIMES for package in spec(runtime).packages))
 
 SCRIPT: str = _HEAD + _FACTS.replace("PACKAGES", " ".join(_PACKAGES)) + _STATE + _TAIL
 """Everything, for POSIX shells: mksh with toybox (Android 7 and later), busybox ash, dash, bash.
@@ -683,7 +682,7 @@ def _runtimes(versions: Mapping[str, str]) -> tuple[dict[str, str], dict[str, st
     packages = {
         runtime: package
         for runtime in RUNTIMES
-        for package in packages_of(runtime)[::-1]
+        for package in spec(runtime).packages[::-1]
         if package in versions
     }
     return {runtime: versions[package] for runtime, package in packages.items()}, packages

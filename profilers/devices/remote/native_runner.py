@@ -21,7 +21,7 @@ from pathlib import Path
 from onmetal.errors import DeviceError
 from onmetal.files import cache as caches
 from onmetal.files.cache import Cache
-from onmetal.runtimes import packages
+from onmetal.runtimes import spec
 
 SOURCES = Path(__file__).parent / "native"
 CODE = 1
@@ -56,7 +56,7 @@ def versions() -> dict[str, str]:
     found = {}
     for runtime in LIBRARIES:
         with contextlib.suppress(PackageNotFoundError):
-            found[runtime] = version(packages(runtime)[0])
+            found[runtime] = version(spec(runtime).packages[0])
     return found
 
 
@@ -192,7 +192,7 @@ def _unpack(deb: Path, root: Path) -> None:
 
 def _library(runtime: str, number: str, folder: Path, scratch: Path) -> None:
     """A runtime's C library, out of its wheel for AArch64; any Python's wheel has the same one."""
-    package = packages(runtime)[0]
+    package = spec(runtime).packages[0]
     home = scratch / runtime
     python = f"{sys.version_info[0]}.{sys.version_info[1]}"
     words = ["--no-deps", "--only-binary=:all:", "--python-version", python]
