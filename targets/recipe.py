@@ -4,6 +4,7 @@ A recipe does not say which runtimes run it: they do (`onmetal.runtimes.fit`). O
 means another thing on another runtime, or is meant for some alone, the file names them.
 """
 
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +18,7 @@ from onmetal.records import Step
 from onmetal.texts.suggest import did_you_mean, near
 
 FOLDER = files("onmetal.targets").joinpath("recipes")
-NAME = r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$"
+NAME = r"^[a-z][a-z0-9]*(-[a-z0-9]+)*\Z"
 
 EXACT = "fp32"
 """The recipe that computes what the original does; always run, as the reference, where a target has
@@ -145,13 +146,15 @@ def names() -> list[str]:
 
 
 def listed(words: tuple[str, ...], folder: Path) -> tuple[Named, ...]:
-    """The recipes that a target lists: NAME, NAME@RUNTIME, or the path of a .toml file of the
-    user's own, from the target file's folder. Raises ValueError, saying what is wrong with them."""
+    """The recipes that a target lists: NAME, or the path of a .toml file of the user's own, from
+    the target file's folder; each may go on with @RUNTIME.
+
+    Raises ValueError, saying what is wrong with them.
+    """
     found: dict[str, Named] = {}
     for word in words:
-        path = word.endswith(".toml")
-        name, at, runtime = (word, "", "") if path else word.partition("@")
-        entry = own(name, folder) if path else built_in(name)
+        what, at, runtime = word.partition("@") if not word.endswith(".toml") else (word, "", "")
+        entry = own(what, folder) if what.endswith(".toml") else built_in(what)
         before = found.get(entry.name)
         if before is None:
             found[entry.name] = replace(entry, only=(runtime,)) if at else entry
@@ -182,8 +185,13 @@ def own(word: str, folder: Path) -> Named:
         raise ValueError(f"recipe {word}: cannot read this file ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"recipe {word}: cannot read this file: {error}") from None
+    if not re.fullmatch(NAME, path.stem):
+        raise ValueError(
+            f"recipe {word}: the file's name is the recipe's, of lower-case letters and digits with "
+            "single hyphens inside"
+        )
     try:
-        return parse(msgspec.convert(path.stem, Annotated[str, Meta(pattern=NAME)]), text)
+        return parse(path.stem, text)
     except ValueError as error:  # msgspec.ValidationError is one
         raise ValueError(f"recipe {word}: {error}") from None
 

@@ -25,12 +25,9 @@ class Planned(Struct, frozen=True):
 
     @property
     def lineage(self) -> Lineage:
-        """What is done to the model; one that is quantized already is taken as it is."""
-        done = [
-            step
-            for step in self.recipe.steps
-            if not (self.model.quantized and STEPS[step.do].quantizes)
-        ]
+        """What is done to the model: one that is quantized already is not quantized again."""
+        as_it_is = self.model.quantized and not self.skipped
+        done = [step for step in self.recipe.steps if not (as_it_is and STEPS[step.do].quantizes)]
         return Lineage(steps=tuple(done))
 
 
