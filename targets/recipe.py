@@ -187,8 +187,8 @@ def own(word: str, folder: Path) -> Named:
         raise ValueError(f"recipe {word}: cannot read this file: {error}") from None
     if not re.fullmatch(NAME, path.stem):
         raise ValueError(
-            f"recipe {word}: the file's name is the recipe's, of lower-case letters and digits with "
-            "single hyphens inside"
+            f"recipe {word}: the file's name is the recipe's, of lower-case letters and digits "
+            "with single hyphens inside"
         )
     try:
         return parse(path.stem, text)
