@@ -1,4 +1,4 @@
-"""Recipes: those that ship, a user's own, tables in a target file, and what runtimes make of them."""
+"""Recipes: those that ship, a user's own, tables in a target file, and who runs them."""
 
 import json
 import re
@@ -296,6 +296,14 @@ def test_rules_may_differ_by_runtime(tmp_path: Path) -> None:
     assert forms == [Format(operators=("Conv",)), Format(operators=("MatMul",))]
 
 
+FOR_CHIPS = """\
+runtimes = ["tflm"]
+steps = ["static"]
+compute = "i8"
+format = { activation = "s8" }
+"""
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -314,8 +322,7 @@ def test_rules_may_differ_by_runtime(tmp_path: Path) -> None:
         (OURS + 'activation = "s16"\n', "which only litert and tflm compute with"),
         ('runtimes = ["litert"]\n' + OURS, "other than TFLite's"),
         ('runtimes = ["onnxruntme"]\n' + OURS, "'onnxruntme', which is unknown"),
-        ('runtimes = ["tflm"]\ncompute = "i8"\nsteps = ["static"]\n[format]\nactivation = "s8"\n',)
-        + ("it is for tflm alone",),
+        (FOR_CHIPS, "it is for tflm alone"),
         ('compute = "f32"\n', "'fp32', and only it"),
         ('compute = "f16"\nruntimes = ["onnxruntime"]\n', "casting to f32, which is no f16"),
         ('compute = "f16"\nruntimes = ["litert"]\n', "lets compute floats in f32 only, not f16"),
@@ -346,10 +353,8 @@ def with_tables(target: Target, ways: tuple[Recipe, ...]) -> str:
         lines = [line for line in inline.file_lines(way) if not line.startswith("steps")]
         lines = ["[recipes.format]" if line == "[format]" else line for line in lines]
         split = ["split = true"] if way.does("split") else []
-        text += "\n".join(
-            ["[[recipes]]", f'name = "{way.name}"', f'method = "{inline.method(way)}"']
-            + [*split, *lines, ""]
-        )
+        head = ["[[recipes]]", f'name = "{way.name}"', f'method = "{inline.method(way)}"']
+        text += "\n".join([*head, *split, *lines, ""])
     return text
 
 
