@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from msgspec.structs import replace
 
-from onmetal import __version__, targets
+from onmetal import __version__
 from onmetal.budget import Budget
 from onmetal.bundles import builds, privacy, write
 from onmetal.bundles.manifest import HALF_TOLERANCE, TOLERANCE
@@ -18,13 +18,20 @@ from onmetal.deploy.propose.mixed import add_fast
 from onmetal.deploy.propose.plan import Planned
 from onmetal.deploy.request import Clock, Request, Task, prepare
 from onmetal.deploy.screen import drop_lost, look
-from onmetal.deploy.trials import check_calibration, convert_all, examine_all, measure_all
+from onmetal.deploy.trials import (
+    check_calibration,
+    convert_all,
+    examine_all,
+    measure_all,
+    planned_trial,
+)
 from onmetal.deploy.vectors import keep_raw, write_feeds, write_golden
 from onmetal.errors import BudgetError, DeviceError, UnsupportedError, UsageError
 from onmetal.files.cache import Cache
 from onmetal.progress import Progress
 from onmetal.records import NO_DATA, Trial, plain
 from onmetal.reports import report, text
+from onmetal.runtimes.fit import load_target
 from onmetal.samples import Samples
 from onmetal.texts.terminal import PLAIN, Screen
 
@@ -36,7 +43,7 @@ def deploy(request: Request, progress: Progress, screen: Screen = PLAIN) -> dict
     candidates were judged.
     """
     out = request.out or Path(f"{request.models[0].stem}-{Path(request.target).stem}")
-    target = targets.load(request.target)
+    target = load_target(request.target)
     builds.check_golden(target, request.golden)
     if not request.dry_run:
         write.check_out(out, request.force)
@@ -197,7 +204,7 @@ def _state_after(task: Task) -> dict[str, Any] | None:
 def _dry_run(task: Task) -> dict[str, Any]:
     document = _document(task, resolve(task, task.models[0].stem, None), [], None, None)
     for entry in task.planned:
-        trial = Trial(entry.name, entry.recipe.name, entry.runtime, entry.model.stem)
+        trial = planned_trial(entry)
         reason = "as the reference only" if entry.reference_only else entry.skipped
         status: Literal["skipped", "planned"] = "skipped" if entry.skipped else "planned"
         document["candidates"].append(
@@ -237,7 +244,7 @@ def _tolerance(task: Task, chosen: Trial) -> float:
     differs = chosen.agreement is not None and not chosen.agreement["identical"]
     if chosen.embedded and chosen.embedded["flash"]["whole_numbers"] and not differs:
         return 0.0
-    tolerance = TOLERANCE[task.target.recipe(chosen.recipe).compute]
+    tolerance = TOLERANCE[task.target.recipe(chosen.recipe, chosen.runtime).compute]
     outputs = chosen.candidate.model.outputs if chosen.candidate else ()
     half = any(tensor.dtype == "float16" for tensor in outputs)
     return max(tolerance, HALF_TOLERANCE) if half else tolerance

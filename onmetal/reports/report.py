@@ -19,6 +19,7 @@ def candidate_document(trial: Trial) -> dict[str, Any]:
         "runtime_version": candidate.runtime_version if candidate else None,
         "details": candidate.details if candidate else {},
         "sha256": candidate.sha256 if candidate else None,
+        "lineage": plain(trial.lineage),
         "status": trial.status,
         "reason": trial.reason,
         "warnings": [*trial.warnings, *trial.unlike, *trial.collapsed],
@@ -161,6 +162,7 @@ def readme(document: dict[str, Any], chosen: Trial, tolerance: float) -> str:
     candidate = chosen.candidate
     assert candidate
     latency, accuracy = chosen.latency_ms, chosen.accuracy
+    package = spec(candidate.runtime).packages[0]
     device = document["device"]
     lines = [f"# {code(candidate.model.path.name)} for {code(document['target'])}", ""]
     lines += [f"Chosen: {code(chosen.name)}, decided by {document['decided_by']}."]
