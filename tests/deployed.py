@@ -1,6 +1,7 @@
 """Small deployments as records: the candidate that a bundle holds, and its golden vectors."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,10 @@ def _board(folder: Path, runtime: str, recipe: str, nhwc: bool) -> Path:
         "litert": ("tflite-x86", recipe),
         "onnxruntime": ("x86-onnxruntime", {"int8": "int8-u8s8"}.get(recipe, recipe)),
     }[runtime]
-    head, *recipes = (ROOT / f"targets/{target}.toml").read_text().split("[[recipes]]")
-    kept = [text for text in recipes if f'name = "{name}"\n' in text or 'name = "fp32"\n' in text]
-    text = "[[recipes]]".join([head, *kept])
+    text = (ROOT / f"targets/{target}.toml").read_text()
+    recipes = json.dumps(list(dict.fromkeys(("fp32", name))))
+    text, replaced = re.subn(r"^recipes = \[[^]]*\]", f"recipes = {recipes}", text, flags=re.M)
+    assert replaced == 1
     if runtime == "litert":
         dtype, layout = (
             "int8" if recipe.startswith("int") else "float32",

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onmetal.converters.tflite import precision as tflite_ops
+from onmetal.converters.tflite import precision as precisions
 from onmetal.errors import UnsupportedError
 from onmetal.profilers.devices.remote import native_runner as native
-from onmetal.runtimes.litert import text_profile
+from onmetal.runtimes.litert import operators, text_profile
 from tests.attached import MODEL
 from tests.conftest import DIGITS
 from tests.device_bundles import make
@@ -55,9 +55,8 @@ class Runner:
 @pytest.fixture(scope="session")
 def native_runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("native") / "runner"
-    code = [file for file in native.sources() if file.suffix == ".c"]
     done = subprocess.run(
-        ["gcc", *native.FLAGS, "-Werror", *code, "-o", path, "-ldl", "-lpthread"],
+        ["gcc", *native.arguments(), "-Werror", "-o", path, "-ldl", "-lpthread"],
         capture_output=True,
         text=True,
         timeout=120,
@@ -229,7 +228,7 @@ def test_shares_of_operators() -> None:
         op(3, "DELEGATE", [0], [4]),
     ]
     types = {0: "int8", 1: "int8", 2: "int8", 3: "int8", 4: "int8", 5: "float32"}
-    found = tflite_ops.shares(ops, types)
+    found = operators.shares(ops, types)
     check_shares(found)
     assert found["provider"] == {"XNNPACK": 0.6667, "LiteRT": 0.3333}
     assert found["precision"] == {"i8": 0.6667, "f32": 0.3333}
@@ -239,11 +238,11 @@ def test_shares_of_operators() -> None:
 
 
 def test_shares_without_a_delegate_or_operators() -> None:
-    found = tflite_ops.shares([op(0, "ADD", [0, 1], [2])], {0: "float32", 1: "float32"})
+    found = operators.shares([op(0, "ADD", [0, 1], [2])], {0: "float32", 1: "float32"})
     assert found["provider"] == {"XNNPACK": 0.0, "LiteRT": 1.0}
     assert found["precision"] == {"f32": 1.0}
     assert found["not_delegated"] == {"ADD": 1}
-    assert tflite_ops.shares([], {})["operators"] == {}
+    assert operators.shares([], {})["operators"] == {}
 
 
 @pytest.mark.parametrize(
@@ -261,7 +260,7 @@ def test_shares_without_a_delegate_or_operators() -> None:
     ],
 )
 def test_what_an_operator_computes_in(kind: str, types: list[str], precision: str) -> None:
-    assert tflite_ops.precision(kind, types) == precision
+    assert precisions.precision(kind, types) == precision
 
 
 def test_the_same_is_said_of_a_board_by_its_python() -> None:

@@ -2,8 +2,10 @@
 
 import base64
 import contextlib
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from onmetal import runtimes
 from onmetal.errors import DeviceError, OnmetalError, UnsupportedError
 from onmetal.profilers.devices.line import Line
 from onmetal.profilers.devices.remote import native_runner
@@ -31,8 +34,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The native runner for this machine: the same code, its libraries those of the wheels here."""
     gcc = needs("gcc", "gcc")
     target = tmp_path_factory.mktemp("native") / "runner"
-    code = sorted((ROOT / "profilers/devices/remote/native").glob("*.c"))
-    command = [gcc, *native_runner.FLAGS, "-Werror", "-g", *map(str, code)]
+    command = [gcc, *native_runner.arguments(), "-Werror", "-g"]
     subprocess.run([*command, "-o", str(target), "-ldl", "-lpthread"], check=True)
     return target
 
@@ -50,11 +52,17 @@ def library(runtime: str) -> str:
 
 
 class Spoken:
-    """One of the two programs, asked in its own words."""
+    """One of the two programs, asked in its own words.
+
+    Beside the one in Python lies the engine of the runtime that it is first asked for.
+    """
 
     def __init__(self, kind: str, compiled: Path) -> None:
-        worker = ROOT / "profilers/devices/remote/python_runner.py"
-        argv = [str(compiled)] if kind == "native" else [sys.executable, "-P", str(worker)]
+        self.kind = kind
+        self.folder = tempfile.TemporaryDirectory(prefix="onmetal-test-")
+        program = Path(self.folder.name) / "python_runner.py"
+        shutil.copy(ROOT / "profilers/devices/remote/python_runner.py", program)
+        argv = [str(compiled)] if kind == "native" else [sys.executable, str(program)]
         self.line = Line(argv, None, f"the {kind} runner")
         first = self.line.answer(LONG_S, "its start", dict)
         assert first["runner"] == kind and first["pid"] == self.line.pid
@@ -64,8 +72,16 @@ class Spoken:
 
     def __exit__(self, *_: object) -> None:
         self.line.close()
+        self.folder.cleanup()
+
+    def put_engine(self, runtime: str) -> None:
+        engine = Path(self.folder.name) / "engine.py"
+        if not engine.exists() and runtime in runtimes.RUNTIMES:
+            shutil.copy(runtimes.on_device(runtime), engine)
 
     def ask(self, *words: object) -> Any:
+        if words[0] in ("open", "memory") and len(words) > 1:
+            self.put_engine(str(words[1]))
         request = "\t".join(map(str, words)).encode()
         return self.line.ask(request, str(words[0]), timeout_s=LONG_S)
 
@@ -161,7 +177,8 @@ def test_bad_requests(spoken: Spoken, artifacts: Artifacts, tmp_path: Path) -> N
         ('"\\\x01\x7f',),
         ("open",),
         ("open", runtime),
-        ("open", "other", here, model),
+        # The program in Python has one runtime, whose engine lies beside it.
+        *([("open", "other", here, model)] if spoken.kind == "native" else []),
         ("open", runtime, here, tmp_path / "absent"),
         ("open", runtime, here, tmp_path / "broken"),
         ("open", runtime, here, tmp_path),
@@ -254,6 +271,7 @@ def odd_model(path: Path, names: tuple[str, str]) -> Path:
 def test_hostile_tensor_names(spoken: Spoken, names: tuple[str, str], tmp_path: Path) -> None:
     """They come as they are, or shortened, but always as JSON."""
     path = odd_model(tmp_path / "odd.onnx", names)
+    spoken.put_engine("onnxruntime")
     request = f"open\tonnxruntime\t{library('onnxruntime')}\t{path}".encode()
     found = spoken.line.ask(request, "open", timeout_s=LONG_S)
     assert [port["dtype"] for port in found["inputs"] + found["outputs"]] == ["float32"] * 2

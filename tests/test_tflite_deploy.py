@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from onmetal import targets
 from onmetal.bundles import golden
-from onmetal.converters.tflite import precision, supported
+from onmetal.converters.tflite import supported
 from onmetal.converters.tflite.net import Net
 from onmetal.converters.tflite.parsing import read
 from onmetal.converters.tflite.reference import interpreter
@@ -26,6 +26,7 @@ from onmetal.converters.tflite.writing import write
 from onmetal.files import cache
 from onmetal.profilers import memory
 from onmetal.runtimes import fit
+from onmetal.runtimes.litert import operators
 from tests.conftest import DIGITS, ROOT, deploy
 
 MODEL, DATA = DIGITS / "digits_cnn.onnx", DIGITS / "digits.npz"
@@ -427,7 +428,7 @@ class TestBeside:
             {"index": 2, "op_name": "SIN", "inputs": [3], "outputs": [4]},
             {"index": 3, "op_name": "DELEGATE", "inputs": [0, 1], "outputs": [3]},
         ]
-        assert precision.delegated(ops) == {0, 1}
+        assert operators.delegated(ops) == {0, 1}
 
     @pytest.mark.parametrize("name", targets.names())
     def test_targets_of_litert_have_its_recipes(self, name: str) -> None:

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from onmetal.converters.tflite import precision
 from onmetal.errors import UnsupportedError
+from onmetal.runtimes.litert import operators
 from onmetal.runtimes.litert.session import Session
 from onmetal.runtimes.protocol import Feed
 
@@ -17,7 +17,7 @@ def profile(
     inputs: list[str],
     outputs: list[str],
 ) -> dict[str, Any]:
-    """Shares of the operators, as tflite_ops.shares gives them."""
+    """Shares of the operators, as operators.shares gives them."""
     session = Session(files, options, inputs, outputs)
     session.run(feed)
     types = {
@@ -25,7 +25,7 @@ def profile(
         for entry in session.interpreter.get_tensor_details()
         if entry["name"]
     }
-    return precision.shares(session.interpreter._get_ops_details(), types)
+    return operators.shares(session.interpreter._get_ops_details(), types)
 
 
 def layers(

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from onmetal.converters.tflite import precision
 from onmetal.files.reading import decode
+from onmetal.runtimes.litert import operators
 from onmetal.runtimes.shares import FAULTS, DType, Index, Name, checked, unreadable
 
 ROW_LENGTH = 1000
@@ -41,7 +41,7 @@ def shares(text: str, kinds: dict[str, str]) -> dict[str, Any]:
             graph = decode(text.encode(errors="replace"), _Graph)
             types = {int(index): kind for index, kind in graph.types.items()}
             return checked(
-                precision.shares([msgspec.structs.asdict(op) for op in graph.ops], types)
+                operators.shares([msgspec.structs.asdict(op) for op in graph.ops], types)
             )
         return checked(summary(text, kinds))
     except FAULTS as error:
@@ -77,7 +77,7 @@ def summary(text: str, kinds: dict[str, str]) -> dict[str, Any]:
         raise ValueError("it has no rows")
     providers: dict[str, float] = defaultdict(float)
     precisions: dict[str, float] = defaultdict(float)
-    operators: dict[str, float] = defaultdict(float)
+    kernels: dict[str, float] = defaultdict(float)
     total = sum(float(row["share"]) for row in rows) or 1.0
     left: dict[str, int] = defaultdict(int)
     for row in rows:
@@ -86,13 +86,13 @@ def summary(text: str, kinds: dict[str, str]) -> dict[str, Any]:
         delegated = kind.startswith("Delegate/")
         providers["XNNPACK" if delegated else "LiteRT"] += share
         precisions[_precision(kind) if delegated else kinds.get(kind, "other")] += share
-        operators[kind.removeprefix("Delegate/")] += share
+        kernels[kind.removeprefix("Delegate/")] += share
         if not delegated:
             left[kind] += 1
     return {
         "provider": _rounded(providers),
         "precision": _rounded(precisions),
-        "operators": _rounded(operators),
+        "operators": _rounded(kernels),
         "not_delegated": dict(left),
         "of": "operator time",
         "kernels": len(rows),

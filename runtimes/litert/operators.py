@@ -1,0 +1,59 @@
+"""LiteRT's list of operators, from this machine or a device, as shares of what was delegated."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from onmetal.converters.tflite.precision import precision
+
+
+def shares(ops: list[dict[str, Any]], types: dict[int, Any]) -> dict[str, Any]:
+    """`ops`: as Interpreter._get_ops_details gives them; `types`: tensor -> its dtype.
+
+    Shares of the operators, since LiteRT's Python has no clock for each of them.
+    """
+    real = [op for op in ops if op["op_name"] != "DELEGATE"]
+    taken = delegated(ops)
+    left = [op for op in real if op["index"] not in taken]
+    share = len(taken) / max(1, len(real))
+    precisions = Counter(
+        precision(
+            str(op["op_name"]),
+            [
+                np.dtype(types[int(t)]).name
+                for t in (*op["outputs"], *op["inputs"])
+                if int(t) in types
+            ],
+        )
+        for op in real
+    )
+    names = Counter(str(op["op_name"]) for op in real)
+    total = max(1, sum(precisions.values()))
+    return {
+        "provider": {"XNNPACK": round(share, 4), "LiteRT": round(1 - share, 4)},
+        "precision": {kind: round(n / total, 4) for kind, n in precisions.most_common()},
+        "operators": {name: round(n / total, 4) for name, n in names.most_common()},
+        "not_delegated": dict(Counter(str(op["op_name"]) for op in left)),
+        "of": "operators",
+        "kernels": len(left) + sum(op["op_name"] == "DELEGATE" for op in ops),
+    }
+
+
+def delegated(ops: list[dict[str, Any]]) -> set[int]:
+    """Indices of the operators that a delegate does the work of: all between what it takes and what
+    it gives."""
+    makers = {int(out): op for op in ops if op["op_name"] != "DELEGATE" for out in op["outputs"]}
+    found: set[int] = set()
+    for delegate in ops:
+        if delegate["op_name"] != "DELEGATE":
+            continue
+        taken = {int(tensor) for tensor in delegate["inputs"]}
+        waiting = [int(tensor) for tensor in delegate["outputs"]]
+        while waiting:
+            op = makers.get(waiting.pop())
+            if op is None or op["index"] in found:
+                continue
+            found.add(op["index"])
+            waiting += [int(t) for t in op["inputs"] if int(t) not in taken]
+    return found
