@@ -22,7 +22,7 @@ from onmetal import __version__
 from onmetal.commands import options
 from onmetal.errors import BudgetError, HungUp, Interrupted, OnmetalError, Terminated, UsageError
 from onmetal.progress import silence
-from onmetal.texts import suggest, terminal
+from onmetal.texts import suggest, terminal, units
 
 
 def _positive(value: int | None, option: str) -> int | None:
@@ -57,19 +57,7 @@ def _run_deploy(asked: argparse.Namespace) -> int:
     from onmetal.deploy.request import Request
     from onmetal.progress import Progress
 
-    given = [
-        option
-        for option in (
-            "--max-accuracy-drop",
-            "--min-accuracy",
-            "--max-latency",
-            "--max-size",
-            "--max-macs",
-            "--max-memory",
-            "--max-energy",
-        )
-        if getattr(asked, option[2:].replace("-", "_")) is not None
-    ]
+    limits = {option: getattr(asked, option[2:].replace("-", "_")) for option in budget.OPTIONS}
     recipes = None
     if asked.recipes is not None:
         recipes = tuple(part.strip() for part in asked.recipes.split(","))
@@ -83,8 +71,8 @@ def _run_deploy(asked: argparse.Namespace) -> int:
         metric=asked.metric,
         output=asked.output,
         device="none" if asked.no_device else asked.device,
-        budget=_budget(asked),
-        budget_given=tuple(given),
+        budget=budget.read(limits),
+        budget_given=tuple(option for option, text in limits.items() if text is not None),
         minimize=asked.minimize,
         recipes=recipes,
         batch=_positive(asked.batch, "--batch"),
@@ -93,7 +81,7 @@ def _run_deploy(asked: argparse.Namespace) -> int:
         out=Path(asked.out) if asked.out else None,
         force=asked.force,
         time_limit_s=(
-            budget.parse_ms(asked.time_limit, "--time-limit") / 1e3 if asked.time_limit else None
+            units.parse_ms(asked.time_limit, "--time-limit") / 1e3 if asked.time_limit else None
         ),
         mode="quick" if asked.quick else "thorough" if asked.thorough else "default",
         dry_run=asked.dry_run,
@@ -111,29 +99,6 @@ def _run_deploy(asked: argparse.Namespace) -> int:
         lines = [*lines, "", f"The bundle is in {document['bundle']}"]
     _print(document, asked.json, lines)
     return 0
-
-
-def _budget(asked: argparse.Namespace) -> Any:
-    from onmetal import budget
-
-    def parsed(option: str, parse: Callable[[str, str], Any]) -> Any:
-        text = getattr(asked, option[2:].replace("-", "_"))
-        return None if text is None else parse(text, option)
-
-    drop: Any = budget.Share(0.01)
-    if (asked.max_accuracy_drop or "").strip().casefold() == "none":
-        drop = None
-    elif asked.max_accuracy_drop is not None:
-        drop = budget.parse_share_or_number(asked.max_accuracy_drop, "--max-accuracy-drop")
-    return budget.Asked(
-        max_accuracy_drop=drop,
-        min_accuracy=parsed("--min-accuracy", budget.parse_share_or_number),
-        max_latency_ms=parsed("--max-latency", budget.parse_ms),
-        max_size=parsed("--max-size", budget.parse_share_or_bytes),
-        max_macs=parsed("--max-macs", budget.parse_share_above_zero),
-        max_memory_bytes=parsed("--max-memory", budget.parse_bytes),
-        max_energy_mj=parsed("--max-energy", budget.parse_mj),
-    )
 
 
 def _print(document: dict[str, Any], as_json: bool, lines: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """What flows through a deployment. Every record is frozen; units are in the names.
 
 A number that was not measured is None, and `missing` says why. Raw samples are kept: statistics are
-computed from `Rounds`, never stored in their place.
+computed from `Rounds` and `Windows`, never stored in their place.
 """
 
 import os
@@ -146,6 +146,21 @@ class Rounds(Struct, frozen=True):
         return sum(len(samples) for samples in self.samples_ns.values())
 
 
+class Windows(Struct, frozen=True):
+    """Raw readings of a meter: windows of time in which so many inferences ran, one entry each."""
+
+    taken: np.ndarray
+    """float64, in the unit of the figure: all of the window, what is taken while idle included."""
+    seconds: np.ndarray
+    """float64, from the window's begin to its end."""
+    inferences: np.ndarray
+    """int64"""
+    samples: np.ndarray
+    """int64, of the meter."""
+    idle_per_s: float
+    """What is taken while nothing is computed, in the same unit a second."""
+
+
 class Figure(Struct, frozen=True):
     """One measured number with what it rests on."""
 
@@ -225,10 +240,10 @@ class Trial(Struct, frozen=True):
     """Of the chosen one: its own and the baseline's rounds in the fresh blocks, from which its
     figures are taken."""
     latency_ms: Latency | None = None
-    throughput_per_s: Figure | None = None
-    load_ms: Figure | None = None
-    peak_memory_bytes: Figure | None = None
-    energy_mj: Figure | None = None
+    figures: dict[str, Figure] = {}
+    """What else was measured, by the key that the table of costs has for it."""
+    windows: dict[str, Windows] = {}
+    """The raw windows of those figures that a meter gave, by the same key."""
     versus_baseline: Versus | None = None
     ran_on: dict[str, Any] | None = None
     agreement: dict[str, Any] | None = None
@@ -240,6 +255,15 @@ class Trial(Struct, frozen=True):
     collapsed: tuple[str, ...] = ()
     """What of the model is lost altogether, in words: dead outputs, one prediction for all."""
     failure: Literal["conversion", "device"] | None = None
+
+    def with_figures(self, **figures: Figure) -> "Trial":
+        """The trial with these figures, whatever it had under their keys."""
+        return msgspec.structs.replace(self, figures={**self.figures, **figures})
+
+    def without_figure(self, key: str, why: str) -> "Trial":
+        """The trial without a figure, and with the reason."""
+        figures = {name: figure for name, figure in self.figures.items() if name != key}
+        return msgspec.structs.replace(self, figures=figures, missing={**self.missing, key: why})
 
 
 class DeviceFacts(Struct, frozen=True):

@@ -49,8 +49,7 @@ def trial(name: str, **fields: Any) -> Trial:
         "accuracy": Accuracy("top1", 0.95, 0.0, (0.0, 0.0), 900),
         "sqnr_db": {"logits": 90.0},
         "latency_ms": Latency(2.0, 2.5, (1.9, 2.1), (2.4, 2.6), 900, 30),
-        "throughput_per_s": figure(500.0),
-        "peak_memory_bytes": figure(20e6),
+        "figures": {"throughput_per_s": figure(500.0), "peak_memory_bytes": figure(20e6)},
         "versus_baseline": Versus(1.0, (0.99, 1.01), "inconclusive"),
     }
     model = name.rpartition("/")[0] or "net"

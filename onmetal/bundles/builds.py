@@ -93,7 +93,8 @@ def _memory(chosen: Trial) -> dict[str, bytes]:
 
 def _firmware(chosen: Trial, golden: dict[str, np.ndarray], core: str | None) -> dict[str, bytes]:
     """The sources of a firmware around the file that the chip holds."""
-    candidate, found, memory = chosen.candidate, chosen.embedded, chosen.peak_memory_bytes
+    candidate, found = chosen.candidate, chosen.embedded
+    memory = chosen.figures.get("peak_memory_bytes")
     assert candidate and found and memory
     held = shipped(candidate.runtime, candidate.files)[0]
     if found["npu"]:

@@ -186,8 +186,8 @@ def bench(
         )
         trials = [_trial(c, outcome, candidates[0].name, facts.emulated) for c in candidates]
         if isinstance(device, Board):
-            flashed = {"load_ms": "the model is part of the firmware, and is not loaded"}
-            trials = [replace(trial, load_ms=None, missing=flashed) for trial in trials]
+            flashed = "the model is part of the firmware, and is not loaded"
+            trials = [trial.without_figure("load_ms", flashed) for trial in trials]
         trials += failed
         opinions = _opinions(device, candidates, second_opinion, threads)
         raw = keep_raw(trials, cache)

@@ -8,8 +8,10 @@ model: told as such, and never as measured.
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from msgspec.structs import replace
 
+from onmetal import costs
 from onmetal.calibration.calibrated import Hub
 from onmetal.deploy import agree
 from onmetal.deploy.propose.plan import Planned
@@ -17,16 +19,17 @@ from onmetal.deploy.request import Clock, Task, digest
 from onmetal.deploy.trials import Feeds, timed, usable
 from onmetal.errors import DeviceError, OnmetalError, UnsupportedError
 from onmetal.files.cache import Cache
-from onmetal.profilers import measure
+from onmetal.profilers import measure, statistics
 from onmetal.profilers.devices.board.device import Board
 from onmetal.profilers.devices.local import Local
 from onmetal.progress import Progress
-from onmetal.records import Candidate, Figure, Latency, Trial, plain
+from onmetal.records import Candidate, Figure, Latency, Trial, Windows, plain
 from onmetal.runtimes import for_runtime, shipped
 from onmetal.targets import Target
 
 LIMIT_S = 3600.0
-FIGURES = ("latency_ms", "throughput_per_s", "load_ms", "energy_mj")
+FIGURES = tuple(cost.key for cost in costs.MEASURED if not cost.known_on_chips)
+"""What only the board tells."""
 ACTIVATIONS = {"i8": "s8", "i16": "s16", "f32": None}
 
 
@@ -118,7 +121,8 @@ def _examine(task: Task, trial: Trial, feeds: Feeds) -> Trial:
         "npu": npu,
         "chip": plain(task.target.chip),
     }
-    trial = replace(trial, embedded=found, peak_memory_bytes=_memory(arena, npu))
+    memory = {costs.MEMORY.key: _memory(arena, npu)}
+    trial = replace(trial, embedded=found).with_figures(**memory)
     return _with_npu(trial, npu) if npu else trial
 
 
@@ -257,7 +261,7 @@ def _measured(
     try:
         used = measure.peak_memory(board, candidate, feed, 1)
         how = "the arena that was used, counted by the interpreter on the board"
-        trial = replace(trial, peak_memory_bytes=replace(used, how=how))
+        trial = trial.with_figures(peak_memory_bytes=replace(used, how=how))
     except OnmetalError as error:
         missing["peak_memory_on_board"] = str(error)
     if task.counted:
@@ -266,25 +270,29 @@ def _measured(
     outcome = measure.measure(board, [candidate], feeds, schedule, progress, clock.deadline(0.85))
     if outcome.cut_short:
         task.warnings.append("--time-limit ended the measurements early: their intervals are wider")
-    trial = replace(timed(task, trial, outcome), load_ms=None)
-    energy, why = _energy(board, candidate, feed, schedule.round_s)
-    missing |= {**trial.missing, **({"energy_mj": why} if why else {})}
-    return replace(trial, energy_mj=energy, missing=missing)
+    trial = timed(task, trial, outcome).without_figure("load_ms", missing["load_ms"])
+    trial = replace(trial, missing={**missing, **trial.missing})
+    return _with_energy(trial, board, candidate, feed, schedule.round_s)
 
 
-def _energy(
-    board: Board, candidate: Candidate, feed: Path, seconds: float
-) -> tuple[Figure | None, str | None]:
+def _with_energy(
+    trial: Trial, board: Board, candidate: Candidate, feed: Path, seconds: float
+) -> Trial:
     """Of one inference, by the meter that the board's address names; else why not."""
+    key = costs.ENERGY.key
     if board.meter is None:
-        return None, "no meter: the board's address names none (`meter=lpm01a:/dev/…`)"
+        why = "no meter: the board's address names none (`meter=lpm01a:/dev/…`)"
+        return trial.without_figure(key, why)
     try:
         with board.worker() as worker:
             worker.call(
                 "open", timeout_s=LIMIT_S, runtime=candidate.runtime, **measure.arguments(candidate)
             )
             worker.call("feeds", timeout_s=LIMIT_S, path=str(feed))
-            found = worker.call("energy", timeout_s=LIMIT_S, seconds=seconds, feed=0)
+            metered = worker.call("energy", timeout_s=LIMIT_S, seconds=seconds, feed=0)
     except OnmetalError as error:
-        return None, str(error)
-    return Figure(found["energy_mj"], None, found["samples"], "measured", found["how"]), None
+        return trial.without_figure(key, str(error))
+    arrays = {name: np.array(values) for name, values in metered["raw"].items()}
+    windows = Windows(**arrays, idle_per_s=metered["idle_mw"])
+    trial = replace(trial, windows={**trial.windows, key: windows})
+    return trial.with_figures(energy_mj=statistics.metered(windows, metered["how"]))

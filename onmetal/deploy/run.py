@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from msgspec.structs import replace
 
-from onmetal import __version__, targets
+from onmetal import __version__, costs, targets
 from onmetal.budget import Budget
 from onmetal.bundles import builds, privacy, write
 from onmetal.bundles.manifest import HALF_TOLERANCE, TOLERANCE
@@ -140,7 +140,7 @@ def _document(
         "schema": 1,
         "target": task.target.name,
         "mode": request.mode,
-        "decided_by": objective(task),
+        "decided_by": objective(task).name,
         "models": [report.model_document(entry) for entry in task.models],
         "data": {
             "source": task.data[str(task.models[0].path)].source,
@@ -152,7 +152,7 @@ def _document(
             "warnings": task.warnings,
         },
         "device": report.device_document(task.facts if task.device else None),
-        "budget": plain(budget),
+        "budget": budget.document(),
         "minimize": request.minimize,
         "batch": task.models[0].batch,
         "threads": task.threads,
@@ -167,7 +167,7 @@ def _document(
 def _setting(task: Task, budget: Budget) -> text.Setting:
     """What the text for people says besides the trials."""
     return text.Setting(
-        decided_by=objective(task),
+        decided_by=objective(task).name,
         minimize=task.request.minimize,
         metric=task.metric.name if task.metric else None,
         higher_is_better=task.metric.higher_is_better if task.metric else True,
@@ -175,7 +175,7 @@ def _setting(task: Task, budget: Budget) -> text.Setting:
         several_models=len(task.models) > 1,
         original_size_bytes=task.models[0].size_bytes if len(task.models) == 1 else None,
         emulated=task.emulated,
-        p90=budget.max_latency_ms is not None,
+        p90=costs.LATENCY.name in budget.limits,
         impossible=frozenset(entry.name for entry in task.planned if entry.skipped),
     )
 
@@ -318,10 +318,12 @@ def _private(task: Task, document: dict[str, Any], out: Path) -> dict[str, Any]:
 def _as_told(chosen: Trial, manifest: dict[str, Any]) -> Trial:
     """With the sentences that the manifest has of it."""
     told = next(entry for entry in manifest["candidates"] if entry["name"] == chosen.name)
-    memory = chosen.peak_memory_bytes
+    memory = chosen.figures.get("peak_memory_bytes")
     if memory:
         memory = replace(memory, how=told["peak_memory_bytes"]["how"])
-    return replace(chosen, missing=told["missing"], peak_memory_bytes=memory)
+    return replace(chosen, missing=told["missing"]).with_figures(
+        **({"peak_memory_bytes": memory} if memory else {})
+    )
 
 
 def _known(task: Task, out: Path) -> privacy.Known:

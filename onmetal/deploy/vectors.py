@@ -4,7 +4,7 @@ import hashlib
 import io
 import shutil
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -111,22 +111,28 @@ def random_alike(
 
 
 def keep_raw(trials: list[Trial], cache: Cache) -> Path | None:
-    """All raw samples, in the cache whether or not there will be a bundle: int64 nanoseconds under
-    `candidate/block/round`; of the fresh blocks under `again/…`, or `rejected/PICK/…` where what
-    was picked did not hold when measured again."""
-    raw = {}
-    for trial in trials:
-        taken = [(trial.name, trial.rounds)]
-        again = "again" if trial.status == "chosen" else f"rejected/{trial.name}"
-        taken += [(f"{again}/{name}", rounds) for name, rounds in trial.again.items()]
-        for name, rounds in taken:
-            for (block, number), found in rounds.samples_ns.items() if rounds else ():
-                raw[f"{name}/{block}/{number}"] = found
+    """All raw samples, in the cache whether or not there will be a bundle. Latencies are int64
+    nanoseconds under `candidate/block/round`; of the fresh blocks under `again/…`, or
+    `rejected/PICK/…` where what was picked did not hold when measured again. A meter's windows are
+    under `candidate/energy_mj/…`, an array for each field of records.Windows."""
+    raw = {name: array for trial in trials for name, array in _raw(trial)}
     if not raw:
         return None
     content = hashlib.sha256()
-    for name, found in raw.items():
-        content.update(name.encode() + found.tobytes())
+    for name, array in raw.items():
+        content.update(name.encode() + array.tobytes())
     digest = content.hexdigest()
     folder = cache.get("raw", digest, lambda folder: write_npz(folder / "measurements.npz", raw))
     return folder / "measurements.npz"
+
+
+def _raw(trial: Trial) -> Iterator[tuple[str, np.ndarray]]:
+    again = "again" if trial.status == "chosen" else f"rejected/{trial.name}"
+    timed = [(trial.name, trial.rounds)] if trial.rounds else []
+    timed += [(f"{again}/{name}", rounds) for name, rounds in trial.again.items()]
+    for name, rounds in timed:
+        for (block, number), samples_ns in rounds.samples_ns.items():
+            yield f"{name}/{block}/{number}", samples_ns
+    for key, windows in trial.windows.items():
+        for field in windows.__struct_fields__:
+            yield f"{trial.name}/{key}/{field}", np.asarray(getattr(windows, field))

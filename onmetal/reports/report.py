@@ -27,10 +27,10 @@ def candidate_document(trial: Trial) -> dict[str, Any]:
         "accuracy": plain(trial.accuracy),
         "fidelity": _fidelity(trial),
         "latency_ms": plain(trial.latency_ms),
-        "throughput_per_s": plain(trial.throughput_per_s),
-        "load_ms": plain(trial.load_ms),
-        "peak_memory_bytes": plain(trial.peak_memory_bytes),
-        "energy_mj": plain(trial.energy_mj),
+        "throughput_per_s": plain(trial.figures.get("throughput_per_s")),
+        "load_ms": plain(trial.figures.get("load_ms")),
+        "peak_memory_bytes": plain(trial.figures.get("peak_memory_bytes")),
+        "energy_mj": plain(trial.figures.get("energy_mj")),
         "versus_baseline": plain(trial.versus_baseline),
         "ran_on": trial.ran_on,
         "device_outputs": trial.agreement,
@@ -112,7 +112,7 @@ def milliseconds(value: float) -> str:
 
 def embedded_lines(trial: Trial) -> list[str]:
     """What of a microcontroller the first candidate takes."""
-    found, memory = trial.embedded, trial.peak_memory_bytes
+    found, memory = trial.embedded, trial.figures.get("peak_memory_bytes")
     if found is None or memory is None:
         return []
     chip, flash, npu = found["chip"], found["flash"], found["npu"]

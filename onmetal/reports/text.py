@@ -200,7 +200,7 @@ def times(*ratios: float) -> list[str]:
 
 
 def _throughput(trial: Trial, base: Trial | None) -> Clause | None:
-    figure = trial.throughput_per_s
+    figure = trial.figures.get("throughput_per_s")
     if figure is None or figure.basis == "emulated":
         return None
     rate = f"{figure.value:,.0f}" if figure.value >= 100 else f"{figure.value:.3g}"
@@ -216,7 +216,7 @@ def _throughput(trial: Trial, base: Trial | None) -> Clause | None:
 
 
 def _energy(trial: Trial, base: Trial | None) -> Clause | None:
-    mine, theirs = trial.energy_mj, base.energy_mj if base else None
+    mine, theirs = trial.figures.get("energy_mj"), base.figures.get("energy_mj") if base else None
     if mine is None:
         return None
     own = f"{mine.value:.3g} mJ an inference"
@@ -226,7 +226,10 @@ def _energy(trial: Trial, base: Trial | None) -> Clause | None:
 
 
 def _memory(trial: Trial, base: Trial | None) -> Clause | None:
-    mine, theirs = trial.peak_memory_bytes, base.peak_memory_bytes if base else None
+    mine, theirs = (
+        trial.figures.get("peak_memory_bytes"),
+        base.figures.get("peak_memory_bytes") if base else None,
+    )
     if mine is None:
         return None
     own = f"{'RAM' if trial.embedded else 'peak memory'} {size(mine.value)}"
@@ -444,12 +447,12 @@ def _columns(rows: list[Trial], setting: Setting) -> list[Column]:
         columns.append(_scaled("p90", p90s, TIMES, [_prefix(t) for t in rows]))
     columns.append(Column("speed-up", "[95 %]", tuple(_speed_up(t) for t in rows)))
     if setting.decided_by == "throughput":
-        rates = [_value(t.throughput_per_s) for t in rows]
+        rates = [_value(t.figures.get("throughput_per_s")) for t in rows]
         columns.append(Column("rate", "a second", tuple(map(figures, rates))))
-    energies = [_value(t.energy_mj) for t in rows]
+    energies = [_value(t.figures.get("energy_mj")) for t in rows]
     columns.append(Column("energy", "mJ", tuple(map(figures, energies))))
     word = "RAM" if any(t.embedded for t in rows) else "memory"
-    columns.append(_scaled(word, [_value(t.peak_memory_bytes) for t in rows], BYTES))
+    columns.append(_scaled(word, [_value(t.figures.get("peak_memory_bytes")) for t in rows], BYTES))
     return [column for column in columns if any(cell != "-" for cell in column.cells)]
 
 

@@ -208,6 +208,12 @@ class Meter:
             "total_mj": float(np.median(whole)),
             "idle_mw": idle_mw,
             "windows": len(windows),
+            "raw": {
+                "taken": [1e3 * window.joules for window in windows],
+                "seconds": [window.seconds for window in windows],
+                "inferences": [window.inferences for window in windows],
+                "samples": [window.samples for window in windows],
+            },
             "samples": sum(window.samples for window in windows),
             "how": f"X-NUCLEO-LPM01A at {VOLTS} V, {RATE_HZ} samples/s, median of {len(windows)} "
             f"windows of {min(w.seconds for w in windows):.3g} s or more between pulses; what it "
