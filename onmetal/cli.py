@@ -90,20 +90,30 @@ def _run_deploy(asked: argparse.Namespace) -> int:
         keep_paths=asked.keep_paths,
     )
     progress = Progress(steps=5 if request.device == "none" else 7)
-    document = run.deploy(request, progress, terminal.of(sys.stdout))
+    report = run.deploy(request, progress)
     progress.clear()
-    for warning in document["data"]["warnings"]:
+    for warning in report.document.data.warnings:
         progress.warn(warning)
-    lines = document.pop("table")
-    if document["chosen"]:
-        lines = [*lines, "", f"The bundle is in {document['bundle']}"]
-    _print(document, asked.json, lines)
+    _render(report, asked.json)
     return 0
+
+
+def _render(report: Any, as_json: bool) -> None:
+    """Print the record of a run in the form that was asked for."""
+    from onmetal.reports import Form, text
+    from onmetal.reports import json as json_form
+
+    form: Form = json_form if as_json else text
+    rendered = form.render(report, terminal.of(sys.stdout))
+    if isinstance(rendered, bytes):
+        terminal.write_json(sys.stdout, rendered)
+    else:
+        terminal.write(sys.stdout, rendered)
 
 
 def _print(document: dict[str, Any], as_json: bool, lines: Sequence[str]) -> None:
     if as_json:
-        from onmetal.bundles.write import encode
+        from onmetal.reports.json import encode
 
         terminal.write_json(sys.stdout, encode(document))
     else:
@@ -165,7 +175,7 @@ def _run_bench(asked: argparse.Namespace) -> int:
     from onmetal.progress import Progress
 
     progress = Progress(steps=2)
-    document, lines = bench.bench(
+    report = bench.bench(
         [Path(word) for word in asked.artifacts],
         asked.target,
         asked.device,
@@ -176,10 +186,9 @@ def _run_bench(asked: argparse.Namespace) -> int:
         asked.seed,
         Path(asked.benchmark_model) if asked.benchmark_model else None,
         progress,
-        terminal.of(sys.stdout),
     )
     progress.clear()
-    _print(document, asked.json, lines)
+    _render(report, asked.json)
     return 0
 
 
@@ -325,15 +334,16 @@ def _flushed(words: list[str]) -> int:
 def _fail(error: OnmetalError, as_json: bool) -> int:
     """Say what happened on standard error; candidates that were judged are results all the same,
     and their table goes to standard output."""
-    document = dict(error.document or {})
-    table = document.pop("table", None)
+    document, report = error.document or {}, None
+    if not isinstance(document, dict):  # candidates were judged
+        document, report = _plain(document), document
     try:
         screen = terminal.of(sys.stderr)
         if terminal.rewrites(sys.stderr):
             terminal.rewrite(sys.stderr, "")
             sys.stderr.flush()
-        if table and not as_json and isinstance(error, BudgetError):
-            terminal.write(sys.stdout, table)
+        if report and not as_json and isinstance(error, BudgetError):
+            _render(report, as_json)
             sys.stdout.flush()
         warnings = map(_bounded, document.get("data", {}).get("warnings", []))
         mark = screen.paint("warning:", "yellow")
@@ -344,13 +354,21 @@ def _fail(error: OnmetalError, as_json: bool) -> int:
     except OSError:  # a reader that went away
         silence(sys.stderr)
     if as_json:
-        document["error"] = {"code": error.exit_code, "message": _bounded_lines(error)}
+        failed = {**document, "error": {"code": error.exit_code, "message": _bounded_lines(error)}}
         try:
-            terminal.write_json(sys.stdout, _encoded(document))
+            terminal.write_json(sys.stdout, _encoded(failed))
             sys.stdout.flush()
         except OSError:
             silence(sys.stdout)
     return error.exit_code
+
+
+def _plain(report: Any) -> dict[str, Any]:
+    """The document of a report."""
+    from onmetal.records import plain
+
+    document: dict[str, Any] = plain(report.document)
+    return document
 
 
 LINE_LETTERS = 2000
@@ -372,7 +390,7 @@ def _bounded_lines(error: OnmetalError) -> str:
 def _encoded(document: dict[str, Any]) -> bytes:
     """As all documents are; an error alone without what that takes to import."""
     if set(document) != {"error"}:
-        from onmetal.bundles.write import encode
+        from onmetal.reports.json import encode
 
         return encode(document)
     error = document["error"]

@@ -35,6 +35,9 @@ from onmetal.profilers.devices.remote import native_profile
 from onmetal.profilers.devices.remote import native_runner as native
 from onmetal.profilers.devices.remote.device import Remote
 from onmetal.progress import Progress
+from onmetal.records import plain
+from onmetal.reports import text
+from onmetal.texts.terminal import PLAIN
 from tests import onnx_models
 from tests.conftest import DIGITS, Ran, deploy
 from tests.devices import CLIENTS, Board, Phone, adb_client, free_port, wait_for
@@ -1203,9 +1206,8 @@ def test_a_bundle_is_measured_on_a_phone(
     own_home(monkeypatch, runners["gcc"])
     paths, target = [small, small / "model.tflite"], str(small.parent / "small.toml")
     address, progress = f"adb:{phone.serial}", Progress(steps=2)
-    document, lines = bench.bench(
-        paths, target, address, None, None, [], "quick", 0, None, progress
-    )
+    report = bench.bench(paths, target, address, None, None, [], "quick", 0, None, progress)
+    document = plain(report.document)
     assert document["device"]["emulated"] is True
     assert document["baseline"] == "bundle fp32@litert"
     assert [entry["name"] for entry in document["candidates"]] == [
@@ -1217,8 +1219,8 @@ def test_a_bundle_is_measured_on_a_phone(
         for figure in ("latency_ms", "throughput_per_s", "load_ms"):
             assert entry[figure]["basis"] == "emulated"
     assert any("emulated" in said for said in document["warnings"])
-    text = "\n".join(lines)
-    assert "bundle fp32@litert" in text and "emulated" in text
+    lines = "\n".join(text.render(report, PLAIN))
+    assert "bundle fp32@litert" in lines and "emulated" in lines
     assert not [name for name in phone.leftovers() if "run-" in name or "lock" in name]
 
 

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
 import psutil
 
 from onmetal import limits, runtimes
@@ -32,8 +31,8 @@ from onmetal.profilers.devices.board.device import Board
 from onmetal.profilers.devices.connect import Device
 from onmetal.profilers.devices.local import Local, Worker, quiet_environment
 from onmetal.records import shown
+from onmetal.reports.json import encode, spelled
 from onmetal.targets import TFLITE, install, pinned
-from onmetal.texts import terminal
 from onmetal.texts.suggest import near
 
 SUMS = "SHA256SUMS"
@@ -60,26 +59,6 @@ NO_VECTORS = "none"
 def template(runtime: str) -> bytes:
     """run.py of every bundle of a runtime: the very module that onmetal measures with."""
     return (Path(runtimes.__file__).parent / runtime / "session.py").read_bytes()
-
-
-def encode(document: dict[str, Any]) -> bytes:
-    """JSON for people and programs; what is no number (NaN, infinity) becomes null, and of names
-    that are no UTF-8 each odd byte is spelled out."""
-    try:
-        content = msgspec.json.encode(document)
-    except UnicodeEncodeError:
-        content = msgspec.json.encode(_spelled(document))
-    return terminal.spelled(msgspec.json.format(content, indent=2)) + b"\n"
-
-
-def _spelled(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()
-    if isinstance(value, dict):
-        return {_spelled(key): _spelled(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_spelled(inner) for inner in value]
-    return value
 
 
 # --- the output folder
@@ -283,7 +262,7 @@ def verify(
 
     def check(name: str, found: list[str]) -> bool:
         checks[name] = "failed" if found else "ok"
-        problems.extend(_spelled(problem)[:PROBLEM_LENGTH] for problem in found[:MOST_PROBLEMS])
+        problems.extend(spelled(problem)[:PROBLEM_LENGTH] for problem in found[:MOST_PROBLEMS])
         return not found
 
     if check("files", _copy_files(folder, copy)):

@@ -34,11 +34,13 @@ from onmetal.profilers.devices.remote import native_runner
 from onmetal.profilers.devices.remote.device import Remote
 from onmetal.progress import Progress
 from onmetal.records import Candidate, DeviceFacts, Model, Tensor, Trial, plain, shown
-from onmetal.reports import report, text
+from onmetal.reports import of_trials
+from onmetal.reports.record import Bench, BenchCandidate, Counted, CountedBench, Opinion, Report
+from onmetal.reports.sentence import RUNTIMES
 from onmetal.runtimes import check_options
 from onmetal.targets import EXACT, TFLITE, Recipe, Target
+from onmetal.texts import units
 from onmetal.texts.suggest import near
-from onmetal.texts.terminal import PLAIN, Screen
 
 Shown = tuple[dict[str, Any], list[str]]
 FEED_BYTES = 512 << 20
@@ -103,7 +105,7 @@ def build_runner() -> Shown:
         }
     known = ", ".join(f"{name} {number}" for name, number in native_runner.versions().items())
     state = "was built already" if there else "built"
-    return document, [f"{folder}: {state}, {report.size(size)}, with {known}"]
+    return document, [f"{folder}: {state}, {units.size(size)}, with {known}"]
 
 
 def verify(folder: Path, address: str, *, run: bool) -> Shown:
@@ -143,8 +145,7 @@ def bench(
     seed: int,
     second_opinion: Path | None,
     progress: Progress,
-    screen: Screen = PLAIN,
-) -> Shown:
+) -> Report[Bench] | Report[CountedBench]:
     """Time artifacts against each other; the first is the baseline.
 
     `second_opinion`: a copy of Google's benchmark_model, run on .tflite artifacts besides.
@@ -194,25 +195,21 @@ def bench(
     if not outcome.rounds:
         said = "; ".join(f"{name}: {why}" for name, why in outcome.failures.items())
         raise DeviceError(f"nothing could be measured: {said}")
-    document = {
-        "schema": 1,
-        "mode": mode,
-        "seed": seed,
-        "device": report.device_document(facts),
-        "warnings": flagged,
-        "threads": threads,
-        "baseline": candidates[0].name,
-        "raw_samples": str(raw) if raw else None,
-        "candidates": [
-            {**report.candidate_document(t), "benchmark_model": opinions.get(t.name)}
-            for t in trials
+    document = Bench(
+        schema=1,
+        mode=mode,
+        seed=seed,
+        device=of_trials.device(facts),
+        warnings=flagged,
+        threads=threads,
+        baseline=candidates[0].name,
+        raw_samples=str(raw) if raw else None,
+        candidates=[
+            BenchCandidate(**of_trials.fields(trial), benchmark_model=opinions.get(trial.name))
+            for trial in trials
         ],
-    }
-    base = next((t for t in trials if t.name == candidates[0].name), None)
-    lines = text.table(trials, base, text.Setting(p90=True), screen)
-    lines += text.notes(trials, screen)
-    lines += [f"{t.name}: {t.reason}" for t in trials if t.reason]
-    return document, [*lines, *_told(opinions)]
+    )
+    return Report(document)
 
 
 def _check_held(board: Board, host: Local, candidates: list[Candidate], feeds: "_Feeds") -> None:
@@ -225,45 +222,27 @@ def _check_held(board: Board, host: Local, candidates: list[Candidate], feeds: "
 
 def _counted(
     device: Board, candidates: list[Candidate], feeds: "_Feeds", facts: DeviceFacts
-) -> Shown:
-    """On an emulator instructions are counted: no time is told, and nothing is faster."""
-    profiles = {c.name: measure.profile(device, c, feeds[c]) for c in candidates}
-    document = {
-        "schema": 1,
-        "device": report.device_document(facts),
-        "candidates": [{"name": name, "ran_on": found} for name, found in profiles.items()],
-    }
-    lines = [
-        f"{name}: {found['instructions_per_inference']:,} instructions per inference"
-        for name, found in profiles.items()
-    ]
-    return document, lines
+) -> Report[CountedBench]:
+    """On an emulator instructions are counted: there is no time, and nothing is faster."""
+    profiles = [Counted(c.name, measure.profile(device, c, feeds[c])) for c in candidates]
+    return Report(CountedBench(1, of_trials.device(facts), profiles))
 
 
 def _opinions(
     device: Device, candidates: list[Candidate], program: Path | None, threads: int
-) -> dict[str, dict[str, Any]]:
-    """What benchmark_model says of each .tflite artifact; an error of it is its word."""
+) -> dict[str, Opinion]:
+    """What benchmark_model says of each .tflite artifact, or why it says nothing."""
     if program is None:
         return {}
-    found: dict[str, dict[str, Any]] = {}
+    opinions: dict[str, Opinion] = {}
     for candidate in candidates:
         if candidate.runtime == "litert":
             try:
-                found[candidate.name] = benchmark_model.run(
-                    device, program, candidate.files[0], threads
-                )
+                figures = benchmark_model.run(device, program, candidate.files[0], threads)
+                opinions[candidate.name] = of_trials.typed(figures, Opinion)
             except DeviceError as error:
-                found[candidate.name] = {"error": str(error)}
-    return found
-
-
-def _told(opinions: dict[str, dict[str, Any]]) -> list[str]:
-    lines = []
-    for name, said in opinions.items():
-        average = f"{report.milliseconds(said['avg_ms'])} on average" if "avg_ms" in said else ""
-        lines.append(f"benchmark_model of {name}: {average or said.get('error')}")
-    return lines
+                opinions[candidate.name] = Opinion(error=str(error))
+    return opinions
 
 
 def _candidates(
@@ -367,7 +346,7 @@ def _described(runtime: str, path: Path, host: Local) -> dict[str, list[dict[str
 
     A .tflite file that breaks its specification is refused: the runtime would not survive some.
     """
-    kind, broken = text.RUNTIMES.get(runtime, runtime), []
+    kind, broken = RUNTIMES.get(runtime, runtime), []
     with host.worker() as worker:
         try:
             if runtime in TFLITE:

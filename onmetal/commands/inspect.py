@@ -19,10 +19,13 @@ from onmetal.files.cache import Cache
 from onmetal.profilers.devices.local import Local
 from onmetal.progress import Progress
 from onmetal.records import Model, plain
-from onmetal.reports import report
+from onmetal.reports import of_trials
+from onmetal.reports.chip_record import Npu
+from onmetal.reports.embedded import npu_lines
 from onmetal.runtimes import check_options
 from onmetal.samples import Samples
 from onmetal.targets import TFLITE, Recipe, Target
+from onmetal.texts import units
 from onmetal.texts.suggest import near
 
 Shown = tuple[dict[str, Any], list[str]]
@@ -65,7 +68,7 @@ def inspect(
             sensitivity = _sensitivity(rules, found, data, follow_links, device, cache, progress)
     document = {
         "schema": 1,
-        **report.model_document(found),
+        **plain(of_trials.model(found)),
         "operators": found.operators,
         "target": target.name if target else None,
         "support": support,
@@ -73,7 +76,7 @@ def inspect(
         "sensitivity": sensitivity,
     }
     lines = [
-        f"{path}: {FORMATS[found.format]}, {report.size(found.size_bytes)}, batch {found.batch}"
+        f"{path}: {FORMATS[found.format]}, {units.size(found.size_bytes)}, batch {found.batch}"
     ]
     for kind, tensors in (("input", found.inputs), ("output", found.outputs)):
         lines += [f"{kind}  {t.name}  {t.dtype}{list(t.shape)}" for t in tensors]
@@ -163,7 +166,7 @@ def _memory_lines(memory: dict[str, Any], target: Target | None) -> list[str]:
     if memory["npu"]:  # Vela plans its memory by itself
         used = memory["npu"]["memory_bytes"]
         lines[1] = f"RAM {used['sram']:,} bytes of SRAM, {used['dram']:,} of DRAM, by Vela"
-        return [*lines, *report.npu_lines(memory["npu"])]
+        return [*lines, *npu_lines(of_trials.typed(memory["npu"], Npu))]
     return [*lines, *plan["timeline"].splitlines()]
 
 

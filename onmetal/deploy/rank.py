@@ -12,7 +12,7 @@ from onmetal import costs
 from onmetal.budget import Budget
 from onmetal.costs import Cost
 from onmetal.profilers import statistics
-from onmetal.records import Trial
+from onmetal.records import Trial, Versus
 from onmetal.targets import EXACT, Chip, Target
 
 NOISE = 0.02
@@ -89,6 +89,14 @@ def alike(trial: Trial, best: Trial, cost: Cost) -> bool:
     if trial.name == best.name:
         return True
     return cost.of(trial) is not None and not better(best, trial, cost)
+
+
+def latest(base: Trial, chosen: Trial, cost: Cost) -> Versus | None:
+    """How many times faster the chosen one is: of the fresh blocks, where there are any."""
+    mine, theirs = chosen.rounds, base.rounds
+    if {chosen.name, base.name} <= chosen.again.keys():
+        mine, theirs = chosen.again[chosen.name], chosen.again[base.name]
+    return statistics.compare(theirs, mine, mean=cost.by_means) if mine and theirs else None
 
 
 # --- which is better in all
