@@ -1,7 +1,6 @@
 """What tests share: the example model, a cache of their own, the command as a user runs it."""
 
 import fcntl
-import json
 import os
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests import schemas
 from tests.arm64 import Missing
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -33,8 +33,9 @@ class Ran(NamedTuple):
 
     @property
     def document(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.out)
-        return found
+        """What it printed, which must be what its record says."""
+        document: dict[str, Any] = schemas.check(self.out)
+        return document
 
 
 @pytest.fixture(scope="session")

@@ -234,7 +234,7 @@ class Document(Struct, frozen=True, kw_only=True):
     models: list[Model]
     data: Data
     device: Device
-    budget: Mapping[str, Number]
+    budget: Mapping[str, int | float | None]
     """Limits in base units; what is not there does not limit. null: no value meets it."""
     minimize: str
     batch: int

@@ -1,0 +1,99 @@
+"""What programs read: documents are what the record's types say, and the schemas are theirs."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import pytest
+
+from onmetal import cli
+from onmetal.bundles import write
+from onmetal.reports import Form, text
+from onmetal.reports import json as json_form
+from onmetal.reports.manifest_record import Manifest
+from onmetal.reports.record import Document, Failure, Report
+from onmetal.texts.terminal import PLAIN
+from tests import schemas
+from tests.conftest import DIGITS, FLOAT, deploy
+
+FORMS: tuple[Form, ...] = (text, json_form)
+"""mypy holds each against the Protocol."""
+MODEL, DATA = DIGITS / "digits_cnn.onnx", DIGITS / "digits.npz"
+WORDS = (MODEL, "--target", "x86-64", "--data", DATA, "--no-device", *FLOAT, "--json")
+
+
+def test_the_schemas_in_docs_are_those_of_the_record() -> None:
+    written = {path.name: path.read_bytes() for path in schemas.FOLDER.glob("*.json")}
+    assert written == schemas.schemas(), f"run `{schemas.WRITE}`"
+
+
+def test_every_schema_is_named_in_docs() -> None:
+    page = (schemas.FOLDER.parent / "json.md").read_text("utf-8")
+    for name in schemas.schemas():
+        assert f"schema/{name}" in page
+
+
+class Deployed(NamedTuple):
+    """A deployment without a device."""
+
+    printed: str
+    document: Document
+    out: Path
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Deployed:
+    out = tmp_path_factory.mktemp("json") / "out"
+    ran = deploy(*WORDS, "--out", out)
+    assert ran.code == 0, ran.err
+    return Deployed(ran.out, msgspec.json.decode(ran.out, type=Document, strict=True), out)
+
+
+def test_a_document_is_its_record(deployed: Deployed) -> None:
+    document = deployed.document
+    assert document.bundle == str(deployed.out) and document.chosen
+    chosen = document.candidate(document.chosen)
+    assert chosen and chosen.status == "chosen" and chosen.accuracy
+    assert json_form.render(Report(document), PLAIN).decode() == deployed.printed
+
+
+def test_a_manifest_is_the_document_and_more(deployed: Deployed) -> None:
+    content = (deployed.out / "manifest.json").read_bytes()
+    schemas.check(content)
+    manifest = msgspec.json.decode(content, type=Manifest, strict=True)
+    assert manifest.candidates == deployed.document.candidates
+    assert manifest.run.files and manifest.golden.vectors and manifest.files
+    assert manifest.device.address == "none" and manifest.unmeasured
+
+
+def test_text_is_rendered_from_a_document_that_was_read_back(
+    deployed: Deployed,
+) -> None:
+    """A form needs nothing but the record."""
+    document = deployed.document
+    lines = "\n".join(text.render(Report(document), PLAIN))
+    assert lines.startswith("fp32 on ") or lines.startswith("bf16 on ")
+    assert "decided by size instead of latency" in lines
+    assert lines.endswith(f"The bundle is in {document.bundle}")
+
+
+def test_a_refused_run_says_what_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert cli.main([*map(str, WORDS), "--max-size", "1kB", "--out", str(out)]) == 5
+    printed = schemas.check(capsys.readouterr().out)
+    kept = schemas.check((out / write.REPORT).read_bytes())
+    for found in (printed, kept):
+        document = msgspec.convert(found, Document)
+        assert document.chosen is document.bundle is None
+        assert isinstance(document.error, Failure) and document.error.code == 5
+    assert list(printed) == list(kept)
+
+
+def test_a_document_that_lacks_something_is_none(deployed: Deployed) -> None:
+    """The check itself can fail."""
+    built = json.loads(deployed.printed)
+    with pytest.raises(msgspec.ValidationError, match="pareto"):
+        msgspec.convert({key: part for key, part in built.items() if key != "pareto"}, Document)
+    with pytest.raises(AssertionError):
+        schemas.check(json.dumps({**built, "unknown": 1}))
