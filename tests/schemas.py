@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from onmetal import costs
+from onmetal.reports.command_records import Comparison, Doctor, Inspection, Verification
 from onmetal.reports.manifest_record import Manifest
 from onmetal.reports.record import Bench, CountedBench, Document
 
@@ -22,6 +23,10 @@ KINDS: dict[str, type[msgspec.Struct]] = {
     "manifest": Manifest,
     "bench": Bench,
     "bench-counted": CountedBench,
+    "inspect": Inspection,
+    "inspect-against": Comparison,
+    "verify": Verification,
+    "doctor": Doctor,
 }
 """By the name of the schema's file."""
 WRITE = "python -m tests.schemas"
@@ -93,15 +98,25 @@ def _own_texts(kind: type) -> dict[str, str]:
     return texts
 
 
+MARKS: dict[str, type[msgspec.Struct]] = {
+    "golden": Manifest,
+    "pareto": Document,
+    "seed": Bench,
+    "support": Inspection,
+    "first_bad": Comparison,
+    "problems": Verification,
+}
+"""A key that no other record has, but that a manifest has all that its run's document has."""
+
+
 def kind_of(document: dict[str, Any]) -> type[msgspec.Struct] | None:
     """Which of the records a document is; None: of a command that has none."""
-    if "golden" in document:
-        return Manifest
-    if "pareto" in document:
-        return Document
-    if "candidates" in document and "models" not in document:
-        return Bench if "seed" in document else CountedBench
-    return None
+    keys = set(document)
+    if keys == {"schema", "device", "candidates"}:
+        return CountedBench
+    if keys == {"schema", "checks"}:
+        return Doctor
+    return next((kind for key, kind in MARKS.items() if key in keys), None)
 
 
 def check(text: str | bytes) -> Any:

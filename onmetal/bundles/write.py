@@ -30,7 +30,8 @@ from onmetal.files import copying
 from onmetal.profilers.devices.board.device import Board
 from onmetal.profilers.devices.connect import Device
 from onmetal.profilers.devices.local import Local, Worker, quiet_environment
-from onmetal.records import shown
+from onmetal.records import plain, shown
+from onmetal.reports.command_records import Verification
 from onmetal.reports.json import encode, spelled
 from onmetal.targets import TFLITE, install, pinned
 from onmetal.texts.suggest import near
@@ -241,16 +242,14 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def verify(
-    folder: Path, host: Local, device: Device, *, run: bool, scratch: Path
-) -> dict[str, Any]:
+def verify(folder: Path, host: Local, device: Device, *, run: bool, scratch: Path) -> Verification:
     """Check a bundle; what is checked only where all before it held, but that a run.py of another
     version is no reason to leave the golden vectors out. They run on the device.
 
     `scratch`: a folder in which a private copy is made, of the very bytes that are hashed; nothing
     else is looked at afterwards.
 
-    -> the document of `--json`. Raises UsageError where the folder is no bundle, VerificationError
+    Raises UsageError where the folder is no bundle, VerificationError
     (with the document) where it is not what it says.
     """
     check_folder(folder)
@@ -281,18 +280,14 @@ def verify(
                 check("run.py", _execute(copy, host))
             elif run and same and held:
                 checks["run.py"] = NO_VECTORS
-    document = {
-        "schema": 1,
-        "bundle": shown(folder),
-        "ok": not problems,
-        "checks": checks,
-        "problems": problems,
-        "chosen": manifest.get("chosen"),
-    }
+    chosen = manifest.get("chosen")
+    verification = Verification(1, shown(folder), not problems, checks, problems, chosen)
     if problems:
-        said = "; ".join(problems)
-        raise VerificationError(f"{shown(folder)} failed verification: {said}", document)
-    return document
+        reasons = "; ".join(problems)
+        raise VerificationError(
+            f"{shown(folder)} failed verification: {reasons}", plain(verification)
+        )
+    return verification
 
 
 def _check_runtime(runtime: str, device: Device) -> None:

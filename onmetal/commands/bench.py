@@ -116,19 +116,18 @@ def verify(folder: Path, address: str, *, run: bool) -> Shown:
         try:
             if run and not isinstance(device, Local):
                 raise UsageError("--run executes run.py on this machine: leave --device out")
-            document = write.verify(folder, Local(cache), device, run=run, scratch=scratch)
+            verified = write.verify(folder, Local(cache), device, run=run, scratch=scratch)
         finally:
             device.close(keep=True)
-    checks: dict[str, str] = document["checks"]
-    said = ", ".join(name for name, result in checks.items() if result != write.NO_VECTORS)
-    lines = [f"{shown(folder)}: verified ({said})"]
-    if write.NO_VECTORS in checks.values():
+    checks = [name for name, result in verified.checks.items() if result != write.NO_VECTORS]
+    lines = [f"{shown(folder)}: verified ({', '.join(checks)})"]
+    if write.NO_VECTORS in verified.checks.values():
         lines.append("it holds no golden vectors: what its model gives was not checked")
     lines.append(
         "known to be unchanged, and no more: README.md and whatever it holds of sources, build "
         "files and measurements; read them before you follow or build them"
     )
-    return document, lines
+    return plain(verified), lines
 
 
 # --- bench
