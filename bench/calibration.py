@@ -3,10 +3,11 @@
     python bench/calibration.py --models DIR [--images 250] [--repeats 3] [--work DIR] [--json FILE]
 
 EfficientNet-Lite0 on the calibration images of DIR, which the prepare.py there makes arrays of.
-Every run has a process of its own, and all take turns. Ours: an empty cache, then Hub.statistics,
-whose worker processes start on the clock, and the ranges. ORT's, on the same float graph and the
-same mapped file, one image an inference: collect_data, once over all as quantize_static does it,
-and compute_data; its session is opened before the clock starts; symmetric=False, since ours gives
+Every run has a process of its own, and all take turns. Ours: an empty cache, then
+CalibratedModel.statistics, whose worker processes start on the clock, and the ranges. ORT's, on
+the same float graph and the same mapped file, one image an inference: collect_data, once over
+all as quantize_static does it, and compute_data; its session is opened before the clock starts;
+symmetric=False, since ours gives
 both ends too (True takes as long). Besides: collect_data once every 8 images, which
 quantize_static does not do, and ORT's calibrator by minimum and maximum.
 
@@ -41,7 +42,7 @@ from msgspec.structs import replace
 
 from onmetal import targets
 from onmetal.calibration import samples
-from onmetal.calibration.calibrated import Hub
+from onmetal.calibration.calibrated import CalibratedModel
 from onmetal.calibration.statistics import Statistics
 from onmetal.deploy import model
 from onmetal.files.arrays import ArrayFile
@@ -93,7 +94,7 @@ def _answer(said: Any) -> None:
     sys.stdin.readline()
 
 
-def _hub(given: Found, cache: Cache) -> Hub:
+def _hub(given: Found, cache: Cache) -> CalibratedModel:
     """The model and the first of its images, read and checked; the float graph is there."""
     device = Local(cache)
     read = model.read(Path(given["models"]) / MODEL, {}, None, cache, device)
@@ -101,12 +102,12 @@ def _hub(given: Found, cache: Cache) -> Hub:
     if given["images"] > data.count:
         sys.exit(f"there are {data.count} images")
     data = replace(data, count=given["images"])
-    hub = Hub(read, targets.load("x86-64"), data, device, cache)
+    hub = CalibratedModel(read, targets.load("x86-64"), data, device, cache)
     hub.float_graph()
     return hub
 
 
-def _array(hub: Hub) -> ArrayFile:
+def _array(hub: CalibratedModel) -> ArrayFile:
     assert hub.samples
     return hub.samples.arrays[hub.model.inputs[0].name]
 

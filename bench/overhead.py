@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from onmetal.profilers.memory import IDENTITY
-from onmetal.profilers.worker import burst
+from onmetal.profilers.worker import timed
 from onmetal.runtimes.onnxruntime import convert as converter
 from onmetal.runtimes.onnxruntime.session import Session
 
@@ -35,7 +35,7 @@ def main() -> None:
     gaps, bases, shown = [], [], []
     for _ in range(asked.times):
         began = time.perf_counter_ns()
-        samples = burst(session.run, feed, 0.1, COUNT)
+        samples = timed(session.run, feed, 0.1, COUNT)
         harness_us = (time.perf_counter_ns() - began) / len(samples) / 1e3
         began = time.perf_counter_ns()
         for _ in range(COUNT):

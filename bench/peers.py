@@ -207,12 +207,10 @@ def _feeds(candidate: Candidate, data: Samples, path: Path) -> Path:
 
 def _correct(candidate: Candidate, data: Samples, device: Local, out: Path) -> str:
     """Which samples the artifact gets right, by its own runtime and options: a 0 or 1 each."""
-    asked = {"samples": plain(data), "model": plain(candidate.model), "count": data.count}
     out.mkdir()
     with device.worker() as worker:
-        opened = measure.arguments(candidate)
-        worker.call("open", timeout_s=600, runtime=candidate.runtime, **opened)
-        worker.call("outputs", timeout_s=3600, folder=str(out), **asked)
+        worker.open(candidate.artifact, timeout_s=600)
+        worker.outputs(data, candidate.model, data.count, out, timeout_s=3600)
     scores = np.load(out / "0.npy").reshape(data.count, -1)
     right = (scores.argmax(axis=1) == data.label_array()) & ~np.isnan(scores).any(axis=1)
     return "".join("01"[one] for one in right.tolist())

@@ -22,7 +22,7 @@ from onmetal.deploy import model
 from onmetal.deploy.convert import convert
 from onmetal.files.cache import Cache
 from onmetal.profilers import measure, statistics
-from onmetal.profilers.devices.local import Local, Worker, quiet_environment
+from onmetal.profilers.devices.local import Local, LocalWorker, quiet_environment
 from onmetal.records import Candidate
 
 HERE = Path(__file__).resolve().parent
@@ -30,8 +30,8 @@ EXAMPLE = HERE.parent / "examples/digits/digits_cnn.onnx"
 
 
 class Slowing(Local):
-    def worker(self, runtime: str | None = None) -> Worker:
-        return Worker(quiet_environment(self.home), [str(HERE / "slow_worker.py")])
+    def worker(self, runtime: str | None = None) -> LocalWorker:
+        return LocalWorker(quiet_environment(self.home), [str(HERE / "slow_worker.py")])
 
 
 def main() -> None:

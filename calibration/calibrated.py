@@ -11,20 +11,24 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from onmetal.calibration import operations
 from onmetal.calibration.calibrating import VERSION, Calibrating
-from onmetal.calibration.tflite_source import Flat
+from onmetal.calibration.tflite_source import TfliteSource
+from onmetal.converters import format_named
 from onmetal.errors import UnsupportedError
 from onmetal.files import cache as caches
 from onmetal.files.cache import Cache
 from onmetal.profilers.devices.local import Local
+from onmetal.profilers.operation import asked
 from onmetal.progress import OnProgress
 from onmetal.ranges import Range
 from onmetal.records import Model, Source, plain
+from onmetal.runtimes import spec
 from onmetal.samples import Samples
-from onmetal.targets import TFLITE, Format, Recipe, Target
+from onmetal.targets import Format, Recipe, Target
 
 
-class Hub(Calibrating):
+class CalibratedModel(Calibrating):
     """One model's float graph, and what calibration saw in it: what its candidates are made of."""
 
     def __init__(
@@ -34,22 +38,22 @@ class Hub(Calibrating):
         self.recipes = {
             r.name: r.format
             for r in target.recipes
-            if r.format and r.calibrated and not set(TFLITE) & set(r.runtimes)
+            if r.format and r.calibrated and all(spec(name).reads == "onnx" for name in r.runtimes)
         }
-        self.flat = Flat(self, self.float_graph, target.io)
+        self.tflite = TfliteSource(self, self.float_graph, target.io)
 
-    def source(self, recipe: Recipe, runtime: str, told: OnProgress) -> Source:
+    def source(self, recipe: Recipe, runtime: str, progress: OnProgress) -> Source:
         """What a recipe's artifact for a runtime is converted from.
 
         Raises UnsupportedError, with the reason, where the recipe cannot be made of this model.
         """
-        if runtime in TFLITE:
-            return self.flat.source(recipe, told)
+        if spec(runtime).reads == "tflite":
+            return self.tflite.source(recipe, progress)
         if recipe.method in ("float", "nncf"):
             return Source(self.model.prepared, self.model.prepared_sha256)
         if recipe.method == "static":
             assert recipe.format
-            return self.quantized(recipe.format, told, self.kept_float(runtime))
+            return self.quantized(recipe.format, progress, self.kept_float(runtime))
         return self._weights(recipe)
 
     def kept_float(self, runtime: str) -> frozenset[str]:
@@ -63,11 +67,7 @@ class Hub(Calibrating):
         digest = caches.key(model=self.model.prepared_sha256, runtime=self._version(), code=VERSION)
 
         def build(folder: Path) -> None:
-            self.call(
-                "calibration.float_graph:simplify",
-                prepared=str(self.model.prepared),
-                folder=str(folder),
-            )
+            self.call(asked(operations.simplify, str(self.model.prepared), str(folder)))
 
         return self.cache.get("float", digest, build) / "model.onnx"
 
@@ -81,86 +81,64 @@ class Hub(Calibrating):
         return Source(graph, caches.sha256(graph))
 
     def cuts(
-        self, graph: Path, form: Format, profiles: list[list[dict[str, Any]]], told: OnProgress
+        self, graph: Path, form: Format, profiles: list[list[dict[str, Any]]], progress: OnProgress
     ) -> list[list[str]]:
         """Which nodes to keep in float, by profiles in float and in 8 bits (calibration.mixed)."""
-        found: list[list[str]] = self.call(
-            "calibration.mixed:cuts",
-            path=str(graph),
-            statistics=str(self.statistics(told)),
-            form=plain(form),
-            in_float=profiles[0],
-            in_8_bits=profiles[1],
-        )
-        return found
+        statistics = str(self.statistics(progress))
+        return self.call(asked(operations.cuts, str(graph), statistics, form, *profiles))
 
-    def statistics(self, told: OnProgress) -> Path:
+    def statistics(self, progress: OnProgress) -> Path:
         """The folder of calibration.statistics over all samples, in the float ONNX graph."""
-        graph, formats = self.float_graph(), plain(list(self.recipes.values()))
-        return self.collected(
-            graph,
-            lambda: self.call("calibration.search:tensors", path=str(graph), formats=formats),
-            [self._version(), formats],
-            told,
-        )
+        graph, formats = self.float_graph(), list(self.recipes.values())
+        tensors = asked(operations.tensors, str(graph), formats)
+        return self.collected(graph, tensors, [self._version(), plain(formats)], progress)
 
-    def warnings(self, judged: Samples | None, told: OnProgress) -> list[str]:
+    def warnings(self, judged: Samples | None, progress: OnProgress) -> list[str]:
         """What is suspicious about the calibration samples (calibration.sanity)."""
-        whole = self.flat if self.in_tflite else self
-        found: list[str] = self.call(
-            "calibration.sanity:examine",
-            path=str(self.flat.path() if self.in_tflite else self.float_graph()),
-            prepared=str(self.model.prepared),
-            statistics=str(whole.statistics(told)),
-            samples=plain(self.samples),
-            judged=plain(judged) if judged else None,
-            model=plain(self.model),
+        whole = self.tflite if self.in_tflite else self
+        path = self.tflite.path() if self.in_tflite else self.float_graph()
+        prepared, statistics = str(self.model.prepared), str(whole.statistics(progress))
+        assert self.samples
+        return self.call(
+            asked(
+                operations.examine,
+                str(path),
+                prepared,
+                statistics,
+                self.samples,
+                judged,
+                self.model,
+            )
         )
-        return found
 
     def input_warnings(self, samples: Samples) -> list[str]:
         """What is suspicious about samples with which nothing is calibrated."""
-        found: list[str] = self.call(
-            "calibration.sanity:examine_inputs",
-            path=str(self.model.prepared),
-            samples=plain(samples),
-            model=plain(self.model),
+        return self.call(
+            asked(operations.examine_inputs, str(self.model.prepared), samples, self.model)
         )
-        return found
 
-    def output_ranges(self, told: OnProgress) -> dict[str, Range]:
+    def output_ranges(self, progress: OnProgress) -> dict[str, Range]:
         """What calibration saw of each float output (calibration.sanity.output_ranges)."""
-        whole = self.flat if self.in_tflite else self
-        found = self.call(
-            "calibration.sanity:output_ranges",
-            statistics=str(whole.statistics(told)),
-            model=plain(self.model),
+        whole = self.tflite if self.in_tflite else self
+        return self.call(
+            asked(operations.output_ranges, str(whole.statistics(progress)), self.model)
         )
-        return {name: (low, high) for name, (low, high) in found.items()}
 
-    def sensitivity(self, form: Format, told: OnProgress) -> list[dict[str, Any]]:
+    def sensitivity(self, form: Format, progress: OnProgress) -> list[dict[str, Any]]:
         """Each operator alone in 8 bits (calibration.sensitivity)."""
-        given: dict[str, Any] = {
-            "path": str(self.float_graph()),
-            "statistics": str(self.statistics(told)),
-            "form": plain(form),
-            "samples": plain(self.samples),
-            "model": plain(self.model),
-        }
-        found: list[dict[str, Any]] = self.call(
-            "calibration.sensitivity:each",
-            lambda done, total: told(done, total, f"operator {done} of {total}"),
-            told=True,
-            **given,
+        graph, statistics = str(self.float_graph()), str(self.statistics(progress))
+        assert self.samples
+        return self.call(
+            asked(operations.sensitivity, graph, statistics, form, self.samples, self.model),
+            lambda done, total: progress(done, total, f"operator {done} of {total}"),
         )
-        return found
 
     def quantized(
-        self, form: Format, told: OnProgress, keep_float: frozenset[str] = frozenset()
+        self, form: Format, progress: OnProgress, keep_float: frozenset[str] = frozenset()
     ) -> Source:
         """A QDQ graph by a format."""
-        graph, statistics = self.float_graph(), self.statistics(told)
-        chosen = self.estimator(form, told)
+        graph, statistics = self.float_graph(), self.statistics(progress)
+        chosen = self.estimator(form, progress)
         digest = caches.key(
             graph=caches.sha256(graph),
             statistics=caches.sha256(statistics / "statistics.npz"),
@@ -173,23 +151,26 @@ class Hub(Calibrating):
         )
 
         def build(folder: Path) -> None:
+            assert self.samples
             details = self.call(
-                "calibration.search:build",
-                folder=str(folder),
-                path=str(graph),
-                statistics=str(statistics),
-                form=plain(form),
-                keep_float=sorted(keep_float),
-                estimator=chosen["estimator"],
-                samples=plain(self.samples),
-                model=plain(self.model),
+                asked(
+                    operations.build,
+                    str(graph),
+                    str(statistics),
+                    form,
+                    sorted(keep_float),
+                    chosen["estimator"],
+                    self.samples,
+                    self.model,
+                    str(folder),
+                )
             )
             (folder / "details.json").write_bytes(msgspec.json.encode(details))
 
         made = self._made(self.cache.get("quantized", digest, build))
         return replace(made, details={**chosen, **made.details})
 
-    def estimator(self, form: Format, told: OnProgress) -> dict[str, Any]:
+    def estimator(self, form: Format, progress: OnProgress) -> dict[str, Any]:
         """Which estimator serves best, by fidelity on the calibration samples.
 
         Tried once for all formats that lay activations on the same grid, by the first of them that
@@ -203,11 +184,11 @@ class Hub(Calibrating):
         ]
         for name, other in like:
             with contextlib.suppress(UnsupportedError):
-                return self._estimator(name, other, told)
-        return self._estimator("its own", form, told)
+                return self._estimator(name, other, progress)
+        return self._estimator("its own", form, progress)
 
-    def _estimator(self, name: str, form: Format, told: OnProgress) -> dict[str, Any]:
-        graph, statistics = self.float_graph(), self.statistics(told)
+    def _estimator(self, name: str, form: Format, progress: OnProgress) -> dict[str, Any]:
+        graph, statistics = self.float_graph(), self.statistics(progress)
         assert self.samples
         keys = {
             "graph": caches.sha256(graph),
@@ -216,14 +197,10 @@ class Hub(Calibrating):
             "format": plain(form),
             "runtime": self._version(),
         }
-        given = {
-            "path": str(graph),
-            "statistics": str(statistics),
-            "form": plain(form),
-            "samples": plain(self.samples),
-            "model": plain(self.model),
-        }
-        chosen = self.chosen("calibration.search:choose", given, keys, told)
+        choose = asked(
+            operations.choose, str(graph), str(statistics), form, self.samples, self.model
+        )
+        chosen = self.chosen(choose, keys, progress)
         return {**chosen, "estimators_tried_with": name}
 
     def _weights(self, recipe: Recipe) -> Source:
@@ -238,12 +215,8 @@ class Hub(Calibrating):
         )
 
         def build(folder: Path) -> None:
-            details = self.call(
-                f"calibration.weights:{recipe.method}",
-                folder=str(folder),
-                path=str(graph),
-                form=plain(recipe.format),
-            )
+            quantize = {"weights": operations.weights, "dynamic": operations.dynamic}[recipe.method]
+            details = self.call(asked(quantize, str(graph), recipe.format, str(folder)))
             (folder / "details.json").write_bytes(msgspec.json.encode(details))
 
         return self._made(self.cache.get("quantized", digest, build))
@@ -254,4 +227,4 @@ class Hub(Calibrating):
         return Source(path, caches.sha256(path), details)
 
     def _version(self) -> str:
-        return self.host.facts().runtimes.get("onnxruntime", "none")
+        return format_named("onnx").reference_version()

@@ -7,18 +7,23 @@ format and every estimator.
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
+from onmetal.calibration import operations
 from onmetal.errors import OnmetalError, UnsupportedError
 from onmetal.files import cache as caches
 from onmetal.files.cache import Cache
-from onmetal.profilers.devices.local import Local, Worker
-from onmetal.progress import OnProgress
-from onmetal.records import Model, plain
+from onmetal.profilers.devices.local import Local, LocalWorker
+from onmetal.profilers.operation import Operation, asked
+from onmetal.progress import OnCount, OnProgress
+from onmetal.records import Model
 from onmetal.samples import Samples
 
+R = TypeVar("R")
+
+NO_SAMPLES = "there are no samples to calibrate it with"
 VERSION = 4
 HELPERS = "calibrating"
 MOST_WORKERS = 4
@@ -31,42 +36,33 @@ class Calibrating:
     def __init__(self, model: Model, samples: Samples | None, host: Local, cache: Cache) -> None:
         self.model, self.samples, self.host, self.cache = model, samples, host, cache
 
-    def call(
-        self,
-        function: str,
-        progress: Callable[[int, int], None] | None = None,
-        **arguments: Any,
-    ) -> Any:
+    def call(self, operation: Operation[R], progress: OnCount | None = None) -> R:
         """In a child process: models are foreign, and runtimes may crash on them."""
-        return self.host.helped(
-            HELPERS, lambda workers: _ask(workers[0], function, progress, **arguments)
-        )
+        return self.host.helped(HELPERS, lambda workers: _ask(workers[0], operation, progress))
 
     def chosen(
-        self, function: str, given: dict[str, Any], keys: dict[str, Any], told: OnProgress
+        self, operation: Operation[dict[str, Any]], keys: dict[str, Any], progress: OnProgress
     ) -> dict[str, Any]:
-        """What `function` says of the estimators, from the cache where it is there."""
+        """What an operation says of the estimators, from the cache where it is there."""
 
         def build(folder: Path) -> None:
-            found = self.call(
-                function,
-                lambda done, total: told(done, total, f"estimator {done} of {total}"),
-                told=True,
-                **given,
+            choice = self.call(
+                operation, lambda done, total: progress(done, total, f"estimator {done} of {total}")
             )
-            (folder / "estimator.json").write_bytes(msgspec.json.encode(found))
+            (folder / "estimator.json").write_bytes(msgspec.json.encode(choice))
 
         folder = self.cache.get("estimator", caches.key(**keys, code=VERSION), build)
-        found: dict[str, Any] = msgspec.json.decode((folder / "estimator.json").read_bytes())
-        return found
+        choice: dict[str, Any] = msgspec.json.decode((folder / "estimator.json").read_bytes())
+        return choice
 
     def collected(
-        self, graph: Path, tensors: Callable[[], list[str]], by: Any, told: OnProgress
+        self, graph: Path, tensors: Operation[list[str]], by: Any, progress: OnProgress
     ) -> Path:
-        """The statistics of some tensors of a float graph. `by`: what else they depend on."""
+        """The folder of calibration.statistics of the tensors that an operation names of a float
+        graph, over all samples. `by`: what else they depend on."""
         samples = self.samples
         if samples is None:
-            raise UnsupportedError("there are no samples to calibrate it with")
+            raise UnsupportedError(NO_SAMPLES)
         digest = caches.key(
             graph=caches.sha256(graph),
             samples=samples.digest,
@@ -78,7 +74,7 @@ class Calibrating:
 
         def build(folder: Path) -> None:
             with self.cache.scratch() as scratch:
-                self._collect(graph, tensors(), samples, parts, scratch, told)
+                self._collect(graph, self.call(tensors), samples, parts, scratch, progress)
                 for name in ("statistics.npz", "statistics.json"):
                     (scratch / name).rename(folder / name)
 
@@ -91,70 +87,58 @@ class Calibrating:
         samples: Samples,
         parts: int,
         scratch: Path,
-        told: OnProgress,
+        progress: OnProgress,
     ) -> None:
-        given: dict[str, Any] = {
-            "path": str(graph),
-            "tensors": tensors,
-            "samples": plain(samples),
-            "model": plain(self.model),
-            "parts": parts,
-            "folder": str(scratch),
-        }
-        self._side_by_side("calibration.statistics:extremes", given, "ranges", told)
-        given["ranges"] = self.call(
-            "calibration.statistics:ranges_of", folder=str(scratch), parts=parts
-        )
-        self._side_by_side("calibration.statistics:histograms", given, "histograms", told)
-        self.call(
-            "calibration.statistics:finish",
-            folder=str(scratch),
-            parts=parts,
-            tensors=given["tensors"],
-            count=samples.count,
-        )
+        path, folder, model = str(graph), str(scratch), self.model
+
+        def extremes(part: int) -> Operation[None]:
+            return asked(operations.extremes, path, tensors, samples, model, part, parts, folder)
+
+        self._side_by_side(extremes, parts, "ranges", progress)
+        ranges = self.call(asked(operations.ranges_of, folder, parts))
+
+        def histograms(part: int) -> Operation[None]:
+            return asked(
+                operations.histograms, path, tensors, ranges, samples, model, part, parts, folder
+            )
+
+        self._side_by_side(histograms, parts, "histograms", progress)
+        self.call(asked(operations.finish, folder, parts, tensors, samples.count))
 
     def _side_by_side(
-        self, function: str, given: dict[str, Any], what: str, told: OnProgress
+        self,
+        operation: Callable[[int], Operation[None]],
+        parts: int,
+        what: str,
+        progress: OnProgress,
     ) -> None:
         """Every part in a process of its own; the first one tells how far it is."""
 
-        def run(worker: Worker, part: int) -> None:
-            def tell(done: float, total: float) -> None:
+        def run(worker: LocalWorker, part: int) -> None:
+            def first_part(done: int, total: int) -> None:
                 if not part:
-                    told(done, total, f"calibrating: {what}, {done / max(total, 1):.0%}")
+                    progress(done, total, f"calibrating: {what}, {done / max(total, 1):.0%}")
 
-            _ask(worker, function, tell, part=part, told=True, **given)
+            _ask(worker, operation(part), first_part)
 
-        def all_of_them(workers: list[Worker]) -> None:
-            with ThreadPoolExecutor(given["parts"]) as pool:
-                asked = [pool.submit(run, worker, part) for part, worker in enumerate(workers)]
+        def all_parts(workers: list[LocalWorker]) -> None:
+            with ThreadPoolExecutor(parts) as pool:
+                futures = [pool.submit(run, worker, part) for part, worker in enumerate(workers)]
                 try:
-                    for future in asked:
+                    for future in futures:
                         future.result()
                 except BaseException:  # ^C too: the threads wait for workers, so end these first
                     for worker in workers:
                         worker.kill()
                     raise
 
-        self.host.helped(HELPERS, all_of_them, given["parts"])
+        self.host.helped(HELPERS, all_parts, parts)
 
 
-def _ask(
-    worker: Worker,
-    function: str,
-    progress: Callable[[int, int], None] | None,
-    **arguments: Any,
-) -> Any:
+def _ask(worker: LocalWorker, operation: Operation[R], progress: OnCount | None) -> R:
     """Raises UnsupportedError for whatever goes wrong in the worker."""
     try:
-        return worker.call(
-            "call",
-            timeout_s=86400,
-            progress=progress,
-            function=f"onmetal.{function}",
-            **arguments,
-        )
+        return worker.do(operation, timeout_s=86400, progress=progress)
     except UnsupportedError:
         raise
     except OnmetalError as error:

@@ -14,16 +14,16 @@ from onmetal.converters.onnx import inner as onnx_inner
 from onmetal.converters.onnx.graph import Graph
 from onmetal.errors import UnsupportedError
 from onmetal.progress import OnCount
-from onmetal.records import Model, restore
+from onmetal.records import Model
 from onmetal.samples import Samples
 
 
 def tensors(
     artifact: str,
     reference: str,
-    samples: dict[str, Any],
-    model: dict[str, Any],
-    told: OnCount = lambda done, total: None,
+    samples: Samples,
+    model: Model,
+    progress: OnCount = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """Of every tensor that both know: its name, its operator in the float model, its SQNR in dB
     over all samples, and the peaks of both.
@@ -31,7 +31,7 @@ def tensors(
     `artifact`: an ONNX or an OpenVINO (.xml) file; `reference`: the float ONNX model. In the order
     of the float model. Raises UnsupportedError where they have no tensor in common.
     """
-    data, of = restore(samples, Samples), restore(model, Model)
+    data, of = samples, model
     original = onnx.load(reference)
     graph = Graph(onnx.shape_inference.infer_shapes(original))
     known = _inner(artifact).known(artifact)
@@ -52,7 +52,7 @@ def tensors(
     sums = Sums(len(names))
     count = max(1, data.count // of.batch)
     for number in range(count):
-        told(number, count)
+        progress(number, count)
         start = number * of.batch
         feed = data.feed(of, [min(start + place, data.count - 1) for place in range(of.batch)])
         for place, (wanted, given) in enumerate(zip(theirs(feed), mine(feed), strict=True)):

@@ -14,24 +14,24 @@ from onmetal.converters.tflite.net import Net, Tensor, signature_names
 from onmetal.converters.tflite.parsing import read
 from onmetal.converters.tflite.reference import Exposed
 from onmetal.errors import UnsupportedError
+from onmetal.profilers.tensor_bytes import NHWC
 from onmetal.progress import OnCount
-from onmetal.records import Model, restore
-from onmetal.runtimes.litert.session import NHWC
+from onmetal.records import Model
 from onmetal.samples import Samples
 
 
 def tensors(
     artifact: str,
     reference: str,
-    samples: dict[str, Any],
-    model: dict[str, Any],
-    told: OnCount = lambda done, total: None,
+    samples: Samples,
+    model: Model,
+    progress: OnCount = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """As calibration.compare.tensors, of two .tflite files, the one in float.
 
     Raises UnsupportedError where they have no tensor in common.
     """
-    data, of = restore(samples, Samples), restore(model, Model)
+    data, of = samples, model
     mine, theirs = read(Path(artifact)), read(Path(reference))
     known = {tensor.name: tensor for tensor in mine.tensors() if tensor.data is None}
     pairs: list[tuple[str, Tensor, str]] = []
@@ -49,7 +49,7 @@ def tensors(
     sums = Sums(len(pairs))
     count = max(1, data.count // of.batch)
     for number in range(count):
-        told(number, count)
+        progress(number, count)
         start = number * of.batch
         feed = data.feed(of, [min(start + place, data.count - 1) for place in range(of.batch)])
         real = wanted.run(dict(zip(signature_names(theirs)[0], feed.values(), strict=True)))

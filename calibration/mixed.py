@@ -15,7 +15,6 @@ import onnx
 from onmetal.calibration import placement
 from onmetal.calibration.statistics import Statistics
 from onmetal.converters.onnx.graph import Graph
-from onmetal.records import restore
 from onmetal.targets import Format
 
 CROSSING_US = 0.5
@@ -29,13 +28,13 @@ Layers = list[dict[str, Any]]
 
 
 def cuts(
-    path: str, statistics: str, form: dict[str, Any], in_float: Layers, in_8_bits: Layers
+    path: str, statistics: str, form: Format, in_float: Layers, in_8_bits: Layers
 ) -> list[list[str]]:
     """Names of nodes to keep in float, for each division worth trying; none that keeps all or
     nothing. `in_float`, `in_8_bits`: profiles of the float graph at `path` and of its QDQ graph.
     """
     graph = Graph(onnx.load(path))
-    rules, seen = restore(form, Format), Statistics(Path(statistics))
+    rules, seen = form, Statistics(Path(statistics))
     placed = placement.place(graph, rules, frozenset(), seen.not_finite, seen.extremes)
     units = _Units(graph, placed, in_float, in_8_bits)
     found: list[list[str]] = []

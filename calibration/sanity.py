@@ -4,7 +4,6 @@ Runs in a child process, on the float graph and its statistics.
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +16,7 @@ from onmetal.calibration.search import spread, spread_outputs
 from onmetal.calibration.statistics import Statistics
 from onmetal.converters.onnx.graph import Graph
 from onmetal.ranges import Range
-from onmetal.records import Model, restore
+from onmetal.records import Model
 from onmetal.samples import Samples
 
 FEW = 32
@@ -57,35 +56,35 @@ def examine(
     path: str,
     prepared: str,
     statistics: str,
-    samples: dict[str, Any],
-    judged: dict[str, Any] | None,
-    model: dict[str, Any],
+    samples: Samples,
+    judged: Samples | None,
+    model: Model,
 ) -> list[str]:
     """Warnings about the calibration `samples`, and about `judged` where it is other data.
 
     `path`: the float graph that is calibrated; `prepared`: the model that it was made from.
     """
     seen = Statistics(Path(statistics))
-    data, of = restore(samples, Samples), restore(model, Model)
+    data, of = samples, model
     names = [tensor.name for tensor in of.inputs]
     said = [*_growing(seen, data.count), *_dead(names, seen), *_not_finite(seen, data.count)]
     said += _looked_at(path, prepared, data, of, LOOKED_AT)
     if judged is not None:
-        other = restore(judged, Samples)
+        other = judged
         mine = _inputs(data, of, LOOKED_AT)
         said += _apart(mine, _inputs(other, of)) or _beyond(data, other, of)
     return said
 
 
-def examine_inputs(path: str, samples: dict[str, Any], model: dict[str, Any]) -> list[str]:
+def examine_inputs(path: str, samples: Samples, model: Model) -> list[str]:
     """Warnings about samples with which nothing is calibrated. `path`: the model."""
-    return _looked_at(path, path, restore(samples, Samples), restore(model, Model), LOOKED_AT // 4)
+    return _looked_at(path, path, samples, model, LOOKED_AT // 4)
 
 
-def output_ranges(statistics: str, model: dict[str, Any]) -> dict[str, Range]:
+def output_ranges(statistics: str, model: Model) -> dict[str, Range]:
     """What calibration saw of each float output, as far as it is known."""
     seen = Statistics(Path(statistics)).extremes
-    names = [tensor.name for tensor in restore(model, Model).outputs]
+    names = [tensor.name for tensor in model.outputs]
     return {name: seen[name] for name in names if name in seen}
 
 

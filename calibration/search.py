@@ -17,7 +17,7 @@ from onmetal.converters.onnx.graph import Graph
 from onmetal.errors import UnsupportedError
 from onmetal.progress import OnCount
 from onmetal.ranges import ESTIMATORS, Range, estimate
-from onmetal.records import Model, restore
+from onmetal.records import Model
 from onmetal.samples import Samples
 from onmetal.targets import Format
 
@@ -27,7 +27,7 @@ WORTH_DB = 0.1
 """What an estimator must gain over the one before it; they stand from the simplest on."""
 
 
-def tensors(path: str, formats: list[dict[str, Any]]) -> list[str]:
+def tensors(path: str, formats: list[Format]) -> list[str]:
     """Every tensor that any of the formats may quantize; and the float outputs, whose ranges are
     compared with those in the samples that judge.
 
@@ -36,7 +36,7 @@ def tensors(path: str, formats: list[dict[str, Any]]) -> list[str]:
     graph = Graph(onnx.load(path))
     found: set[str] = set()
     for entry in formats:
-        placed = placement.place(graph, restore(entry, Format))
+        placed = placement.place(graph, entry)
         found |= {name for names in placed.groups().values() for name in names}
     if not found:
         raise UnsupportedError("nothing in it can be quantized: it has no products by constants")
@@ -47,33 +47,33 @@ def tensors(path: str, formats: list[dict[str, Any]]) -> list[str]:
 def choose(
     path: str,
     statistics: str,
-    form: dict[str, Any],
-    samples: dict[str, Any],
-    model: dict[str, Any],
-    told: OnCount = lambda done, total: None,
+    form: Format,
+    samples: Samples,
+    model: Model,
+    progress: OnCount = lambda done, total: None,
 ) -> dict[str, Any]:
     """-> `estimator`: the first that none after it beats by WORTH_DB in the fidelity of the worst
     output over some calibration samples; `estimators_sqnr_db`: the fidelity of each.
 
     Raises UnsupportedError where the format quantizes nothing of the model.
     """
-    rules, seen = restore(form, Format), Statistics(Path(statistics))
+    rules, seen = form, Statistics(Path(statistics))
     original = onnx.load(path)
     placed = _placed(original, rules, seen, [])
-    data, of = restore(samples, Samples), restore(model, Model)
+    data, of = samples, model
     reference = spread_outputs(original, data, of)
 
     def tried(ranges: dict[str, Range]) -> float:
         made = quantize.quantize(original, rules, placed, ranges)
         return fidelity(reference, spread_outputs(made, data, of))
 
-    return best(lambda name: _ranges(name, seen, rules), tried, told)
+    return best(lambda name: _ranges(name, seen, rules), tried, progress)
 
 
 def best(
     ranges_by: Callable[[str], dict[str, Range]],
     tried: Callable[[dict[str, Range]], float],
-    told: OnCount,
+    progress: OnCount,
 ) -> dict[str, Any]:
     """What `choose` gives. `ranges_by`: an estimator's name -> its ranges; `tried`: ranges -> the
     fidelity in dB of what is made by them, asked once for equal ranges."""
@@ -81,7 +81,7 @@ def best(
     found: dict[str, float] = {}
     chosen = ""
     for number, name in enumerate(ESTIMATORS):
-        told(number, len(ESTIMATORS))
+        progress(number, len(ESTIMATORS))
         ranges[name] = ranges_by(name)
         twin = next((other for other in found if ranges[other] == ranges[name]), None)
         found[name] = found[twin] if twin else tried(ranges[name])
@@ -96,25 +96,25 @@ def best(
 def build(
     path: str,
     statistics: str,
-    form: dict[str, Any],
+    form: Format,
     keep_float: list[str],
     estimator: str,
-    samples: dict[str, Any],
-    model: dict[str, Any],
+    samples: Samples,
+    model: Model,
     folder: str,
 ) -> dict[str, Any]:
     """Write `model.onnx`. -> how much of it is in 8 bits and what is not, and its fidelity.
 
     Raises UnsupportedError where nothing is.
     """
-    rules, seen = restore(form, Format), Statistics(Path(statistics))
+    rules, seen = form, Statistics(Path(statistics))
     original = onnx.load(path)
     placed = _placed(original, rules, seen, keep_float)
     made = quantize.quantize(original, rules, placed, _ranges(estimator, seen, rules))
     onnx.checker.check_model(made)
     (Path(folder) / "model.onnx").write_bytes(made.SerializeToString(deterministic=True))
     heavy = [n for n in original.graph.node if n.op_type in placement.WEIGHTED]
-    data, of = restore(samples, Samples), restore(model, Model)
+    data, of = samples, model
     reference = spread_outputs(original, data, of)
     return {
         "calibration_sqnr_db": round(fidelity(reference, spread_outputs(made, data, of)), 2),

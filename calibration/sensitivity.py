@@ -15,7 +15,7 @@ from onmetal.converters.onnx.graph import Graph
 from onmetal.errors import UnsupportedError
 from onmetal.progress import OnCount
 from onmetal.ranges import estimate
-from onmetal.records import Model, restore
+from onmetal.records import Model
 from onmetal.samples import Samples
 from onmetal.targets import Format
 
@@ -25,10 +25,10 @@ ESTIMATOR = "percentile-99.999"
 def each(
     path: str,
     statistics: str,
-    form: dict[str, Any],
-    samples: dict[str, Any],
-    model: dict[str, Any],
-    told: OnCount = lambda done, total: None,
+    form: Format,
+    samples: Samples,
+    model: Model,
+    progress: OnCount = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """Of every weighted operator: the SQNR in dB of the worst output where it alone is in 8 bits,
     worst first. `node` is its name in the simplified graph; `tensor`, what it gives, is called so
@@ -36,8 +36,8 @@ def each(
 
     Raises UnsupportedError where the format quantizes nothing of the model.
     """
-    rules, seen = restore(form, Format), Statistics(Path(statistics))
-    data, of = restore(samples, Samples), restore(model, Model)
+    rules, seen = form, Statistics(Path(statistics))
+    data, of = samples, model
     original = onnx.load(path)
     graph = Graph(original)
     whole = placement.place(graph, rules, frozenset(), seen.not_finite, seen.extremes)
@@ -50,7 +50,7 @@ def each(
     reference = spread_outputs(onnx.load(path), data, of)
     found = []
     for number, node in enumerate(heavy):
-        told(number, len(heavy))
+        progress(number, len(heavy))
         alone = frozenset(name for name in names if name != node.name)
         placed = placement.place(graph, rules, alone, seen.not_finite, seen.extremes)
         made = quantize.quantize(original, rules, placed, ranges)

@@ -18,6 +18,8 @@ from onmetal.converters.onnx import reference
 from onmetal.converters.onnx.graph import FLOAT, Graph
 from onmetal.progress import OnCount
 from onmetal.ranges import BINS, Seen
+from onmetal.records import Model
+from onmetal.samples import Samples
 
 VERSION = 1
 CHUNK = 1 << 17
@@ -30,13 +32,6 @@ def session(model: onnx.ModelProto) -> Any:
     """One thread, since parts run side by side; only the basic optimizations, so that a tensor has
     the same bits whichever others are asked for beside it."""
     return reference.opened(model.SerializeToString(), "ORT_ENABLE_BASIC", threads=1)
-
-
-def _restored(samples: dict[str, Any], model: dict[str, Any]) -> tuple[Any, Any]:
-    from onmetal.records import Model, restore
-    from onmetal.samples import Samples
-
-    return restore(samples, Samples), restore(model, Model)
 
 
 def _batches(count: int, batch: int, part: int, parts: int) -> list[tuple[list[int], int]]:
@@ -52,23 +47,23 @@ def _batches(count: int, batch: int, part: int, parts: int) -> list[tuple[list[i
 def extremes(
     path: str,
     tensors: Sequence[str],
-    samples: dict[str, Any],
-    model: dict[str, Any],
+    samples: Samples,
+    model: Model,
     part: int,
     parts: int,
     folder: str,
-    told: OnCount = lambda done, total: None,
+    progress: OnCount = lambda done, total: None,
 ) -> None:
     """Pass 1: `extremes-<part>.npy` [batches, tensors, 2] float32, the least and greatest value of
     each tensor in each batch. (Reductions may overlook a NaN: pass 2 finds it.)"""
-    data, of = _restored(samples, model)
+    data, of = samples, model
     run = _reducing_tflite(path, tensors) if is_tflite(path) else _reducing(path, tensors)
     batches = _batches(data.count, of.batch, part, parts)
     found = np.lib.format.open_memmap(
         Path(folder) / f"extremes-{part}.npy", "w+", np.float32, (len(batches), len(tensors), 2)
     )
     for row, (indices, _) in enumerate(batches):
-        told(row, len(batches))
+        progress(row, len(batches))
         found[row] = run(data.feed(of, indices))
     found.flush()
 
@@ -153,22 +148,22 @@ def histograms(
     path: str,
     tensors: Sequence[str],
     ranges: Sequence[Sequence[float]],
-    samples: dict[str, Any],
-    model: dict[str, Any],
+    samples: Samples,
+    model: Model,
     part: int,
     parts: int,
     folder: str,
-    told: OnCount = lambda done, total: None,
+    progress: OnCount = lambda done, total: None,
 ) -> None:
     """Pass 2: `counts-<part>.npy` [tensors, BINS] int64, in linear bins between `ranges`; -1 in all
     bins of a tensor that holds a NaN."""
-    data, of = _restored(samples, model)
+    data, of = samples, model
     run = _opened_tflite(path, tensors) if is_tflite(path) else _Exposed(path, tensors).run
     counts = np.zeros((len(tensors), BINS), np.int64)
     binned = [Binned(low, high) for low, high in ranges]
     batches = _batches(data.count, of.batch, part, parts)
     for number, (indices, real) in enumerate(batches):
-        told(number, len(batches))
+        progress(number, len(batches))
         found = run(data.feed(of, indices))
         for row, name in enumerate(tensors):
             values = found[name]

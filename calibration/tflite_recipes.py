@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from onmetal.calibration.search import best, fidelity, spread
 from onmetal.calibration.sensitivity import ESTIMATOR
@@ -17,9 +18,9 @@ from onmetal.converters.tflite.writing import write
 from onmetal.errors import UnsupportedError
 from onmetal.progress import OnCount
 from onmetal.ranges import Grid, Range, estimate
-from onmetal.records import Model, restore
+from onmetal.records import Model, plain
 from onmetal.samples import Samples
-from onmetal.targets import Format
+from onmetal.targets import Format, Io
 
 
 def observed(path: str) -> list[str]:
@@ -46,18 +47,18 @@ def outputs(net: Net, data: Samples, of: Model) -> dict[str, np.ndarray]:
 def choose(
     path: str,
     statistics: str,
-    form: dict[str, Any],
-    samples: dict[str, Any],
-    model: dict[str, Any],
-    told: OnCount = lambda done, total: None,
+    form: Format,
+    samples: Samples,
+    model: Model,
+    progress: OnCount = lambda done, total: None,
 ) -> dict[str, Any]:
     """Which estimator serves best, as calibration.search.choose tells it. With 16 bits there is
     nothing to choose: steps are so fine that what is cut off costs more."""
-    rules = restore(form, Format)
+    rules = form
     if rules.activation == "s16":
         return {"estimator": "minmax"}
     net, seen = read(Path(path)), Statistics(Path(statistics))
-    data, of = restore(samples, Samples), restore(model, Model)
+    data, of = samples, model
     reference = outputs(net, data, of)
 
     def tried(ranges: dict[str, Range]) -> float:
@@ -65,7 +66,7 @@ def choose(
             reference, outputs(quantize.quantize(net, ranges, extremes=seen.extremes), data, of)
         )
 
-    return best(lambda name: _ranges(name, seen), tried, told)
+    return best(lambda name: _ranges(name, seen), tried, progress)
 
 
 def _ranges(name: str, seen: Statistics, wide: bool = False) -> dict[str, Range]:
@@ -76,26 +77,26 @@ def _ranges(name: str, seen: Statistics, wide: bool = False) -> dict[str, Range]
 def sensitivity(
     path: str,
     statistics: str,
-    form: dict[str, Any],
-    samples: dict[str, Any],
-    model: dict[str, Any],
-    told: OnCount = lambda done, total: None,
+    form: Format,
+    samples: Samples,
+    model: Model,
+    progress: OnCount = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """As calibration.sensitivity.each, by TFLite's grids and LiteRT's kernels: the SQNR in dB of
     the worst output where one product alone is in integers, worst first.
 
     Raises UnsupportedError where nothing of the graph can be quantized.
     """
-    net, seen, rules = read(Path(path)), Statistics(Path(statistics)), restore(form, Format)
+    net, seen, rules = read(Path(path)), Statistics(Path(statistics)), form
     wide = rules.activation == "s16"
     activation: quantize.Activation = "s16" if wide else "s8"
     ranges = _ranges("minmax" if wide else ESTIMATOR, seen, wide)
-    data, of = restore(samples, Samples), restore(model, Model)
+    data, of = samples, model
     reference = outputs(net, data, of)
     heavy, names = quantize.products(net, ranges, activation)
     rows = []
     for number, op in enumerate(heavy):
-        told(number, len(heavy))
+        progress(number, len(heavy))
         name = op.outputs[0].name
         alone = quantize.quantize(net, ranges, activation, names - {name})
         value = round(fidelity(reference, outputs(alone, data, of)), 2)
@@ -106,19 +107,19 @@ def sensitivity(
 def static(
     path: str,
     statistics: str,
-    form: dict[str, Any],
+    form: Format,
     estimator: str,
-    samples: dict[str, Any],
-    model: dict[str, Any],
-    target_io: dict[str, str],
+    samples: Samples,
+    model: Model,
+    target_io: Io,
     folder: str,
 ) -> dict[str, Any]:
     """Write `model.tflite`. -> `details`, how much of it is in integers, its fidelity; options."""
-    net, seen, rules = read(Path(path)), Statistics(Path(statistics)), restore(form, Format)
+    net, seen, rules = read(Path(path)), Statistics(Path(statistics)), form
     wide = rules.activation == "s16"
     ranges = _ranges(estimator, seen, wide)
     made = quantize.quantize(net, ranges, "s16" if wide else "s8", extremes=seen.extremes)
-    data, of = restore(samples, Samples), restore(model, Model)
+    data, of = samples, model
     heavy = [op for op in made.ops if op.kind in WEIGHTED]
     whole = [op for op in heavy if not op.outputs[0].is_float]
     details = {
@@ -129,30 +130,28 @@ def static(
     return _finished(made, target_io, folder, details)
 
 
-def float_(path: str, target_io: dict[str, str], folder: str) -> dict[str, Any]:
-    return _finished(read(Path(path)), {**target_io, "dtype": "float32"}, folder, {})
+def float_(path: str, target_io: Io, folder: str) -> dict[str, Any]:
+    return _finished(read(Path(path)), replace(target_io, dtype="float32"), folder, {})
 
 
-def given(path: str, target_io: dict[str, str], folder: str) -> dict[str, Any]:
+def given(path: str, target_io: Io, folder: str) -> dict[str, Any]:
     """Of a model that is quantized already."""
     return _finished(read(Path(path)), target_io, folder, {})
 
 
-def half(path: str, target_io: dict[str, str], folder: str) -> dict[str, Any]:
+def half(path: str, target_io: Io, folder: str) -> dict[str, Any]:
     return _finished(weights.halved(read(Path(path))), target_io, folder, {})
 
 
-def dynamic(path: str, target_io: dict[str, str], folder: str) -> dict[str, Any]:
+def dynamic(path: str, target_io: Io, folder: str) -> dict[str, Any]:
     return _finished(weights.dynamic(read(Path(path))), target_io, folder, {})
 
 
-def _finished(
-    net: Net, target_io: dict[str, str], folder: str, details: dict[str, Any]
-) -> dict[str, Any]:
+def _finished(net: Net, target_io: Io, folder: str, details: dict[str, Any]) -> dict[str, Any]:
     """Inputs and outputs as the target has them; checked, then written."""
-    if target_io["dtype"] == "int8":
+    if target_io.dtype == "int8":
         io.integers(net)
-    turned = io.channels_last(net) if target_io["layout"] == "nhwc" else []
+    turned = io.channels_last(net) if target_io.layout == "nhwc" else []
     content = write(net)
     if problems := check.problems(read(content)):
         raise UnsupportedError(
@@ -162,6 +161,6 @@ def _finished(
     kinds = [op.kind for op in net.ops]
     details |= {
         "operators": len(kinds),
-        "io": {**target_io, "nhwc": turned} if turned else target_io,
+        "io": {**plain(target_io), "nhwc": turned} if turned else plain(target_io),
     }
     return {"details": details, "options": {"nhwc": turned} if turned else {}}

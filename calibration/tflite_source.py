@@ -5,78 +5,80 @@ calibrated in that very file, by LiteRT, so that every tensor of it has a range 
 """
 
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from onmetal.calibration.calibrating import Calibrating
+from onmetal.calibration import operations
+from onmetal.calibration.calibrating import NO_SAMPLES, Calibrating
+from onmetal.converters.tflite import schema_version
 from onmetal.errors import UnsupportedError
 from onmetal.files import cache as caches
+from onmetal.profilers.operation import Operation, asked
 from onmetal.progress import OnProgress
 from onmetal.records import Source, plain
 from onmetal.targets import EXACT, Format, Io, Recipe
 
 VERSION = 4
-RECIPES = "converters.tflite.recipes"
-NO_SAMPLES = "no samples to calibrate it with"
 
 
-class Flat:
-    """One model's float .tflite file and what was seen in it, beside the hub of its ONNX graph."""
+class TfliteSource:
+    """One model's float .tflite file and what was seen in it, beside its float ONNX graph."""
 
-    def __init__(self, hub: Calibrating, float_graph: Callable[[], Path], io: Io) -> None:
-        self.hub, self.float_graph, self.io = hub, float_graph, io
+    def __init__(self, calibration: Calibrating, float_graph: Callable[[], Path], io: Io) -> None:
+        self.calibration, self.float_graph, self.io = calibration, float_graph, io
+        self.model = calibration.model
 
-    def source(self, recipe: Recipe, told: OnProgress) -> Source:
+    def source(self, recipe: Recipe, progress: OnProgress) -> Source:
         """What a recipe's artifact is made of. Raises UnsupportedError where it cannot be."""
-        if recipe.method == "static" and self.hub.model.quantized:
+        model = self.model
+        if recipe.method == "static" and model.quantized:
             return self._as_it_is()
         if recipe.method == "static":
             assert recipe.format
-            return self._static(recipe.format, told)
-        function = {"float": "float_", "half": "half", "dynamic": "dynamic"}[recipe.method]
-        if recipe.name == EXACT and self.hub.model.format == "tflite" and self.io == Io():
-            return Source(self.hub.model.prepared, self.hub.model.prepared_sha256)
+            return self._static(recipe.format, progress)
+        if recipe.name == EXACT and model.format == "tflite" and self.io == Io():
+            return Source(model.prepared, model.prepared_sha256)
+        name, write = {
+            "float": ("float_", operations.tflite_float),
+            "half": ("half", operations.tflite_half),
+            "dynamic": ("dynamic", operations.tflite_dynamic),
+        }[recipe.method]
         path = self.path()
-        return self._made(function, {"path": str(path)}, {"graph": caches.sha256(path)})
+        return self._written(
+            name,
+            {"graph": caches.sha256(path)},
+            lambda folder: asked(write, str(path), self.io, folder),
+        )
 
     def path(self) -> Path:
         """The float file, its inputs and outputs as the model has them."""
-        model = self.hub.model
-        if model.format == "tflite":
-            return model.prepared
+        if self.model.format == "tflite":
+            return self.model.prepared
         graph = self.float_graph()
-        digest = caches.key(graph=caches.sha256(graph), schema=_schema(), code=VERSION)
+        digest = caches.key(graph=caches.sha256(graph), schema=schema_version(), code=VERSION)
 
         def build(folder: Path) -> None:
-            self.hub.call("converters.tflite.convert:to_float", path=str(graph), folder=str(folder))
+            self.calibration.call(asked(operations.to_tflite, str(graph), str(folder)))
 
-        return self.hub.cache.get("tflite", digest, build) / "model.tflite"
+        return self.calibration.cache.get("tflite", digest, build) / "model.tflite"
 
-    def statistics(self, told: OnProgress) -> Path:
+    def statistics(self, progress: OnProgress) -> Path:
+        """The folder of calibration.statistics over all samples, in the float file."""
         path = self.path()
-        return self.hub.collected(
-            path, lambda: self.hub.call(f"{RECIPES}:observed", path=str(path)), _schema(), told
-        )
+        tensors = asked(operations.tflite_tensors, str(path))
+        return self.calibration.collected(path, tensors, schema_version(), progress)
 
-    def sensitivity(self, form: Format, told: OnProgress) -> list[dict[str, Any]]:
+    def sensitivity(self, form: Format, progress: OnProgress) -> list[dict[str, Any]]:
         """Each product alone in integers; `node` is the one of the ONNX file that it was made for,
         where it was made from one."""
-        path = self.path()
-        given: dict[str, Any] = {
-            "path": str(path),
-            "statistics": str(self.statistics(told)),
-            "form": plain(form),
-            "samples": plain(self.hub.samples),
-            "model": plain(self.hub.model),
-        }
-        rows: list[dict[str, Any]] = self.hub.call(
-            f"{RECIPES}:sensitivity",
-            lambda done, total: told(done, total, f"operator {done} of {total}"),
-            told=True,
-            **given,
+        path, samples = self.path(), self.calibration.samples
+        statistics = str(self.statistics(progress))
+        assert samples
+        rows = self.calibration.call(
+            asked(operations.tflite_sensitivity, str(path), statistics, form, samples, self.model),
+            lambda done, total: progress(done, total, f"operator {done} of {total}"),
         )
         makers = path.parent / "makers.json"
         known: dict[str, str] = {}
@@ -88,61 +90,74 @@ class Flat:
     def _as_it_is(self) -> Source:
         """A model that is quantized already; of an ONNX one the inputs and outputs become whole
         numbers where the target wants that."""
-        model = self.hub.model
-        if model.format == "tflite":
-            return Source(model.prepared, model.prepared_sha256)
+        if self.model.format == "tflite":
+            return Source(self.model.prepared, self.model.prepared_sha256)
         path = self.path()
-        return self._made("given", {"path": str(path)}, {"graph": caches.sha256(path)})
+        return self._written(
+            "given",
+            {"graph": caches.sha256(path)},
+            lambda folder: asked(operations.tflite_given, str(path), self.io, folder),
+        )
 
-    def _static(self, form: Format, told: OnProgress) -> Source:
-        samples = self.hub.samples
+    def _static(self, form: Format, progress: OnProgress) -> Source:
+        samples, model = self.calibration.samples, self.model
         if samples is None:
             raise UnsupportedError(NO_SAMPLES)
-        path, statistics = self.path(), self.statistics(told)
-        given: dict[str, Any] = {
-            "path": str(path),
-            "statistics": str(statistics),
-            "form": plain(form),
-            "samples": plain(samples),
-            "model": plain(self.hub.model),
-        }
+        path, statistics = self.path(), self.statistics(progress)
         keys = {
             "graph": caches.sha256(path),
             "statistics": caches.sha256(statistics / "statistics.npz"),
             "samples": samples.digest,
             "form": plain(form),
         }
-        chosen = self.hub.chosen(f"{RECIPES}:choose", given, {**keys, "schema": _schema()}, told)
-        given["estimator"] = chosen["estimator"]
-        made = self._made("static", given, {**keys, "estimator": chosen["estimator"]})
-        return msgspec.structs.replace(made, details={**chosen, **made.details})
+        choice = self.calibration.chosen(
+            asked(operations.tflite_choose, str(path), str(statistics), form, samples, model),
+            {**keys, "schema": schema_version()},
+            progress,
+        )
+        estimator = choice["estimator"]
+        source = self._written(
+            "static",
+            {**keys, "estimator": estimator},
+            lambda folder: asked(
+                operations.tflite_static,
+                str(path),
+                str(statistics),
+                form,
+                estimator,
+                samples,
+                model,
+                self.io,
+                folder,
+            ),
+        )
+        return msgspec.structs.replace(source, details={**choice, **source.details})
 
-    def _made(self, function: str, given: dict[str, Any], keys: dict[str, Any]) -> Source:
+    def _written(
+        self,
+        name: str,
+        keys: dict[str, Any],
+        write: Callable[[str], Operation[dict[str, Any]]],
+    ) -> Source:
+        """The file that an operation writes to the folder that it is given."""
         digest = caches.key(
-            **keys, function=function, io=plain(self.io), schema=_schema(), code=VERSION
+            **keys, function=name, io=plain(self.io), schema=schema_version(), code=VERSION
         )
 
         def build(folder: Path) -> None:
-            made = self.hub.call(
-                f"{RECIPES}:{function}", target_io=plain(self.io), folder=str(folder), **given
-            )
-            (folder / "made.json").write_bytes(msgspec.json.encode(made))
+            facts = self.calibration.call(write(str(folder)))
+            (folder / "made.json").write_bytes(msgspec.json.encode(facts))
 
-        folder = self.hub.cache.get("quantized", digest, build)
-        made = msgspec.json.decode((folder / "made.json").read_bytes())
+        folder = self.calibration.cache.get("quantized", digest, build)
+        facts = msgspec.json.decode((folder / "made.json").read_bytes())
         path = folder / "model.tflite"
-        options = {**made["options"], **self._casts()}
-        return Source(path, caches.sha256(path), made["details"], options)
+        options = {**facts["options"], **self._casts()}
+        return Source(path, caches.sha256(path), facts["details"], options)
 
     def _casts(self) -> dict[str, list[str]]:
         """The inputs and outputs that an ONNX model has in float16, which is widened."""
-        model = self.hub.model
+        model = self.model
         if model.format == "tflite":
             return {}
         half = [t.name for t in (*model.inputs, *model.outputs) if t.dtype == "float16"]
         return {"float16": half} if half else {}
-
-
-def _schema() -> str:
-    """The version of the package whose schema files are written by."""
-    return version("ai-edge-litert")

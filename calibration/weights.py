@@ -10,21 +10,20 @@ from onnx import helper, numpy_helper
 from onmetal.calibration.quantize import channel_axis, quantize_weight
 from onmetal.converters.onnx.graph import Graph, attribute
 from onmetal.errors import UnsupportedError
-from onmetal.records import restore
 from onmetal.targets import Format
 
 SMALLEST = 4096
 """Numbers of a weight, from which on storing it in 8 bits saves more than its scales cost."""
 
 
-def weights(path: str, form: dict[str, Any], folder: str) -> dict[str, Any]:
+def weights(path: str, form: Format, folder: str) -> dict[str, Any]:
     """Write `model.onnx` with the weights of the listed operators as integers, which a
     DequantizeLinear turns into float again. -> how many.
 
     A table that Gather reads is read as integers, with one scale, and only what was read is
     dequantized. Raises UnsupportedError where no weight is large enough.
     """
-    rules = restore(form, Format)
+    rules = form
     model = onnx.load(path)
     graph = Graph(model)
     own = graph.mark
@@ -85,7 +84,7 @@ def _drop_unused(model: onnx.ModelProto, graph: Graph) -> None:
     model.graph.initializer.extend(kept)
 
 
-def dynamic(path: str, form: None, folder: str) -> dict[str, Any]:
+def dynamic(path: str, form: Format | None, folder: str) -> dict[str, Any]:
     """Write `model.onnx` with products by constants in 8 bits: activations u8, their range taken
     anew in every inference (DynamicQuantizeLinear), weights s8 with a scale for each column. ONNX
     Runtime fuses this when it opens the file. -> how many.

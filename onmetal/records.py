@@ -1,7 +1,7 @@
 """What flows through a deployment. Every record is frozen; units are in the names.
 
 A number that was not measured is None, and `missing` says why. Raw samples are kept: statistics are
-computed from `Rounds` and `Windows`, never stored in their place.
+computed from `Rounds` and `Energy`, never stored in their place.
 """
 
 import os
@@ -61,7 +61,8 @@ class Model(Struct, frozen=True):
     prepared: Path
     """The static copy in the cache, from which every candidate is made."""
     prepared_sha256: str
-    format: Literal["onnx", "tflite"]
+    format: str
+    """A name of converters.formats."""
     sha256: str
     """Over the file and its external data."""
     size_bytes: int
@@ -112,6 +113,19 @@ class Source(Struct, frozen=True):
     """Options of the runtime that follow from how it was made."""
 
 
+class Artifact(Struct, frozen=True):
+    """What a worker opens."""
+
+    runtime: str
+    files: tuple[Path, ...]
+    """The first is the one that the runtime opens."""
+    options: dict[str, Any]
+    """The runtime's own options, exactly as they are handed to it."""
+    inputs: tuple[str, ...]
+    """Names, in the model's order."""
+    outputs: tuple[str, ...]
+
+
 class Candidate(Struct, frozen=True):
     """One converted artifact together with the runtime and the options that it ships with."""
 
@@ -127,6 +141,12 @@ class Candidate(Struct, frozen=True):
     options: dict[str, Any]
     """The runtime's own options, exactly as they are handed to it."""
     details: dict[str, Any] = {}
+
+    @property
+    def artifact(self) -> Artifact:
+        inputs = tuple(tensor.name for tensor in self.model.inputs)
+        outputs = tuple(tensor.name for tensor in self.model.outputs)
+        return Artifact(self.runtime, self.files, self.options, inputs, outputs)
 
 
 class Rounds(Struct, frozen=True):
@@ -146,21 +166,6 @@ class Rounds(Struct, frozen=True):
         return sum(len(samples) for samples in self.samples_ns.values())
 
 
-class Windows(Struct, frozen=True):
-    """Raw readings of a meter: windows of time in which so many inferences ran, one entry each."""
-
-    taken: np.ndarray
-    """float64, in the unit of the figure: all of the window, what is taken while idle included."""
-    seconds: np.ndarray
-    """float64, from the window's begin to its end."""
-    inferences: np.ndarray
-    """int64"""
-    samples: np.ndarray
-    """int64, of the meter."""
-    idle_per_s: float
-    """What is taken while nothing is computed, in the same unit a second."""
-
-
 class Figure(Struct, frozen=True):
     """One measured number with what it rests on."""
 
@@ -169,6 +174,39 @@ class Figure(Struct, frozen=True):
     samples: int
     basis: Basis
     how: str
+
+
+class Window(Struct, frozen=True):
+    """What was taken between the begin and the end of some inferences: never changed afterwards."""
+
+    energy_mj: float
+    seconds: float
+    inferences: int
+    samples: int
+    """Readings of the meter that it consists of."""
+
+
+class Energy(Struct, frozen=True):
+    """What a meter told of one candidate; figures are computed from it."""
+
+    windows: tuple[Window, ...]
+    idle_mw: float
+    """What is taken while nothing is computed."""
+    meter: str
+    """Its name."""
+    covers: str
+
+    @property
+    def each_mj(self) -> np.ndarray:
+        """[windows] float64: of an inference in each window, above what is taken while idle."""
+        return np.array(
+            [(w.energy_mj - self.idle_mw * w.seconds) / w.inferences for w in self.windows]
+        )
+
+    @property
+    def total_mj(self) -> np.ndarray:
+        """[windows] float64: of an inference in each window, all that was taken."""
+        return np.array([w.energy_mj / w.inferences for w in self.windows])
 
 
 class Latency(Struct, frozen=True):
@@ -242,8 +280,8 @@ class Trial(Struct, frozen=True):
     latency_ms: Latency | None = None
     figures: dict[str, Figure] = {}
     """What else was measured, by the key that the table of costs has for it."""
-    windows: dict[str, Windows] = {}
-    """The raw windows of those figures that a meter gave, by the same key."""
+    energy_windows: Energy | None = None
+    """What the meter told, from which `energy_mj` is computed."""
     versus_baseline: Versus | None = None
     ran_on: dict[str, Any] | None = None
     agreement: dict[str, Any] | None = None

@@ -3,16 +3,12 @@ read, as a second opinion. It gives no single latencies, so nothing is paired wi
 it. https://ai.google.dev/edge/litert/models/measurement"""
 
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
 from onmetal.errors import DeviceError, UsageError
-from onmetal.profilers.devices.board.device import Board
-from onmetal.profilers.devices.connect import Device
-from onmetal.profilers.devices.local import Local
-from onmetal.profilers.devices.remote.folder import shell
-from onmetal.profilers.output import collect, quoted
+from onmetal.profilers.devices import Device
+from onmetal.profilers.output import quoted
 
 LIMIT_S = 300.0
 RUNS, SECONDS = 50, 2.0
@@ -47,29 +43,11 @@ def run(device: Device, program: Path, artifact: Path, threads: int) -> dict[str
         "--use_xnnpack=true",
         "--report_peak_memory_footprint=true",
     ]
-    if isinstance(device, Local):
-        text = _here([str(program.absolute()), f"--graph={artifact}", *words])
-    elif isinstance(device, Board):
-        raise DeviceError("benchmark_model is not for microcontrollers")
-    else:
-        there = device.folder.put([program, artifact])
-        argv = [there[0], f"--graph={there[1]}", *words]
-        text = shell(device.transport, " ".join(map(shlex.quote, argv)) + " 2>&1", LIMIT_S)
+    text = device.execute(program, {"graph": artifact}, words, LIMIT_S)
     try:
         return parse(text)
     except DeviceError as error:
         raise DeviceError(f"{device.address}: {error}") from None
-
-
-def _here(argv: list[str]) -> str:
-    try:
-        done = collect(argv, LIMIT_S, "benchmark_model")
-    except OSError as error:
-        raise DeviceError(f"benchmark_model could not be run: {error}") from None
-    text = (done.out + done.err).decode(errors="replace")
-    if done.code:
-        raise DeviceError(f"benchmark_model failed with code {done.code}: {quoted(text, 2)}")
-    return text
 
 
 def parse(text: str) -> dict[str, Any]:

@@ -1,21 +1,17 @@
 """Measures candidates against each other: blocks of fresh workers, rounds in random order."""
 
-import base64
 import contextlib
 import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from msgspec import Struct
 
 from onmetal.errors import OnmetalError
-from onmetal.profilers.devices.board.device import BoardWorker
-from onmetal.profilers.devices.connect import Device
-from onmetal.profilers.devices.local import Local, Worker
-from onmetal.profilers.devices.remote.device import RemoteWorker
+from onmetal.profilers.devices import Device, Worker
 from onmetal.records import Candidate, Figure, Rounds
 
 
@@ -35,7 +31,8 @@ class Schedule(Struct, frozen=True):
     """After so many blocks, what cannot be chosen any more is not timed further; None: all is."""
 
 
-MODES = {
+Mode = Literal["quick", "default", "thorough"]
+MODES: dict[Mode, Schedule] = {
     "quick": Schedule(3, 5, 0.08, 0.2, 0.02, 1),
     "default": Schedule(5, 5, 0.1, 0.25, 0.03, 3, least_blocks=3),
     "thorough": Schedule(5, 10, 1.0, 1.0, 0.1, 3),
@@ -46,14 +43,12 @@ MODES = {
 EMULATED = Schedule(1, 3, 0.05, 0.1, 0.01, 1)
 """An emulator's timings mean nothing: enough of them to see that it runs."""
 
-BOARD = {
+BOARD: dict[Mode, Schedule] = {
     "quick": Schedule(1, 2, 10.0, 1.0, 0.0, 1),
     "default": Schedule(5, 1, 10.0, 1.0, 0.0, 1),
     "thorough": Schedule(5, 2, 10.0, 1.0, 0.0, 1),
 }
 """Of a microcontroller: windows of ten seconds, as MLPerf Tiny has them, each one sample."""
-
-AnyWorker = Worker | RemoteWorker | BoardWorker
 
 
 class Progress(Protocol):
@@ -74,14 +69,11 @@ class Outcome(Struct, frozen=True):
     """Whether the time limit ended it before the schedule did."""
 
 
-def arguments(candidate: Candidate) -> dict[str, Any]:
-    """What a worker needs to open the candidate."""
-    return {
-        "files": [str(file) for file in candidate.files],
-        "options": candidate.options,
-        "inputs": [tensor.name for tensor in candidate.model.inputs],
-        "outputs": [tensor.name for tensor in candidate.model.outputs],
-    }
+def schedule(device: Device, mode: Mode) -> Schedule:
+    """How long to look at candidates on this device."""
+    if not device.traits.time_is_real:
+        return EMULATED
+    return (BOARD if device.traits.holds_one_model else MODES)[mode]
 
 
 def timeout_s(schedule: Schedule) -> float:
@@ -120,11 +112,11 @@ def measure(
         if cut_short or not alive:
             break
         with contextlib.ExitStack() as stack:
-            workers: dict[str, AnyWorker] = {}
+            workers: dict[str, Worker] = {}
             order = shuffled.sample(alive, len(alive))
             for candidate in order:  # all at once: they import side by side
                 try:
-                    workers[candidate.name] = _launch(device, candidate)
+                    workers[candidate.name] = device.worker(candidate.runtime)
                     stack.callback(workers[candidate.name].close)
                 except OnmetalError as error:
                     failures[candidate.name] = str(error)
@@ -178,38 +170,32 @@ def _paired(
     }
 
 
-def _launch(device: Device, candidate: Candidate) -> AnyWorker:
-    return device.worker(candidate.runtime) if isinstance(device, Local) else device.worker()
-
-
 def _ready(
-    worker: AnyWorker, candidate: Candidate, feeds: Callable[[Candidate], Path], schedule: Schedule
+    worker: Worker, candidate: Candidate, feeds: Callable[[Candidate], Path], schedule: Schedule
 ) -> list[float]:
     """A worker on this machine answers once it has imported its runtime."""
-    worker.call("feeds", timeout_s=timeout_s(schedule), path=str(feeds(candidate)))
+    worker.keep_feeds(feeds(candidate), timeout_s=timeout_s(schedule))
     return []
 
 
 def _start(
-    worker: AnyWorker, candidate: Candidate, feeds: Callable[[Candidate], Path], schedule: Schedule
+    worker: Worker, candidate: Candidate, feeds: Callable[[Candidate], Path], schedule: Schedule
 ) -> list[float]:
     """-> how long opening took, in ms."""
     limit = timeout_s(schedule)
-    opened = worker.call("open", timeout_s=limit, runtime=candidate.runtime, **arguments(candidate))
-    worker.call("warm", timeout_s=limit, seconds=schedule.warm_s, least=5)
-    return [float(opened["load_ms"])]
+    load_ms = worker.open(candidate.artifact, timeout_s=limit)
+    worker.warm(schedule.warm_s, 5, timeout_s=limit)
+    return [load_ms]
 
 
-def _round(worker: AnyWorker, schedule: Schedule, number: int) -> np.ndarray:
-    text = worker.call(
-        "round",
-        timeout_s=timeout_s(schedule),
-        seconds=schedule.round_s,
-        least=1,
-        warm_seconds=schedule.round_warm_s,
+def _round(worker: Worker, schedule: Schedule, number: int) -> np.ndarray:
+    return worker.round(
+        schedule.round_s,
+        1,
+        warm_s=schedule.round_warm_s,
         feed=number,
+        timeout_s=timeout_s(schedule),
     )
-    return np.frombuffer(base64.b64decode(text), np.int64)
 
 
 def load_figure(rounds: Rounds) -> Figure:
@@ -229,23 +215,21 @@ def peak_memory(device: Device, candidate: Candidate, feeds: Path, runs: int) ->
 
     Raises DeviceError, with the reason, where it cannot be measured.
     """
-    found = []
+    peaks = []
     with contextlib.ExitStack() as stack:
-        workers: list[AnyWorker] = []
+        workers: list[Worker] = []
         for _ in range(runs):
-            workers.append(_launch(device, candidate))
+            workers.append(device.worker(candidate.runtime))
             stack.callback(workers[-1].close)
         for worker in workers:  # the others import meanwhile, which no memory of its own shows
-            worker.call("feeds", timeout_s=600, path=str(feeds))
-            took = worker.call(
-                "peak_memory", timeout_s=3600, runtime=candidate.runtime, **arguments(candidate)
-            )
-            found.append(max(0, took["peak"] - took["baseline"]))
+            worker.keep_feeds(feeds, timeout_s=600)
+            memory = worker.peak_memory(candidate.artifact, timeout_s=3600)
+            peaks.append(max(0, memory.peak_bytes - memory.baseline_bytes))
             worker.close()  # one model at a time
     return Figure(
-        value=float(np.median(found)),
+        value=float(np.median(peaks)),
         ci95=None,
-        samples=len(found),
+        samples=len(peaks),
         basis="emulated" if device.facts().emulated else "measured",
         how="peak resident set of a fresh process while it opens and runs the model, above the "
         "same process with the runtime loaded and a trivial model run",
@@ -255,18 +239,12 @@ def peak_memory(device: Device, candidate: Candidate, feeds: Path, runs: int) ->
 def profile(device: Device, candidate: Candidate, feeds: Path) -> dict[str, Any]:
     """What really ran, from the runtime's own profile, in a process of its own."""
     with device.worker() as worker:
-        worker.call("feeds", timeout_s=600, path=str(feeds))
-        found: dict[str, Any] = worker.call(
-            "profile", timeout_s=3600, runtime=candidate.runtime, **arguments(candidate)
-        )
-    return found
+        worker.keep_feeds(feeds, timeout_s=600)
+        return worker.profile(candidate.artifact, timeout_s=3600)
 
 
 def layers(device: Device, candidate: Candidate, feeds: Path) -> list[dict[str, Any]]:
     """The time of every kernel, from the runtime's own profile, in a process of its own."""
     with device.worker() as worker:
-        worker.call("feeds", timeout_s=600, path=str(feeds))
-        found: list[dict[str, Any]] = worker.call(
-            "layers", timeout_s=3600, runtime=candidate.runtime, **arguments(candidate)
-        )
-    return found
+        worker.keep_feeds(feeds, timeout_s=600)
+        return worker.layers(candidate.artifact, timeout_s=3600)

@@ -12,6 +12,7 @@ import numpy as np
 
 from onmetal.errors import DeviceError
 from onmetal.profilers.tensor_bytes import runtime_options
+from onmetal.runtimes import runtime, spec
 
 IDENTITY = bytes.fromhex(
     "080812003a3e0a100a017812017922084964656e7469747912086964656e746974795a0f0a0178120a0a08080112"
@@ -27,8 +28,15 @@ TRIVIAL_TFLITE = (
 """The like in TFLite, of one ABS operator, deflated (a test holds it against the writer)."""
 
 
+def trivial(name: str) -> bytes:
+    """A model of one operator, which a runtime opens."""
+    if spec(name).reads == "tflite":
+        return zlib.decompress(base64.b64decode(TRIVIAL_TFLITE))
+    return IDENTITY
+
+
 def peak(
-    module: Any, feed: dict[str, np.ndarray], options: dict[str, Any], arguments: dict[str, Any]
+    name: str, feed: dict[str, np.ndarray], options: dict[str, Any], arguments: dict[str, Any]
 ) -> dict[str, int]:
     """Open and run the artifact in this process, which has done nothing else. -> bytes.
 
@@ -38,21 +46,19 @@ def peak(
     """
     if sys.platform != "linux":
         raise DeviceError("peak memory is read from /proc, which this system does not have")
-    plain = runtime_options(options)
+    module, plain = runtime(name).session(), runtime_options(options)
     with tempfile.TemporaryDirectory() as folder:
-        trivial = Path(folder) / "trivial"
-        tflite = "litert" in module.__name__
-        trivial.write_bytes(
-            zlib.decompress(base64.b64decode(TRIVIAL_TFLITE)) if tflite else IDENTITY
-        )
-        module.Session([str(trivial)], plain, ["x"], ["y"]).run({"x": np.zeros(1, np.float32)})
+        small = Path(folder) / "trivial"
+        small.write_bytes(trivial(name))
+        module.Session([str(small)], plain, ["x"], ["y"]).run({"x": np.zeros(1, np.float32)})
     gc.collect()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
     except OSError as error:
         raise DeviceError(f"the kernel does not let the peak be reset ({error})") from None
     baseline = _status("VmRSS")
-    session = module.Session(options=options, **arguments)
+    files, inputs, outputs = (arguments[key] for key in ("files", "inputs", "outputs"))
+    session = module.Session(files, options, inputs, outputs)
     for _ in range(5):
         session.run(feed)
     return {"baseline": baseline, "peak": _status("VmHWM")}

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from onmetal.records import Figure, Latency, Rounds, Verdict, Versus, Windows
+from onmetal.records import Figure, Latency, Rounds, Verdict, Versus
 
 RESAMPLES = 2000
 RESOLUTION = 0.01
@@ -114,18 +114,6 @@ def throughput(rounds: Rounds, batch: int) -> Figure:
         samples=rounds.count,
         basis="measured",
         how="one request at a time: the batch over the mean latency",
-    )
-
-
-def metered(windows: Windows, how: str) -> Figure:
-    """Of one inference, above what is taken while idle: the median of the windows."""
-    above_idle = windows.taken - windows.idle_per_s * windows.seconds
-    return Figure(
-        value=float(np.median(above_idle / windows.inferences)),
-        ci95=None,
-        samples=int(windows.samples.sum()),
-        basis="measured",
-        how=how,
     )
 
 

@@ -8,7 +8,6 @@ import base64
 import contextlib
 import ctypes
 import gc
-import importlib
 import json
 import os
 import signal
@@ -20,11 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from onmetal import limits
+from onmetal import limits, runtimes
+from onmetal.converters import format_named
 from onmetal.errors import DeviceError, OnmetalError, UnsupportedError, reason
 from onmetal.profilers import memory
+from onmetal.profilers.operation import perform
 from onmetal.profilers.tensor_bytes import Rows, read_feeds
-from onmetal.runtimes import runtime_module
+from onmetal.runtimes import firmware
+
+PACED_S = 0.3
+"""Inferences are timed for so long to know how many last longer."""
 
 _answers = sys.stdout
 
@@ -41,13 +45,9 @@ class State:
     feeds: list[dict[str, np.ndarray]] = []  # noqa: RUF012  one State a process
 
 
-def call(function: str, told: bool = False, **arguments: Any) -> Any:
-    """Any `module:function` of onmetal's own, by name; `told`: it says how far it is."""
-    module, _, name = function.partition(":")
-    assert module.startswith("onmetal.")
-    if told:
-        arguments["told"] = _tell
-    return getattr(importlib.import_module(module), name)(**arguments)
+def call(function: str, arguments: dict[str, Any]) -> Any:
+    """Any `module:function` of onmetal's own, by name."""
+    return perform(function, arguments, _tell)
 
 
 _last_told = 0.0
@@ -64,13 +64,21 @@ def open_(
     runtime: str, files: list[str], options: dict[str, Any], inputs: list[str], outputs: list[str]
 ) -> dict[str, float]:
     """Open the artifact. -> how long that took, the runtime already imported."""
-    module = runtime_module("session", runtime)
+    module = runtimes.runtime(runtime).session()
     began = time.perf_counter()
     try:
         State.session = module.Session(files, options, inputs, outputs)
     except Exception as error:
         raise UnsupportedError(reason(error)) from None
     return {"load_ms": (time.perf_counter() - began) * 1e3}
+
+
+def open_reference(form: str, path: str, inputs: list[str], outputs: list[str]) -> None:
+    """Open a prepared model by what defines its format."""
+    try:
+        State.session = format_named(form).reference(Path(path), inputs, outputs)
+    except Exception as error:
+        raise UnsupportedError(reason(error)) from None
 
 
 def let_go() -> None:
@@ -94,7 +102,7 @@ def warm(seconds: float, least: int) -> int:
     began = time.perf_counter()
     samples: list[int] = []
     while True:
-        samples += burst(run, feed, seconds / 6, 1)
+        samples += timed(run, feed, seconds / 6, 1)
         spent = time.perf_counter() - began
         if spent > 3 * seconds and len(samples) > 1:
             return len(samples)
@@ -106,7 +114,7 @@ def warm(seconds: float, least: int) -> int:
             return len(samples)
 
 
-def burst(
+def timed(
     run: Callable[[dict[str, np.ndarray]], Any],
     feed: dict[str, np.ndarray],
     seconds: float,
@@ -131,8 +139,8 @@ def round_(seconds: float, least: int, warm_seconds: float, feed: int) -> str:
     """One timed round on one of the feeds. -> base64 of int64 nanoseconds."""
     run, chosen = State.session.run, State.feeds[feed % len(State.feeds)]
     with _without_collector():
-        burst(run, chosen, warm_seconds, 2)
-        samples = burst(run, chosen, seconds, least)
+        timed(run, chosen, warm_seconds, 2)
+        samples = timed(run, chosen, seconds, least)
     return base64.b64encode(np.array(samples, np.int64).tobytes()).decode()
 
 
@@ -144,6 +152,21 @@ def _without_collector() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+def pace(seconds: float) -> int:
+    """How many inferences on the first feed last so long."""
+    run, feed = State.session.run, State.feeds[0]
+    samples = timed(run, feed, min(seconds, PACED_S), 3)
+    return max(1, round(seconds / (float(np.median(samples)) / 1e9)))
+
+
+def burst(count: int) -> None:
+    """So many inferences, one after another."""
+    run, feed = State.session.run, State.feeds[0]
+    with _without_collector():
+        for _ in range(count):
+            run(feed)
 
 
 def outputs(samples: dict[str, Any], model: dict[str, Any], count: int, folder: str) -> None:
@@ -166,107 +189,46 @@ def run(path: str, folder: str) -> None:
             np.save(Path(folder) / f"{number}-{place}.npy", array)
 
 
-def golden(folder: str, runtime: str) -> list[str]:
-    """Check a bundle's golden vectors with onmetal's own copy of the runner."""
-    module = runtime_module("session", runtime)
-    try:
-        found: list[str] = module.golden(Path(folder), module.load(Path(folder)))
-    except Exception as error:
-        return [f"the artifact cannot be run: {reason(error)}"]
-    return found
-
-
-def golden_described(folder: str, most_bytes: int) -> dict[str, dict[str, Any]]:
-    """The arrays of a bundle's golden vectors, by name: their dtype and shape, by their heads.
-
-    Raises UsageError where they are no arrays, or more than `most_bytes` together.
-    """
-    from onmetal.files import arrays
-
-    return {
-        name: {"dtype": np.dtype(array.dtype).name, "shape": list(array.shape)}
-        for name, array in arrays.heads(Path(folder) / "golden.npz", most_bytes).items()
-    }
-
-
-def golden_inputs(folder: str, path: str) -> None:
-    """A bundle's golden inputs, as `feeds` reads them, for a device to run."""
-    vectors = np.load(Path(folder) / "golden.npz", allow_pickle=False)
-    given = {
-        f"{name.rpartition('/')[2]}/{name.removeprefix('input/').rpartition('/')[0]}": vectors[name]
-        for name in vectors.files
-        if name.startswith("input/")
-    }
-    np.savez(path, **given)
-
-
-class _Given:
-    """What a device gave for the golden inputs, in a session's clothes."""
-
-    def __init__(self, folder: Path, found: Path) -> None:
-        run = json.loads((folder / "manifest.json").read_text("utf-8"))["run"]
-        self.inputs = [tensor["name"] for tensor in run["inputs"]]
-        self.outputs = [tensor["name"] for tensor in run["outputs"]]
-        self.found, self.number = found, 0
-
-    def run(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-        self.number += 1
-        return [
-            np.load(self.found / f"{self.number - 1}-{place}.npy", allow_pickle=False)
-            for place in range(len(self.outputs))
-        ]
-
-
-def golden_found(folder: str, runtime: str, found: str) -> list[str]:
-    """Compare what a device gave for a bundle's golden inputs, as its run.py would."""
-    module = runtime_module("session", runtime)
-    wrong: list[str] = module.golden(Path(folder), _Given(Path(folder), Path(found)))
-    return wrong
-
-
 def profile(runtime: str, **arguments: Any) -> dict[str, Any]:
     """What really ran, from the runtime's own profile."""
-    found: dict[str, Any] = runtime_module("profile", runtime).profile(
-        feed=State.feeds[0], **arguments
+    found: dict[str, Any] = (
+        runtimes.runtime(runtime).profiler().profile(feed=State.feeds[0], **arguments)
     )
     return found
 
 
 def arena(runtime: str, **arguments: Any) -> dict[str, Any]:
     """What an inference takes of TFLite Micro's arena, in bytes."""
-    found: dict[str, Any] = runtime_module("profile", runtime).arena(
-        feed=State.feeds[0], **arguments
-    )
+    found: dict[str, Any] = firmware(runtime).arena(feed=State.feeds[0], **arguments)
     return found
 
 
 def layers(runtime: str, **arguments: Any) -> list[dict[str, Any]]:
     """The time of every kernel, from the runtime's own profile."""
-    found: list[dict[str, Any]] = runtime_module("profile", runtime).layers(
-        feed=State.feeds[0], **arguments
+    found: list[dict[str, Any]] = (
+        runtimes.runtime(runtime).profiler().layers(feed=State.feeds[0], **arguments)
     )
     return found
 
 
 def peak_memory(runtime: str, options: dict[str, Any], **arguments: Any) -> dict[str, int]:
     """Bytes of this process before the artifact is opened, and at its peak while it runs."""
-    return memory.peak(runtime_module("session", runtime), State.feeds[0], options, arguments)
+    return memory.peak(runtime, State.feeds[0], options, arguments)
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "restrict_reading": limits.restrict_reading,
     "call": call,
     "open": open_,
+    "open_reference": open_reference,
     "let_go": let_go,
     "feeds": feeds,
     "warm": warm,
     "round": round_,
+    "pace": pace,
+    "burst": burst,
     "outputs": outputs,
     "run": run,
-    "golden": golden,
-    "golden_described": golden_described,
-    "golden_inputs": golden_inputs,
-    "golden_found": golden_found,
     "profile": profile,
     "layers": layers,
     "arena": arena,
@@ -290,7 +252,7 @@ def main() -> None:
     os.dup2(2, 1)
     for runtime in sys.argv[1:]:
         with contextlib.suppress(Exception):  # opening says what is wrong with it
-            runtime_module("session", runtime)
+            runtimes.runtime(runtime).session()
     for line in sys.stdin:
         request = json.loads(line)
         try:

@@ -1,130 +1,157 @@
-"""The engines that execute models, a folder each."""
+"""The engines that execute models, a folder each.
 
+What a folder must hold is said in `protocol`; here is which there are, and what is asked of them by
+name.
+"""
+
+import contextlib
 from collections.abc import Sequence
+from functools import cache
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from msgspec import Struct
 
 from onmetal.errors import UsageError
-from onmetal.targets import Target
+from onmetal.runtimes.protocol import Converter, Firmware, Hardware, Inner, Runtime, Spec
+from onmetal.targets import Recipe, Target
 
 if TYPE_CHECKING:
     from onmetal.converters.onnx.rules import Rule
 
-RUNTIMES = tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/session.py")))
+RUNTIMES = tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/spec.py")))
 """A runtime is a folder here."""
 
 
-class Spec(Struct, frozen=True):
-    """What is to be known of a runtime without importing it."""
-
-    title: str
-    """As people call it."""
-    packages: tuple[str, ...]
-    """On PyPI, the one to install first."""
-    reads: Literal["onnx", "tflite"]
-    """The format of the file that `convert` takes."""
-    install: str = ""
-    """The command that installs it; by default that of its first package."""
-    own_suffix: str = ""
-    """Of the files in a format of its own, which its module `inner` looks into."""
-
-
-def runtime_module(kind: str, runtime: str) -> Any:
-    """`session`, `profile` or `convert` of a runtime's folder."""
-    return import_module(f"onmetal.runtimes.{runtime}.{kind}")
-
-
-def wrong_in_8_bits() -> "dict[str, tuple[Rule, ...]]":
-    """Runtime -> the rules of what it computes wrong in 8 bits; of those that have any."""
-    folder = Path(__file__).parent
-    having = [path.parent.name for path in sorted(folder.glob("*/wrong_in_8_bits.py"))]
-    return {name: runtime_module("wrong_in_8_bits", name).RULES for name in having}
-
-
-def inner(path: str) -> Any:
-    """The module that looks into an artifact of this kind; None where no runtime has its own."""
-    for name in RUNTIMES:
-        if spec(name).own_suffix and path.endswith(spec(name).own_suffix):
-            return runtime_module("inner", name)
-    return None
+@cache
+def runtime(name: str) -> Runtime:
+    """The runtime of this name. Raises UsageError where there is none."""
+    if name not in RUNTIMES:
+        raise UsageError(f"there is no runtime {name!r}; there are: {', '.join(RUNTIMES)}")
+    known: Runtime = import_module(f"onmetal.runtimes.{name}.spec").RUNTIME
+    return known
 
 
 def spec(name: str) -> Spec:
     """What is to be known of a runtime without importing it."""
-    found: Spec = runtime_module("spec", name).SPEC
-    return found
-
-
-class Converter(Protocol):
-    """What `convert` of a runtime's folder provides."""
-
-    VERSION: int
-    """Raised whenever the same input would give other bytes: part of the cache's key."""
-
-    OPTIONS: dict[str, Any]
-    """Options of the runtime that may be set by a target file or a bundle's manifest, each with the
-    type of its value."""
-
-    RESERVED: frozenset[str]
-    """Of those, what follows from the recipe and --threads: not a target file's to set."""
-
-    ALONE: bool
-    """Whether every artifact is made in a process of its own, because what the process made before
-    would show in its bytes."""
-
-    def convert(self, prepared: str, compute: str, folder: str) -> list[str]:
-        """Write the artifact of a static ONNX model to `folder`.
-
-        -> the names of its files, the one to open first. The same input gives the same bytes.
-        Raises UnsupportedError where the runtime cannot take the model.
-        """
-
-    def options(self, compute: str, threads: int) -> dict[str, Any]:
-        """The runtime's own options for one inference at a time, as low a latency as it can."""
-
-    def describe(self, path: str) -> dict[str, list[dict[str, Any]]]:
-        """`inputs` and `outputs` of an artifact itself: name, dtype, shape (an axis of no fixed
-        size is -1; None: not even their number is fixed), and scale where it is quantized."""
+    return runtime(name).spec
 
 
 def for_runtime(name: str) -> Converter:
-    return cast(Converter, import_module(f"onmetal.runtimes.{name}.convert"))
+    return runtime(name).converter()
 
 
-def misfits(runtime: str, options: dict[str, Any]) -> list[str]:
+def install(name: str) -> str:
+    """The command that installs a runtime."""
+    return spec(name).install or f"pip install {spec(name).packages[0]}"
+
+
+def pinned(name: str, number: str) -> str:
+    """A bundle's requirements.txt: the runtime of the version that it was made with."""
+    return f"numpy>=1.26\n{spec(name).packages[0]}=={number}\n"
+
+
+def installed(names: Sequence[str] = RUNTIMES) -> dict[str, str]:
+    """Of these runtimes those that are installed here, with their versions."""
+    versions = {}
+    for name in names:
+        for package in spec(name).packages[::-1]:
+            with contextlib.suppress(PackageNotFoundError):
+                versions[name] = version(package)
+    return versions
+
+
+def in_firmware() -> tuple[str, ...]:
+    """The runtimes that a microcontroller's firmware consists of, together with one model."""
+    return tuple(name for name in RUNTIMES if spec(name).in_firmware)
+
+
+def defining(form: str) -> str:
+    """The runtime that defines what a model of this format computes."""
+    return next(name for name in RUNTIMES if spec(name).defines == form)
+
+
+def reading(form: str) -> tuple[str, ...]:
+    """The runtimes whose artifacts are made from files of this format."""
+    return tuple(name for name in RUNTIMES if spec(name).reads == form)
+
+
+def own(path: Path) -> str | None:
+    """The runtime in whose own format a file is, by its suffix."""
+    return next((name for name in RUNTIMES if path.suffix in spec(name).own_suffixes[:1]), None)
+
+
+def inner(path: str) -> Inner | None:
+    """What looks into a file of a runtime's own format; None: it is in no such format."""
+    name = own(Path(path))
+    return runtime(name).inner() if name else None
+
+
+def wrong_in_8_bits() -> "dict[str, tuple[Rule, ...]]":
+    """Runtime -> the rules of what it computes wrong in 8 bits; of those that have any."""
+    rules = {name: runtime(name).wrong_in_8_bits() for name in RUNTIMES}
+    return {name: found for name, found in rules.items() if found}
+
+
+def shipped(name: str, files: Sequence[Path]) -> Sequence[Path]:
+    """Of an artifact's files those that the device holds."""
+    firmware = runtime(name).firmware()
+    return firmware.shipped(files) if firmware else files
+
+
+def hardware(name: str, recipe: Recipe, target: Target) -> Hardware:
+    """What a runtime's converter must know of the chip."""
+    firmware = runtime(name).firmware()
+    return firmware.hardware(recipe, target) if firmware else {}
+
+
+def firmware(name: str) -> Firmware:
+    """What is to be known of models in a runtime's firmware."""
+    known = runtime(name).firmware()
+    assert known, f"{name} is not for firmware"
+    return known
+
+
+def folder(name: str) -> Path:
+    return Path(__file__).parent / name
+
+
+def native(name: str) -> Path:
+    """The C source of a runtime that has a library, for the native runner."""
+    return folder(name) / "native.c"
+
+
+def on_device(name: str) -> Path:
+    """The Python source that runs a runtime's models on a device, for the Python runner there."""
+    return folder(name) / "on_device.py"
+
+
+def misfits(name: str, options: dict[str, Any]) -> list[str]:
     """Options that a runtime does not have, or not with such a value, in words."""
-    known, problems = for_runtime(runtime).OPTIONS, []
-    for name, value in options.items():
-        if name not in known:
-            problems.append(f"an unknown option {name!r}")
+    known, problems = for_runtime(name).OPTIONS, []
+    for option, value in options.items():
+        if option not in known:
+            problems.append(f"an unknown option {option!r}")
             continue
         try:
-            msgspec.convert(value, known[name])
+            msgspec.convert(value, known[option])
         except msgspec.ValidationError as error:
-            problems.append(f"the option {name!r} to what it cannot be: {error}")
+            problems.append(f"the option {option!r} to what it cannot be: {error}")
     return problems
 
 
 def check_options(target: Target) -> None:
     """Raises UsageError where a target file sets an option that its runtime has not, or to a value
     that it cannot have."""
-    for runtime in target.runtimes:
-        converter = for_runtime(runtime.name)
+    for entry in target.runtimes:
+        converter = for_runtime(entry.name)
         known = converter.OPTIONS.keys() - converter.RESERVED
-        if unknown := sorted(runtime.options.keys() - known):
+        if unknown := sorted(entry.options.keys() - known):
             raise UsageError(
-                f"target {target.name}: {runtime.name} has no option {unknown[0]!r} that may be "
+                f"target {target.name}: {entry.name} has no option {unknown[0]!r} that may be "
                 f"set; there are: {', '.join(sorted(known))}"
             )
-        if wrong := misfits(runtime.name, runtime.options):
-            raise UsageError(f"target {target.name}: {runtime.name} sets {wrong[0]}")
-
-
-def shipped(runtime: str, files: Sequence[Path]) -> Sequence[Path]:
-    """Of an artifact's files those that the device holds: what an NPU runs stands last, after what
-    is run on this machine in its place."""
-    return files[-1:] if runtime == "tflm" else files
+        if wrong := misfits(entry.name, entry.options):
+            raise UsageError(f"target {target.name}: {entry.name} sets {wrong[0]}")

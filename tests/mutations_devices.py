@@ -16,14 +16,16 @@ import msgspec
 import numpy as np
 
 from onmetal.errors import DeviceError
+from onmetal.files.reading import decode
 from onmetal.profilers import benchmark_model
 from onmetal.profilers.devices import answers
 from onmetal.profilers.devices.board.protocol import QUIET_S, Tiny
-from onmetal.profilers.devices.line import Envelope, decode
-from onmetal.profilers.devices.remote import adb, facts, native_profile
+from onmetal.profilers.devices.line import Envelope
+from onmetal.profilers.devices.remote import adb, facts
 from onmetal.profilers.devices.remote.folder import Held
 from onmetal.profilers.meters.lpm01a import Stream
 from onmetal.profilers.tensor_bytes import Edges, order, pack, unpack
+from tests.text_profiles import shares_of_text
 
 DIGEST = "0f" * 32
 SIZES = (4, 8)
@@ -166,7 +168,7 @@ def _read_log(data: bytes) -> None:
 
 def _reader(runtime: str) -> Callable[[bytes], None]:
     def reader(data: bytes) -> None:
-        found = native_profile.read(runtime, data.decode(errors="replace"), 2, {"CONV_2D": "f32"})
+        found = shares_of_text(runtime, data.decode(errors="replace"), 2, {"CONV_2D": "f32"})
         json.dumps(found, allow_nan=False)
 
     return reader

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from tree_sitter import Language, Parser
 
 from onmetal.bundles import artifact_io
+from onmetal.bundles.artifact_io import programs
 from onmetal.bundles.kinds import android
 from onmetal.errors import UnsupportedError
 from onmetal.records import Tensor
@@ -168,7 +169,7 @@ class TestTheModule:
             if name.endswith(".xml"):
                 assert ElementTree.fromstring(content).tag == "manifest"
         build = files["android/build.gradle.kts"].decode()
-        assert f'implementation("{android.MAVEN[candidate.runtime][0]}:' in build
+        assert f'implementation("{programs(candidate).MAVEN}:' in build
         assert "minSdk = 24" in build and "noCompress" in build and "compileSdk = 36" in build
         for file in candidate.files:
             assert files[f"android/src/main/assets/{file.name}"] == file.read_bytes()

@@ -1,7 +1,6 @@
 """A board as a device: its address, its facts, and what its workers do, beside TFLite Micro on this
 machine. The board is a double that runs the very file; its line is real."""
 
-import base64
 import itertools
 import json
 import shutil
@@ -15,11 +14,13 @@ import pytest
 
 from onmetal.errors import DeviceError, UnsupportedError, UsageError
 from onmetal.files.cache import Cache
-from onmetal.profilers.devices import connect
+from onmetal.profilers import energy
+from onmetal.profilers.devices import Memory, connect
 from onmetal.profilers.devices.board import address as boards
 from onmetal.profilers.devices.board.device import Board, BoardWorker
 from onmetal.profilers.devices.board.link import Serial
 from onmetal.profilers.devices.local import Local
+from onmetal.records import Artifact
 from tests import peer
 from tests.peer import Fault, Peer
 
@@ -43,16 +44,12 @@ def cache(_own_cache: None) -> Iterator[Cache]:
         yield opened
 
 
-def arguments(file: Path) -> dict[str, Any]:
-    """What a candidate's worker is opened with."""
-    both = file.stem == "both"
-    return {
-        "runtime": "tflm",
-        "files": [str(file)],
-        "options": {"nhwc": ["image", "map"] if both else ["image"]},
-        "inputs": ["image"],
-        "outputs": ["map", "probabilities"][0 if both else 1 :][::-1],
-    }
+def artifact(*files: Path, runtime: str = "tflm") -> Artifact:
+    """What a candidate's worker opens."""
+    both = files[0].stem == "both"
+    options = {"nhwc": ["image", "map"] if both else ["image"]}
+    outputs = ("probabilities", "map") if both else ("probabilities",)
+    return Artifact(runtime, files, options, ("image",), outputs)
 
 
 def pictures(count: int) -> list[np.ndarray]:
@@ -60,17 +57,17 @@ def pictures(count: int) -> list[np.ndarray]:
     return [rng.normal(size=SHAPE).astype(np.float32) for _ in range(count)]
 
 
-def feeds(folder: Path, count: int = 3) -> str:
+def feeds(folder: Path, count: int = 3) -> Path:
     path = folder / "feeds.npz"
     arrays: dict[str, Any] = {f"{n}/image": array for n, array in enumerate(pictures(count))}
     np.savez(path, **arrays)
-    return str(path)
+    return path
 
 
 def opened(board: Board, file: Path, folder: Path) -> BoardWorker:
     worker = board.worker()
-    worker.call("open", timeout_s=60, **arguments(file))
-    worker.call("feeds", timeout_s=60, path=feeds(folder))
+    worker.open(artifact(file), timeout_s=60)
+    worker.keep_feeds(feeds(folder), timeout_s=60)
     return worker
 
 
@@ -81,10 +78,7 @@ def reached(there: Peer, cache: Cache) -> Board:
 
 
 def timed(worker: BoardWorker, seconds: float, least: int = 1, feed: int = 0) -> np.ndarray:
-    text = worker.call(
-        "round", timeout_s=60, seconds=seconds, least=least, warm_seconds=0.01, feed=feed
-    )
-    return np.frombuffer(base64.b64decode(text), np.int64)
+    return worker.round(seconds, least, warm_s=0.01, feed=feed, timeout_s=60)
 
 
 def stacked(folder: Path) -> list[list[np.ndarray]]:
@@ -110,11 +104,11 @@ def stacked(folder: Path) -> list[list[np.ndarray]]:
         ("serial:///dev/a:b?baud=9600", {"path": "/dev/a:b", "baud": 9600}),
         (
             "serial:///dev/ttyUSB0?meter=lpm01a:/dev/ttyACM1&baud=921600",
-            {"path": "/dev/ttyUSB0", "baud": 921600, "meter": "/dev/ttyACM1"},
+            {"path": "/dev/ttyUSB0", "baud": 921600, "meter": "lpm01a:/dev/ttyACM1"},
         ),
         ("socket://bridge.local:4000", {"host": "bridge.local", "port": 4000}),
         ("socket://[::1]:4000", {"host": "::1", "port": 4000}),
-        ("socket://h:1?meter=lpm01a:/dev/ttyACM1", {"host": "h", "meter": "/dev/ttyACM1"}),
+        ("socket://h:1?meter=lpm01a:/dev/ttyACM1", {"host": "h", "meter": "lpm01a:/dev/ttyACM1"}),
         ("qemu:a/b.elf", {"image": "a/b.elf", "machine": "mps3-an547"}),
         ("qemu:/b?c.elf?machine=mps2-an386", {"image": "/b?c.elf", "machine": "mps2-an386"}),
     ],
@@ -200,7 +194,7 @@ def test_firmware_of_others_is_taken_on_trust(file: Path, cache: Cache, tmp_path
         assert board.holds is None
         opened(board, file, tmp_path)
         with pytest.raises(DeviceError, match="does not say what its arena takes"):
-            board.worker().call("peak_memory", timeout_s=60, **arguments(file))
+            board.worker().peak_memory(artifact(file), timeout_s=60)
         board.close()
     assert facts.more["model_digest"] is None
     assert facts.more["baud"] is None
@@ -209,13 +203,14 @@ def test_firmware_of_others_is_taken_on_trust(file: Path, cache: Cache, tmp_path
 def test_a_board_with_another_model(file: Path, cache: Cache) -> None:
     with Peer(file, model="kws01", sha256="ab" * 32) as there:
         board = reached(there, cache)
-        for op in ("open", "profile", "peak_memory"):
+        worker = board.worker()
+        for operation in (worker.open, worker.profile, worker.peak_memory):
             with pytest.raises(
                 UnsupportedError,
                 match=r"holds the model kws01 \(abababababab\), where both\.tflite "
                 r"\([0-9a-f]{12}\) was wanted: build and flash",
             ):
-                board.worker().call(op, timeout_s=60, **arguments(file))
+                operation(artifact(file), timeout_s=60)
         board.close()
 
 
@@ -225,29 +220,26 @@ def test_a_model_that_does_not_fit_its_arena(file: Path, cache: Cache) -> None:
         with pytest.raises(
             DeviceError, match=r"arena of 16384 bytes \(the arena may be too small\): build it with"
         ):
-            board.worker().call("open", timeout_s=60, **arguments(file))
+            board.worker().open(artifact(file), timeout_s=60)
         board.close()
 
 
 def test_the_last_file_is_the_one_on_the_board(file: Path, single: Path, cache: Cache) -> None:
     with Peer(file) as there:
         board = reached(there, cache)
-        given = arguments(file)
         with pytest.raises(UnsupportedError, match=r"where small\.tflite"):
-            board.worker().call(
-                "open", timeout_s=60, **{**given, "files": [str(file), str(single)]}
-            )
-        board.worker().call("open", timeout_s=60, **{**given, "files": [str(file)] * 2})
+            board.worker().open(artifact(file, single), timeout_s=60)
+        board.worker().open(artifact(file, file), timeout_s=60)
         board.close()
 
 
 def test_boards_run_one_runtime_and_a_few_operations(file: Path, cache: Cache) -> None:
     with Peer(file) as there:
         board = reached(there, cache)
-        with pytest.raises(UnsupportedError, match="not litert"):
-            board.worker().call("open", timeout_s=60, **{**arguments(file), "runtime": "litert"})
+        with pytest.raises(UnsupportedError, match="the runtime litert does not run on"):
+            board.worker().open(artifact(file, runtime="litert"), timeout_s=60)
         with pytest.raises(UnsupportedError, match="on this machine only"):
-            board.worker().call("layers", timeout_s=60)
+            board.worker().layers(artifact(file), timeout_s=60)
         board.close()
 
 
@@ -260,15 +252,13 @@ def test_outputs_are_those_of_this_machine(
 ) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     given = feeds(tmp_path)
-    told: list[tuple[int, int]] = []
     with Peer(file, buffer=buffer) as double:
         board = reached(double, cache)
         for folder, worker in ((here, Local(cache).worker()), (there, board.worker())):
             folder.mkdir()
             with worker:
-                worker.call("open", timeout_s=60, **arguments(file))
-                progress = (lambda *now: told.append(now)) if folder is there else None
-                worker.call("run", timeout_s=60, progress=progress, path=given, folder=str(folder))
+                worker.open(artifact(file), timeout_s=60)
+                worker.run(given, folder, timeout_s=60)
         board.close()
     mine, theirs = stacked(here), stacked(there)
     assert [len(row) for row in mine] == [2, 2, 2]
@@ -277,7 +267,6 @@ def test_outputs_are_those_of_this_machine(
         assert a.dtype == b.dtype == np.float32
         np.testing.assert_array_equal(a, b)
     assert len({row[1].tobytes() for row in mine}) == 3
-    assert told[-1] == (3, 3)
 
 
 def test_three_decimals_tell_the_stored_numbers(single: Path, cache: Cache, tmp_path: Path) -> None:
@@ -287,8 +276,8 @@ def test_three_decimals_tell_the_stored_numbers(single: Path, cache: Cache, tmp_
         for name, worker in (("here", Local(cache).worker()), ("there", board.worker())):
             (tmp_path / name).mkdir()
             with worker:
-                worker.call("open", timeout_s=60, **arguments(single))
-                worker.call("run", timeout_s=60, path=given, folder=str(tmp_path / name))
+                worker.open(artifact(single), timeout_s=60)
+                worker.run(given, tmp_path / name, timeout_s=60)
         board.close()
     for mine, theirs in zip(stacked(tmp_path / "here"), stacked(tmp_path / "there"), strict=True):
         np.testing.assert_array_equal(mine[0], theirs[0])
@@ -310,13 +299,13 @@ def test_results_that_are_not_the_models(
         board = reached(double, cache)
         worker = opened(board, wanted, tmp_path)
         with pytest.raises(DeviceError, match=said):
-            worker.call("run", timeout_s=60, path=feeds(tmp_path), folder=str(tmp_path))
+            worker.run(feeds(tmp_path), tmp_path, timeout_s=60)
         board.close()
 
 
 def test_samples_go_through(single: Path, cache: Cache, tmp_path: Path) -> None:
     from onmetal.calibration import samples
-    from onmetal.records import Model, Tensor, plain
+    from onmetal.records import Model, Tensor
 
     np.savez(tmp_path / "data.npz", image=np.concatenate(pictures(5)))
     inputs, outputs = (
@@ -334,15 +323,14 @@ def test_samples_go_through(single: Path, cache: Cache, tmp_path: Path) -> None:
         ):
             (tmp_path / name).mkdir()
             with worker:
-                worker.call("open", timeout_s=60, **arguments(single))
-                worker.call(
-                    "outputs",
+                worker.open(artifact(single), timeout_s=60)
+                worker.outputs(
+                    data,
+                    model,
+                    5,
+                    tmp_path / name,
                     timeout_s=60,
                     progress=lambda *now: told.append(now),
-                    samples=plain(data),
-                    model=plain(model),
-                    count=5,
-                    folder=str(tmp_path / name),
                 )
         board.close()
     found = [np.load(tmp_path / name / "0.npy") for name in ("here", "there")]
@@ -366,7 +354,7 @@ def test_a_window_is_one_measurement(steady: Path, cache: Cache, tmp_path: Path)
     with Peer(steady) as there:
         board = reached(there, cache)
         worker = opened(board, steady, tmp_path)
-        assert 1 <= worker.call("warm", timeout_s=60, seconds=0.05, least=5) <= 5
+        assert 1 <= worker.warm(0.05, 5, timeout_s=60) <= 5
         found = timed(worker, 0.4)
         counts = [int(c.split()[1]) for c in there.commands if c.startswith("infer")]
         again = timed(worker, 0.4, feed=1)
@@ -433,10 +421,10 @@ def test_a_clock_that_is_right(steady: Path, cache: Cache, tmp_path: Path, tcp: 
 def test_memory_and_what_ran(file: Path, cache: Cache, tmp_path: Path) -> None:
     with Peer(file, name="ACME") as there:
         board = reached(there, cache)
-        memory = board.worker().call("peak_memory", timeout_s=60, **arguments(file))
-        ran = opened(board, file, tmp_path).call("profile", timeout_s=60, **arguments(file))
+        memory = board.worker().peak_memory(artifact(file), timeout_s=60)
+        ran = opened(board, file, tmp_path).profile(artifact(file), timeout_s=60)
         board.close()
-    assert memory == {"baseline": 0, "peak": 12_345}
+    assert memory == Memory(0, 12_345)
     assert ran["precision"] == {"i8": 1.0}
     assert ran["operators"] == dict.fromkeys(
         ("CONV_2D", "RESHAPE", "FULLY_CONNECTED", "SOFTMAX"), 0.25
@@ -449,7 +437,7 @@ def test_memory_and_what_ran(file: Path, cache: Cache, tmp_path: Path) -> None:
 def test_golden_vectors_on_the_board(file: Path, cache: Cache) -> None:
     with Peer(file) as there:
         board = reached(there, cache)
-        assert board.worker().call("check", timeout_s=60) == {"passed": 3, "vectors": 4}
+        assert board.worker().check(timeout_s=60) == (3, 4)
         board.close()
 
 
@@ -457,10 +445,10 @@ def test_no_meter_and_no_emulator(file: Path, cache: Cache, tmp_path: Path) -> N
     with Peer(file) as there:
         board = reached(there, cache)
         worker = opened(board, file, tmp_path)
-        with pytest.raises(DeviceError, match=r"no meter.*\?meter=lpm01a:"):
-            worker.call("energy", timeout_s=60, seconds=1.0)
+        with pytest.raises(DeviceError, match=r"no meter.*`meter=lpm01a:"):
+            energy.measure(board, artifact(file), feeds(tmp_path), 1.0)
         with pytest.raises(DeviceError, match="is a real board"):
-            worker.call("instructions", timeout_s=60)
+            worker.instructions(timeout_s=60)
         board.close()
 
 
@@ -472,7 +460,7 @@ def test_samples_take_no_longer_than_they_may(file: Path, cache: Cache, tmp_path
         board = reached(there, cache)
         worker = opened(board, file, tmp_path)
         with pytest.raises(DeviceError, match=r"the board did 0 of 3 samples in 0 s, all that"):
-            worker.call("run", timeout_s=0, path=feeds(tmp_path), folder=str(tmp_path))
+            worker.run(feeds(tmp_path), tmp_path, timeout_s=0)
         board.close()
 
 
@@ -499,7 +487,7 @@ def test_a_run_that_breaks_off(
         with pytest.raises(DeviceError, match=said):
             # Only of silence does time tell.
             limit_s = 3 if fault.kind == "silence" else 60
-            worker.call("run", timeout_s=limit_s, path=feeds(tmp_path), folder=str(tmp_path))
+            worker.run(feeds(tmp_path), tmp_path, timeout_s=limit_s)
         assert time.monotonic() - began < 60
         board.close()
 

@@ -258,7 +258,7 @@ def test_run_py_gives_what_onmetals_runner_gives(
             inputs=["image"],
             outputs=["logits"],
         )
-        worker.call("run", timeout_s=60, path=str(tmp_path / "feeds.npz"), folder=str(tmp_path))
+        worker.run(tmp_path / "feeds.npz", tmp_path, timeout_s=60)
     ours = np.load(tmp_path / "0-0.npy")
     with np.load(tmp_path / "out.npz") as found:
         assert found.files == ["logits"]

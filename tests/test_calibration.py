@@ -23,7 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onmetal import ranges, targets
 from onmetal.calibration import samples, statistics
-from onmetal.calibration.calibrated import Hub
+from onmetal.calibration.calibrated import CalibratedModel
 from onmetal.calibration.samples import split
 from onmetal.calibration.statistics import Binned, Statistics
 from onmetal.converters.onnx.floats import simplify
@@ -1371,7 +1371,7 @@ TARGET = targets.load("x86-onnxruntime")
 FORMATS = [entry.format for entry in TARGET.recipes if entry.method == "static" and entry.format]
 
 
-def hub(built: Any, folder: Path, cache: Cache, **arrays: Any) -> Hub:
+def hub(built: Any, folder: Path, cache: Cache, **arrays: Any) -> CalibratedModel:
     folder.mkdir(exist_ok=True)
     path = built if isinstance(built, Path) else save(built, folder / "given.onnx")
     host = Local(cache)
@@ -1379,22 +1379,24 @@ def hub(built: Any, folder: Path, cache: Cache, **arrays: Any) -> Hub:
     np.savez(folder / "data.npz", **arrays)
     data = str(folder / "data.npz")
     found = samples.load(data, model, cache, option="--data", labelled=False)
-    return Hub(model, TARGET, found, host, cache)
+    return CalibratedModel(model, TARGET, found, host, cache)
 
 
-def digits_hub(folder: Path, cache: Cache) -> Hub:
+def digits_hub(folder: Path, cache: Cache) -> CalibratedModel:
     with np.load(DIGITS / "calibration.npz") as stored:
         return hub(DIGITS / "digits_cnn.onnx", folder, cache, image=stored["x"][:64])
 
 
 @pytest.fixture(scope="module")
-def example_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+def example_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CalibratedModel]:
     folder = tmp_path_factory.mktemp("hub")
     with Cache(folder / "cache") as cache:
         yield digits_hub(folder, cache)
 
 
-def test_the_statistics_of_a_deployment_are_exact(example_hub: Hub, tmp_path: Path) -> None:
+def test_the_statistics_of_a_deployment_are_exact(
+    example_hub: CalibratedModel, tmp_path: Path
+) -> None:
     """Made in several processes; the same bytes as in one."""
     folder = example_hub.statistics(told)
     assert example_hub.samples
@@ -1414,7 +1416,7 @@ def test_the_statistics_of_a_deployment_are_exact(example_hub: Hub, tmp_path: Pa
         assert (alone / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_one_set_of_statistics_serves_every_format(example_hub: Hub) -> None:
+def test_one_set_of_statistics_serves_every_format(example_hub: CalibratedModel) -> None:
     made = [example_hub.quantized(form, told) for form in FORMATS]
     assert len({source.sha256 for source in made}) == len(FORMATS)
     in_cache = [path.name for path in (example_hub.cache.root / "entries").iterdir()]
@@ -1422,7 +1424,7 @@ def test_one_set_of_statistics_serves_every_format(example_hub: Hub) -> None:
         assert len([name for name in in_cache if name.startswith(f"{kind}-")]) == 1
 
 
-def test_what_was_made_is_found_again(example_hub: Hub) -> None:
+def test_what_was_made_is_found_again(example_hub: CalibratedModel) -> None:
     steps: list[str] = []
 
     def heard(done: float, total: float, what: str) -> None:
@@ -1434,7 +1436,9 @@ def test_what_was_made_is_found_again(example_hub: Hub) -> None:
     assert example_hub.float_source().path == example_hub.float_graph()
 
 
-def test_a_quantized_graph_gives_nearly_what_the_float_one_gives(example_hub: Hub) -> None:
+def test_a_quantized_graph_gives_nearly_what_the_float_one_gives(
+    example_hub: CalibratedModel,
+) -> None:
     source = example_hub.quantized(FORMATS[0], told)
     graph = onnx.load(str(source.path))
     onnx.checker.check_model(graph, full_check=True)
@@ -1453,7 +1457,7 @@ def test_a_quantized_graph_gives_nearly_what_the_float_one_gives(example_hub: Hu
 
 
 def test_the_same_inputs_give_the_same_graph_in_another_cache(
-    example_hub: Hub, tmp_path: Path
+    example_hub: CalibratedModel, tmp_path: Path
 ) -> None:
     with Cache(tmp_path / "cache") as cache:
         other = digits_hub(tmp_path, cache)

@@ -15,14 +15,15 @@ from msgspec.structs import replace
 
 from onmetal import runtimes, targets
 from onmetal.calibration import samples
-from onmetal.calibration.calibrated import Hub
+from onmetal.calibration.calibrated import CalibratedModel
+from onmetal.converters.onnx import reference
 from onmetal.deploy import model
 from onmetal.deploy.convert import convert
 from onmetal.errors import UnsupportedError, UsageError
 from onmetal.files.cache import Cache
-from onmetal.profilers.devices.local import Local, Worker, quiet_environment
+from onmetal.profilers.devices.local import Local, LocalWorker, quiet_environment
 from onmetal.records import Candidate, Model
-from onmetal.targets import RUNTIMES, TFLITE, Recipe, Runtime
+from onmetal.targets import TFLITE, Recipe, Runtime
 from tests import onnx_models
 from tests.conftest import DIGITS, ROOT
 
@@ -33,16 +34,24 @@ NAMED = sorted(
 TARGET = targets.load("x86-64")
 
 
-def of_every_runtime(kind: str) -> dict[str, Path]:
-    found = (ROOT / "profilers").glob(f"{kind}_*.py")
-    return {path.stem.removeprefix(f"{kind}_"): path for path in found}
-
-
-def test_every_runtime_that_a_target_names_has_its_modules() -> None:
-    assert sorted(RUNTIMES) == NAMED
-    assert NAMED == sorted(of_every_runtime("run")) == sorted(of_every_runtime("profile"))
+def test_every_runtime_that_a_target_names_is_a_folder() -> None:
+    assert sorted(runtimes.RUNTIMES) == NAMED
     for name in NAMED:
-        assert (ROOT / "runtimes" / name / "convert.py").is_file()
+        assert {"spec.py", "convert.py", "session.py", "profile.py"} <= {
+            path.name for path in (ROOT / "runtimes" / name).iterdir()
+        }
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_runtime_imports_what_it_says(name: str) -> None:
+    """Types are checked against the Protocol; these are found when they are called."""
+    known = runtimes.runtime(name)
+    known.wrong_in_8_bits()
+    for part in (known.converter(), known.profiler(), known.session()):
+        assert part is not None
+    assert (known.inner() is None) == (not known.spec.own_suffixes)
+    assert (known.quantizer() is None) == (not known.spec.quantizer_package)
+    assert (known.firmware() is None) == (not known.spec.in_firmware)
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -51,8 +60,7 @@ def test_a_converter_is_what_the_protocol_says(name: str) -> None:
     assert found.VERSION >= 1
     assert isinstance(found.OPTIONS, dict) and found.OPTIONS.keys() >= found.RESERVED
     assert isinstance(found.ALONE, bool)
-    more = ["hardware"] if name == "tflm" else []
-    wanted = ["prepared", "compute", "folder", *more]
+    wanted = ["prepared", "compute", "folder", "hardware"]
     assert list(inspect.signature(found.convert).parameters) == wanted
     assert list(inspect.signature(found.options).parameters) == ["compute", "threads"]
     assert list(inspect.signature(found.describe).parameters) == ["path"]
@@ -71,16 +79,17 @@ def test_what_a_converter_sets_may_be_set(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMED)
 def test_a_runner_and_a_profile_offer_what_the_worker_asks_for(name: str) -> None:
-    session = runtimes.runtime_module("session", name).Session
+    session = runtimes.runtime(name).session().Session
     wanted = ["files", "options", "inputs", "outputs"]
     assert list(inspect.signature(session).parameters) == wanted
-    assert list(inspect.signature(session.run).parameters)[:2] == ["self", "feed"]
-    profile = runtimes.runtime_module("profile", name).profile
+    run = vars(session)["run"]
+    assert list(inspect.signature(run).parameters)[:2] == ["self", "feed"]
+    profile = runtimes.runtime(name).profiler().profile
     assert list(inspect.signature(profile).parameters) == ["feed", *wanted]
 
 
 def test_runners_differ_only_in_what_their_runtime_needs() -> None:
-    texts = [path.read_bytes() for path in of_every_runtime("run").values()]
+    texts = [path.read_bytes() for path in (ROOT / "runtimes").glob("*/session.py")]
     parts = [text.split(MARK.encode()) for text in texts]
     assert [len(part) for part in parts] == [2] * len(NAMED)
     assert len({part[1] for part in parts}) == 1
@@ -100,7 +109,7 @@ def test_openvino_knows_every_option_that_may_be_set() -> None:
 
 
 def test_onnxruntime_knows_every_option_that_may_be_set() -> None:
-    onnxruntime = runtimes.runtime_module("session", "onnxruntime").onnxruntime
+    onnxruntime = vars(reference)["onnxruntime"]
     for name in runtimes.for_runtime("onnxruntime").OPTIONS:
         assert "." in name or hasattr(onnxruntime.SessionOptions(), name), name
 
@@ -151,7 +160,9 @@ def made(
         read = model.read(DIGITS / "digits_cnn.onnx", {}, None, cache, device)
         target = replace(TARGET, runtimes=own)
         name = f"{recipe.name}@{runtime}"
-        source = Hub(read, target, None, device, cache).source(recipe, runtime, lambda *_: None)
+        source = CalibratedModel(read, target, None, device, cache).source(
+            recipe, runtime, lambda *_: None
+        )
         return (
             convert(name, read, recipe, runtime, target, 1, device, cache, source),
             read,
@@ -166,7 +177,9 @@ def quantized(
         device = device or Local(cache)
         read = model.read(path, {}, None, cache, device)
         given = samples.load(str(data), read, cache, option="--data", labelled=False)
-        source = Hub(read, TARGET, given, device, cache).source(recipe, runtime, lambda *_: None)
+        source = CalibratedModel(read, TARGET, given, device, cache).source(
+            recipe, runtime, lambda *_: None
+        )
         name = f"{recipe.name}@{runtime}"
         return convert(name, read, recipe, runtime, TARGET, 1, device, cache, source, given)
 
@@ -218,8 +231,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Unrested(Local):
     """Whose helpers serve on, whatever is asked for besides."""
 
-    def worker(self, runtime: str | None = None) -> Worker:
-        return Worker(quiet_environment(self.home))
+    def worker(self, runtime: str | None = None) -> LocalWorker:
+        return LocalWorker(quiet_environment(self.home))
 
 
 @pytest.fixture(scope="module")

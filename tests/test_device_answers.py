@@ -6,6 +6,7 @@ thread of its own, so that such a test fails instead.
 
 import base64
 import contextlib
+import functools
 import os
 import random
 import re
@@ -16,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import psutil
@@ -31,11 +32,13 @@ from onmetal.profilers.devices.board.device import Board
 from onmetal.profilers.devices.board.link import Tcp
 from onmetal.profilers.devices.board.protocol import Tiny
 from onmetal.profilers.devices.line import Line
+from onmetal.profilers.devices.local import Local
 from onmetal.profilers.devices.remote import adb, facts
 from onmetal.profilers.devices.remote import ssh as sshs
 from onmetal.profilers.devices.remote.device import Remote, RemoteWorker, Runner
 from onmetal.profilers.devices.remote.folder import Folder, shell
 from onmetal.profilers.meters.lpm01a import Stream
+from onmetal.records import Artifact
 from tests.conftest import DIGITS, deploy
 from tests.mutations_devices import BOARD, OTHERS, SIZES, Replay, read, seeds
 
@@ -378,10 +381,8 @@ class Lying:
             (self.folder / name).write_bytes(content)
         return self.device.worker()
 
-    def arguments(self) -> dict[str, Any]:
-        model = str(self.folder / "model")
-        names = {"inputs": ["x"], "outputs": ["x"]}
-        return {"timeout_s": LONG_S, "runtime": "litert", "files": [model], "options": {}, **names}
+    def artifact(self) -> Artifact:
+        return Artifact("litert", (self.folder / "model",), {}, ("x",), ("x",))
 
 
 @pytest.fixture(scope="module")
@@ -429,7 +430,7 @@ def changed(**values: bytes) -> bytes:
 )  # fmt: skip
 def test_a_model_that_a_device_describes_wrongly(lying: Lying, answer: bytes) -> None:
     with lying.worker(open=answer) as worker:
-        assert lying.address in refused(lambda: worker.call("open", **lying.arguments()))
+        assert lying.address in refused(lambda: worker.open(lying.artifact(), timeout_s=LONG_S))
 
 
 def packed(*values: int) -> bytes:
@@ -451,22 +452,25 @@ def packed(*values: int) -> bytes:
     ],
 )
 def test_latencies_that_are_none(lying: Lying, answer: bytes, wanted: str) -> None:
-    asked: dict[str, Any] = {"timeout_s": LONG_S, "seconds": 0.1, "least": 3}
-    asked |= {"warm_seconds": 0, "feed": 0}
     with lying.worker(round=answer) as worker:
-        worker.call("open", **lying.arguments())
-        said = refused(lambda: worker.call("round", **asked))
+        worker.open(lying.artifact(), timeout_s=LONG_S)
+        said = refused(lambda: worker.round(0.1, 3, warm_s=0, feed=0, timeout_s=LONG_S))
     assert lying.address in said and wanted in said
 
 
 @pytest.mark.parametrize("operation", ["warm", "peak_memory", "profile"])
 def test_other_answers_that_are_none(lying: Lying, operation: str) -> None:
     with lying.worker() as worker:
-        asked = lying.arguments()
+        artifact = lying.artifact()
+        asked: Callable[[], object]
         if operation == "warm":
-            worker.call("open", **asked)
-            asked = {"timeout_s": LONG_S, "seconds": 0.1, "least": 3}
-        assert lying.address in refused(lambda: worker.call(operation, **asked))
+            worker.open(artifact, timeout_s=LONG_S)
+            asked = functools.partial(worker.warm, 0.1, 3, timeout_s=LONG_S)
+        elif operation == "profile":
+            asked = functools.partial(worker.profile, artifact, timeout_s=LONG_S)
+        else:
+            asked = functools.partial(worker.peak_memory, artifact, timeout_s=LONG_S)
+        assert lying.address in refused(asked)
 
 
 def test_latencies_that_are_some() -> None:
@@ -704,7 +708,7 @@ def test_a_board_that_runs_nothing(us: int) -> None:
         board = Board("socket://instant:1", Tiny(Instant(us)), cache)
         said = refused(lambda: board.window(10, 1, 60))
         assert "socket://instant:1" in said and "does not run them" in said
-        assert "does not run them" in refused(lambda: board._paced(10, 60))
+        assert "does not run them" in refused(lambda: board.paced(10, 60))
 
 
 def test_results_that_are_no_numbers() -> None:
@@ -754,4 +758,5 @@ def test_logs_without_end(text: str) -> None:
 
 def test_a_benchmark_model_that_floods(tmp_path: Path) -> None:
     program = executable(tmp_path / "benchmark_model", "yes\n")
-    assert "sent more than" in refused(lambda: benchmark_model._here([str(program)]))
+    with Cache() as cache:
+        assert "sent more than" in refused(lambda: Local(cache).execute(program, {}, [], 600))

@@ -31,16 +31,17 @@ from onmetal.files.cache import Cache
 from onmetal.profilers import benchmark_model
 from onmetal.profilers.devices.local import Local
 from onmetal.profilers.devices.remote import adb as adbs
-from onmetal.profilers.devices.remote import native_profile
 from onmetal.profilers.devices.remote import native_runner as native
 from onmetal.profilers.devices.remote.device import Remote
 from onmetal.progress import Progress
 from onmetal.records import plain
 from onmetal.reports import text
+from onmetal.runtimes.litert import text_profile
 from onmetal.texts.terminal import PLAIN
 from tests import onnx_models
 from tests.conftest import DIGITS, Ran, deploy
 from tests.devices import CLIENTS, Board, Phone, adb_client, free_port, wait_for
+from tests.text_profiles import shares_of_text
 
 MODEL = DIGITS / "digits_cnn.onnx"
 TMP = "/data/local/tmp"
@@ -1315,7 +1316,7 @@ def check_shares(found: dict[str, Any]) -> None:
 
 
 def test_a_summary_of_litert(summary: str) -> None:
-    found = native_profile.read("litert", summary, 1, {})
+    found = shares_of_text("litert", summary, 1, {})
     check_shares(found)
     assert found["of"] == "operator time"
     assert found["provider"]["XNNPACK"] > 0.5
@@ -1343,7 +1344,7 @@ def test_a_summary_of_kernels_that_are_litert_s_own() -> None:
         "\n===== Top by Computation Time =====\n"
         "SOFTMAX 0.10 0.10 0.10 99.000% 99.000% 0.000 3 [soft]:1\n"
     )
-    found = native_profile.litert_summary(text, {"SOFTMAX": "f32"})
+    found = text_profile.summary(text, {"SOFTMAX": "f32"})
     check_shares(found)
     assert found["provider"] == {"XNNPACK": 0.5, "LiteRT": 0.5}
     assert found["precision"] == {"i8": 0.5, "f32": 0.3, "other": 0.2}
@@ -1355,7 +1356,7 @@ def test_a_summary_that_is_cut(summary: str) -> None:
     """Wherever it ends: read, or refused as what it is."""
     for end in range(0, len(summary), max(1, len(summary) // 100)):
         try:
-            check_shares(native_profile.read("litert", summary[:end], 1, {}))
+            check_shares(shares_of_text("litert", summary[:end], 1, {}))
         except UnsupportedError as error:
             assert "could not be read" in str(error)
 
@@ -1381,7 +1382,7 @@ values = st.recursive(
 def read_or_refused(runtime: str, text: str) -> None:
     """Never another exception than the one that says so."""
     with contextlib.suppress(UnsupportedError):
-        assert isinstance(native_profile.read(runtime, text, 1, {}), dict)
+        assert isinstance(shares_of_text(runtime, text, 1, {}), dict)
 
 
 @settings(deadline=None)
@@ -1419,7 +1420,7 @@ ODD = (
 @pytest.mark.parametrize(("runtime", "text"), ODD, ids=map(str, range(len(ODD))))
 def test_documents_of_another_form(runtime: str, text: str) -> None:
     with pytest.raises(UnsupportedError, match="could not be read"):
-        native_profile.read(runtime, text, 1, {})
+        shares_of_text(runtime, text, 1, {})
 
 
 def op(index: int, name: str, inputs: list[int], outputs: list[int]) -> dict[str, Any]:
@@ -1473,5 +1474,5 @@ def test_what_an_operator_computes_in(kind: str, types: list[str], precision: st
 def test_the_same_is_said_of_a_board_by_its_python() -> None:
     """What python_runner.py brings is a document of LiteRT's list."""
     text = json.dumps({"ops": [op(0, "ADD", [0], [1])], "types": {"0": "int8", "1": "int8"}})
-    found = native_profile.read("litert", text, 1, {})
+    found = shares_of_text("litert", text, 1, {})
     assert (found["of"], found["precision"]) == ("operators", {"i8": 1.0})

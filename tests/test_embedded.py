@@ -411,11 +411,12 @@ class TestWithoutTheExtra:
     """TFLite Micro and Vela are no part of the core."""
 
     def missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from onmetal import runtimes
         from onmetal.profilers.devices import local
 
-        found = local._runtimes()
+        found = runtimes.installed()
         monkeypatch.setattr(
-            local, "_runtimes", lambda: {n: v for n, v in found.items() if n != "tflm"}
+            local, "installed", lambda: {n: v for n, v in found.items() if n != "tflm"}
         )
 
     @pytest.mark.parametrize(

@@ -19,17 +19,16 @@ import onnx
 import pytest
 
 from onmetal import cli
-from onmetal.bundles import manifest
+from onmetal.bundles import golden, manifest
 from onmetal.bundles import write as package
 from onmetal.commands import bench
 from onmetal.converters.tflite import check
 from onmetal.errors import OnmetalError, UsageError
 from onmetal.files import copying
 from onmetal.files.cache import Cache, sha256
-from onmetal.profilers import worker
-from onmetal.profilers.devices.local import Local, Worker, quiet_environment
+from onmetal.profilers.devices.local import Local, LocalWorker, quiet_environment
 from onmetal.records import Tensor
-from onmetal.runtimes import misfits
+from onmetal.runtimes import misfits, operations
 from tests.test_bundle import RUNTIMES, make, refused, runner, verify
 
 Capture = pytest.CaptureFixture[str]
@@ -323,7 +322,7 @@ def test_a_worker_that_dies_is_a_reason(
 ) -> None:
     program = ("-c", "import os, sys; sys.stdin.readline(); os.abort()")
     monkeypatch.setattr(
-        Local, "worker", lambda self, _=None: Worker(quiet_environment(self.home), program)
+        Local, "worker", lambda self, _=None: LocalWorker(quiet_environment(self.home), program)
     )
     code, document = verify(spoiled, capsys, "--run")
     assert code == 6
@@ -523,11 +522,8 @@ def test_inputs_and_outputs_are_held_against_the_artifact(
     change(spoiled, lambda m: m["run"][side][0].update({key: value}))
     document, problems = manifest.read(spoiled)
     if not problems:
-        describe, path = (
-            "onmetal.runtimes.onnxruntime.convert:describe",
-            str(spoiled / "model.onnx"),
-        )
-        problems = manifest.untrue_tensors(document["run"], worker.call(describe, path=path))
+        described = operations.describe("onnxruntime", spoiled / "model.onnx")
+        problems = manifest.untrue_tensors(document["run"], described)
     assert problems
 
 
@@ -655,7 +651,7 @@ LYING: dict[str, bytes] = {
 
 def golden_problems(folder: Path, document: dict[str, Any]) -> list[str]:
     try:
-        described = worker.golden_described(str(folder), manifest.golden_bytes(document))
+        described = golden.describe(folder, manifest.golden_bytes(document))
     except UsageError as error:
         return [str(error)]
     return manifest.untrue_vectors(document["run"], described, document["golden"]["vectors"])

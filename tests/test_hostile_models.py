@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from onmetal.converters.onnx import reader as onnx_reader
 from onmetal.errors import DeviceError, OnmetalError, UnsupportedError, UsageError
 from onmetal.files.cache import Cache
-from onmetal.profilers.devices.local import Local, Worker
+from onmetal.profilers.devices.local import Local, LocalWorker
 from tests.conftest import DIGITS, deploy
 from tests.onnx_models import build, constant, node, read, relu, save, value, weights
 
@@ -30,7 +30,7 @@ class Reader:
 
     def __init__(self, cache: Cache) -> None:
         self.cache, self.device = cache, Local(cache)
-        self.worker: Worker | None = None
+        self.worker: LocalWorker | None = None
         self.deaths = 0
 
     def __call__(self, path: Path) -> dict[str, Any] | OnmetalError:
@@ -41,10 +41,12 @@ class Reader:
                     "call",
                     timeout_s=60,
                     function="onmetal.converters.onnx.reader:examine",
-                    path=str(path),
-                    shapes={},
-                    batch=None,
-                    folder=str(folder),
+                    arguments={
+                        "path": str(path),
+                        "shapes": {},
+                        "batch": None,
+                        "folder": str(folder),
+                    },
                 )
             return facts
         except (UsageError, UnsupportedError, DeviceError) as error:

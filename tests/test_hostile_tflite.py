@@ -17,7 +17,7 @@ from onmetal.deploy import model as models
 from onmetal.errors import OnmetalError, UsageError
 from onmetal.files import cache as caches
 from onmetal.files.cache import Cache
-from onmetal.profilers.devices.local import Local, Worker
+from onmetal.profilers.devices.local import Local, LocalWorker
 from tests.conftest import deploy
 from tests.test_hostile_arrays import special
 from tests.test_tflm import small
@@ -67,7 +67,7 @@ class Trier:
 
     def __init__(self, cache: Cache) -> None:
         self.cache, self.device = cache, Local(cache)
-        self.worker: Worker | None = None
+        self.worker: LocalWorker | None = None
 
     def outcome(self, path: Path) -> str:
         """`runs`, or the reason; the kind of error that it came with is one of onmetal's own."""
@@ -79,10 +79,12 @@ class Trier:
                 "call",
                 timeout_s=LIMIT_S,
                 function="onmetal.converters.tflite.reader:examine",
-                path=str(path),
-                shapes={},
-                batch=None,
-                folder=str(path.parent / "out"),
+                arguments={
+                    "path": str(path),
+                    "shapes": {},
+                    "batch": None,
+                    "folder": str(path.parent / "out"),
+                },
             )
             models._check_memory(path, facts)
             names = [[t["name"] for t in facts[side]] for side in ("inputs", "outputs")]

@@ -15,7 +15,7 @@ from onmetal import limits
 from onmetal.deploy import model
 from onmetal.errors import DeviceError, UnsupportedError, UsageError
 from onmetal.files.cache import Cache
-from onmetal.profilers.devices.local import Local, Worker, quiet_environment
+from onmetal.profilers.devices.local import Local, LocalWorker, quiet_environment
 from tests.conftest import deploy
 
 HUNGRY = """
@@ -32,8 +32,8 @@ def local(tmp_path: Path) -> Local:
     return Local(Cache(tmp_path / "home"))
 
 
-def child(program: str) -> Worker:
-    return Worker(quiet_environment(Path.home()), ("-c", program))
+def child(program: str) -> LocalWorker:
+    return LocalWorker(quiet_environment(Path.home()), ("-c", program))
 
 
 def test_a_process_that_takes_too_much_is_ended() -> None:
@@ -83,9 +83,9 @@ def test_nothing_is_watched_while_it_is_timed(
 
     with local.worker() as worker:
         monkeypatch.setattr(limits, "watched", watched)
-        worker.call("let_go", timeout_s=60)
+        worker.let_go()
         with pytest.raises(DeviceError):
-            worker.call("round", timeout_s=60, seconds=0, least=1, warm_seconds=0, feed=0)
+            worker.round(0, 1, warm_s=0, feed=0, timeout_s=60)
 
 
 def test_resident_bytes() -> None:

@@ -8,11 +8,13 @@ import pytest
 
 from onmetal.errors import DeviceError
 from onmetal.files.cache import Cache
+from onmetal.profilers import energy
 from onmetal.profilers.devices import connect
-from onmetal.profilers.devices.board.device import Board, BoardWorker
+from onmetal.profilers.devices.board.device import Board
 from onmetal.profilers.devices.board.link import Serial
 from onmetal.profilers.meters import lpm01a
-from onmetal.profilers.meters.lpm01a import Meter, Stream, Window
+from onmetal.profilers.meters.lpm01a import Meter, Stream
+from onmetal.records import Artifact, Energy, Window
 from tests import peer
 from tests.peer import Fault, MeterPeer, Peer, until
 
@@ -30,7 +32,7 @@ def cache(_own_cache: None) -> Iterator[Cache]:
 
 @pytest.fixture(autouse=True)
 def _brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onmetal.profilers.devices.board.device.IDLE_S", 0.4)
+    monkeypatch.setattr("onmetal.profilers.energy.IDLE_S", 0.4)
     monkeypatch.setattr(lpm01a, "ANSWER_S", 1.0)
 
 
@@ -40,21 +42,11 @@ def reached(there: Peer, meter: MeterPeer, cache: Cache) -> Board:
     return found
 
 
-def opened(board: Board, file: Path, folder: Path) -> BoardWorker:
-    worker = board.worker()
-    worker.call(
-        "open",
-        timeout_s=60,
-        runtime="tflm",
-        files=[str(file)],
-        options={"nhwc": ["image"]},
-        inputs=["image"],
-        outputs=["probabilities"],
-    )
+def measured(board: Board, file: Path, folder: Path, seconds: float) -> Energy:
+    artifact = Artifact("tflm", (file,), {"nhwc": ["image"]}, ("image",), ("probabilities",))
     arrays = {"0/image": np.zeros((1, 3, 6, 4), np.float32)}
     np.savez(folder / "feeds.npz", **arrays)  # type: ignore[arg-type]
-    worker.call("feeds", timeout_s=60, path=str(folder / "feeds.npz"))
-    return worker
+    return energy.measure(board, artifact, folder / "feeds.npz", seconds)
 
 
 # --- a stream
@@ -74,24 +66,20 @@ def test_a_stream_as_the_meter_sends_it() -> None:
 
 
 def test_what_is_idle_is_subtracted() -> None:
-    windows = [Window(joules, 2000, 100) for joules in (0.050, 0.052, 0.060)]
-    with MeterPeer() as double:
-        meter = Meter(Serial(double.path, lpm01a.BAUD))
-        found = meter.energy(windows, 5.0)
-        meter.close()
+    windows = tuple(Window(mj, 2.0, 100, 2000) for mj in (50.0, 52.0, 60.0))
+    found = energy.figure(Energy(windows, 5.0, Meter.name, Meter.covers))
     # The middle one: 52 mJ in 2 s, of which 10 mJ would have gone without work; 100 inferences.
-    assert found["energy_mj"] == pytest.approx(0.42)
-    assert found["total_mj"] == pytest.approx(0.52)
-    assert (found["idle_mw"], found["windows"], found["samples"]) == (5.0, 3, 6000)
-    assert "LPM01A" in found["how"]
+    assert found.value == pytest.approx(0.42)
+    assert found.samples == 6000
+    assert "LPM01A" in found.how and "median of 3 windows of 2 s" in found.how
+    assert "with it: 0.52 mJ" in found.how
 
 
-@pytest.mark.parametrize("idle_mw", [24.6, 25.0, 30.0])
-def test_less_than_the_meter_tells_is_refused(idle_mw: float) -> None:
+def test_what_the_meter_can_tell() -> None:
     with MeterPeer() as double:
         meter = Meter(Serial(double.path, lpm01a.BAUD))
-        with pytest.raises(DeviceError, match=r"cannot distinguish less than 0\.5 mW.*sleep"):
-            meter.energy([Window(0.025, 1000, 10)], idle_mw)
+        assert meter.least_mw(25.0) == pytest.approx(0.5)
+        assert meter.least_mw(0.0) == pytest.approx(3.3e-4)
         meter.close()
 
 
@@ -102,21 +90,19 @@ def test_energy_of_an_inference(file: Path, cache: Cache, tmp_path: Path) -> Non
     with MeterPeer(idle_mw=5, busy_mw=25) as meter, Peer(file, energy=meter.pulse) as there:
         board = reached(there, meter, cache)
         assert board.facts().more["meters"] == ["lpm01a"]
-        worker = opened(board, file, tmp_path)
-        found = worker.call("energy", timeout_s=60, seconds=0.5)
+        found = measured(board, file, tmp_path, 0.5)
         inferences = int(there.commands[-1].split()[1])
-        idles = meter.commands.count("start")
-        worker.call("energy", timeout_s=60, seconds=0.3)
+        acquisitions = meter.commands.count("start")
         board.close()
         until(lambda: "hrc" in meter.commands)
-    assert found["windows"] == 3
-    assert found["idle_mw"] == pytest.approx(5, rel=0.01)
+    assert len(found.windows) == 3
+    assert found.idle_mw == pytest.approx(5, rel=0.01)
     # Twenty milliwatts of work for as long as an inference takes.
-    seconds = found["samples"] / 3 / 1000 / inferences
-    assert found["energy_mj"] == pytest.approx(20 * seconds, rel=0.1)
-    assert found["total_mj"] == pytest.approx(25 * seconds, rel=0.1)
-    assert idles == 4, "one acquisition of the board at rest, three of it at work"
-    assert meter.commands.count("start") == 7, "at rest it was measured once"
+    for window, mj, total_mj in zip(found.windows, found.each_mj, found.total_mj, strict=True):
+        assert window.inferences == inferences
+        assert mj == pytest.approx(20 * window.seconds / inferences, rel=0.1)
+        assert total_mj == pytest.approx(25 * window.seconds / inferences, rel=0.1)
+    assert acquisitions == 4, "one acquisition of the board at rest, three of it at work"
     setup = ["htc", *lpm01a.SETUP]
     assert meter.commands[: len(setup)] == setup
     assert meter.commands[-2:] == ["pwr off", "hrc"]
@@ -125,24 +111,24 @@ def test_energy_of_an_inference(file: Path, cache: Cache, tmp_path: Path) -> Non
 def test_firmware_that_pulses_and_prints_no_times(file: Path, cache: Cache, tmp_path: Path) -> None:
     with MeterPeer() as meter, Peer(file, digest=False, laps=False, energy=meter.pulse) as there:
         board = reached(there, meter, cache)
-        found = opened(board, file, tmp_path).call("energy", timeout_s=60, seconds=0.3)
+        found = measured(board, file, tmp_path, 0.3)
         board.close()
-    assert found["energy_mj"] > 0
+    assert (found.each_mj > 0).all()
 
 
 def test_no_pulses(file: Path, cache: Cache, tmp_path: Path) -> None:
     with MeterPeer(wired=False) as meter, Peer(file, energy=meter.pulse) as there:
         board = reached(there, meter, cache)
         with pytest.raises(DeviceError, match=r"saw 0 pulses.*not wired to the meter's D7.*energy"):
-            opened(board, file, tmp_path).call("energy", timeout_s=60, seconds=0.1)
+            measured(board, file, tmp_path, 0.1)
         board.close()
 
 
 def test_a_board_that_waits_as_it_works(file: Path, cache: Cache, tmp_path: Path) -> None:
     with MeterPeer(idle_mw=24.9, busy_mw=25) as meter, Peer(file, energy=meter.pulse) as there:
         board = reached(there, meter, cache)
-        with pytest.raises(DeviceError, match="Let its firmware sleep while it waits"):
-            opened(board, file, tmp_path).call("energy", timeout_s=60, seconds=0.1)
+        with pytest.raises(DeviceError, match=r"distinguish less.*it sleeps while it waits"):
+            measured(board, file, tmp_path, 0.1)
         board.close()
 
 
@@ -150,7 +136,7 @@ def test_a_window_from_which_samples_are_lost(file: Path, cache: Cache, tmp_path
     with MeterPeer(lost=3) as meter, Peer(file, energy=meter.pulse) as there:
         board = reached(there, meter, cache)
         with pytest.raises(DeviceError, match=r"3 samples of 1000 were lost.*busy"):
-            opened(board, file, tmp_path).call("energy", timeout_s=60, seconds=2.5)
+            measured(board, file, tmp_path, 2.5)
         board.close()
 
 
@@ -158,7 +144,7 @@ def test_a_meter_that_breaks_off(file: Path, cache: Cache, tmp_path: Path) -> No
     with MeterPeer(error="overcurrent") as meter, Peer(file, energy=meter.pulse) as there:
         board = reached(there, meter, cache)
         with pytest.raises(DeviceError, match="error overcurrent"):
-            opened(board, file, tmp_path).call("energy", timeout_s=60, seconds=0.1)
+            measured(board, file, tmp_path, 0.1)
         board.close()
 
 
@@ -168,10 +154,9 @@ def test_a_board_that_breaks_off_leaves_the_meter_usable(
     faults = (Fault("infer", "reset"),)
     with MeterPeer() as meter, Peer(file, energy=meter.pulse, faults=faults) as there:
         board = reached(there, meter, cache)
-        worker = opened(board, file, tmp_path)
         with pytest.raises(DeviceError, match="restarted"):
-            worker.call("energy", timeout_s=60, seconds=0.1)
-        assert worker.call("energy", timeout_s=60, seconds=0.2)["energy_mj"] > 0
+            measured(board, file, tmp_path, 0.1)
+        assert (measured(board, file, tmp_path, 0.2).each_mj > 0).all()
         board.close()
 
 

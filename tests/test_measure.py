@@ -19,7 +19,7 @@ from onmetal.deploy.convert import convert
 from onmetal.errors import DeviceError
 from onmetal.files.cache import Cache
 from onmetal.profilers import memory
-from onmetal.profilers.devices.local import Local, Worker
+from onmetal.profilers.devices.local import Local, LocalWorker
 from onmetal.profilers.measure import (
     MODES,
     Outcome,
@@ -55,9 +55,9 @@ class Recording(Local):
     def __init__(self, cache: Cache) -> None:
         super().__init__(cache)
         self.calls: list[tuple[str, str]] = []
-        self.before: Callable[[Worker, str, str], object] = lambda *_: None
+        self.before: Callable[[LocalWorker, str, str], object] = lambda *_: None
 
-    def worker(self, runtime: str | None = None) -> Worker:
+    def worker(self, runtime: str | None = None) -> LocalWorker:
         worker = super().worker(runtime)
         real, opened = worker.call, ""
 
@@ -221,7 +221,7 @@ def test_a_worker_that_dies_costs_one_candidate(
     doomed, other = pair
     device = Recording(cache)
 
-    def kill(worker: Worker, op: str, file: str) -> None:
+    def kill(worker: LocalWorker, op: str, file: str) -> None:
         if op == "round" and file == str(doomed.files[0]) and device.order("round").count(file) > 1:
             os.kill(worker.pid, signal.SIGKILL)
 

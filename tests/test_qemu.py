@@ -18,6 +18,7 @@ from onmetal.profilers.devices import connect
 from onmetal.profilers.devices.board import qemu
 from onmetal.profilers.devices.board.device import Board
 from onmetal.profilers.devices.board.qemu import Qemu
+from onmetal.records import Artifact
 from tests import firmware_image
 
 
@@ -48,21 +49,16 @@ def reached(folder: Path, cache: Cache) -> Board:
     return found
 
 
-def arguments(folder: Path) -> dict[str, Any]:
-    return {
-        "runtime": "tflm",
-        "files": [str(folder / "model.tflite")],
-        "options": {"nhwc": list(firmware_image.TURNED)},
-        "inputs": ["image"],
-        "outputs": ["scores", "map"],
-    }
+def artifact(folder: Path) -> Artifact:
+    options = {"nhwc": list(firmware_image.TURNED)}
+    return Artifact("tflm", (folder / "model.tflite",), options, ("image",), ("scores", "map"))
 
 
 def counted(board: Board, folder: Path) -> dict[str, Any]:
     worker = board.worker()
-    worker.call("open", timeout_s=60, **arguments(folder))
-    worker.call("feeds", timeout_s=60, path=str(folder / "feeds.npz"))
-    found: dict[str, Any] = worker.call("instructions", timeout_s=60)
+    worker.open(artifact(folder), timeout_s=60)
+    worker.keep_feeds(folder / "feeds.npz", timeout_s=60)
+    found: dict[str, Any] = worker.instructions(timeout_s=60)
     return found
 
 
@@ -80,12 +76,10 @@ def test_what_is_emulated_is_said(folder: Path, cache: Cache) -> None:
 def test_outputs_are_those_of_this_machine(folder: Path, cache: Cache, tmp_path: Path) -> None:
     board = reached(folder, cache)
     with board.worker() as worker:
-        worker.call("open", timeout_s=60, **arguments(folder))
-        worker.call("run", timeout_s=60, path=str(folder / "feeds.npz"), folder=str(tmp_path))
-        assert worker.call("check", timeout_s=60) == {
-            "passed": firmware_image.VECTORS,
-            "vectors": firmware_image.VECTORS,
-        }
+        worker.open(artifact(folder), timeout_s=60)
+        worker.run(folder / "feeds.npz", tmp_path, timeout_s=60)
+        vectors = firmware_image.VECTORS
+        assert worker.check(timeout_s=60) == (vectors, vectors)
     board.close()
     golden = firmware_image.golden()
     for number in range(firmware_image.VECTORS):
@@ -99,8 +93,8 @@ def test_instructions_repeat_exactly(folder: Path, cache: Cache) -> None:
     first, second = reached(folder, cache), reached(folder, cache)
     found = [counted(board, folder) for board in (first, second, first)]
     profile = first.worker()
-    profile.call("feeds", timeout_s=60, path=str(folder / "feeds.npz"))
-    ran = profile.call("profile", timeout_s=60, **arguments(folder))
+    profile.keep_feeds(folder / "feeds.npz", timeout_s=60)
+    ran = profile.profile(artifact(folder), timeout_s=60)
     first.close()
     second.close()
     assert found[0] == found[1] == found[2]
@@ -129,9 +123,9 @@ def test_its_clock_is_not_held_against_this_machines(folder: Path, cache: Cache)
     """Its time is not ours, and an image's windows are as long as ours are."""
     board = reached(folder, cache)
     with board.worker() as worker:
-        worker.call("open", timeout_s=60, **arguments(folder))
-        worker.call("feeds", timeout_s=60, path=str(folder / "feeds.npz"))
-        assert worker.call("round", timeout_s=60, seconds=1.2, least=1, warm_seconds=0.0, feed=0)
+        worker.open(artifact(folder), timeout_s=60)
+        worker.keep_feeds(folder / "feeds.npz", timeout_s=60)
+        assert worker.round(1.2, 1, warm_s=0.0, feed=0, timeout_s=60)
     board.close()
 
 

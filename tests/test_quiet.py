@@ -92,7 +92,7 @@ DEPLOY = (sys.executable, "-m", "onmetal.cli")
 BRIEF = """
 import sys
 from onmetal import cli
-from onmetal.profilers.measure import MODES, Schedule
+from onmetal.profilers.measure import MODES, Mode, Schedule
 MODES["quick"] = Schedule(2, 3, 0.01, 0.01, 0.0, 1)
 sys.exit(cli.main(sys.argv[1:]))
 """

@@ -41,7 +41,7 @@ from onmetal.profilers.devices.remote import native_runner
 from onmetal.profilers.devices.remote import ssh as sshs
 from onmetal.profilers.devices.remote.device import Remote, RemoteWorker
 from onmetal.profilers.devices.remote.folder import Folder, Transport, shell
-from onmetal.records import Candidate
+from onmetal.records import Artifact, Candidate
 from tests import adbd, deployed
 from tests.arm64 import needs
 from tests.conftest import ROOT
@@ -822,10 +822,9 @@ class TestWorkers:
             asked = replace(candidate, options={**candidate.options, "num_threads": threads})
             found.append(agree.outputs(there.remote, asked, feeds)[0][0])
             with there.remote.worker() as worker:
-                arguments = measure.arguments(asked)
-                worker.call("open", timeout_s=LONG_S, runtime="litert", **arguments)
-                worker.call("feeds", timeout_s=LONG_S, path=str(feeds))
-                worker.call("warm", timeout_s=LONG_S, seconds=0.01, least=2)
+                worker.open(asked.artifact, timeout_s=LONG_S)
+                worker.keep_feeds(feeds, timeout_s=LONG_S)
+                worker.warm(0.01, 2, timeout_s=LONG_S)
                 (pid,) = there.far.runners()
                 counts.append(len(list(Path(f"/proc/{pid}/task").iterdir())))
         assert counts[1] - counts[0] == 3
@@ -941,10 +940,9 @@ class TestWorkers:
         broken = tmp_path / "-$(touch x) 'b\nr.tflite"
         broken.write_bytes(b"TFL3" * 100)
         candidate = replace(artifacts("litert-int8"), files=(broken,))
-        with there.remote.worker() as worker:
-            arguments = measure.arguments(candidate)
-            with pytest.raises((UnsupportedError, DeviceError)):
-                worker.call("open", timeout_s=LONG_S, runtime="litert", **arguments)
+        refused = pytest.raises((UnsupportedError, DeviceError))
+        with there.remote.worker() as worker, refused:
+            worker.open(candidate.artifact, timeout_s=LONG_S)
 
     def test_hostile_artifact_names(
         self, there: Here, artifacts: Artifacts, tmp_path: Path
@@ -969,13 +967,13 @@ class TestWorkers:
                 there.remote.worker() as worker,
                 pytest.raises(UnsupportedError, match="a tab or a line break"),
             ):
-                arguments = measure.arguments(odd)
-                worker.call("open", timeout_s=LONG_S, runtime="litert", **arguments)
+                worker.open(odd.artifact, timeout_s=LONG_S)
 
     def test_what_is_done_on_this_machine_only(self, there: Here) -> None:
         refused = pytest.raises(UnsupportedError, match="on this machine only")
+        artifact = Artifact("litert", (), {}, (), ())
         with there.remote.worker() as worker, refused:
-            worker.call("layers", timeout_s=LONG_S)
+            worker.layers(artifact, timeout_s=LONG_S)
 
     def test_equal_sizes_are_not_equal_contents(self, there: Here) -> None:
         """Written within one tick of the file system's clock, under one name."""
@@ -988,16 +986,13 @@ class TestWorkers:
 
 def opened(remote: Remote, candidate: Candidate, feeds: Path) -> RemoteWorker:
     worker = remote.worker()
-    worker.call("open", timeout_s=LONG_S, runtime=candidate.runtime, **measure.arguments(candidate))
-    worker.call("feeds", timeout_s=LONG_S, path=str(feeds))
+    worker.open(candidate.artifact, timeout_s=LONG_S)
+    worker.keep_feeds(feeds, timeout_s=LONG_S)
     return worker
 
 
-def a_round(worker: RemoteWorker, seconds: float, timeout_s: float = LONG_S) -> str:
-    found: str = worker.call(
-        "round", timeout_s=timeout_s, seconds=seconds, least=1, warm_seconds=0.0, feed=0
-    )
-    return found
+def a_round(worker: RemoteWorker, seconds: float, timeout_s: float = LONG_S) -> np.ndarray:
+    return worker.round(seconds, 1, warm_s=0.0, feed=0, timeout_s=timeout_s)
 
 
 @BOTH

@@ -15,6 +15,7 @@ from onmetal.files.cache import Cache
 from onmetal.profilers.devices.remote import ssh
 from onmetal.profilers.devices.remote.adb import Adb
 from onmetal.profilers.devices.remote.device import Remote, RemoteWorker
+from onmetal.records import Artifact
 from onmetal.runtimes.litert import session as run_litert
 from tests import devices
 from tests.conftest import deploy
@@ -91,16 +92,9 @@ def test_it_is_deployed_as_it_is(model: Path, tmp_path: Path) -> None:
 
 
 def outputs(worker: RemoteWorker, model: Path, feeds: Path, folder: Path) -> list[np.ndarray]:
-    worker.call(
-        "open",
-        timeout_s=120,
-        runtime="litert",
-        files=[str(model)],
-        options={"num_threads": 1, "stateful": True},
-        inputs=["x"],
-        outputs=["y"],
-    )
-    worker.call("run", timeout_s=120, path=str(feeds), folder=str(folder))
+    options = {"num_threads": 1, "stateful": True}
+    worker.open(Artifact("litert", (model,), options, ("x",), ("y",)), timeout_s=120)
+    worker.run(feeds, folder, timeout_s=120)
     return [np.load(folder / f"{number}-0.npy") for number in range(3)]
 
 

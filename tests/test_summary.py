@@ -25,6 +25,7 @@ from onmetal.reports.chip_record import (
 )
 from onmetal.reports.record import Accuracy, Candidate, Fidelity, Versus
 from onmetal.reports.setting import Setting
+from onmetal.runtimes import RUNTIMES
 from onmetal.texts import terminal
 from onmetal.texts.terminal import PLAIN, Screen, rendered
 
@@ -292,7 +293,7 @@ def test_what_failed_is_no_row() -> None:
 
 LONG = "a-model-whose-name-is-as-long-as-people-make-them-efficientnet-lite4-quantized-v2-final"
 NAMES = [
-    [f"{r}@{e}" for r in ("fp32", "int8-u8s8-rr", "int8-dynamic") for e in sentence.RUNTIMES],
+    [f"{r}@{e}" for r in ("fp32", "int8-u8s8-rr", "int8-dynamic") for e in RUNTIMES],
     [f"{model}/int8-u8s8-rr@onnxruntime" for model in ("resnet50", LONG, "模型" * 30, "e\u0301")],
     ["prune-channels-50+distill+int8-s8s8@openvino", "fp32@openvino"],
 ]

@@ -15,7 +15,7 @@ import pytest
 
 from onmetal import progress
 from onmetal.deploy import estimate
-from onmetal.profilers.measure import MODES, Schedule
+from onmetal.profilers.measure import MODES, Mode, Schedule
 from onmetal.progress import Progress
 from onmetal.texts import terminal
 from tests.conftest import DIGITS, FLOAT
@@ -229,7 +229,7 @@ def test_a_step_longer_than_expected_does_not_promise_its_end(clock: Clock) -> N
 
 
 @pytest.mark.parametrize("mode", sorted(MODES))
-def test_a_schedule_takes_what_it_says(mode: str) -> None:
+def test_a_schedule_takes_what_it_says(mode: Mode) -> None:
     plan: Schedule = MODES[mode]
     inferring = plan.blocks * plan.rounds * (plan.round_s + plan.round_warm_s)
     starting = plan.blocks * (1.0 + plan.warm_s)

@@ -187,11 +187,11 @@ class TestWhatIsLacking:
     def test_nothing_of_what_it_runs(self, tmp_path: Path) -> None:
         path = small(tmp_path / "small", "Relu", "Sigmoid")
         for activation in ("s8", "s16", None):
-            assert micro.lacking(str(path), activation) == []
+            assert micro.lacking(path, activation) == []
 
     def test_every_operator_is_named_with_its_node(self, tmp_path: Path) -> None:
         path = small(tmp_path / "small", "Sign", "Relu", "Sign")
-        found = micro.lacking(str(path), "s8")
+        found = micro.lacking(path, "s8")
         assert [row["operator"] for row in found] == ["SIGN", "SIGN"]
         assert [row["node"] for row in found] == ["Sign 'sign_1'", "Sign 'sign_3'"]
         assert all("SIGN" in row["reason"] and ".cc" not in row["reason"] for row in found)
@@ -199,7 +199,7 @@ class TestWhatIsLacking:
     def test_where_the_node_is_not_known_the_tensor_is(self, tmp_path: Path) -> None:
         path = small(tmp_path / "small", "Sign")
         (path.parent / "makers.json").unlink()
-        assert micro.lacking(str(path), None)[0]["node"] == "'t0'"
+        assert micro.lacking(path, None)[0]["node"] == "'t0'"
 
     def test_what_ends_the_process_is_a_reason_too(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -207,7 +207,7 @@ class TestWhatIsLacking:
         """The child is killed by a signal: the parent lives to tell."""
         path = small(tmp_path / "small", "Relu")
         monkeypatch.setattr(micro, "_answer", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-        found = micro.lacking(str(path), None)
+        found = micro.lacking(path, None)
         assert found and all("SIGKILL" in row["reason"] for row in found)
 
 

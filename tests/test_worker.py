@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from onmetal.calibration import samples
 from onmetal.errors import DeviceError, NeedlessError, UnsupportedError, UsageError
 from onmetal.files.cache import Cache
-from onmetal.profilers.devices.local import Local, Worker, quiet_environment
+from onmetal.profilers.devices.local import Local, LocalWorker, quiet_environment
 from onmetal.profilers.tensor_bytes import read_feeds
 from onmetal.records import plain
 from tests.conftest import DIGITS
@@ -25,14 +25,16 @@ from tests.onnx_models import build, constant, node, read, save, value
 
 
 @pytest.fixture
-def worker(tmp_path: Path) -> Iterator[Worker]:
-    with Worker(quiet_environment(tmp_path)) as started:
+def worker(tmp_path: Path) -> Iterator[LocalWorker]:
+    with LocalWorker(quiet_environment(tmp_path)) as started:
         yield started
 
 
-def ping(worker: Worker) -> int:
+def ping(worker: LocalWorker) -> int:
     """Call something that prints to standard output. -> 0"""
-    code: int = worker.call("call", timeout_s=60, function="onmetal.cli:main", argv=["targets"])
+    code: int = worker.call(
+        "call", timeout_s=60, function="onmetal.cli:main", arguments={"argv": ["targets"]}
+    )
     return code
 
 
@@ -55,7 +57,7 @@ def write_feeds(folder: Path) -> Path:
     return folder / "feeds.npz"
 
 
-def open_digits(worker: Worker, folder: Path, runtime: str = "onnxruntime") -> None:
+def open_digits(worker: LocalWorker, folder: Path, runtime: str = "onnxruntime") -> None:
     found = read(DIGITS / "digits_cnn.onnx", folder)
     worker.call(
         "open",
@@ -66,24 +68,24 @@ def open_digits(worker: Worker, folder: Path, runtime: str = "onnxruntime") -> N
         inputs=["image"],
         outputs=["logits"],
     )
-    worker.call("feeds", timeout_s=60, path=str(write_feeds(folder)))
+    worker.keep_feeds(write_feeds(folder), timeout_s=60)
 
 
-def forever(worker: Worker, timeout_s: float) -> Any:
-    return worker.call("round", timeout_s=timeout_s, seconds=600, least=1, warm_seconds=0, feed=0)
+def forever(worker: LocalWorker, timeout_s: float) -> Any:
+    return worker.round(600, 1, warm_s=0, feed=0, timeout_s=timeout_s)
 
 
-def test_what_is_printed_does_not_disturb_the_answers(worker: Worker) -> None:
+def test_what_is_printed_does_not_disturb_the_answers(worker: LocalWorker) -> None:
     assert [ping(worker) for _ in range(3)] == [0, 0, 0]
 
 
-def test_what_native_code_prints_goes_to_the_log(worker: Worker) -> None:
+def test_what_native_code_prints_goes_to_the_log(worker: LocalWorker) -> None:
     ping(worker)
     descriptors = Path(f"/proc/{worker.pid}/fd")
     assert (descriptors / "1").stat().st_ino == (descriptors / "2").stat().st_ino
 
 
-def test_what_was_printed_is_quoted_at_its_death(worker: Worker) -> None:
+def test_what_was_printed_is_quoted_at_its_death(worker: LocalWorker) -> None:
     ping(worker)
     os.kill(worker.pid, signal.SIGTERM)
     with pytest.raises(DeviceError, match="x86-openvino"):
@@ -91,7 +93,7 @@ def test_what_was_printed_is_quoted_at_its_death(worker: Worker) -> None:
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV", "SIGABRT", "SIGILL"])
-def test_a_death_between_calls_names_the_signal(worker: Worker, name: str) -> None:
+def test_a_death_between_calls_names_the_signal(worker: LocalWorker, name: str) -> None:
     ping(worker)
     os.kill(worker.pid, signal.Signals[name])
     with pytest.raises(DeviceError, match=name) as caught:
@@ -99,7 +101,7 @@ def test_a_death_between_calls_names_the_signal(worker: Worker, name: str) -> No
     assert ("out of memory?" in str(caught.value)) == (name == "SIGKILL")
 
 
-def test_a_death_during_a_call_names_the_signal(worker: Worker, tmp_path: Path) -> None:
+def test_a_death_during_a_call_names_the_signal(worker: LocalWorker, tmp_path: Path) -> None:
     open_digits(worker, tmp_path)
     killer = threading.Timer(0.3, os.kill, (worker.pid, signal.SIGSEGV))
     killer.start()
@@ -108,26 +110,28 @@ def test_a_death_during_a_call_names_the_signal(worker: Worker, tmp_path: Path) 
     killer.join()
 
 
-def test_a_death_before_the_first_call(worker: Worker) -> None:
+def test_a_death_before_the_first_call(worker: LocalWorker) -> None:
     os.kill(worker.pid, signal.SIGKILL)
     assert gone(worker.pid)
     with pytest.raises(DeviceError, match="SIGKILL"):
         ping(worker)
 
 
-def test_a_worker_that_leaves_by_itself_says_its_code(worker: Worker) -> None:
+def test_a_worker_that_leaves_by_itself_says_its_code(worker: LocalWorker) -> None:
     with pytest.raises(DeviceError, match="ended with code 0"):
-        worker.call("call", timeout_s=60, function="onmetal.cli:main", argv=["--version"])
+        worker.call(
+            "call", timeout_s=60, function="onmetal.cli:main", arguments={"argv": ["--version"]}
+        )
 
 
-def test_a_call_that_takes_too_long_ends_the_worker(worker: Worker, tmp_path: Path) -> None:
+def test_a_call_that_takes_too_long_ends_the_worker(worker: LocalWorker, tmp_path: Path) -> None:
     open_digits(worker, tmp_path)
     with pytest.raises(DeviceError, match="'round' in time"):
         forever(worker, 0.3)
     assert gone(worker.pid)
 
 
-def test_a_call_after_the_end_is_a_device_error(worker: Worker, tmp_path: Path) -> None:
+def test_a_call_after_the_end_is_a_device_error(worker: LocalWorker, tmp_path: Path) -> None:
     open_digits(worker, tmp_path)
     with pytest.raises(DeviceError):
         forever(worker, 0.1)
@@ -135,39 +139,36 @@ def test_a_call_after_the_end_is_a_device_error(worker: Worker, tmp_path: Path) 
         ping(worker)
 
 
-def test_a_worker_that_hangs_in_silence_is_ended(worker: Worker) -> None:
+def test_a_worker_that_hangs_in_silence_is_ended(worker: LocalWorker) -> None:
     os.kill(worker.pid, signal.SIGSTOP)
     with pytest.raises(DeviceError, match="in time"):
-        worker.call("call", timeout_s=0.2, function="onmetal.files.cache:key")
+        worker.call("call", timeout_s=0.2, function="onmetal.files.cache:key", arguments={})
     assert gone(worker.pid)
 
 
-def test_a_request_larger_than_a_pipe_to_a_worker_that_hangs(worker: Worker) -> None:
+def test_a_request_larger_than_a_pipe_to_a_worker_that_hangs(worker: LocalWorker) -> None:
     os.kill(worker.pid, signal.SIGSTOP)
     rescue = threading.Timer(60, os.kill, (worker.pid, signal.SIGKILL))
     rescue.start()
     with pytest.raises(DeviceError, match="in time"):
-        worker.call("call", timeout_s=0.2, function="x" * 1_000_000)
+        worker.call("call", timeout_s=0.2, function="x" * 1_000_000, arguments={})
     rescue.cancel()
 
 
-def test_a_request_and_an_answer_larger_than_a_pipe(worker: Worker) -> None:
+def test_a_request_and_an_answer_larger_than_a_pipe(worker: LocalWorker) -> None:
     with pytest.raises(UsageError) as caught:
         worker.call(
             "call",
             timeout_s=60,
             function="onmetal.converters.onnx.reader:examine",
-            path="x" * 300_000,
-            shapes={},
-            batch=None,
-            folder="",
+            arguments={"path": "x" * 300_000, "shapes": {}, "batch": None, "folder": ""},
         )
     assert len(str(caught.value)) > 300_000
     assert ping(worker) == 0
 
 
 def test_closing_ends_the_process_and_may_be_repeated(tmp_path: Path) -> None:
-    with Worker(quiet_environment(tmp_path)) as started:
+    with LocalWorker(quiet_environment(tmp_path)) as started:
         assert psutil.pid_exists(started.pid)
         started.close()
         assert gone(started.pid)
@@ -175,16 +176,18 @@ def test_closing_ends_the_process_and_may_be_repeated(tmp_path: Path) -> None:
         ping(started)
 
 
-def test_errors_keep_their_kind_and_the_worker_goes_on(worker: Worker, tmp_path: Path) -> None:
+def test_errors_keep_their_kind_and_the_worker_goes_on(worker: LocalWorker, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none\.onnx"):
         worker.call(
             "call",
             timeout_s=60,
             function="onmetal.converters.onnx.reader:examine",
-            path=str(tmp_path / "none.onnx"),
-            shapes={},
-            batch=None,
-            folder=str(tmp_path),
+            arguments={
+                "path": str(tmp_path / "none.onnx"),
+                "shapes": {},
+                "batch": None,
+                "folder": str(tmp_path),
+            },
         )
     (tmp_path / "noise.onnx").write_bytes(b"noise")
     with pytest.raises(UnsupportedError):
@@ -200,23 +203,23 @@ def test_errors_keep_their_kind_and_the_worker_goes_on(worker: Worker, tmp_path:
     with pytest.raises(DeviceError, match="KeyError"):
         worker.call("no such operation", timeout_s=60)
     with pytest.raises(DeviceError, match="ModuleNotFoundError"):
-        worker.call("call", timeout_s=60, function="onmetal.nowhere:f")
+        worker.call("call", timeout_s=60, function="onmetal.nowhere:f", arguments={})
     assert ping(worker) == 0
 
 
 @pytest.mark.parametrize("function", ["os:abort", "shutil:rmtree", "builtins:eval"])
-def test_only_functions_of_onmetal_are_called(worker: Worker, function: str) -> None:
+def test_only_functions_of_onmetal_are_called(worker: LocalWorker, function: str) -> None:
     with pytest.raises(DeviceError):
-        worker.call("call", timeout_s=60, function=function)
+        worker.call("call", timeout_s=60, function=function, arguments={})
     assert ping(worker) == 0
 
 
 ORPHANED = """
 import sys
 from pathlib import Path
-from onmetal.profilers.devices.local import Worker, quiet_environment
-worker = Worker(quiet_environment(Path(sys.argv[1])))
-assert worker.call("call", timeout_s=60, function="onmetal.files.cache:key", a=1)
+from onmetal.profilers.devices.local import LocalWorker, quiet_environment
+worker = LocalWorker(quiet_environment(Path(sys.argv[1])))
+assert worker.call("call", timeout_s=60, function="onmetal.files.cache:key", arguments={"a": 1})
 if sys.argv[2] == "busy":
     worker.call(
         "open",
@@ -227,10 +230,10 @@ if sys.argv[2] == "busy":
         inputs=["image"],
         outputs=["logits"],
     )
-    worker.call("feeds", timeout_s=60, path=sys.argv[4])
+    worker.keep_feeds(sys.argv[4], timeout_s=60)
 print(worker.pid, flush=True)
 if sys.argv[2] == "busy":
-    worker.call("round", timeout_s=600, seconds=600, least=1, warm_seconds=0, feed=0)
+    worker.round(600, 1, warm_s=0, feed=0, timeout_s=600)
 sys.stdin.read()
 """
 
@@ -255,7 +258,10 @@ def test_a_worker_ends_when_its_parent_is_killed(tmp_path: Path, state: str) -> 
 def test_a_worker_works_for_the_process_that_started_it(parent: str, tmp_path: Path) -> None:
     """Whatever its number is, 1 in a container; where it is gone already, there is nobody to."""
     number = os.getpid() if parent == "this" else os.getppid()
-    request = {"op": "call", "arguments": {"function": "onmetal.files.cache:key", "a": 1}}
+    request = {
+        "op": "call",
+        "arguments": {"function": "onmetal.files.cache:key", "arguments": {"a": 1}},
+    }
     done = subprocess.run(
         [sys.executable, "-P", "-m", "onmetal.profilers.worker"],
         env=quiet_environment(tmp_path) | {"ONMETAL_PARENT": str(number)},
@@ -292,20 +298,22 @@ def slow_model(steps: int) -> Any:
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_an_input_of_no_axes_is_run_as_it_is(worker: Worker, tmp_path: Path, runtime: str) -> None:
+def test_an_input_of_no_axes_is_run_as_it_is(
+    worker: LocalWorker, tmp_path: Path, runtime: str
+) -> None:
     model = build([node("Mul", "x s", "y")], [value("x", [2]), value("s", [])], [value("y", [2])])
     path = save(model, tmp_path / "scaled.onnx")
     arrays: dict[str, Any] = {"0/x": np.array([1, 2], np.float32), "0/s": np.float32(3)}
     np.savez(tmp_path / "feeds.npz", **arrays)
     names: dict[str, Any] = {"inputs": ["x", "s"], "outputs": ["y"], "options": {}}
     worker.call("open", timeout_s=60, runtime=runtime, files=[str(path)], **names)
-    worker.call("run", timeout_s=60, path=str(tmp_path / "feeds.npz"), folder=str(tmp_path))
+    worker.run(tmp_path / "feeds.npz", tmp_path, timeout_s=60)
     assert np.load(tmp_path / "0-0.npy").tolist() == [3, 6]
     (feed,) = read_feeds(tmp_path / "feeds.npz")
     assert feed["s"].shape == ()
 
 
-def test_progress_is_told_while_outputs_are_computed(worker: Worker, tmp_path: Path) -> None:
+def test_progress_is_told_while_outputs_are_computed(worker: LocalWorker, tmp_path: Path) -> None:
     found = read(slow_model(30_000), tmp_path)
     told: list[tuple[int, int]] = []
     count = 20
@@ -359,9 +367,7 @@ def test_runtimes_write_nothing_into_the_home_of_the_user(
     with Cache() as cache, Local(cache).worker() as started:
         open_digits(started, tmp_path, runtime)
         (tmp_path / "out").mkdir()
-        started.call(
-            "run", timeout_s=60, path=str(tmp_path / "feeds.npz"), folder=str(tmp_path / "out")
-        )
+        started.run(tmp_path / "feeds.npz", tmp_path / "out", timeout_s=60)
         connections = psutil.Process(started.pid).net_connections()
     assert (tmp_path / "out" / "0-0.npy").exists()
     assert list(mine.rglob("*")) == []
@@ -374,7 +380,7 @@ def test_modules_in_the_working_folder_do_not_shadow_those_of_workers(
     for name in ("json", "numpy", "onmetal", "onnx"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('shadowed')")
     monkeypatch.chdir(tmp_path)
-    with Worker(quiet_environment(tmp_path)) as started:
+    with LocalWorker(quiet_environment(tmp_path)) as started:
         assert ping(started) == 0
 
 
@@ -389,9 +395,9 @@ def host() -> Iterator[Local]:
         found.close()
 
 
-def number(workers: list[Worker]) -> int:
+def number(workers: list[LocalWorker]) -> int:
     """Of the process, once it has answered."""
-    workers[0].call("let_go", timeout_s=60)
+    workers[0].let_go()
     return workers[0].pid
 
 
@@ -425,7 +431,7 @@ def test_what_a_served_helper_dies_of_is_done_again_by_a_fresh_one(host: Local) 
     first = host.helped("a", number)
     seen: list[int] = []
 
-    def dies_once(workers: list[Worker]) -> int:
+    def dies_once(workers: list[LocalWorker]) -> int:
         seen.append(workers[0].pid)
         if len(seen) == 1:
             os.kill(workers[0].pid, signal.SIGSEGV)
@@ -438,7 +444,7 @@ def test_what_a_served_helper_dies_of_is_done_again_by_a_fresh_one(host: Local) 
 def test_what_a_fresh_helper_fails_at_has_failed(host: Local) -> None:
     seen: list[int] = []
 
-    def dies(workers: list[Worker]) -> int:
+    def dies(workers: list[LocalWorker]) -> int:
         seen.append(workers[0].pid)
         os.kill(workers[0].pid, signal.SIGSEGV)
         return number(workers)
@@ -456,7 +462,7 @@ def test_what_is_needless_is_not_done_again(host: Local) -> None:
     host.helped("a", number)
     seen: list[int] = []
 
-    def needless(workers: list[Worker]) -> None:
+    def needless(workers: list[LocalWorker]) -> None:
         seen.append(workers[0].pid)
         raise NeedlessError("it gains nothing")
 
@@ -466,19 +472,19 @@ def test_what_is_needless_is_not_done_again(host: Local) -> None:
 
 
 def test_a_helper_holds_nothing_open(host: Local, tmp_path: Path) -> None:
-    def opens(workers: list[Worker]) -> None:
+    def opens(workers: list[LocalWorker]) -> None:
         open_digits(workers[0], tmp_path)
-        workers[0].call("let_go", timeout_s=60)
+        workers[0].let_go()
         with pytest.raises(DeviceError, match="NoneType"):
-            workers[0].call("warm", timeout_s=60, seconds=0.0, least=1)
+            workers[0].warm(0.0, 1, timeout_s=60)
 
     host.helped("a", opens)
 
 
 def test_a_process_imports_its_runtime_before_it_answers(host: Local) -> None:
     with host.worker("litert") as worker:
-        worker.call("let_go", timeout_s=60)
+        worker.let_go()
         maps = [entry.path for entry in psutil.Process(worker.pid).memory_maps()]
     assert any("ai_edge_litert" in path for path in maps)
     with host.worker("no_such_runtime") as worker:
-        worker.call("let_go", timeout_s=60)
+        worker.let_go()

@@ -309,7 +309,7 @@ def _outputs_by_running(
     names = [tensor["name"] for tensor in outputs]
     feed = {t["name"]: np.zeros(t["shape"], t["dtype"]) for t in inputs}
     try:
-        found = reference.run(str(prepared), feed, names)
+        found = reference.Reference(prepared, names).run(feed)
     except Exception as error:
         raise UnsupportedError(
             f"the shapes of its outputs are not static, and onnxruntime cannot run it: {error}"

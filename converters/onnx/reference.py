@@ -1,6 +1,8 @@
 """What an ONNX file computes, by ONNX Runtime, which defines that: imported without telemetry."""
 
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +36,12 @@ def opened(
     return onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
 
 
-def run(path: str, feed: dict[str, np.ndarray], outputs: list[str]) -> list[np.ndarray]:
-    """One inference of a file with arrays by input name -> arrays in the order of `outputs`."""
-    arrays: list[np.ndarray] = opened(path, "ORT_ENABLE_ALL").run(outputs, feed)
-    return arrays
+class Reference:
+    """A prepared model, with the options that ONNX Runtime has by itself."""
+
+    def __init__(self, path: Path, outputs: Sequence[str]) -> None:
+        self.session, self.outputs = opened(str(path), "ORT_ENABLE_ALL"), list(outputs)
+
+    def run(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        arrays: list[np.ndarray] = self.session.run(self.outputs, feed)
+        return arrays

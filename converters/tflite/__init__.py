@@ -1,1 +1,8 @@
-"""ONNX to TFLite, without TensorFlow: a graph of its own, and what reads, lowers and writes it."""
+"""TFLite's file format: read, lowered to from ONNX, quantized, checked, written."""
+
+from importlib.metadata import version
+
+
+def schema_version() -> str:
+    """The version of the package whose schema files are written by."""
+    return version("ai-edge-litert")

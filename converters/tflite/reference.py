@@ -72,3 +72,38 @@ class Exposed:
 
 def exposed(path: str, tensors: Sequence[str]) -> Exposed:
     return Exposed(read(Path(path)), tensors)
+
+
+class Reference:
+    """A prepared model by LiteRT's fast kernels, in one thread; variables begin anew each time.
+
+    Arrays are handed over and come back as the model's records have them: real numbers come back
+    for whole ones that stand for them.
+    """
+
+    def __init__(self, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        content = path.read_bytes()
+        net = read(content)
+        names = signature_names(net)
+        self.interpreter = interpreter(content)
+        places = self.interpreter.get_input_details(), self.interpreter.get_output_details()
+        by_name = [
+            dict(zip(side, details, strict=True))
+            for side, details in zip(names, places, strict=True)
+        ]
+        self.taken = [(name, by_name[0][name]) for name in inputs]
+        self.given = [by_name[1][name] for name in outputs]
+
+    def run(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        self.interpreter.reset_all_variables()
+        for name, entry in self.taken:
+            self.interpreter.set_tensor(entry["index"], feed[name])
+        self.interpreter.invoke()
+        arrays = []
+        for entry in self.given:
+            array = self.interpreter.get_tensor(entry["index"])
+            scale, zero = entry["quantization"]
+            if scale and entry["dtype"] in (np.int8, np.uint8, np.int16):
+                array = (array.astype(np.float32) - np.float32(zero)) * np.float32(scale)
+            arrays.append(array)
+        return arrays

@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 from msgspec import Struct
 
+from onmetal.converters import operations
 from onmetal.errors import UnsupportedError
-from onmetal.profilers.devices.local import Worker, quiet_environment
+from onmetal.profilers.devices.local import LocalWorker, quiet_environment
+from onmetal.profilers.operation import asked
 from onmetal.records import Candidate, Shape, Tensor
+from onmetal.runtimes import RUNTIMES, folder, runtime, spec
+from onmetal.runtimes.protocol import Programs
 
 Ends = dict[str, list[dict[str, Any]]]
 TEMPLATES = Path(__file__).parent / "templates"
-RUNTIMES = ("litert", "onnxruntime", "tflm")
 DEQUANTIZED = ("int8", "uint8", "int16")
 DTYPES = ("float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool")
 """What generated programs hand over; what else there is (half floats, text) has no type in them."""
@@ -56,14 +59,27 @@ def ports(candidate: Candidate) -> Ports:
 
     Raises UnsupportedError where a generated program cannot hand a tensor over.
     """
-    if candidate.runtime not in RUNTIMES:
-        raise UnsupportedError(
-            f"no program is generated for {candidate.runtime}; only for {', '.join(RUNTIMES)}"
-        )
-    found = _of_onnx(candidate) if candidate.runtime == "onnxruntime" else _of_tflite(candidate)
+    if not _has_programs(candidate.runtime):
+        able = ", ".join(name for name in RUNTIMES if _has_programs(name))
+        raise UnsupportedError(f"no program is generated for {candidate.runtime}; only for {able}")
+    as_onnx = spec(candidate.runtime).reads == "onnx"
+    found = _of_onnx(candidate) if as_onnx else _of_tflite(candidate)
     for port in (*found.inputs, *found.outputs):
         _check(port)
     return found
+
+
+def _has_programs(name: str) -> bool:
+    return spec(name).in_firmware or runtime(name).programs() is not None
+
+
+def programs(candidate: Candidate) -> Programs:
+    """What programs need of the candidate's runtime. Raises UnsupportedError where there are none
+    for it."""
+    known = runtime(candidate.runtime).programs()
+    if known is None:
+        raise UnsupportedError(f"no program is generated for {candidate.runtime}")
+    return known
 
 
 def _of_onnx(candidate: Candidate) -> Ports:
@@ -96,15 +112,9 @@ def _ends(path: Path) -> Ends:
     """What the file itself has, read in a worker: no runtime's package comes in here."""
     with (
         tempfile.TemporaryDirectory(prefix="onmetal-") as home,
-        Worker(quiet_environment(Path(home))) as worker,
+        LocalWorker(quiet_environment(Path(home))) as worker,
     ):
-        found: Ends = worker.call(
-            "call",
-            timeout_s=600,
-            function="onmetal.converters.tflite.ends:ends",
-            path=str(path.absolute()),
-        )
-    return found
+        return worker.do(asked(operations.ends, path.absolute()), timeout_s=600)
 
 
 def _matched(
@@ -182,9 +192,18 @@ def count_vectors(found: Ports, golden: dict[str, np.ndarray]) -> int:
     return next(n for n in range(len(golden) + 1) if f"output/{name}/{n}" not in golden)
 
 
+def runtime_template(name: str, path: str, **values: str) -> str:
+    """As `template`, one of a runtime's folder."""
+    return _filled(folder(name) / "templates" / path, values)
+
+
 def template(path: str, **values: str) -> str:
     """A template with `@@name@@` replaced, each in one pass: values are never looked into."""
-    text = (TEMPLATES / path).read_text("utf-8")
+    return _filled(TEMPLATES / path, values)
+
+
+def _filled(path: Path, values: dict[str, str]) -> str:
+    text = path.read_text("utf-8")
     return _PLACE.sub(lambda match: values[match[1]], text)
 
 

@@ -13,6 +13,7 @@ import psutil
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
+from onmetal.bundles.kinds import PART, kinds
 from onmetal.files import cache as caches
 from onmetal.files.reading import read_bytes
 from onmetal.profilers.tensor_bytes import NHWC
@@ -44,24 +45,17 @@ GOLDEN_BYTES = 1 << 30
 GOLDEN_SLACK_BYTES = 64 << 20
 """Beside what the shapes say: outputs whose shape follows from what is in the input."""
 
-_PART = r"\w[\w.-]*"
 PLACES = {
     "manifest": r"manifest\.json",
     "runner": r"run\.py",
-    "readme": r"(android/|firmware/)?README\.md",
-    "artifact": rf"(android/src/main/assets/)?{_PART}\.(onnx|data|xml|bin|tflite)",
-    "golden": rf"golden\.npz|(example-golden|android/src/androidTest/assets/golden)/{_PART}\.bin",
+    "readme": r"README\.md",
+    "artifact": rf"{PART}\.(onnx|data|xml|bin|tflite)",
+    "golden": r"golden\.npz",
     "measurements": r"measurements\.npz",
-    "memory plan": r"memory\.(txt|svg)",
-    "requirements": r"requirements\.txt",
-    "source": (
-        rf"example\.c|firmware/({_PART}/)*{_PART}\.(c|cc|h)|android/src/({_PART}/)*{_PART}\.(kt|xml)"
-    ),
-    "build": (
-        rf"firmware/({_PART}/)*({_PART}\.(cmake|ld)|CMakeLists\.txt)"
-        rf"|android/{_PART}\.(kts|pro|properties)"
-    ),
 }
+for _places in (kind.places for kind in kinds()):
+    for _kind, _place in _places.items():
+        PLACES[_kind] = f"{PLACES[_kind]}|{_place}" if _kind in PLACES else _place
 """Where a file of each kind may lie in a bundle. But for run.py itself, Python would import none of
 them."""
 

@@ -24,16 +24,19 @@ from typing import Any, Literal
 import psutil
 
 from onmetal import limits, runtimes
+from onmetal.bundles import golden
 from onmetal.bundles import manifest as manifests
+from onmetal.converters import operations as converter_operations
 from onmetal.errors import DeviceError, OnmetalError, UsageError, VerificationError
 from onmetal.files import copying
-from onmetal.profilers.devices.board.device import Board
-from onmetal.profilers.devices.connect import Device
-from onmetal.profilers.devices.local import Local, Worker, quiet_environment
-from onmetal.records import plain, shown
+from onmetal.profilers.devices import Device
+from onmetal.profilers.devices.local import Local, LocalWorker, quiet_environment
+from onmetal.profilers.operation import asked
+from onmetal.records import Artifact, plain, shown
 from onmetal.reports.command_records import Verification
 from onmetal.reports.json import encode, spelled
-from onmetal.targets import TFLITE, install, pinned
+from onmetal.runtimes import install, pinned, spec
+from onmetal.runtimes import operations as runtime_operations
 from onmetal.texts.suggest import near
 
 SUMS = "SHA256SUMS"
@@ -298,9 +301,9 @@ def _check_runtime(runtime: str, device: Device) -> None:
 
 def _looks(
     copy: Path, manifest: dict[str, Any], device: Device
-) -> Iterator[tuple[str, Callable[[Worker], list[str]]]]:
+) -> Iterator[tuple[str, Callable[[LocalWorker], list[str]]]]:
     """The checks of the artifact, in their order: a runtime opens only what held so far."""
-    if manifest["run"]["runtime"] in TFLITE:
+    if spec(manifest["run"]["runtime"]).reads == "tflite":
         artifact = copy / manifest["run"]["files"][0]
         yield "specification", lambda worker: _check_specification(artifact, worker)
     yield "tensors", lambda worker: _check_tensors(copy, manifest, worker)
@@ -398,27 +401,23 @@ def _content(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() else b""
 
 
-def _check_tensors(folder: Path, manifest: dict[str, Any], worker: Worker) -> list[str]:
+def _check_tensors(folder: Path, manifest: dict[str, Any], worker: LocalWorker) -> list[str]:
     """Whether inputs and outputs, and the golden vectors, are as the manifest says."""
     run = manifest["run"]
     artifact = folder.absolute() / run["files"][0]
     try:
-        stored = worker.call(
-            "call",
+        stored = worker.do(
+            asked(runtime_operations.describe, run["runtime"], artifact),
             timeout_s=600,
             cpu_s=limits.cpu_s(artifact.stat().st_size),
-            function=f"onmetal.runtimes.{run['runtime']}.convert:describe",
-            path=str(artifact),
         )
         vectors: dict[str, Any] = {}
         if not manifest["golden"]["vectors"] and (folder / "golden.npz").exists():
             return ["golden.npz is there, and manifest.json says that there are no golden vectors"]
         if manifest["golden"]["vectors"]:
-            vectors = worker.call(
-                "golden_described",
-                timeout_s=600,
-                folder=str(folder.absolute()),
-                most_bytes=manifests.golden_bytes(manifest),
+            most_bytes = manifests.golden_bytes(manifest)
+            vectors = worker.do(
+                asked(golden.describe, folder.absolute(), most_bytes), timeout_s=600
             )
     except OnmetalError as error:
         return [f"{artifact.name} or golden.npz cannot be read: {error}"]
@@ -428,67 +427,59 @@ def _check_tensors(folder: Path, manifest: dict[str, Any], worker: Worker) -> li
     ]
 
 
-def _check_specification(artifact: Path, worker: Worker) -> list[str]:
+def _check_specification(artifact: Path, worker: LocalWorker) -> list[str]:
     """Whether a .tflite file keeps to TFLite's quantization specification."""
     try:
-        found: list[str] = worker.call(
-            "call",
+        violations = worker.do(
+            asked(converter_operations.violations, artifact.absolute()),
             timeout_s=600,
             cpu_s=limits.cpu_s(artifact.stat().st_size),
-            function="onmetal.converters.tflite.check:file",
-            path=str(artifact.absolute()),
         )
     except OnmetalError as error:
         return [f"{artifact.name} cannot be read: {error}"]
-    return [f"{artifact.name} violates TFLite's specification: {what}" for what in found[:5]]
+    return [f"{artifact.name} violates TFLite's specification: {what}" for what in violations[:5]]
 
 
 def _check_golden(
-    folder: Path, manifest: dict[str, Any], host: Worker, device: Device
+    folder: Path, manifest: dict[str, Any], host: LocalWorker, device: Device
 ) -> list[str]:
     runtime = manifest["run"]["runtime"]
     try:
-        if isinstance(device, Local):
+        if device.address == Local.address:
             size_bytes = sum((folder / name).stat().st_size for name in manifest["run"]["files"])
-            found: list[str] = host.call(
-                "golden",
+            return host.do(
+                asked(golden.check, folder.absolute(), runtime),
                 timeout_s=600,
                 cpu_s=limits.OPENING * limits.cpu_s(size_bytes),
-                folder=str(folder.absolute()),
-                runtime=runtime,
             )
-            return found
         return _golden_there(folder, manifest["run"], host, device)
     except OnmetalError as error:
-        if isinstance(device, Board):  # it fails, or holds another model: no word on the bundle
+        # Of a board that fails, or holds another model: it says nothing of the bundle.
+        if device.traits.holds_one_model:
             raise DeviceError(str(error)) from None
         return [f"the golden vectors could not be run: {error}"]
 
 
-def _golden_there(folder: Path, run: dict[str, Any], host: Worker, device: Device) -> list[str]:
+def _golden_there(
+    folder: Path, run: dict[str, Any], host: LocalWorker, device: Device
+) -> list[str]:
     """The golden vectors through a remote device; what it gave is compared here."""
     with tempfile.TemporaryDirectory(prefix="onmetal-") as name:
         inputs = Path(name) / "inputs.npz"
-        host.call("golden_inputs", timeout_s=600, folder=str(folder.absolute()), path=str(inputs))
-        with device.worker() as worker:
-            worker.call(
-                "open",
-                timeout_s=600,
-                runtime=run["runtime"],
-                files=[str((folder / file).absolute()) for file in run["files"]],
-                options=run["options"],
-                inputs=[tensor["name"] for tensor in run["inputs"]],
-                outputs=[tensor["name"] for tensor in run["outputs"]],
-            )
-            worker.call("run", timeout_s=600, path=str(inputs), folder=name)
-        found: list[str] = host.call(
-            "golden_found",
-            timeout_s=600,
-            folder=str(folder.absolute()),
-            runtime=run["runtime"],
-            found=name,
+        host.do(asked(golden.write_inputs, folder.absolute(), inputs), timeout_s=600)
+        artifact = Artifact(
+            run["runtime"],
+            tuple((folder / file).absolute() for file in run["files"]),
+            run["options"],
+            tuple(tensor["name"] for tensor in run["inputs"]),
+            tuple(tensor["name"] for tensor in run["outputs"]),
         )
-        return found
+        with device.worker() as worker:
+            worker.open(artifact, timeout_s=600)
+            worker.run(inputs, Path(name), timeout_s=600)
+        return host.do(
+            asked(golden.compare, folder.absolute(), run["runtime"], Path(name)), timeout_s=600
+        )
 
 
 def _execute(folder: Path, device: Local) -> list[str]:

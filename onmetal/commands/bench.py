@@ -11,10 +11,11 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from onmetal import limits, targets
+from onmetal import limits, runtimes, targets
 from onmetal.bundles import manifest, write
 from onmetal.calibration import samples
-from onmetal.calibration.calibrated import Hub
+from onmetal.calibration.calibrated import CalibratedModel
+from onmetal.converters import operations as converter_operations
 from onmetal.deploy import agree, model
 from onmetal.deploy.convert import convert
 from onmetal.deploy.request import check_fit, choose_threads
@@ -26,19 +27,17 @@ from onmetal.files import copying
 from onmetal.files.cache import Cache
 from onmetal.files.reading import open_regular
 from onmetal.profilers import benchmark_model, measure, statistics
-from onmetal.profilers.devices import connect
-from onmetal.profilers.devices.board.device import Board
-from onmetal.profilers.devices.connect import Device
-from onmetal.profilers.devices.local import Local, Worker
+from onmetal.profilers.devices import Device, connect
+from onmetal.profilers.devices.local import Local
 from onmetal.profilers.devices.remote import native_runner
-from onmetal.profilers.devices.remote.device import Remote
+from onmetal.profilers.operation import asked
 from onmetal.progress import Progress
 from onmetal.records import Candidate, DeviceFacts, Model, Tensor, Trial, plain, shown
 from onmetal.reports import of_trials
 from onmetal.reports.record import Bench, BenchCandidate, Counted, CountedBench, Opinion, Report
-from onmetal.reports.sentence import RUNTIMES
-from onmetal.runtimes import check_options
-from onmetal.targets import EXACT, TFLITE, Recipe, Target
+from onmetal.runtimes import check_options, for_runtime, spec
+from onmetal.runtimes import operations as runtime_operations
+from onmetal.targets import EXACT, Recipe, Target
 from onmetal.texts import units
 from onmetal.texts.suggest import near
 
@@ -114,7 +113,7 @@ def verify(folder: Path, address: str, *, run: bool) -> Shown:
         write.check_folder(folder)
         device = connect.reach(address, cache)
         try:
-            if run and not isinstance(device, Local):
+            if run and address != Local.address:
                 raise UsageError("--run executes run.py on this machine: leave --device out")
             verified = write.verify(folder, Local(cache), device, run=run, scratch=scratch)
         finally:
@@ -160,9 +159,8 @@ def bench(
         facts = device.facts()
         threads = choose_threads(threads, target, facts)
         flagged = check_fit(device)
-        if isinstance(device, Remote):
-            device.take()
-            device.pin(threads)
+        device.take()
+        device.pin(threads)
         for said in flagged:
             progress.say(f"warning: {said}")
         host = Local(cache)
@@ -176,16 +174,16 @@ def bench(
         candidates = _unique(candidates)
         progress.step("measuring")
         feeds = _random_feeds(candidates, scratch, cache)
-        if isinstance(device, Board):
+        if device.traits.holds_one_model:
             _check_held(device, host, candidates, feeds)
-        if isinstance(device, Board) and facts.emulated:
+        if device.traits.counts_instructions:
             return _counted(device, candidates, feeds, facts)
-        modes = measure.BOARD if isinstance(device, Board) else measure.MODES
+        modes = measure.BOARD if device.traits.holds_one_model else measure.MODES
         outcome = measure.measure(
             device, candidates, feeds.__getitem__, modes[mode], progress, seed=seed
         )
         trials = [_trial(c, outcome, candidates[0].name, facts.emulated) for c in candidates]
-        if isinstance(device, Board):
+        if device.traits.holds_one_model:
             flashed = "the model is part of the firmware, and is not loaded"
             trials = [trial.without_figure("load_ms", flashed) for trial in trials]
         trials += failed
@@ -211,7 +209,7 @@ def bench(
     return Report(document)
 
 
-def _check_held(board: Board, host: Local, candidates: list[Candidate], feeds: "_Feeds") -> None:
+def _check_held(board: Device, host: Local, candidates: list[Candidate], feeds: "_Feeds") -> None:
     """Firmware that does not say what it holds must compute what each candidate does."""
     for candidate in candidates if board.holds is None else ():
         found = agree.agreement(host, board, candidate, feeds[candidate], floats=False)
@@ -220,7 +218,7 @@ def _check_held(board: Board, host: Local, candidates: list[Candidate], feeds: "
 
 
 def _counted(
-    device: Board, candidates: list[Candidate], feeds: "_Feeds", facts: DeviceFacts
+    device: Device, candidates: list[Candidate], feeds: "_Feeds", facts: DeviceFacts
 ) -> Report[CountedBench]:
     """On an emulator instructions are counted: there is no time, and nothing is faster."""
     profiles = [Counted(c.name, measure.profile(device, c, feeds[c])) for c in candidates]
@@ -235,7 +233,7 @@ def _opinions(
         return {}
     opinions: dict[str, Opinion] = {}
     for candidate in candidates:
-        if candidate.runtime == "litert":
+        if spec(candidate.runtime).benchmark_model:
             try:
                 figures = benchmark_model.run(device, program, candidate.files[0], threads)
                 opinions[candidate.name] = of_trials.typed(figures, Opinion)
@@ -257,18 +255,18 @@ def _candidates(
     """-> what can be measured of a path, and what cannot, with the reason."""
     if path.is_dir():
         return [_from_bundle(path, device, scratch)], []
-    if path.suffix == ".xml":
-        return [_from_ir(path, target, threads, device)], []
+    if name := runtimes.own(path):
+        return [_from_own(path, name, threads, device)], []
     found = model.read(path, model.parse_shapes(shapes), batch, cache, device)
     recipe = _as_it_is(path, found, target)
     made, failed = [], []
-    hub = Hub(found, target, None, device, cache)
+    calibrated = CalibratedModel(found, target, None, device, cache)
     for runtime in recipe.runtimes:
-        if found.format == "tflite" and runtime not in TFLITE:
+        if found.format == "tflite" and spec(runtime).reads != found.format:
             continue
         name = f"{path.name} {recipe.name}@{runtime}"
         try:
-            source = hub.source(recipe, runtime, lambda *_: None)
+            source = calibrated.source(recipe, runtime, lambda *_: None)
             made.append(
                 convert(name, found, recipe, runtime, target, threads, device, cache, source)
             )
@@ -345,50 +343,40 @@ def _described(runtime: str, path: Path, host: Local) -> dict[str, list[dict[str
 
     A .tflite file that breaks its specification is refused: the runtime would not survive some.
     """
-    kind, broken = RUNTIMES.get(runtime, runtime), []
+    title, violations = spec(runtime).title, []
+    cpu_s = limits.cpu_s(path.stat().st_size)
     with host.worker() as worker:
         try:
-            if runtime in TFLITE:
-                broken = _asked(worker, "converters.tflite.check:file", path)
-            found: dict[str, list[dict[str, Any]]] = _asked(
-                worker, f"runtimes.{runtime}.convert:describe", path
-            )
+            if spec(runtime).reads == "tflite":
+                check = asked(converter_operations.violations, path)
+                violations = worker.do(check, timeout_s=600, cpu_s=cpu_s)
+            describe = asked(runtime_operations.describe, runtime, path)
+            described = worker.do(describe, timeout_s=600, cpu_s=cpu_s)
         except OnmetalError as error:
-            raise UsageError(f"{path}: {kind} cannot read it: {error}") from None
-    if broken:
-        raise UsageError(f"{path}: it violates TFLite's specification: {broken[0]}")
-    return found
+            raise UsageError(f"{path}: {title} cannot read it: {error}") from None
+    if violations:
+        raise UsageError(f"{path}: it violates TFLite's specification: {violations[0]}")
+    return described
 
 
-def _asked(worker: Worker, function: str, path: Path) -> Any:
-    return worker.call(
-        "call",
-        timeout_s=600,
-        cpu_s=limits.cpu_s(path.stat().st_size),
-        function=f"onmetal.{function}",
-        path=str(path),
-    )
-
-
-def _from_ir(path: Path, target: Target, threads: int, device: Local) -> Candidate:
-    """OpenVINO's own format: its inputs are asked of OpenVINO."""
+def _from_own(path: Path, runtime: str, threads: int, device: Local) -> Candidate:
+    """A file in a runtime's own format: its inputs are asked of the runtime."""
+    first, *others = spec(runtime).own_suffixes
     if not path.exists():
-        raise UsageError(f"{path}: there is no such file{near(path, ('.xml',))}")
-    files = (path, path.with_suffix(".bin"))
-    for file in files:  # OpenVINO would wait for a FIFO, and read from a device for ever
+        raise UsageError(f"{path}: there is no such file{near(path, (first,))}")
+    files = (path, *(path.with_suffix(suffix) for suffix in others))
+    for file in files:  # the runtime would wait for a FIFO, and read from a device for ever
         if file == path or file.exists():
             with open_regular(file):
                 pass
-    found = _described("openvino", path, device)
-    for tensor in (*found["inputs"], *found["outputs"]):
+    ends = _described(runtime, path, device)
+    for tensor in (*ends["inputs"], *ends["outputs"]):
         if tensor["shape"] is None or -1 in tensor["shape"]:
             raise UsageError(f"{path}: the shape of {tensor['name']!r} is not static")
-    if problems := manifest.impossible(_tensors(found, "inputs"), _tensors(found, "outputs")):
+    if problems := manifest.impossible(_tensors(ends, "inputs"), _tensors(ends, "outputs")):
         raise UsageError(f"{path}: {problems[0]}")
-    from onmetal.runtimes import for_runtime
-
-    options = for_runtime("openvino").options("f32", threads)
-    return _candidate(f"{path.name} fp32@openvino", "openvino", files, options, found)
+    options = for_runtime(runtime).options("f32", threads)
+    return _candidate(f"{path.name} {EXACT}@{runtime}", runtime, files, options, ends)
 
 
 def _tensors(found: dict[str, Any], side: str) -> tuple[Tensor, ...]:

@@ -9,7 +9,6 @@ from onmetal.files.cache import Cache
 from onmetal.profilers.devices import connect
 from onmetal.profilers.devices.local import Local
 from onmetal.profilers.devices.remote import adb, native_runner
-from onmetal.profilers.devices.remote.device import Remote
 from onmetal.records import DeviceFacts, plain
 from onmetal.reports import of_trials
 from onmetal.targets import Target
@@ -82,7 +81,7 @@ def _reached(address: str, cache: Cache) -> dict[str, Any]:
         return _absent(address, str(error))
     try:
         facts = device.facts()
-        refused, flagged = device.unfit() if isinstance(device, Remote) else ([], [])
+        fitness = device.fitness()
         lacks = []
         if (
             facts.arch == "aarch64"
@@ -95,8 +94,8 @@ def _reached(address: str, cache: Cache) -> dict[str, Any]:
             )
         if not facts.more.get("meters"):
             lacks.append("a power meter that could be read")
-        ready = not refused and bool(facts.runtimes)
-        return _entry(facts, ready, "; ".join(refused), lacks, flagged)
+        ready = not fitness.refused and bool(facts.runtimes)
+        return _entry(facts, ready, "; ".join(fitness.refused), lacks, fitness.flagged)
     finally:
         device.close()
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from msgspec.structs import asdict
 
-from onmetal import targets
+from onmetal import runtimes, targets
 from onmetal.bundles import manifest
-from onmetal.calibration import samples
-from onmetal.calibration.calibrated import Hub
+from onmetal.calibration import operations, samples
+from onmetal.calibration.calibrated import CalibratedModel
 from onmetal.calibration.fidelity import BAD_DB
 from onmetal.deploy import micro, model
 from onmetal.deploy.convert import convert
@@ -19,15 +19,16 @@ from onmetal.deploy.request import check_runtimes
 from onmetal.errors import DeviceError, UnsupportedError, UsageError
 from onmetal.files.cache import Cache
 from onmetal.profilers.devices.local import Local
+from onmetal.profilers.operation import asked
 from onmetal.progress import Progress
 from onmetal.records import Model, plain
 from onmetal.reports import of_trials
 from onmetal.reports.chip_record import Npu
 from onmetal.reports.command_records import Comparison, Inspection, Sensitivity, Support
 from onmetal.reports.embedded import npu_lines
-from onmetal.runtimes import check_options
+from onmetal.runtimes import check_options, spec
 from onmetal.samples import Samples
-from onmetal.targets import TFLITE, Recipe, Target
+from onmetal.targets import Recipe, Target
 from onmetal.texts import units
 from onmetal.texts.suggest import near
 
@@ -107,7 +108,7 @@ def _support(
             says = "can be tried" if samples else "can be tried, once calibrated with --data"
         elif runs:
             try:
-                source = Hub(found, target, None, device, cache).source(
+                source = CalibratedModel(found, target, None, device, cache).source(
                     entry.recipe, entry.runtime, lambda *_: None
                 )
                 convert(
@@ -193,9 +194,9 @@ def _sensitivity(
     loaded = _loaded(data, follow_links, found, cache)
     parts = samples.split(loaded)
     calibration = parts[0] if parts else loaded
-    hub = Hub(found, target, calibration, device, cache)
+    calibrated = CalibratedModel(found, target, calibration, device, cache)
     assert recipe.format
-    by = hub.flat if in_tflite else hub
+    by = calibrated.tflite if in_tflite else calibrated
     rows = by.sensitivity(recipe.format, _told(progress))
     return Sensitivity(recipe.name, calibration.count, rows)
 
@@ -204,7 +205,11 @@ def _static(target: Target, found: Model) -> tuple[Recipe, bool]:
     """-> the recipe, and whether it quantizes a TFLite graph. 8-bit activations come first, and of
     these the formats of ONNX graphs."""
     static = [
-        (recipe.compute != "i8", bool(set(TFLITE) & set(recipe.runtimes)), recipe)
+        (
+            recipe.compute != "i8",
+            any(spec(name).reads == "tflite" for name in recipe.runtimes),
+            recipe,
+        )
         for recipe in target.recipes
         if recipe.method == "static"
     ]
@@ -258,14 +263,16 @@ def compare(
     with Cache() as cache:
         device = Local(cache)
         found = model.read(against, model.parse_shapes(shapes), batch, cache, device)
-        reference, function = found.prepared, "onmetal.calibration.compare:tensors"
+        reference, compare = found.prepared, operations.compare
         if artifact.suffix == ".tflite" or found.format == "tflite":
             if artifact.suffix != ".tflite":
                 raise UsageError(f"{path}: only a .tflite file can be compared with a .tflite file")
             model.read(artifact, {}, None, cache, device)  # refused here where it is damaged
-            reference = Hub(found, targets.load(DEFAULT_TARGET), None, device, cache).flat.path()
-            function = "onmetal.calibration.compare_tflite:tensors"
-        elif artifact.suffix != ".xml":
+            reference = CalibratedModel(
+                found, targets.load(DEFAULT_TARGET), None, device, cache
+            ).tflite.path()
+            compare = operations.tflite_compare
+        elif not runtimes.own(artifact):
             artifact = model.read(
                 artifact, model.parse_shapes(shapes), batch, cache, device
             ).prepared
@@ -275,16 +282,10 @@ def compare(
             given = _loaded(data, follow_links, found, cache)
         with device.worker() as worker:
             try:
-                rows = worker.call(
-                    "call",
+                rows = worker.do(
+                    asked(compare, str(artifact), str(reference), given, found),
                     timeout_s=86400,
                     progress=lambda done, total: progress(done, total, f"sample {done} of {total}"),
-                    function=function,
-                    told=True,
-                    artifact=str(artifact),
-                    reference=str(reference),
-                    samples=plain(given),
-                    model=plain(found),
                 )
             except DeviceError as error:
                 raise UnsupportedError(
@@ -306,7 +307,7 @@ def compare(
 
 def _artifact(path: Path) -> Path:
     if not path.is_dir():
-        if path.suffix == ".xml" and not path.is_file():
+        if runtimes.own(path) and not path.is_file():
             raise UsageError(f"{path}: there is no such file{near(path, ('.xml',))}")
         return path
     document, problems = manifest.read(path)

@@ -1,7 +1,6 @@
 """How good candidates are: accuracy and fidelity over the samples, by what will ship."""
 
 from pathlib import Path
-from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -12,22 +11,20 @@ from onmetal.calibration.chance import chance_warning
 from onmetal.calibration.fidelity import Extent, extent
 from onmetal.calibration.metrics import Scorer
 from onmetal.calibration.reach import range_warning
+from onmetal.converters import format_named
 from onmetal.deploy.agree import agreement, wrong_model
 from onmetal.deploy.likeness import compared
 from onmetal.deploy.request import Clock, Task
-from onmetal.deploy.trials import Feeds, hub, original_runtime, original_trial, out_of_time, usable
+from onmetal.deploy.trials import Feeds, calibrated, original_trial, out_of_time, usable
 from onmetal.errors import DeviceError, OnmetalError, UnsupportedError
 from onmetal.files import cache as caches
 from onmetal.files.cache import Cache
 from onmetal.files.stored import StoredArray
-from onmetal.profilers import measure
-from onmetal.profilers.devices.board.device import Board
-from onmetal.profilers.devices.connect import Device
-from onmetal.profilers.devices.local import Worker
-from onmetal.profilers.devices.remote.device import Remote
-from onmetal.profilers.measure import AnyWorker
+from onmetal.profilers.devices import Device, Worker
+from onmetal.profilers.devices.local import LocalWorker
 from onmetal.progress import Progress
 from onmetal.records import Model, Trial, plain
+from onmetal.runtimes import defining
 from onmetal.targets import EXACT
 
 INFERENCE_S = 600
@@ -116,13 +113,13 @@ def _beyond_calibration(task: Task, extents: dict[str, Extent], cache: Cache) ->
     if not task.labelled or str(model.path) not in task.calibration:
         return []
     try:
-        calibrated = hub(task, model, cache).output_ranges(lambda done, total, what: None)
+        ranges = calibrated(task, model, cache).output_ranges(lambda done, total, what: None)
     except OnmetalError:
         return []  # what is calibrated says why
     texts = [
-        range_warning("output", name, calibrated[name], ends)
+        range_warning("output", name, ranges[name], ends)
         for name, known in extents.items()
-        if name in calibrated and (ends := known.ends)
+        if name in ranges and (ends := known.ends)
     ]
     return [text for text in texts if text]
 
@@ -140,13 +137,13 @@ def _agreed(task: Task, trial: Trial, feeds: Feeds) -> Trial:
     found = agreement(task.host, task.elsewhere, candidate, feeds(candidate), floats)
     warnings = list(trial.warnings)
     if found.largest_difference > TOLERANCE[candidate.details["compute"]] * found.peak:
-        if task.board and task.board.holds is None:
-            raise wrong_model(task.board.address, trial.name, found)
+        if task.one_model and task.elsewhere.holds is None:
+            raise wrong_model(task.elsewhere.address, trial.name, found)
         warnings.append(
             f"its outputs on the device differ from this machine's by up to "
             f"{found.largest_difference:.3g}, where they reach {found.peak:.3g}"
         )
-    elif task.board and not found.identical:
+    elif task.one_model and not found.identical:
         warnings.append(
             f"the board's outputs are not TFLite Micro's here to the bit: off by "
             f"{found.largest_difference:.3g} where outputs reach {found.peak:.3g}; its accuracy is "
@@ -166,37 +163,21 @@ def _judge(
     clock: Clock,
     progress: Progress,
     late: bool,
-    remote: Remote | Board | None = None,
+    remote: Device | None = None,
 ) -> Judged:
     """Run the samples through the candidate, or find that in the cache; on this machine, or on the
     remote device."""
     candidate = trial.candidate
     assert candidate
-    limit_s = clock.left_s(0.6)
-    if limit_s <= 0 and late:
-        raise DeviceError("no time left")
-    data = task.data[str(candidate.model.path)]
+    limit_s = _limit_s(clock, late)
 
-    def run(worker: AnyWorker, folder: Path) -> None:
-        worker.call(
-            "open", timeout_s=3600, runtime=candidate.runtime, **measure.arguments(candidate)
-        )
-        worker.call(
-            "outputs",
-            timeout_s=max(1.0, limit_s),
-            **({"silence_s": INFERENCE_S} if isinstance(worker, Worker) else {}),
-            progress=lambda done, count: progress(
-                done, count, f"{trial.name}: sample {done} of {count}"
-            ),
-            samples=plain(data),
-            model=plain(candidate.model),
-            count=data.count,
-            folder=str(folder),
-        )
+    def run(worker: Worker, folder: Path) -> None:
+        worker.open(candidate.artifact, timeout_s=3600)
+        _run_samples(task, worker, candidate.model, trial.name, folder, limit_s, progress)
 
-    def run_here(workers: list[Worker], folder: Path) -> None:
+    def run_here(workers: list[LocalWorker], folder: Path) -> None:
         run(workers[0], folder)
-        workers[0].call("let_go", timeout_s=600)
+        workers[0].let_go()
 
     def build(folder: Path) -> None:
         if remote:
@@ -205,6 +186,7 @@ def _judge(
         else:
             task.host.helped(candidate.runtime, lambda workers: run_here(workers, folder))
 
+    data = task.data[str(candidate.model.path)]
     digest = caches.key(
         artifact=candidate.sha256,
         runtime=candidate.runtime,
@@ -213,31 +195,80 @@ def _judge(
         inputs=plain(candidate.model.inputs),
         samples=data.digest,
         count=data.count,
-        where=_where(remote or task.host, candidate.runtime),
+        where=(remote or task.host).identity(candidate.runtime),
         code=2,
     )
-    folder = cache.get("outputs", digest, build)
+    return _stored(task, candidate.model, cache.get("outputs", digest, build))
+
+
+def _judge_model(
+    task: Task, model: Model, cache: Cache, clock: Clock, progress: Progress, late: bool
+) -> Judged:
+    """Run the samples through the model itself, by what defines its format, on this machine."""
+    limit_s = _limit_s(clock, late)
+
+    def run(workers: list[LocalWorker], folder: Path) -> None:
+        workers[0].open_reference(model, timeout_s=3600)
+        _run_samples(task, workers[0], model, model.stem, folder, limit_s, progress)
+
+    data, form = task.data[str(model.path)], format_named(model.format)
+    digest = caches.key(
+        model=model.prepared_sha256,
+        format=model.format,
+        version=form.reference_version(),
+        inputs=plain(model.inputs),
+        samples=data.digest,
+        count=data.count,
+        where=task.host.identity(""),
+    )
+    folder = cache.get(
+        "outputs",
+        digest,
+        lambda folder: task.host.helped(None, lambda workers: run(workers, folder)),
+    )
+    return _stored(task, model, folder)
+
+
+def _limit_s(clock: Clock, late: bool) -> float:
+    """Raises DeviceError where there is no time left; what is judged first gets a second."""
+    limit_s = clock.left_s(0.6)
+    if limit_s <= 0 and late:
+        raise DeviceError("no time left")
+    return max(1.0, limit_s)
+
+
+def _run_samples(
+    task: Task,
+    worker: Worker,
+    model: Model,
+    name: str,
+    folder: Path,
+    limit_s: float,
+    progress: Progress,
+) -> None:
+    data = task.data[str(model.path)]
+    worker.outputs(
+        data,
+        model,
+        data.count,
+        folder,
+        timeout_s=limit_s,
+        silence_s=INFERENCE_S,
+        progress=lambda done, count: progress(done, count, f"{name}: sample {done} of {count}"),
+    )
+
+
+def _stored(task: Task, model: Model, folder: Path) -> Judged:
     outputs = {
         tensor.name: StoredArray.at(folder / f"{number}.npy")
-        for number, tensor in enumerate(candidate.model.outputs)
+        for number, tensor in enumerate(model.outputs)
     }
     if task.metric is None:
         return Judged(outputs, None)
-    name = task.output if task.output in outputs else candidate.model.outputs[0].name
+    name = task.output if task.output in outputs else model.outputs[0].name
     assert name
-    return Judged(outputs, Scorer(task.metric, outputs, name, data.label_array()))
-
-
-def _where(device: Device, runtime: str) -> list[Any]:
-    """What of a device may change outputs."""
-    facts = device.facts()
-    more = []
-    if isinstance(device, Remote):
-        runner = device.runner(runtime)
-        more = [facts.os, facts.more["model"], facts.more["soc"], runner.kind, runner.version]
-    elif isinstance(device, Board):
-        more = [facts.more["model_digest"], facts.more["profile"], facts.emulated]
-    return [facts.cpu, facts.flags, *more]
+    labels = task.data[str(model.path)].label_array()
+    return Judged(outputs, Scorer(task.metric, outputs, name, labels))
 
 
 def _original(
@@ -249,19 +280,20 @@ def _original(
     clock: Clock,
     progress: Progress,
 ) -> Judged | None:
-    """What the original model gives: by ONNX Runtime in f32, as ONNX is defined by (a .tflite file
-    by LiteRT) on this machine; where that fails, by the first exact candidate that runs."""
+    """What the original model gives, by what defines its format, on this machine; where that fails,
+    by the first exact candidate that runs."""
+    here = [trial for trial in trials if not _on_device(trial)]
+    original = original_trial(entry, here)
+    if original and original.name in found:
+        return found[original.name]
     try:
-        original = original_trial(task, entry, [t for t in trials if not _on_device(t)], cache)
-        if original.name in found:
-            return found[original.name]
-        return _judge(task, original, cache, clock, progress, bool(found))
+        return _judge_model(task, entry, cache, clock, progress, bool(found))
     except OnmetalError as error:
         exact = [t for t in trials if t.model == entry.stem and t.recipe == EXACT]
         exact = [trial for trial in exact if trial.name in found]
         against = exact[0].name if exact else "nothing"
         task.warnings.append(
-            f"{entry.path.name} cannot be run by {original_runtime(entry)}, which defines what it "
+            f"{entry.path.name} cannot be run by {defining(entry.format)}, which defines what it "
             f"computes ({error}): outputs of the candidates are compared with those of {against}"
         )
         return found[exact[0].name] if exact else None

@@ -8,8 +8,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from onmetal.errors import DeviceError
-from onmetal.profilers import measure
-from onmetal.profilers.devices.connect import Device
+from onmetal.profilers.devices import Device
 from onmetal.records import Candidate
 
 LIMIT_S = 3600.0
@@ -33,11 +32,9 @@ class Agreement(Struct, frozen=True):
 def outputs(device: Device, candidate: Candidate, feeds: Path) -> list[list[np.ndarray]]:
     """Of every feed of an .npz, the outputs in the model's order."""
     with tempfile.TemporaryDirectory(prefix="onmetal-") as name, device.worker() as worker:
-        worker.call(
-            "open", timeout_s=LIMIT_S, runtime=candidate.runtime, **measure.arguments(candidate)
-        )
-        worker.call("run", timeout_s=LIMIT_S, path=str(feeds), folder=name)
         folder = Path(name)
+        worker.open(candidate.artifact, timeout_s=LIMIT_S)
+        worker.run(feeds, folder, timeout_s=LIMIT_S)
         count = len(list(folder.glob("*-0.npy")))
         return [
             [

@@ -10,7 +10,7 @@ from onmetal.deploy import rank
 from onmetal.deploy.request import Clock, Task
 from onmetal.deploy.trials import Feeds, timed, usable, with_figures
 from onmetal.profilers import measure, statistics
-from onmetal.profilers.measure import MODES, Settled
+from onmetal.profilers.measure import Settled
 from onmetal.progress import Progress
 from onmetal.records import Rounds, Trial
 from onmetal.targets import EXACT
@@ -188,13 +188,7 @@ def _confirm(
 ) -> Trial:
     """Measure the pick again, in fresh blocks against the baseline: of several noisy figures the
     best looks better than it is, so the first one is not reported."""
-    if (
-        task.device is None
-        or not task.timed
-        or task.board
-        or pick.rounds is None
-        or pick.candidate is None
-    ):
+    if task.device is None or not task.interleaved or pick.rounds is None or pick.candidate is None:
         return pick
     again = [pick.candidate]
     if base and base.candidate and base.name != pick.name:
@@ -206,7 +200,7 @@ def _confirm(
         task.device,
         again,
         feeds,
-        MODES[task.request.mode],
+        measure.schedule(task.device, task.request.mode),
         lambda done, total, what: progress(done, total, f"{pick.name} again, {what}"),
         clock.deadline(1.0),
         seed=1,

@@ -2,20 +2,21 @@
 costs one candidate and not the run."""
 
 import shutil
-from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as metadata_version
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
-from onmetal import limits
+from onmetal import limits, runtimes
 from onmetal.errors import NeedlessError, OnmetalError, UnsupportedError
 from onmetal.files import cache as caches
 from onmetal.files.cache import Cache
-from onmetal.profilers.devices.local import Local, Worker
+from onmetal.profilers.devices.local import Local, LocalWorker
+from onmetal.profilers.operation import Operation, asked
 from onmetal.records import Candidate, Model, Source, plain
-from onmetal.runtimes import for_runtime, shipped
+from onmetal.runtimes import for_runtime, operations, shipped
 from onmetal.samples import Samples
 from onmetal.targets import Recipe, Target
 
@@ -47,59 +48,53 @@ def convert(
     options = {**converter.options(compute, threads), **own, **source.options}
     if model.stateful:
         options["stateful"] = True
-    how: dict[str, Any] = {
-        "function": f"onmetal.runtimes.{runtime}.convert:convert",
-        "compute": compute,
-    }
-    if recipe.method == "nncf":
-        assert samples
-        how = {
-            "function": "onmetal.runtimes.openvino.nncf_int8:convert",
-            "samples": plain(samples),
-            "model": plain(model),
-        }
-    hardware = _hardware(recipe, runtime, target)
-    if hardware:
-        how["hardware"] = hardware
-    names: dict[str, Any] = {
-        "inputs": [tensor.name for tensor in model.inputs],
-        "outputs": [tensor.name for tensor in model.outputs],
-    }
-
+    asks = runtimes.hardware(runtime, recipe, target)
+    by_tool = recipe.method == "nncf"
     size_bytes = max(source.path.stat().st_size, model.size_bytes)
     cpu_s = limits.cpu_s(size_bytes)
     memory_bytes = limits.converting_bytes(size_bytes, model.largest_bytes)
-    if recipe.method == "nncf":
+    if by_tool:
         memory_bytes *= 2  # PyTorch and its own copies
 
+    candidate = Candidate(
+        name=name,
+        recipe=recipe.name,
+        runtime=runtime,
+        runtime_version=version,
+        model=model,
+        files=(),
+        sha256="",
+        size_bytes=0,
+        options=options,
+    )
+
+    def operation(folder: Path) -> Operation[list[str]]:
+        if by_tool:
+            assert samples
+            return asked(operations.quantize, runtime, source.path, samples, model, folder)
+        return asked(operations.convert, runtime, source.path, compute, folder, asks)
+
     def build(folder: Path) -> None:
-        def made(workers: list[Worker]) -> list[str]:
+        def made(workers: list[LocalWorker]) -> list[str]:
             for entry in folder.iterdir():  # left by a process that failed over it
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            files: list[str] = workers[0].call(
-                "call",
+            files = workers[0].do(
+                operation(folder),
                 timeout_s=3600,
                 memory_bytes=memory_bytes,
-                cpu_s=None if recipe.method == "nncf" else limits.CONVERTING * cpu_s,
-                prepared=str(source.path),
-                folder=str(folder),
-                **how,
+                cpu_s=None if by_tool else limits.CONVERTING * cpu_s,
             )
-            paths = [str(folder / file) for file in files]
+            opened = replace(candidate, files=tuple(folder / file for file in files)).artifact
             try:
-                workers[0].call(
-                    "open",
+                workers[0].open(
+                    opened,
                     timeout_s=3600,
                     memory_bytes=memory_bytes,
                     cpu_s=limits.OPENING * cpu_s,
-                    runtime=runtime,
-                    files=paths,
-                    options=options,
-                    **names,
                 )
             except OnmetalError as error:
                 raise UnsupportedError(f"cannot open it: {error}") from None
-            workers[0].call("let_go", timeout_s=600)
+            workers[0].let_go()
             return files
 
         try:
@@ -114,25 +109,20 @@ def convert(
         prepared=source.sha256,
         compute=compute,
         runtime=runtime,
-        tool=_tool(recipe, samples) + ([hardware] if hardware else []),
+        tool=_tool(recipe, samples) + ([asks] if asks else []),
         version=version,
         options=options,
         code=converter.VERSION,
     )
     folder = cache.get("artifact", digest, build)
     files = [folder / file for file in msgspec.json.decode((folder / "files.json").read_bytes())]
-    return Candidate(
-        name=name,
-        recipe=recipe.name,
-        runtime=runtime,
-        runtime_version=version,
-        model=model,
+    return replace(
+        candidate,
         files=tuple(files),
         sha256=caches.sha256(*files),
         size_bytes=sum(file.stat().st_size for file in shipped(runtime, files)),
-        options=options,
         details={
-            **_made(folder),
+            **_facts(folder),
             "threads": threads,
             "compute": recipe.compute,
             "options": options,
@@ -142,26 +132,7 @@ def convert(
     )
 
 
-def _hardware(recipe: Recipe, runtime: str, target: Target) -> dict[str, Any]:
-    """What a converter must know of the chip."""
-    if runtime != "tflm":
-        return {}
-    return {
-        "core": target.chip.core if target.chip else None,
-        "npu": plain(target.npu),
-        "split": recipe.split,
-        **({"vela": _installed("ethos-u-vela")} if target.npu else {}),
-    }
-
-
-def _installed(package: str) -> str:
-    try:
-        return metadata_version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _made(folder: Path) -> dict[str, Any]:
+def _facts(folder: Path) -> dict[str, Any]:
     """What a converter tells of how it made the artifact."""
     try:
         found: dict[str, Any] = msgspec.json.decode((folder / "made.json").read_bytes())

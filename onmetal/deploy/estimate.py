@@ -11,7 +11,7 @@ import numpy as np
 from msgspec import Struct
 
 from onmetal.deploy.request import Task
-from onmetal.profilers.measure import BOARD, EMULATED, MODES, Schedule
+from onmetal.profilers.measure import Schedule, schedule
 from onmetal.records import Trial
 from onmetal.targets import EXACT
 
@@ -24,10 +24,6 @@ DECIDING = "deciding"
 WRITING = "writing the bundle"
 """The titles of the steps, as progress shows them."""
 
-PROCESS_S = 0.4
-"""Starting a worker process with its runtime, and opening an artifact in it."""
-REMOTE_PROCESS_S = 2.0
-"""The same over adb or ssh, the artifact being pushed."""
 CONVERSION_S = 0.6
 QUANTIZATION_S = 0.8
 """Of one candidate, without the passes over the calibration samples."""
@@ -73,7 +69,7 @@ def steps_s(
     medians of that look's short timing.
     """
     extent = _extent(task, trials, timed_ms or {})
-    process_s = (REMOTE_PROCESS_S if task.remote else PROCESS_S) * load(task)
+    process_s = _worker_start_s(task) * load(task)
     samples = task.data[str(task.models[0].path)].count
     calibrated = task.calibration_samples * PASSES if extent.quantized else 0
     sample_s = extent.inference_ms / 1e3
@@ -92,14 +88,16 @@ def steps_s(
     if micro:
         found[COUNTING] = tried * 3 * process_s
     if task.device:
-        plan = schedule(task)
-        if not task.board:
+        plan = schedule(task.device, task.request.mode)
+        if not task.one_model:
             found[PROFILING] = tried * process_s * (1 + plan.memory_runs)
-        count = 1 if task.board else tried
+        count = 1 if task.one_model else tried
         last = max(min(count, 2), round(STILL_TIMED * count)) if plan.least_blocks else count
         found[MEASURING] = measuring_s(plan, count, process_s, sample_s, last)
-    again = bool(task.timed and not task.board)
-    found[DECIDING] = measuring_s(schedule(task), 2, process_s, sample_s) if again else 0.5
+    found[DECIDING] = 0.5
+    if task.device and task.interleaved:
+        plan = schedule(task.device, task.request.mode)
+        found[DECIDING] = measuring_s(plan, 2, process_s, sample_s)
     return {**found, WRITING: 3 * process_s}
 
 
@@ -119,10 +117,9 @@ def measuring_s(
     return started * (start_s + plan.rounds * round_s)
 
 
-def schedule(task: Task) -> Schedule:
-    if task.emulated:
-        return EMULATED
-    return (BOARD if task.board else MODES)[task.request.mode]
+def _worker_start_s(task: Task) -> float:
+    """Starting a worker with its runtime, and opening an artifact in it."""
+    return (task.device or task.host).traits.worker_start_s
 
 
 def load(task: Task) -> float:

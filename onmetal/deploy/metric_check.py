@@ -6,14 +6,11 @@ import numpy as np
 
 from onmetal.calibration import metrics
 from onmetal.calibration.metrics import Metric
-from onmetal.deploy.convert import convert
 from onmetal.errors import OnmetalError, UsageError
 from onmetal.files.cache import Cache
-from onmetal.profilers import measure
 from onmetal.profilers.devices.local import Local
 from onmetal.records import Model
 from onmetal.samples import Samples
-from onmetal.targets import EXACT, Recipe, Target
 
 FEWEST, MOST = 16, 128
 """Samples that it is tried on: more than the fewest where there are more classes."""
@@ -21,13 +18,11 @@ MOST_BYTES = 1 << 26
 """Of the outputs that it is tried on."""
 
 
-def try_metric(
-    metric: Metric, model: Model, data: Samples, target: Target, host: Local, cache: Cache
-) -> None:
+def try_metric(metric: Metric, model: Model, data: Samples, host: Local, cache: Cache) -> None:
     """Raises UsageError, with what the function said and where, if it fails."""
     labels = data.label_array()
     picked = chosen(labels, model)
-    outputs = _original(model, data, picked, target, host, cache)
+    outputs = _original(model, data, picked, host, cache)
     if outputs is None:
         return  # what the model lacks is said when it is converted
     rows = len(next(iter(outputs.values())))
@@ -63,16 +58,11 @@ def chosen(labels: np.ndarray, model: Model) -> np.ndarray:
 
 
 def _original(
-    model: Model, data: Samples, picked: np.ndarray, target: Target, host: Local, cache: Cache
+    model: Model, data: Samples, picked: np.ndarray, host: Local, cache: Cache
 ) -> dict[str, np.ndarray] | None:
     """[samples, ...] of every output of the original model; None where it does not run here."""
-    runtime = "litert" if model.format == "tflite" else "onnxruntime"
-    if runtime not in host.facts().runtimes:
-        return None
     batches = [picked[start : start + model.batch] for start in range(0, len(picked), model.batch)]
-    name, recipe = f"{model.stem} by {runtime}", Recipe(EXACT, (runtime,), "f32")
     try:
-        candidate = convert(name, model, recipe, runtime, target, 1, host, cache)
         with cache.scratch() as scratch, host.worker() as worker:
             feeds = {
                 f"{number}/{tensor}": array
@@ -80,8 +70,8 @@ def _original(
                 for tensor, array in data.feed(model, _filled(batch, model.batch)).items()
             }
             np.savez(scratch / "feeds.npz", **feeds)  # type: ignore[arg-type]
-            worker.call("open", timeout_s=600, runtime=runtime, **measure.arguments(candidate))
-            worker.call("run", timeout_s=600, path=str(scratch / "feeds.npz"), folder=str(scratch))
+            worker.open_reference(model, timeout_s=600)
+            worker.run(scratch / "feeds.npz", scratch, timeout_s=600)
             return _rows(model, scratch, len(batches), len(picked))
     except OnmetalError:
         return None

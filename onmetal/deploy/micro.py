@@ -8,29 +8,30 @@ model: told as such, and never as measured.
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from msgspec.structs import replace
 
-from onmetal import costs
-from onmetal.calibration.calibrated import Hub
+from onmetal import costs, runtimes
+from onmetal.calibration.calibrated import CalibratedModel
 from onmetal.deploy import agree
 from onmetal.deploy.propose.plan import Planned
 from onmetal.deploy.request import Clock, Task, digest
-from onmetal.deploy.trials import Feeds, timed, usable
+from onmetal.deploy.trials import Feeds, timed, usable, with_energy
 from onmetal.errors import DeviceError, OnmetalError, UnsupportedError
 from onmetal.files.cache import Cache
-from onmetal.profilers import measure, statistics
-from onmetal.profilers.devices.board.device import Board
+from onmetal.profilers import measure
+from onmetal.profilers.devices import Device
 from onmetal.profilers.devices.local import Local
+from onmetal.profilers.operation import asked
 from onmetal.progress import Progress
-from onmetal.records import Candidate, Figure, Latency, Trial, Windows, plain
-from onmetal.runtimes import for_runtime, shipped
+from onmetal.records import Candidate, Figure, Latency, Trial, plain
+from onmetal.runtimes import defining, for_runtime, operations, shipped, spec
+from onmetal.runtimes.protocol import Activation
 from onmetal.targets import Target
 
 LIMIT_S = 3600.0
 FIGURES = tuple(cost.key for cost in costs.MEASURED if not cost.known_on_chips)
 """What only the board tells."""
-ACTIVATIONS = {"i8": "s8", "i16": "s16", "f32": None}
+ACTIVATIONS: dict[str, Activation | None] = {"i8": "s8", "i16": "s16", "f32": None}
 
 
 # --- first: what TFLite Micro lacks
@@ -54,39 +55,31 @@ def lacking(entry: Planned, target: Target, host: Local, cache: Cache) -> list[s
 
     Raises UnsupportedError where the model does not even become a .tflite file.
     """
-    path = Hub(entry.model, target, None, host, cache).flat.path()
+    path = CalibratedModel(entry.model, target, None, host, cache).tflite.path()
     activation = None if entry.model.quantized else ACTIVATIONS[entry.recipe.compute]
     with host.worker() as worker:
-        found: list[dict[str, str]] = worker.call(
-            "call",
-            timeout_s=LIMIT_S,
-            function="onmetal.runtimes.tflm.micro:lacking",
-            path=str(path),
-            activation=activation,
+        rows = worker.do(
+            asked(operations.lacking, entry.runtime, path, activation), timeout_s=LIMIT_S
         )
-    if found and not found[0]["operator"]:
-        return [f"{entry.model.path}: {found[0]['reason']}"]
+    if rows and not rows[0]["operator"]:
+        return [f"{entry.model.path}: {rows[0]['reason']}"]
     return [
         f"{row['operator']}, made for {row['node']} of {entry.model.path}: {row['reason']}"
-        for row in found
+        for row in rows
     ]
 
 
 def preview(entry: Planned, target: Target, host: Local, cache: Cache) -> dict[str, Any]:
     """What the model will need in the recipe's format, before it is calibrated."""
-    path = Hub(entry.model, target, None, host, cache).flat.path()
+    path = CalibratedModel(entry.model, target, None, host, cache).tflite.path()
+    activation = None if entry.model.quantized else ACTIVATIONS[entry.recipe.compute]
+    asks = runtimes.hardware(entry.runtime, entry.recipe, target)
     with host.worker() as worker:
-        found: dict[str, Any] = worker.call(
-            "call",
+        needs = worker.do(
+            asked(operations.preview, entry.runtime, path, activation, target.io, asks),
             timeout_s=LIMIT_S,
-            function="onmetal.runtimes.tflm.micro:preview",
-            path=str(path),
-            activation=None if entry.model.quantized else ACTIVATIONS[entry.recipe.compute],
-            target_io=plain(target.io),
-            core=target.chip.core if target.chip else None,
-            npu=plain(target.npu),
         )
-    return {"candidate": entry.name, **found}
+    return {"candidate": entry.name, **needs}
 
 
 # --- what a candidate needs
@@ -96,7 +89,7 @@ def examine_all(task: Task, trials: list[Trial], feeds: Feeds, progress: Progres
     """RAM, flash, agreement with LiteRT and an NPU's model of every candidate."""
     done = []
     for number, trial in enumerate(trials):
-        if usable(trial) and trial.runtime == "tflm":
+        if usable(trial) and spec(trial.runtime).in_firmware:
             progress(number, len(trials), trial.name)
             trial = _examine(task, trial, feeds)
         done.append(trial)
@@ -117,7 +110,7 @@ def _examine(task: Task, trial: Trial, feeds: Feeds) -> Trial:
         "arena": arena,
         "flash": flash,
         "plan": planned,
-        "agreement_with_litert": _against_litert(task, candidate, feeds(candidate)),
+        "agreement_with_litert": _against_reference(task, candidate, feeds(candidate)),
         "npu": npu,
         "chip": plain(task.target.chip),
     }
@@ -128,21 +121,16 @@ def _examine(task: Task, trial: Trial, feeds: Feeds) -> Trial:
 
 def _arena(task: Task, candidate: Candidate, feed: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the arena takes, counted and modelled; and the plan of its buffers over time."""
+    core = task.target.chip.core if task.target.chip else None
     with task.host.worker() as worker:
-        worker.call("feeds", timeout_s=LIMIT_S, path=str(feed))
-        host: dict[str, Any] = worker.call(
-            "arena", timeout_s=LIMIT_S, runtime="tflm", **measure.arguments(candidate)
-        )
+        worker.keep_feeds(feed, timeout_s=LIMIT_S)
+        host = worker.arena(candidate.artifact, timeout_s=LIMIT_S)
     with task.host.worker() as worker:
-        planned: dict[str, Any] = worker.call(
-            "call",
+        plan = worker.do(
+            asked(operations.plan, candidate.runtime, candidate.files[0], core, host["tail"]),
             timeout_s=LIMIT_S,
-            function="onmetal.runtimes.tflm.examine:examine",
-            path=str(candidate.files[0]),
-            core=task.target.chip.core if task.target.chip else None,
-            host_tail_bytes=host["tail"],
         )
-    return {"host": host, "modelled": planned.pop("modelled")}, planned
+    return {"host": host, "modelled": plan.pop("modelled")}, plan
 
 
 def _memory(arena: dict[str, Any], npu: dict[str, Any] | None) -> Figure:
@@ -167,26 +155,23 @@ def _memory(arena: dict[str, Any], npu: dict[str, Any] | None) -> Figure:
 
 
 def _flash(task: Task, candidate: Candidate) -> dict[str, Any]:
+    core = task.target.chip.core if task.target.chip else None
+    held = shipped(candidate.runtime, candidate.files)[0]
     with task.host.worker() as worker:
-        found: dict[str, Any] = worker.call(
-            "call",
-            timeout_s=LIMIT_S,
-            function="onmetal.runtimes.tflm.flash:needs",
-            path=str(shipped(candidate.runtime, candidate.files)[0]),
-            core=task.target.chip.core if task.target.chip else None,
-        )
-    return found
+        return worker.do(asked(operations.flash, candidate.runtime, held, core), timeout_s=LIMIT_S)
 
 
-def _against_litert(task: Task, candidate: Candidate, feed: Path) -> dict[str, Any]:
-    """How TFLite Micro's outputs differ from those of LiteRT, of the same file: kernels differ."""
-    options = {**candidate.options, **for_runtime("litert").options("f32", 1)}
-    other = replace(candidate, runtime="litert", files=candidate.files[:1], options=options)
+def _against_reference(task: Task, candidate: Candidate, feed: Path) -> dict[str, Any]:
+    """How its outputs differ from those of the runtime that defines the format, of the same file:
+    kernels differ."""
+    name = defining(spec(candidate.runtime).reads)
+    options = {**candidate.options, **for_runtime(name).options("f32", 1)}
+    other = replace(candidate, runtime=name, files=candidate.files[:1], options=options)
     try:
         there = agree.outputs(task.host, other, feed)
         here = agree.outputs(task.host, candidate, feed)
     except OnmetalError as error:
-        return {"missing": f"LiteRT does not run it: {error}"}
+        return {"missing": f"{spec(name).title} does not run it: {error}"}
     return dict(plain(agree.compared(here, there, "host")))
 
 
@@ -209,7 +194,7 @@ def _with_npu(trial: Trial, npu: dict[str, Any]) -> Trial:
 # --- on a board
 
 
-def on_board(task: Task, board: Board, trials: list[Trial]) -> None:
+def check_flashed(task: Task, board: Device, trials: list[Trial]) -> None:
     """Raises DeviceError where the board holds none of the candidates, or does not say which."""
     tried = [trial for trial in trials if usable(trial) and trial.candidate]
     if board.holds is None and len(tried) > 1:
@@ -229,8 +214,8 @@ def on_board(task: Task, board: Board, trials: list[Trial]) -> None:
         )
 
 
-def measure_board(
-    task: Task, board: Board, trials: list[Trial], feeds: Feeds, clock: Clock, progress: Progress
+def measure_flashed(
+    task: Task, board: Device, trials: list[Trial], feeds: Feeds, clock: Clock, progress: Progress
 ) -> list[Trial]:
     """Latency, memory and energy of the one that the board holds; the others say why not."""
     done = []
@@ -248,7 +233,7 @@ def measure_board(
 
 
 def _measured(
-    task: Task, board: Board, trial: Trial, feeds: Feeds, clock: Clock, progress: Progress
+    task: Task, board: Device, trial: Trial, feeds: Feeds, clock: Clock, progress: Progress
 ) -> Trial:
     candidate = trial.candidate
     assert candidate
@@ -266,33 +251,9 @@ def _measured(
         missing["peak_memory_on_board"] = str(error)
     if task.counted:
         return replace(trial, missing=missing)
-    schedule = measure.BOARD[task.request.mode]
+    schedule = measure.schedule(board, task.request.mode)
     outcome = measure.measure(board, [candidate], feeds, schedule, progress, clock.deadline(0.85))
     if outcome.cut_short:
         task.warnings.append("--time-limit ended the measurements early: their intervals are wider")
     trial = timed(task, trial, outcome).without_figure("load_ms", missing["load_ms"])
-    trial = replace(trial, missing={**missing, **trial.missing})
-    return _with_energy(trial, board, candidate, feed, schedule.round_s)
-
-
-def _with_energy(
-    trial: Trial, board: Board, candidate: Candidate, feed: Path, seconds: float
-) -> Trial:
-    """Of one inference, by the meter that the board's address names; else why not."""
-    key = costs.ENERGY.key
-    if board.meter is None:
-        why = "no meter: the board's address names none (`meter=lpm01a:/dev/…`)"
-        return trial.without_figure(key, why)
-    try:
-        with board.worker() as worker:
-            worker.call(
-                "open", timeout_s=LIMIT_S, runtime=candidate.runtime, **measure.arguments(candidate)
-            )
-            worker.call("feeds", timeout_s=LIMIT_S, path=str(feed))
-            metered = worker.call("energy", timeout_s=LIMIT_S, seconds=seconds, feed=0)
-    except OnmetalError as error:
-        return trial.without_figure(key, str(error))
-    arrays = {name: np.array(values) for name, values in metered["raw"].items()}
-    windows = Windows(**arrays, idle_per_s=metered["idle_mw"])
-    trial = replace(trial, windows={**trial.windows, key: windows})
-    return trial.with_figures(energy_mj=statistics.metered(windows, metered["how"]))
+    return with_energy(replace(trial, missing={**missing, **trial.missing}), board, feed, schedule)

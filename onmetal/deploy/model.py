@@ -8,16 +8,18 @@ is never written to.
 import errno
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
 import psutil
 
+from onmetal.converters import ModelFormat, formats, operations
 from onmetal.errors import DeviceError, UnsupportedError, UsageError
 from onmetal.files.cache import Cache
 from onmetal.files.reading import open_regular
 from onmetal.profilers.devices.local import Local
+from onmetal.profilers.operation import asked
 from onmetal.records import Model, Tensor
 from onmetal.texts.suggest import near
 
@@ -65,15 +67,10 @@ def read(
     with cache.scratch() as scratch:
         with device.worker() as worker:
             try:
-                worker.call("restrict_reading", timeout_s=600, size_bytes=size_bytes)
-                facts: dict[str, Any] = worker.call(
-                    "call",
-                    timeout_s=600,
-                    function=_READERS[form],
-                    path=str(path),
-                    shapes={name: list(shape) for name, shape in shapes.items()},
-                    batch=batch,
-                    folder=str(scratch),
+                worker.restrict_reading(size_bytes)
+                fixed = {name: list(shape) for name, shape in shapes.items()}
+                facts = worker.do(
+                    asked(operations.read, form.name, path, fixed, batch, scratch), timeout_s=600
                 )
             except DeviceError as error:
                 why = str(error).replace(*_OUT_OF_TIME)
@@ -91,9 +88,9 @@ def read(
         folder = cache.get("model", facts["prepared_sha256"], move)
     return Model(
         path=path,
-        prepared=folder / f"model.{form}",
+        prepared=folder / f"model{form.suffixes[0]}",
         prepared_sha256=facts["prepared_sha256"],
-        format=form,
+        format=form.name,
         sha256=facts["sha256"],
         size_bytes=facts["size_bytes"],
         inputs=msgspec.convert(facts["inputs"], tuple[Tensor, ...]),
@@ -132,16 +129,10 @@ def _check_memory(path: Path, facts: dict[str, Any]) -> None:
         )
 
 
-_READERS = {
-    "onnx": "onmetal.converters.onnx.reader:examine",
-    "tflite": "onmetal.converters.tflite.reader:examine",
-}
-
-
-def _recognize(path: Path) -> Literal["onnx", "tflite"]:
+def _recognize(path: Path) -> ModelFormat:
     """Which format it is; refuse what is plainly none of them, saying what it is."""
     if not path.exists():
-        likely = near(path, (".onnx", ".tflite"))
+        likely = near(path, tuple(s for form in formats() for s in form.suffixes))
         raise UsageError(f"{path}: there is no such file{likely}")
     if path.is_dir():
         what = "a TensorFlow SavedModel" if (path / "saved_model.pb").exists() else "a folder"
@@ -163,4 +154,4 @@ def _recognize(path: Path) -> Literal["onnx", "tflite"]:
             f"{path}: this is {foreign}; this version reads ONNX and TFLite: export the model to "
             "one of them"
         )
-    return "tflite" if head[4:8] == b"TFL3" else "onnx"
+    return next(form for form in formats() if form.recognize(head))

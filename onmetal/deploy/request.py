@@ -20,14 +20,11 @@ from onmetal.deploy.propose.plan import Planned, calibrates, plan, without_sampl
 from onmetal.errors import DeviceError, ShapeError, UnsupportedError, UsageError
 from onmetal.files import cache as caches
 from onmetal.files.cache import Cache
-from onmetal.profilers.devices import connect
-from onmetal.profilers.devices.board.device import Board
-from onmetal.profilers.devices.connect import Device
+from onmetal.profilers.devices import Device, connect
 from onmetal.profilers.devices.local import Local
-from onmetal.profilers.devices.remote.device import Remote
 from onmetal.progress import OnProgress
 from onmetal.records import Candidate, DeviceFacts, Model
-from onmetal.runtimes import check_options, shipped
+from onmetal.runtimes import check_options, install, shipped, spec
 from onmetal.samples import Samples
 from onmetal.targets import Target
 from onmetal.texts.suggest import did_you_mean
@@ -105,39 +102,46 @@ class Task(Struct, frozen=True):
     output: str | None
     warnings: list[str]
 
-    @property
-    def remote(self) -> Remote | None:
-        """The device, where it is another machine than this one."""
-        return self.device if isinstance(self.device, Remote) else None
-
-    @property
-    def board(self) -> Board | None:
-        """The device, where it is a microcontroller, which holds one model in its firmware."""
-        return self.device if isinstance(self.device, Board) else None
-
     def holds(self, candidate: Candidate) -> bool:
         """Whether the device can run the candidate: a board only what was flashed, if it says."""
-        return self.board is None or self.board.holds in (None, digest(candidate))
+        return self.device is None or self.device.holds in (None, digest(candidate))
 
     @property
-    def elsewhere(self) -> Remote | Board | None:
+    def elsewhere(self) -> Device | None:
         """The device, where its kernels are not this machine's."""
-        return self.remote or self.board
+        return self.device if self.device and not self.device.traits.kernels_of_host else None
+
+    @property
+    def ships_on(self) -> Device:
+        """Where the bundle's golden outputs come from: the device, where it can run any candidate
+        and its kernels are its own; else this machine."""
+        there = self.elsewhere
+        return there if there and not there.traits.holds_one_model else self.host
+
+    @property
+    def one_model(self) -> bool:
+        """Whether the device holds one model in its firmware, and runs no other."""
+        return self.device is not None and self.device.traits.holds_one_model
 
     @property
     def counted(self) -> bool:
         """Whether the device counts instructions, and has no time."""
-        return self.board is not None and self.facts.emulated
+        return self.device is not None and self.device.traits.counts_instructions
 
     @property
     def timed(self) -> bool:
         """Whether there is a device whose timings decide."""
-        return self.device is not None and not self.facts.emulated
+        return self.device is not None and self.device.traits.time_is_real
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether there is a device on which candidates are timed in turn."""
+        return self.timed and not self.one_model
 
     @property
     def emulated(self) -> bool:
         """Whether there is a device whose timings mean nothing."""
-        return self.device is not None and self.facts.emulated
+        return self.device is not None and not self.device.traits.time_is_real
 
     @property
     def calibration_samples(self) -> int:
@@ -174,14 +178,14 @@ def _prepared(
     check_runtimes(target, host)
     _check_budget(request, target, device, facts)
     warnings = check_fit(device)
-    if isinstance(device, Remote) and not request.dry_run:
+    if device and not request.dry_run:
         device.take()
     shapes = model.parse_shapes(list(request.input_shapes))
     models = _read(request, target, shapes, cache, host)
     _check_same_task(models)
     request.budget.check_shares(models[0])
     threads = choose_threads(request.threads, target, facts)
-    if isinstance(device, Remote):
+    if device:
         device.pin(threads)
         facts = device.facts()
     planned = plan(
@@ -208,7 +212,7 @@ def _prepared(
             place = str(entry.path)
             output, metric, data[place], said = _metric(request, entry, data[place], cache)
             if metric.function is not None:
-                try_metric(metric, entry, data[place], target, host, cache)
+                try_metric(metric, entry, data[place], host, cache)
         warnings += said
         if metric:
             _check_meant(request, metric)
@@ -287,23 +291,25 @@ def _connect(request: Request, target: Target, cache: Cache) -> Device | None:
 
 def check_runtimes(target: Target, host: Local) -> None:
     """What runs on this machine whatever the device must be here."""
-    if target.micro and "tflm" not in host.facts().runtimes:
-        raise DeviceError(
-            "TFLite Micro is not installed here, which counts memory and gives the golden outputs; "
-            "`pip install 'onmetal[embedded]'`"
-        )
+    for name in (entry.name for entry in target.runtimes if spec(entry.name).in_firmware):
+        if name not in host.facts().runtimes:
+            raise DeviceError(
+                f"{spec(name).title} is not installed here, which counts memory and gives the "
+                f"golden outputs; `{install(name)}`"
+            )
     if target.npu and not find_spec("ethosu"):
         raise DeviceError("Vela is not installed; `pip install 'onmetal[embedded]'`")
 
 
 def check_fit(device: Device | None) -> list[str]:
     """What speaks against timing on the device now. Raises DeviceError where it must not be."""
-    if not isinstance(device, Remote):
+    if device is None:
         return []
-    refused, flagged = device.unfit()
-    if refused:
-        raise DeviceError(f"{device.address} is not fit to be measured on: {'; '.join(refused)}")
-    return [f"{device.address}: {said}" for said in flagged]
+    fitness = device.fitness()
+    if fitness.refused:
+        why = "; ".join(fitness.refused)
+        raise DeviceError(f"{device.address} is not fit to be measured on: {why}")
+    return [f"{device.address}: {said}" for said in fitness.flagged]
 
 
 def _check_budget(
@@ -320,13 +326,13 @@ def _check_budget(
             f"{options} cannot be judged on an emulated device, whose timings "
             "and memory are not the hardware's: leave them out, or measure on a real one"
         )
-    metered = isinstance(device, Board) and device.meter is not None
-    for cost in () if metered else costs.MEASURED:
+    for cost in costs.MEASURED if device is None or device.meter is None else ():
         if cost.needs == "meter" and (cost in limited or cost.name == request.minimize):
+            why = device.no_meter if device else "there is no device"
             asking = [*([cost.limit.option] if cost.limit else []), f"--minimize {cost.name}"]
             raise DeviceError(
-                f"{cost.name} cannot be measured here: onmetal has no power meter for this "
-                f"device; leave {' or '.join(asking)} out, or name a board's meter in its address"
+                f"{cost.name} cannot be measured here: {why.removeprefix('no meter: ')}; leave "
+                f"{' or '.join(asking)} out, or name a board's meter in its address"
             )
     if device is None and limits_timed:
         raise DeviceError(

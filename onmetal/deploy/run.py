@@ -88,17 +88,17 @@ def _deploy(
     timed_ms = {name: looked.p50_ms for name, looked in seen.items()}
     progress.expect(estimate.steps_s(task, trials, timed_ms), task.request.time_limit_s)
     progress.step(estimate.JUDGING)
-    if task.board:
-        micro.on_board(task, task.board, trials)
+    if task.device and task.one_model:
+        micro.check_flashed(task, task.device, trials)
     trials, reference, value = judge_all(task, trials, feeds, cache, clock, progress)
     budget = resolve(task, reference, value)
     trials = drop_lost(task, trials, seen, budget)
     if task.target.micro:
         progress.step(estimate.COUNTING)
         trials = micro.examine_all(task, trials, feeds, progress)
-    if task.board:
+    if task.device and task.one_model:
         progress.step(estimate.MEASURING)
-        trials = micro.measure_board(task, task.board, trials, feeds, clock, progress)
+        trials = micro.measure_flashed(task, task.device, trials, feeds, clock, progress)
     elif task.device:
         progress.step(estimate.PROFILING)
         trials = examine_all(task, task.device, trials, feeds, clock, progress)
@@ -199,9 +199,8 @@ def _state_after(task: Task) -> dict[str, Any] | None:
     except DeviceError as error:
         task.warnings.append(f"the device's state after measuring is not known: {error}")
         return None
-    if task.remote:
-        worse = task.remote.changed(after)
-        task.warnings.extend(f"{task.remote.address}, after measuring: {said}" for said in worse)
+    worse = task.device.changed(after)
+    task.warnings.extend(f"{task.device.address}, after measuring: {said}" for said in worse)
     return after
 
 
@@ -270,8 +269,7 @@ def _bundle(
     if kind == "real" and not (task.request.data or task.request.calibration_data):
         kind = "random"
     data = task.data[str(candidate.model.path)]
-    ran = builds.Ran(task.facts, task.remote, task.board is not None, task.timed, task.counted)
-    besides = builds.beside(task.target, ran, chosen, golden, tolerance)
+    besides = builds.beside(task.target, task.device, chosen, golden, tolerance)
     warnings = [*document.data.warnings, *besides.warnings]
     document = replace(document, data=replace(document.data, warnings=warnings))
     manifest = Manifest(
@@ -308,7 +306,7 @@ def _bundle(
         readme(restore(written, Manifest)),
         task.request.force,
         host=task.host,
-        device=task.remote or task.host,
+        device=task.ships_on,
     )
     return document
 

@@ -1,5 +1,6 @@
 """A cheap first look at quantized candidates, before much time goes into each: which to drop."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from onmetal.deploy.vectors import numbered, write_npz
 from onmetal.errors import OnmetalError
 from onmetal.files.cache import Cache
 from onmetal.profilers import measure
-from onmetal.profilers.devices.local import Worker
+from onmetal.profilers.devices.local import LocalWorker
 from onmetal.profilers.measure import Schedule
 from onmetal.progress import Progress
 from onmetal.records import Model, Trial
@@ -196,7 +197,7 @@ def short_times(
 ) -> dict[str, list[float]]:
     """The medians in ms of the rounds of a short interleaved timing; empty without a device, or on
     an emulated one."""
-    if task.device is None or not task.timed or task.board:
+    if task.device is None or not task.interleaved:
         return {}
     outcome = measure.measure(
         task.device,
@@ -222,19 +223,20 @@ def _fidelities(
         mine = [t for t in trials if usable(t) and t.model == model.stem]
         if str(model.path) not in task.calibration:
             continue
-        try:
-            original = original_trial(task, model, trials, cache)
-        except OnmetalError:
-            continue  # judging says why
+        original = original_trial(model, trials)
         feed = _few(task, model, scratch / f"look-{model.stem}.npz")
-        reference = _outputs(task, original, feed, scratch)
+        reference = (
+            _outputs(task, original, feed, scratch)
+            if original
+            else _reference_outputs(task, model, feed, scratch)
+        )
         if reference is None:
-            continue
+            continue  # judging says why
         for number, trial in enumerate(mine):
             progress(number, len(mine), f"{trial.name} on a few calibration samples")
             if method(task, trial) == "float" and trial.recipe != EXACT:
                 continue
-            same = trial.name == original.name
+            same = trial is original
             outputs = reference if same else _outputs(task, trial, feed, scratch)
             if outputs is not None:
                 fidelities[trial.name] = _least_db(reference, outputs)
@@ -262,22 +264,45 @@ def _outputs(task: Task, trial: Trial, feed: Path, scratch: Path) -> dict[str, n
     candidate = trial.candidate
     assert candidate
     folder = scratch / f"look-{trial.name.replace('/', '.')}"
+
+    def open_(worker: LocalWorker) -> None:
+        worker.open(candidate.artifact, timeout_s=3600)
+
+    return _run(task, candidate.runtime, open_, candidate.model, feed, folder)
+
+
+def _reference_outputs(
+    task: Task, model: Model, feed: Path, scratch: Path
+) -> dict[str, np.ndarray] | None:
+    """The same of the model itself."""
+
+    def open_(worker: LocalWorker) -> None:
+        worker.open_reference(model, timeout_s=3600)
+
+    return _run(task, None, open_, model, feed, scratch / f"look-{model.stem}")
+
+
+def _run(
+    task: Task,
+    runtime: str | None,
+    open_: Callable[[LocalWorker], None],
+    model: Model,
+    feed: Path,
+    folder: Path,
+) -> dict[str, np.ndarray] | None:
     folder.mkdir(exist_ok=True)
 
-    def run(workers: list[Worker]) -> None:
-        (worker,) = workers
-        worker.call(
-            "open", timeout_s=3600, runtime=candidate.runtime, **measure.arguments(candidate)
-        )
-        worker.call("run", timeout_s=3600, path=str(feed), folder=str(folder))
-        worker.call("let_go", timeout_s=600)
+    def run(workers: list[LocalWorker]) -> None:
+        open_(workers[0])
+        workers[0].run(feed, folder, timeout_s=3600)
+        workers[0].let_go()
 
     try:
-        task.host.helped(candidate.runtime, run)
+        task.host.helped(runtime, run)
     except OnmetalError:
         return None
     count = len(list(folder.glob("*-0.npy")))
     return {
         tensor.name: np.stack([np.load(folder / f"{i}-{place}.npy") for i in range(count)])
-        for place, tensor in enumerate(candidate.model.outputs)
+        for place, tensor in enumerate(model.outputs)
     }

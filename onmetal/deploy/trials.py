@@ -5,23 +5,22 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from onmetal.calibration.calibrated import Hub
+from onmetal.calibration.calibrated import CalibratedModel
 from onmetal.deploy.convert import convert
 from onmetal.deploy.propose.plan import Planned, calibrates
 from onmetal.deploy.request import Clock, Task
 from onmetal.errors import NeedlessError, OnmetalError, UnsupportedError
 from onmetal.files.cache import Cache
-from onmetal.profilers import measure, statistics
-from onmetal.profilers.devices.connect import Device
-from onmetal.profilers.measure import EMULATED, MODES, Settled
+from onmetal.profilers import energy, measure, statistics
+from onmetal.profilers.devices import Device
+from onmetal.profilers.measure import Schedule, Settled
 from onmetal.progress import Progress
 from onmetal.records import Basis, Candidate, Model, Rounds, Source, Trial
-from onmetal.targets import EXACT, Recipe
+from onmetal.runtimes import defining
+from onmetal.targets import EXACT
 
 COMPUTED = 0.05
 """A candidate in fewer bits must spend at least this share of its time in that precision."""
-
-NO_METER = "no meter: onmetal has none for this device"
 
 QUANTIZING = 0.1
 """The part of --time-limit in which an 8-bit candidate may be begun: float must be judged and timed
@@ -66,16 +65,16 @@ def check_calibration(task: Task, cache: Cache, clock: Clock, progress: Progress
     try:
         if calibrates(task.planned) and place in task.calibration:
             judged = task.data[place] if task.labelled else None
-            task.warnings.extend(hub(task, model, cache).warnings(judged, told))
+            task.warnings.extend(calibrated(task, model, cache).warnings(judged, told))
         elif task.request.data or task.request.calibration_data:
-            task.warnings.extend(hub(task, model, cache).input_warnings(task.data[place]))
+            task.warnings.extend(calibrated(task, model, cache).input_warnings(task.data[place]))
     except UnsupportedError:
         return  # each candidate says why
 
 
-def hub(task: Task, model: Model, cache: Cache) -> Hub:
+def calibrated(task: Task, model: Model, cache: Cache) -> CalibratedModel:
     samples = task.calibration.get(str(model.path))
-    return Hub(model, task.target, samples, task.host, cache)
+    return CalibratedModel(model, task.target, samples, task.host, cache)
 
 
 def convert_one(
@@ -99,35 +98,27 @@ def convert_one(
             task.threads,
             task.host,
             cache,
-            source or hub(task, entry.model, cache).source(entry.recipe, entry.runtime, told),
+            source
+            or calibrated(task, entry.model, cache).source(entry.recipe, entry.runtime, told),
             task.calibration.get(str(entry.model.path)),
         )
     except NeedlessError as error:
         return replace(trial, status="skipped", reason=str(error))
     except UnsupportedError as error:
         return replace(trial, status="failed", reason=str(error), failure="conversion")
-    if task.remote:  # it ships with the version that it was measured with
+    if task.ships_on is task.device:  # it ships with the version that it was measured with
         candidate = replace(candidate, runtime_version=task.facts.runtimes[entry.runtime])
-    return replace(trial, candidate=candidate)
+    return replace(trial, candidate=task.device.build(candidate) if task.device else candidate)
 
 
-def original_runtime(model: Model) -> str:
-    """The runtime that defines what a model of this format computes."""
-    return "litert" if model.format == "tflite" else "onnxruntime"
-
-
-def original_trial(task: Task, model: Model, trials: list[Trial], cache: Cache) -> Trial:
-    """The model itself, by the runtime that defines its format, on this machine: the candidate
-    that is just that, where there is one. Raises OnmetalError where it cannot be made."""
-    runtime = original_runtime(model)
+def original_trial(model: Model, trials: list[Trial]) -> Trial | None:
+    """The candidate that is just the model itself, by the runtime that defines its format."""
+    name = defining(model.format)
     for trial in trials:
         kind = (trial.model, trial.recipe, trial.runtime)
-        if kind == (model.stem, EXACT, runtime) and usable(trial):
+        if kind == (model.stem, EXACT, name) and usable(trial):
             return trial
-    name = f"{model.stem} by {runtime}"
-    recipe = Recipe(EXACT, (runtime,), "f32")
-    candidate = convert(name, model, recipe, runtime, task.target, task.threads, task.host, cache)
-    return Trial(name, EXACT, runtime, model.stem, candidate=candidate)
+    return None
 
 
 def out_of_time(trial: Trial, what: str) -> Trial:
@@ -148,7 +139,7 @@ def examine_all(
     progress: Progress,
 ) -> list[Trial]:
     """What really ran by the runtime's own profile, and the peak memory."""
-    runs = (EMULATED if task.emulated else MODES[task.request.mode]).memory_runs
+    runs = measure.schedule(device, task.request.mode).memory_runs
     done = []
     for number, trial in enumerate(trials):
         if not usable(trial):
@@ -167,15 +158,14 @@ def _unexamined(trial: Trial) -> Trial:
     if trial.recipe != EXACT:
         return out_of_time(trial, "examined")
     why = "--time-limit left no time for it"
-    missing = dict.fromkeys(("ran_on", "peak_memory_bytes"), why)
-    return replace(trial, missing={**trial.missing, **missing, "energy_mj": NO_METER})
+    missing = dict.fromkeys(("ran_on", "peak_memory_bytes", "energy_mj"), why)
+    return replace(trial, missing={**trial.missing, **missing})
 
 
 def _examine(task: Task, device: Device, trial: Trial, feeds: Feeds, runs: int) -> Trial:
     candidate = trial.candidate
     assert candidate
     missing = dict(trial.missing)
-    missing["energy_mj"] = NO_METER
     ran_on, memory = None, trial.figures.get("peak_memory_bytes")
     try:
         ran_on = measure.profile(device, candidate, feeds(candidate))
@@ -211,6 +201,17 @@ def _examine(task: Task, device: Device, trial: Trial, feeds: Feeds, runs: int) 
     return trial
 
 
+def with_energy(trial: Trial, device: Device, feed: Path, schedule: Schedule) -> Trial:
+    """The trial with the energy of an inference by the device's meter, or why there is none."""
+    candidate = trial.candidate
+    assert candidate
+    try:
+        windows = energy.measure(device, candidate.artifact, feed, schedule.round_s)
+    except OnmetalError as error:
+        return replace(trial, missing={**trial.missing, "energy_mj": str(error)})
+    return replace(trial, energy_windows=windows).with_figures(energy_mj=energy.figure(windows))
+
+
 def measure_all(
     task: Task,
     device: Device,
@@ -222,13 +223,18 @@ def measure_all(
 ) -> list[Trial]:
     """Time all that are usable; `settled` says which need no more of it."""
     running = [trial.candidate for trial in trials if usable(trial) and trial.candidate]
-    schedule = EMULATED if task.emulated else MODES[task.request.mode]
+    schedule = measure.schedule(device, task.request.mode)
     outcome = measure.measure(
         device, running, feeds, schedule, progress, clock.deadline(0.85), settled=settled
     )
     if outcome.cut_short:
         task.warnings.append("--time-limit ended the measurements early: their intervals are wider")
-    return [timed(task, trial, outcome) if usable(trial) else trial for trial in trials]
+    return [
+        with_energy(timed(task, trial, outcome), device, feeds(trial.candidate), schedule)
+        if usable(trial) and trial.candidate
+        else trial
+        for trial in trials
+    ]
 
 
 def timed(task: Task, trial: Trial, outcome: measure.Outcome) -> Trial:

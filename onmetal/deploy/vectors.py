@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from onmetal import costs
 from onmetal.deploy.request import Task
 from onmetal.deploy.trials import Feeds
 from onmetal.files.cache import Cache
-from onmetal.profilers import measure
-from onmetal.records import Candidate, Tensor, Trial
+from onmetal.records import Candidate, Tensor, Trial, Window
 
 FEEDS = 8
 """Samples that inferences are timed with, one a round, so that no single one decides."""
@@ -70,13 +70,9 @@ def write_golden(task: Task, candidate: Candidate, path: Path, scratch: Path) ->
     folder = scratch / "golden-outputs"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    with (task.remote or task.host).worker() as worker:
-        worker.call(
-            "open", timeout_s=3600, runtime=candidate.runtime, **measure.arguments(candidate)
-        )
-        worker.call(
-            "run", timeout_s=3600, path=str(scratch / "golden-inputs.npz"), folder=str(folder)
-        )
+    with task.ships_on.worker() as worker:
+        worker.open(candidate.artifact, timeout_s=3600)
+        worker.run(scratch / "golden-inputs.npz", folder, timeout_s=3600)
     for number in range(count):
         for output, tensor in enumerate(entry.outputs):
             arrays[f"output/{tensor.name}/{number}"] = np.load(folder / f"{number}-{output}.npy")
@@ -114,7 +110,7 @@ def keep_raw(trials: list[Trial], cache: Cache) -> Path | None:
     """All raw samples, in the cache whether or not there will be a bundle. Latencies are int64
     nanoseconds under `candidate/block/round`; of the fresh blocks under `again/…`, or
     `rejected/PICK/…` where what was picked did not hold when measured again. A meter's windows are
-    under `candidate/energy_mj/…`, an array for each field of records.Windows."""
+    under `candidate/energy_mj/…`, an array for each field of records.Window, and `idle_mw`."""
     raw = {name: array for trial in trials for name, array in _raw(trial)}
     if not raw:
         return None
@@ -133,6 +129,8 @@ def _raw(trial: Trial) -> Iterator[tuple[str, np.ndarray]]:
     for name, rounds in timed:
         for (block, number), samples_ns in rounds.samples_ns.items():
             yield f"{name}/{block}/{number}", samples_ns
-    for key, windows in trial.windows.items():
-        for field in windows.__struct_fields__:
-            yield f"{trial.name}/{key}/{field}", np.asarray(getattr(windows, field))
+    if metered := trial.energy_windows:
+        name = f"{trial.name}/{costs.ENERGY.key}"
+        for field in Window.__struct_fields__:
+            yield f"{name}/{field}", np.array([getattr(one, field) for one in metered.windows])
+        yield f"{name}/idle_mw", np.array(metered.idle_mw)

@@ -174,8 +174,6 @@ class Cache:
             for name in FOLDERS:
                 (self.root / name).mkdir(mode=0o700, exist_ok=True)
                 (self.root / name).chmod(0o700)
-            # OpenVINO's own switch for its telemetry, in the home folder that workers are given.
-            (self.root / "home/intel/openvino_telemetry").write_text("0")
         except OSError as error:
             raise UsageError(
                 f"cannot write to the cache folder {self.root} ({error.strerror}); "

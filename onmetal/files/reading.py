@@ -9,7 +9,11 @@ import re
 import stat
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
 
 SMALL_BYTES = 64 << 20
 """More than any table of labels, manifest or list of digests holds: a million lines of 64 bytes."""
@@ -133,3 +137,14 @@ def parse_toml(text: str) -> dict[str, Any]:
         if isinstance(value, dict | list):
             values += value.values() if isinstance(value, dict) else value
     return table
+
+
+def decode(data: bytes | msgspec.Raw, kind: type[T]) -> T:
+    """JSON of this type. Raises ValueError with what is wrong with it: too deep, of another form,
+    no JSON at all."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except RecursionError:
+        raise ValueError("JSON that is nested too deeply") from None
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise ValueError(f"JSON of another form ({str(error)[:200]})") from None

@@ -60,7 +60,7 @@ class Inspection(Struct, frozen=True):
 
     schema: Literal[1]
     path: str
-    format: Literal["onnx", "tflite"]
+    format: str
     sha256: str
     """Over the file and its external data."""
     size_bytes: int

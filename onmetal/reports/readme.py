@@ -8,7 +8,7 @@ import msgspec
 from onmetal.reports import embedded
 from onmetal.reports.manifest_record import Builds, Manifest
 from onmetal.reports.record import Candidate
-from onmetal.targets import packages
+from onmetal.runtimes import spec
 from onmetal.texts.quoting import block, code, prose, version
 from onmetal.texts.units import milliseconds
 
@@ -28,7 +28,7 @@ def readme(manifest: Manifest) -> str:
     ]
     lines += [
         "```",
-        f"pip install numpy {packages(run.runtime)[0]}=={version(run.runtime_version)}",
+        f"pip install numpy {spec(run.runtime).packages[0]}=={version(run.runtime_version)}",
     ]
     vectors = manifest.golden.vectors
     lines += ["python run.py                       # the golden vectors"] if vectors else []

@@ -31,7 +31,7 @@ class Model(Struct, frozen=True):
     """A model file as it was read."""
 
     path: str
-    format: Literal["onnx", "tflite"]
+    format: str
     sha256: str
     """Over the file and its external data."""
     size_bytes: int

@@ -11,16 +11,10 @@ from onmetal.costs import Cost
 from onmetal.reports.chip_record import Number
 from onmetal.reports.record import Accuracy, Candidate, Versus
 from onmetal.reports.setting import Setting
+from onmetal.runtimes import spec
 from onmetal.texts.terminal import clean
 from onmetal.texts.units import size
 
-RUNTIMES = {
-    "onnxruntime": "ONNX Runtime",
-    "openvino": "OpenVINO",
-    "litert": "LiteRT",
-    "tflm": "TFLite Micro",
-}
-"""What their makers call them; a runtime that is not here keeps its own name."""
 ALIKE = 0.01
 """Sizes and memories that differ by less than this part are called the same."""
 
@@ -71,8 +65,7 @@ def _baseline_itself(chosen: Candidate, setting: Setting) -> str:
 def called(candidate: Candidate, setting: Setting) -> str:
     """`int8-u8s8 on OpenVINO`, of which model where there are several."""
     of = f" of {candidate.model}" if setting.several_models else ""
-    runtime = RUNTIMES.get(candidate.runtime, candidate.runtime)
-    return clean(f"{candidate.recipe}{of} on {runtime}")
+    return clean(f"{candidate.recipe}{of} on {spec(candidate.runtime).title}")
 
 
 def _original(setting: Setting) -> str | None:

@@ -4,12 +4,12 @@ import re
 
 from onmetal.errors import DeviceError, UsageError
 from onmetal.files.cache import Cache
+from onmetal.profilers.devices import Device
 from onmetal.profilers.devices.board import address as boards
-from onmetal.profilers.devices.board.device import Board
 from onmetal.profilers.devices.local import Local
-from onmetal.profilers.devices.remote import adb, native_runner, ssh
+from onmetal.profilers.devices.remote import adb, ssh
 from onmetal.profilers.devices.remote.device import Remote
-from onmetal.targets import Target, packages
+from onmetal.targets import Target
 from onmetal.texts.suggest import did_you_mean
 
 TRANSPORTS = (
@@ -20,9 +20,6 @@ TRANSPORTS = (
     boards.SOCKET,
     boards.QEMU,
 )
-
-Device = Local | Remote | Board
-"""What is measured on: this machine, or one beyond a line. All give workers of one kind."""
 
 
 def connect(target: Target, address: str, cache: Cache) -> Device:
@@ -68,7 +65,7 @@ def reach(address: str, cache: Cache) -> Device:
 
 def _check(target: Target, device: Device) -> None:
     facts = device.facts()
-    where = "this machine" if isinstance(device, Local) else device.address
+    where = "this machine" if device.address == Local.address else device.address
     if target.arch not in (facts.arch, "any"):
         abis = ", ".join(facts.more.get("abis", []))
         raise DeviceError(
@@ -76,13 +73,4 @@ def _check(target: Target, device: Device) -> None:
             f"needs {target.arch}"
         )
     if missing := [r.name for r in target.runtimes if r.name not in facts.runtimes]:
-        package = packages(missing[0])[0]
-        if isinstance(device, Board):
-            why = f"does not run on {where}, a board that only TFLite Micro runs on"
-        elif isinstance(device, Remote) and facts.arch != native_runner.ARCH:
-            why = f"is not in the Python of {where}; `pip install {package}` there"
-        elif isinstance(device, Remote):
-            why = f"is not installed here, so no runner has it; `pip install {package}`"
-        else:
-            why = f"is not installed here; `pip install {package}`"
-        raise DeviceError(f"the runtime {missing[0]} {why}")
+        raise DeviceError(f"the runtime {missing[0]} {device.lacks(missing[0])}")

@@ -21,6 +21,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from onmetal.errors import BY_NAME, DeviceError
+from onmetal.files.reading import decode
 from onmetal.profilers.output import (
     LINE_BYTES,
     PIECE_BYTES,
@@ -57,17 +58,6 @@ class Envelope(Struct, frozen=True):
     error: str | None = None
     message: str = ""
     progress: tuple[Progress, Progress] | None = None
-
-
-def decode(data: bytes | msgspec.Raw, kind: type[T]) -> T:
-    """JSON of this type. Raises ValueError with what is wrong with it: too deep, of another form,
-    no JSON at all."""
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except RecursionError:
-        raise ValueError("JSON that is nested too deeply") from None
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise ValueError(f"JSON of another form ({str(error)[:200]})") from None
 
 
 class Line:

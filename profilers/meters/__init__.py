@@ -1,0 +1,83 @@
+"""Power meters: what one must be able to do, and how a device's is found.
+
+A module here that implements `Meter` is all that one more meter needs. It offers `on_host`, where
+it measures this machine, or `at`, where it is named in a board's address (`?meter=KIND:PORT`).
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from onmetal.errors import DeviceError
+from onmetal.records import Window
+
+
+class Meter(Protocol):
+    """One meter that is ready to measure."""
+
+    kind: str
+    """Its name, as in addresses and facts."""
+    name: str
+    """As people call it, with what it measures by."""
+    covers: str
+    """What it measures the power of, in words: the whole board, the processor's package."""
+    least_window_s: float
+    """A shorter window is not resolved well enough."""
+
+    def idle_mw(self, seconds: float) -> float:
+        """What is taken while nothing is computed. Raises DeviceError where it cannot be read."""
+
+    def begin(self) -> None:
+        """From here on. Raises DeviceError where the meter does not answer."""
+
+    def end(self, inferences: int) -> Window:
+        """What was taken since `begin`. Raises DeviceError where that cannot be told."""
+
+    def abandon(self) -> None:
+        """Instead of `end`, where what was begun for failed."""
+
+    def least_mw(self, power_mw: float) -> float:
+        """The least difference of powers that it can tell, near this one."""
+
+    def close(self) -> None: ...
+
+
+Found = tuple["Meter | None", str]
+"""A meter; or None, and why there is none."""
+
+
+def kinds() -> list[str]:
+    """The modules here, each of which is named as its meter."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
+
+
+def on_host() -> Found:
+    """The first meter of this machine; where none can be read, what each says."""
+    reasons = []
+    for kind in kinds():
+        find: Callable[[], Found] | None = getattr(_module(kind), "on_host", None)
+        if find is None:
+            continue
+        meter, why = find()
+        if meter:
+            return meter, ""
+        reasons.append(why)
+    return None, "; ".join(reasons) or "no meter: onmetal has none for this device"
+
+
+def at(kind: str, port: str) -> Meter:
+    """The meter of a board's address. Raises DeviceError where nothing answers there."""
+    connect: Callable[[str], Meter] = _module(kind).at
+    return connect(port)
+
+
+def named() -> list[str]:
+    """Kinds of meters that may be named in a board's address."""
+    return [kind for kind in kinds() if hasattr(_module(kind), "at")]
+
+
+def _module(kind: str) -> Any:
+    if kind not in kinds():
+        raise DeviceError(f"there is no meter {kind!r}; there are: {', '.join(kinds())}")
+    return import_module(f"onmetal.profilers.meters.{kind}")

@@ -13,15 +13,14 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from msgspec import Struct
 
 from onmetal.errors import DeviceError
-from onmetal.profilers.devices.board.link import Link
+from onmetal.profilers.devices.board.link import Link, Serial
 from onmetal.profilers.output import QUOTED, Lines
+from onmetal.records import Window
 
 BAUD = 3_686_400
 RATE_HZ = 1000
@@ -29,9 +28,9 @@ RATE_HZ = 1000
 VOLTS = 3.3
 """That the board is fed with."""
 RESOLUTION_A = 1e-7
-"""The least current that the meter tells while it changes..."""
+"""The least current that the meter tells while it changes,"""
 ACCURACY = 0.02
-"""...and the part by which it may be wrong (UM2243, dynamic mode)."""
+"""and the part by which it may be wrong (UM2243, dynamic mode)."""
 ANSWER_S = 5.0
 TAIL_S = 0.3
 """After a window, until the event at its end has surely come."""
@@ -61,18 +60,6 @@ SETUP = (
     "pwr on nostatus",
 )
 """Measure from the command on, until told to stop."""
-
-
-class Window(Struct, frozen=True):
-    """What the board took between two pulses."""
-
-    joules: float
-    samples: int
-    inferences: int
-
-    @property
-    def seconds(self) -> float:
-        return self.samples / RATE_HZ
 
 
 class Stream:
@@ -120,12 +107,17 @@ class Meter:
     """One meter, and the supply of the board that it measures: that is on until `close`."""
 
     kind = "lpm01a"
+    name = f"X-NUCLEO-LPM01A at {VOLTS} V, {RATE_HZ} samples/s"
+    covers = "the board that it feeds"
+    least_window_s = 0.0
 
     def __init__(self, link: Link) -> None:
         """Takes the meter over and feeds the board. Raises DeviceError where it is no such meter
         or refuses."""
         self.link = link
         self._came = Lines()
+        self._began_s, self._stream = 0.0, Stream()
+        self._acquisition = contextlib.ExitStack()
         self._command("htc", "take over")
         for command in SETUP:
             self._command(command, f"`{command}`")
@@ -148,13 +140,18 @@ class Meter:
         self._check_damage(stream.joules, stream)
         return _milliwatts(_sum(stream.joules), len(stream.joules) / RATE_HZ)
 
-    def window(self, run: Callable[[], None], inferences: int) -> Window:
-        """Have the board run so many inferences, and cut out what it took for them. Raises
-        DeviceError where the pulses do not show where that was."""
-        began = time.monotonic()
-        with self._recording() as stream:
-            run()
-            took_s = time.monotonic() - began
+    def begin(self) -> None:
+        """Raises DeviceError where the meter does not begin its acquisition."""
+        self._began_s = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            self._stream = stack.enter_context(self._recording())
+            self._acquisition = stack.pop_all()
+
+    def end(self, inferences: int) -> Window:
+        """Cut out what the board took between its last two pulses, which enclose the inferences.
+        Raises DeviceError where the pulses do not show where that was."""
+        stream, took_s = self._stream, time.monotonic() - self._began_s
+        with self._acquisition:
             time.sleep(TAIL_S)
         if len(stream.events) < 2:
             raise DeviceError(
@@ -180,45 +177,20 @@ class Meter:
                 )
         inside = stream.joules[begin:end]
         self._check_damage(inside, stream)
-        return Window(_sum(inside), len(inside), inferences)
+        return Window(1e3 * _sum(inside), len(inside) / RATE_HZ, inferences, len(inside))
+
+    def abandon(self) -> None:
+        """End the acquisition where what it was begun for failed; its own errors do not matter."""
+        with contextlib.suppress(DeviceError), self._acquisition:
+            pass
 
     def _check_damage(self, joules: Sequence[float], stream: Stream) -> None:
         if sum(map(math.isnan, joules)) > DAMAGED * len(joules):
             raise self._wrong("many of its samples came damaged", stream)
 
-    def energy(self, windows: Sequence[Window], idle_mw: float) -> dict[str, Any]:
-        """Of an inference, above what the board takes while it waits; the median of the windows.
-
-        Raises DeviceError where that is less than the meter can tell from nothing.
-        """
-        found, whole = [], []
-        for window in windows:
-            power_mw = _milliwatts(window.joules, window.seconds)
-            least_mw = max(RESOLUTION_A * VOLTS * 1e3, ACCURACY * power_mw)
-            if power_mw - idle_mw < least_mw:
-                raise DeviceError(
-                    f"the board takes {power_mw:.4g} mW while it computes and {idle_mw:.4g} mW "
-                    f"while it waits; the meter cannot distinguish less than {least_mw:.4g} mW. "
-                    "Let its firmware sleep while it waits, or measure longer windows"
-                )
-            found.append((power_mw - idle_mw) * window.seconds / window.inferences)
-            whole.append(power_mw * window.seconds / window.inferences)
-        return {
-            "energy_mj": float(np.median(found)),
-            "total_mj": float(np.median(whole)),
-            "idle_mw": idle_mw,
-            "windows": len(windows),
-            "raw": {
-                "taken": [1e3 * window.joules for window in windows],
-                "seconds": [window.seconds for window in windows],
-                "inferences": [window.inferences for window in windows],
-                "samples": [window.samples for window in windows],
-            },
-            "samples": sum(window.samples for window in windows),
-            "how": f"X-NUCLEO-LPM01A at {VOLTS} V, {RATE_HZ} samples/s, median of {len(windows)} "
-            f"windows of {min(w.seconds for w in windows):.3g} s or more between pulses; what it "
-            "takes while it waits is subtracted (total_mj: it is not)",
-        }
+    def least_mw(self, power_mw: float) -> float:
+        """By its data sheet (UM2243, dynamic mode)."""
+        return max(RESOLUTION_A * VOLTS * 1e3, ACCURACY * power_mw)
 
     # --- the line
 
@@ -298,6 +270,16 @@ class Meter:
             f"the meter at {self.link.name}: {why}; {len(stream.joules)} samples and "
             f"{len(stream.events)} pulses came"
         )
+
+
+def at(port: str) -> Meter:
+    """The meter at a serial port. Raises DeviceError where there is none."""
+    link = Serial(port, BAUD)
+    try:
+        return Meter(link)
+    except BaseException:
+        link.close()
+        raise
 
 
 def _sum(joules: Sequence[float]) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 
 from onmetal.errors import UnsupportedError
 from onmetal.runtimes.bounds import Names, Threads
+from onmetal.runtimes.protocol import Hardware
 
 VERSION = 1
 ALONE = False
@@ -22,7 +23,7 @@ OPTIONS: dict[str, Any] = {
 RESERVED = frozenset(OPTIONS)
 
 
-def convert(prepared: str, compute: str, folder: str) -> list[str]:
+def convert(prepared: str, compute: str, folder: str, hardware: Hardware) -> list[str]:
     from onmetal.converters.tflite import check
     from onmetal.converters.tflite.parsing import read
 

@@ -7,6 +7,7 @@ import numpy as np
 from onmetal.converters.tflite import precision
 from onmetal.errors import UnsupportedError
 from onmetal.runtimes.litert.session import Session
+from onmetal.runtimes.protocol import Feed
 
 
 def profile(
@@ -27,5 +28,7 @@ def profile(
     return precision.shares(session.interpreter._get_ops_details(), types)
 
 
-def layers(**_: Any) -> list[dict[str, Any]]:
+def layers(
+    feed: Feed, files: list[str], options: dict[str, Any], inputs: list[str], outputs: list[str]
+) -> list[dict[str, Any]]:
     raise UnsupportedError("LiteRT's Python interface reports no time per operator")

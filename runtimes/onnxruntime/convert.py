@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from onmetal.runtimes.bounds import MOST_THREADS, Entry, Switch, whole
+from onmetal.runtimes.protocol import Hardware
 
 VERSION = 1
 ALONE = False
@@ -47,7 +48,7 @@ OPTIONS: dict[str, Any] = {
 RESERVED = frozenset({"intra_op_num_threads", "inter_op_num_threads", "execution_mode"})
 
 
-def convert(prepared: str, compute: str, folder: str) -> list[str]:
+def convert(prepared: str, compute: str, folder: str, hardware: Hardware) -> list[str]:
     home = Path(prepared).parent
     names = [name for name in ("model.onnx", "model.data") if (home / name).exists()]
     for name in names:

@@ -7,6 +7,7 @@ from msgspec import Meta
 
 from onmetal.errors import UnsupportedError, reason
 from onmetal.runtimes.bounds import MOST_THREADS, Switch, Threads, whole
+from onmetal.runtimes.protocol import Hardware
 
 VERSION = 2
 ALONE = True
@@ -35,7 +36,7 @@ OPTIONS: dict[str, Any] = {
 RESERVED = frozenset({"INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS", "NUM_STREAMS"})
 
 
-def convert(prepared: str, compute: str, folder: str) -> list[str]:
+def convert(prepared: str, compute: str, folder: str, hardware: Hardware) -> list[str]:
     from onmetal.runtimes.openvino.quiet import openvino
 
     _refuse_signed_concat(prepared)

@@ -1,17 +1,14 @@
 """ONNX -> OpenVINO's IR in 8 bits by NNCF (extra `[nncf]`), after its own rules."""
 
 from pathlib import Path
-from typing import Any
 
 from onmetal.errors import UnsupportedError, reason
-from onmetal.records import Model, restore
+from onmetal.records import Model
 from onmetal.runtimes.openvino.quiet import openvino
 from onmetal.samples import Samples
 
 
-def convert(
-    prepared: str, samples: dict[str, Any], model: dict[str, Any], folder: str
-) -> list[str]:
+def convert(prepared: str, samples: Samples, model: Model, folder: str) -> list[str]:
     """Write the IR to `folder`, calibrated on all samples. -> the names of its files.
 
     NNCF keeps running statistics, so that memory does not grow with the samples. Raises
@@ -23,7 +20,7 @@ def convert(
         raise UnsupportedError(
             f"NNCF cannot be imported ({reason(error)}); pip install 'onmetal[nncf]'"
         ) from None
-    data, of = restore(samples, Samples), restore(model, Model)
+    data, of = samples, model
     batches = [
         [min(start + place, data.count - 1) for place in range(of.batch)]
         for start in range(0, data.count, of.batch)

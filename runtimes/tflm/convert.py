@@ -10,6 +10,7 @@ import msgspec
 
 from onmetal.errors import UnsupportedError
 from onmetal.runtimes.bounds import Names
+from onmetal.runtimes.protocol import Hardware
 
 VERSION = 1
 ALONE = True
@@ -23,9 +24,7 @@ OPTIONS: dict[str, Any] = {
 RESERVED = frozenset(OPTIONS)
 
 
-def convert(
-    prepared: str, compute: str, folder: str, hardware: dict[str, Any] | None = None
-) -> list[str]:
+def convert(prepared: str, compute: str, folder: str, hardware: Hardware) -> list[str]:
     """`model.tflite`, and `model_vela.tflite` for an NPU; how they were made goes to `made.json`.
 
     `hardware`: `core` (as targets.Chip, or None), `npu` (as targets.Npu, or None), `split`: whether
@@ -35,12 +34,11 @@ def convert(
     from onmetal.converters.tflite.parsing import read
     from onmetal.runtimes.tflm import split, vela
 
-    given = hardware or {"core": None, "npu": None, "split": False}
     if found := check.problems(read(Path(prepared))):
         raise UnsupportedError(f"the file violates TFLite's specification: {found[0]}")
     target, made = Path(folder) / "model.tflite", {}
-    if given["npu"] is None:  # Vela orders what it compiles by itself
-        made["memory"] = split.lowered(prepared, folder, given["core"], given["split"])
+    if hardware["npu"] is None:  # Vela orders what it compiles by itself
+        made["memory"] = split.lowered(prepared, folder, hardware["core"], hardware["split"])
         if target.exists() and (found := check.problems(read(target))):
             raise UnsupportedError(
                 f"no file was written, since it would violate TFLite's specification: {found[0]}"
@@ -48,9 +46,9 @@ def convert(
     if not target.exists():
         _link(prepared, target)
     files = [target.name]
-    if given["npu"] is not None:
+    if hardware["npu"] is not None:
         files.append("model_vela.tflite")
-        made["npu"] = vela.compile_(target, given["npu"], Path(folder) / files[-1])
+        made["npu"] = vela.compile_(target, hardware["npu"], Path(folder) / files[-1])
     (Path(folder) / "made.json").write_bytes(msgspec.json.encode(made))
     return files
 

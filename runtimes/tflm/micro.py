@@ -20,26 +20,28 @@ from onmetal.converters.tflite import io, quantize
 from onmetal.converters.tflite.net import Net, Op
 from onmetal.converters.tflite.parsing import read
 from onmetal.converters.tflite.writing import write
+from onmetal.runtimes.protocol import Lacking
 from onmetal.runtimes.tflm import examine, flash, profile, split, vela
+from onmetal.targets import Io
 
 _SOURCES = re.compile(r"tensorflow/\S+?\.(?:cc|h):?\s*")
 SAID_BYTES = 600
 """Of what it says of one graph."""
 
 
-def lacking(path: str, activation: quantize.Activation | None) -> list[dict[str, str]]:
+def lacking(path: Path, activation: quantize.Activation | None) -> list[Lacking]:
     """Of the graph as it will be (`activation`; None: as it is in the file), each operator that
     TFLite Micro does not run: its `operator`, the `node` of the model that it was made for (the
     output's name, where that is not known) and the `reason`. Empty: all of it runs.
 
     Ranges do not matter to that, so none are needed: every tensor is given the same one.
     """
-    net = _as_it_will_be(Path(path), activation)
+    net = _as_it_will_be(path, activation)
     whole = _refusal(net)
     if whole is None:
         return []
-    makers = _makers(Path(path))
-    found = []
+    makers = _makers(path)
+    found: list[Lacking] = []
     for op in net.ops:
         reason = _refusal(_alone(op)) if any(t.data is None for t in op.taken) else None
         if reason is not None:
@@ -50,16 +52,16 @@ def lacking(path: str, activation: quantize.Activation | None) -> list[dict[str,
 
 
 def preview(
-    path: str,
+    path: Path,
     activation: quantize.Activation | None,
-    target_io: dict[str, str],
+    target_io: Io,
     core: str | None,
     npu: dict[str, str] | None,
 ) -> dict[str, Any]:
     """What the graph will need as `activation` has it, told before it is calibrated: `arena` as
     profile.arena, `plan` as examine.examine, `flash` as flash.needs; `npu` as vela.told."""
-    net = _as_it_will_be(Path(path), activation)
-    if target_io["layout"] == "nhwc":
+    net = _as_it_will_be(path, activation)
+    if target_io.layout == "nhwc":
         io.channels_last(net)
     feed = {f"{n}": np.zeros(t.shape, t.dtype) for n, t in enumerate(net.inputs)}
     names = list(feed), [str(n) for n in range(len(net.outputs))]

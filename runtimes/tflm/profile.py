@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from onmetal.errors import DeviceError, UnsupportedError
+from onmetal.runtimes.protocol import Feed
 from onmetal.runtimes.tflm.session import Session, said
 
 _TOTAL = re.compile(r"Arena allocation (total|head|tail) (\d+) bytes")
@@ -26,7 +27,9 @@ def profile(
     return {"provider": {"TFLite Micro, reference kernels": 1.0}, **operators(files[0])}
 
 
-def layers(**_: Any) -> list[dict[str, Any]]:
+def layers(
+    feed: Feed, files: list[str], options: dict[str, Any], inputs: list[str], outputs: list[str]
+) -> list[dict[str, Any]]:
     raise UnsupportedError("TFLite Micro's Python interface reports no time per operator")
 
 

@@ -8,6 +8,7 @@ model: in Kotlin they appear as identifiers made of their letters, and as escape
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,28 +19,16 @@ from onmetal.bundles.artifact_io import (
     file_names,
     float_literal,
     ports,
+    programs,
     raw_vectors,
+    runtime_template,
     template,
 )
+from onmetal.bundles.kinds import PART, BundleKind, Contents
 from onmetal.errors import UnsupportedError
 from onmetal.records import Candidate
 from onmetal.texts.quoting import code, kotlin_string, plain
 
-MAVEN = {
-    "litert": ("com.google.ai.edge.litert:litert", ("2.1.5", "2.1.6", "2.2.0", "2.3.0")),
-    "onnxruntime": (
-        "com.microsoft.onnxruntime:onnxruntime-android",
-        (
-            *("1.24.3", "1.25.0", "1.25.1", "1.26.0", "1.27.0"),
-            *("1.28.0", "1.29.0", "1.30.0", "1.31.0"),
-        ),
-    ),
-}
-"""Each runtime's artifact and its versions that are known to be published, oldest first: they lag
-behind the packages of Python, and a version that is not there would break every build. Each
-of these is named by public builds. LiteRT's are listed at
-https://maven.google.com/web/index.html#com.google.ai.edge.litert:litert, ONNX Runtime's at
-https://central.sonatype.com/artifact/com.microsoft.onnxruntime/onnxruntime-android/versions"""
 ARRAYS = {
     "float32": "FloatArray",
     "float64": "DoubleArray",
@@ -50,11 +39,6 @@ ARRAYS = {
     "int64": "LongArray",
     "bool": "BooleanArray",
 }
-BUFFERS = {
-    "litert": ("float32", "int8", "int32", "int64", "bool"),
-    "onnxruntime": tuple(ARRAYS),
-}
-"""The types that a runtime's own classes for Android can hand over."""
 _WORDS = (
     "as break class continue do else false for fun if in interface is null object package return "
     "super this throw true try typealias typeof val var when while abstract assert boolean byte "
@@ -64,11 +48,6 @@ _WORDS = (
 )
 KEYWORDS = frozenset(_WORDS.split())
 """Kotlin's hard keywords and Java's words: a package's name must be good in both."""
-TELEMETRY = """\
-
-`Model` turns ONNX Runtime's telemetry off, and the module's manifest removes its provider
-`ai.onnxruntime.TelemetryInitializer`: look into the app's merged manifest that it is not there.
-"""
 MODEL, TEST = "src/main/kotlin", "src/androidTest/kotlin"
 
 
@@ -96,7 +75,7 @@ def files(
 
 
 def _check(candidate: Candidate, found: Ports) -> None:
-    able = BUFFERS[candidate.runtime]
+    able = programs(candidate).BUFFERS
     for port in (*found.inputs, *found.outputs):
         if port.stored not in able:
             raise UnsupportedError(
@@ -131,7 +110,7 @@ def _texts(
         ),
         (
             "android/src/main/AndroidManifest.xml",
-            template(f"android/{runtime}/AndroidManifest.xml"),
+            runtime_template(runtime, "AndroidManifest.xml"),
         ),
         (
             f"android/{MODEL}/{folder}/ModelConstants.kt",
@@ -140,7 +119,7 @@ def _texts(
         (f"android/{MODEL}/{folder}/Tensors.kt", template("android/Tensors.kt", **fill)),
         (
             f"android/{MODEL}/{folder}/Model.kt",
-            template(f"android/{runtime}/Model.kt", **fill, **_wrapper(candidate, found)),
+            runtime_template(runtime, "Model.kt", **fill, **_wrapper(candidate, found)),
         ),
         (
             f"android/{TEST}/{folder}/GoldenTest.kt",
@@ -154,7 +133,8 @@ def _texts(
 
 def dependency(candidate: Candidate) -> tuple[str, str]:
     """The Maven coordinate, and in words where its version comes from."""
-    name, known = MAVEN[candidate.runtime]
+    published = programs(candidate)
+    name, known = published.MAVEN, published.PUBLISHED
     measured = candidate.runtime_version
     if measured in known:
         return f"{name}:{measured}", f"{measured} is the version that onmetal ran."
@@ -180,7 +160,7 @@ def _readme(candidate: Candidate) -> dict[str, str]:
         "model": code(candidate.model.path.name),
         "measured": plain(candidate.runtime_version),
         "usage": ", ".join(f"{name} = …" for name in identifiers(_names(candidate.model.inputs))),
-        "telemetry": TELEMETRY if candidate.runtime == "onnxruntime" else "",
+        "telemetry": programs(candidate).ANDROID_NOTE,
         "output": identifiers(_names(candidate.model.outputs))[0],
     }
 
@@ -216,15 +196,10 @@ def _constants(candidate: Candidate, found: Ports) -> dict[str, str]:
         "assets": _lines(digests, 8),
         "sha256": kotlin_string(candidate.sha256),
         "measured_version": kotlin_string(candidate.runtime_version),
-        "threads": str(_threads(candidate)),
+        "threads": str(programs(candidate).threads(candidate.options)),
         "inputs": _lines([_spec(port) for port in found.inputs], 8),
         "outputs": _lines([_spec(port) for port in found.outputs], 8),
     }
-
-
-def _threads(candidate: Candidate) -> int:
-    names = {"litert": "num_threads", "onnxruntime": "intra_op_num_threads"}
-    return int(candidate.options.get(names[candidate.runtime], 1))
 
 
 def _lines(entries: list[str], indent: int) -> str:
@@ -255,53 +230,13 @@ def _wrapper(candidate: Candidate, found: Ports) -> dict[str, str]:
         "results": _lines(
             [f"found[{i}] as {ARRAYS[port.dtype]}" for i, port in enumerate(found.outputs)], 12
         ),
-        "options": _options(candidate) if candidate.runtime == "onnxruntime" else "",
+        **programs(candidate).in_kotlin(candidate.options),
     }
 
 
 def _typed(names: list[str], side: tuple[Port, ...], before: str, indent: int) -> str:
     pairs = zip(names, side, strict=True)
     return _lines([f"{before}{name}: {ARRAYS[port.dtype]}" for name, port in pairs], indent)
-
-
-SETTERS = {
-    "intra_op_num_threads": ("setIntraOpNumThreads", "{}"),
-    "inter_op_num_threads": ("setInterOpNumThreads", "{}"),
-    "enable_mem_pattern": ("setMemoryPatternOptimization", "{}"),
-    "enable_cpu_mem_arena": ("setCPUArenaAllocator", "{}"),
-    "use_deterministic_compute": ("setDeterministicCompute", "{}"),
-    "execution_mode": ("setExecutionMode", "OrtSession.SessionOptions.ExecutionMode.{}"),
-    "graph_optimization_level": ("setOptimizationLevel", "OrtSession.SessionOptions.OptLevel.{}"),
-}
-LEVELS = {
-    "ORT_SEQUENTIAL": "SEQUENTIAL",
-    "ORT_PARALLEL": "PARALLEL",
-    "ORT_DISABLE_ALL": "NO_OPT",
-    "ORT_ENABLE_BASIC": "BASIC_OPT",
-    "ORT_ENABLE_EXTENDED": "EXTENDED_OPT",
-    "ORT_ENABLE_ALL": "ALL_OPT",
-}
-
-
-def _options(candidate: Candidate) -> str:
-    """ONNX Runtime's options by its setters in Java, exactly those that were measured."""
-    lines = []
-    for name, value in sorted(candidate.options.items()):
-        if "." in name:
-            lines.append(
-                f"options.addConfigEntry({kotlin_string(name)}, {kotlin_string(str(value))})"
-            )
-        else:
-            lines.append(f"options.{_setter(name, value)}")
-    return "\n        ".join(lines)
-
-
-def _setter(name: str, value: object) -> str:
-    if name not in SETTERS or (isinstance(value, str) and value not in LEVELS):
-        raise UnsupportedError(f"ONNX Runtime for Android has no option {name!r} of {value!r}")
-    setter, form = SETTERS[name]
-    given = LEVELS[value] if isinstance(value, str) else str(value).lower()
-    return f"{setter}({form.format(given)})"
 
 
 def _golden_test(found: Ports, vectors: int, tolerance: float) -> dict[str, str]:
@@ -317,3 +252,35 @@ def _golden_test(found: Ports, vectors: int, tolerance: float) -> dict[str, str]
             f"found.{name}" for name in identifiers([port.name for port in found.outputs])
         ),
     }
+
+
+class Android(BundleKind):
+    transport = "adb"
+    what = "an Android module"
+    places = {  # noqa: RUF012
+        "readme": r"android/README\.md",
+        "artifact": rf"android/src/main/assets/{PART}\.(onnx|data|xml|bin|tflite)",
+        "golden": rf"android/src/androidTest/assets/golden/{PART}\.bin",
+        "source": rf"android/src/({PART}/)*{PART}\.(kt|xml)",
+        "build": rf"android/{PART}\.(kts|pro|properties)",
+    }
+
+    def files(self, contents: Contents) -> dict[str, bytes]:
+        return files(contents.candidate, contents.golden, contents.tolerance)
+
+    def without(self, candidate: Candidate) -> dict[str, bytes]:
+        return {}
+
+    def shipped(self, candidate: Candidate, left_out: str | None, *, run: bool) -> dict[str, Any]:
+        none = "nothing was measured: there was no device"
+        unmeasured = "the application's build of the runtime is unmeasured"
+        return {
+            "kind": "Android module",
+            "path": None if left_out else "android",
+            "artifact": dependency(candidate)[0],
+            "measured": False,
+            "note": left_out or (unmeasured if run else none),
+        }
+
+
+KIND: BundleKind = Android()

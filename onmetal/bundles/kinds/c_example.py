@@ -4,6 +4,8 @@ It is written for its bundle: names, shapes and quantization are constants in it
 runtime is needed to compile it; it loads the runtime's library when it runs.
 """
 
+from typing import Any
+
 import numpy as np
 
 from onmetal.bundles.artifact_io import (
@@ -13,15 +15,15 @@ from onmetal.bundles.artifact_io import (
     file_names,
     float_literal,
     ports,
+    programs,
     raw_vectors,
+    runtime_template,
     template,
 )
-from onmetal.errors import UnsupportedError
+from onmetal.bundles.kinds import PART, BundleKind, Contents
 from onmetal.records import Candidate
-from onmetal.targets import pinned
+from onmetal.runtimes import pinned, spec
 from onmetal.texts.quoting import c_string, plain
-
-TITLES = {"litert": "LiteRT", "onnxruntime": "ONNX Runtime"}
 
 
 def files(
@@ -50,27 +52,22 @@ def requirements(candidate: Candidate) -> str:
 
 def _source(candidate: Candidate, found: Ports, vectors: int, tolerance: float) -> str:
     runtime = candidate.runtime
-    own = {"options": _options(candidate)} if runtime == "onnxruntime" else {}
+    own = programs(candidate).in_c(candidate.options)
     return template(
-        "c/example.c",
-        title=TITLES[runtime],
+        "example.c",
+        title=spec(runtime).title,
         version=plain(candidate.runtime_version),
         max_rank=str(max(4, *(len(p.shape) for p in (*found.inputs, *found.outputs)))),
         input_count=str(len(found.inputs)),
         output_count=str(len(found.outputs)),
         vectors=str(vectors),
-        threads=str(_threads(candidate)),
+        threads=str(programs(candidate).threads(candidate.options)),
         artifact=c_string(file_names(candidate)[0]),
         tolerance=repr(float(tolerance)),
         inputs=",\n    ".join(map(_tensor, found.inputs)),
         outputs=",\n    ".join(map(_tensor, found.outputs)),
-        runtime_part=template(f"c/{runtime}.c", **own),
+        runtime_part=runtime_template(runtime, "example.c", **own),
     )
-
-
-def _threads(candidate: Candidate) -> int:
-    names = {"litert": "num_threads", "onnxruntime": "intra_op_num_threads"}
-    return int(candidate.options.get(names[candidate.runtime], 1))
 
 
 def _tensor(port: Port) -> str:
@@ -88,38 +85,30 @@ def _tensor(port: Port) -> str:
     return "{" + ",\n     ".join(f".{name} = {value}" for name, value in fields.items()) + "}"
 
 
-LEVELS = {
-    "ORT_DISABLE_ALL": 0,
-    "ORT_ENABLE_BASIC": 1,
-    "ORT_ENABLE_EXTENDED": 2,
-    "ORT_ENABLE_LAYOUT": 3,
-    "ORT_ENABLE_ALL": 99,
-    "ORT_SEQUENTIAL": 0,
-    "ORT_PARALLEL": 1,
-}
-"""ONNX Runtime's enumerations, as its C API numbers them."""
-
-
-def _options(candidate: Candidate) -> str:
-    lines = [_option(name, value) for name, value in sorted(candidate.options.items())]
-    return "\n    ".join(lines)
-
-
-def _option(name: str, value: object) -> str:
-    """ONNX Runtime's option by its function in C."""
-    if "." in name:
-        return f"CALL(AddSessionConfigEntry, options, {c_string(name)}, {c_string(str(value))});"
-    switches = {"enable_mem_pattern": "MemPattern", "enable_cpu_mem_arena": "CpuMemArena"}
-    if name in switches:
-        return f"CALL({'Enable' if value else 'Disable'}{switches[name]}, options);"
-    setters = {
-        "intra_op_num_threads": ("SetIntraOpNumThreads", value),
-        "inter_op_num_threads": ("SetInterOpNumThreads", value),
-        "execution_mode": ("SetSessionExecutionMode", LEVELS.get(str(value))),
-        "graph_optimization_level": ("SetSessionGraphOptimizationLevel", LEVELS.get(str(value))),
-        "use_deterministic_compute": ("SetDeterministicCompute", int(bool(value))),
+class CExample(BundleKind):
+    transport = "ssh"
+    what = "an example in C"
+    places = {  # noqa: RUF012
+        "golden": rf"example-golden/{PART}\.bin",
+        "requirements": r"requirements\.txt",
+        "source": r"example\.c",
     }
-    setter, number = setters.get(name, ("", None))
-    if number is None:
-        raise UnsupportedError(f"ONNX Runtime's C API has no option {name!r} of {value!r}")
-    return f"CALL({setter}, options, {int(str(number))});"
+
+    def files(self, contents: Contents) -> dict[str, bytes]:
+        return files(contents.candidate, contents.golden, contents.tolerance)
+
+    def without(self, candidate: Candidate) -> dict[str, bytes]:
+        return {"requirements.txt": requirements(candidate).encode()}
+
+    def shipped(self, candidate: Candidate, left_out: str | None, *, run: bool) -> dict[str, Any]:
+        none = "nothing was measured: there was no device"
+        return {
+            "kind": "run.py" if left_out else "run.py, and an example in C",
+            "path": "run.py",
+            "artifact": f"{spec(candidate.runtime).packages[0]}=={candidate.runtime_version}",
+            "measured": run,
+            "note": left_out or ("the version of the runtime that was measured" if run else none),
+        }
+
+
+KIND: BundleKind = CExample()

@@ -9,6 +9,7 @@ import hashlib
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from msgspec import Struct
@@ -22,9 +23,11 @@ from onmetal.bundles.artifact_io import (
     ports,
     template,
 )
+from onmetal.bundles.kinds import PART, BundleKind, Contents
 from onmetal.errors import UnsupportedError
 from onmetal.profilers.tensor_bytes import NHWC
-from onmetal.records import Candidate, Shape
+from onmetal.records import Candidate, Shape, Trial
+from onmetal.runtimes import shipped, spec
 from onmetal.texts.quoting import c_string, code, plain
 
 FOLDER = "firmware"
@@ -72,6 +75,9 @@ METHODS = {name.lower(): name for name in _ADDERS.split()} | _IRREGULAR
 """What adds an operator to TFLite Micro's resolver, less `Add`, by the operator's name in TFLite in
 small letters without `_`, or else its very name: tensorflow/lite/micro/micro_mutable_op_resolver.h.
 """
+
+NPU_TAIL_BYTES = 16 * 1024
+"""Of the arena, beside what Vela plans: what the interpreter keeps of the few operators left."""
 
 
 def files(
@@ -388,3 +394,66 @@ def _told(port: Port) -> tuple[str, str, str, str]:
         f"{shape}{turned}",
         real if port.scale else "as stored",
     )
+
+
+def _memory(chosen: Trial) -> dict[str, bytes]:
+    """Who lives in the arena, and when: in text, and drawn. Vela plans an NPU's itself."""
+    assert chosen.embedded
+    if chosen.embedded["npu"]:
+        return {}
+    plan = chosen.embedded["plan"]
+    return {"memory.txt": plan["timeline"].encode(), "memory.svg": plan["svg"].encode()}
+
+
+def _around(chosen: Trial, golden: dict[str, np.ndarray], core: str | None) -> dict[str, bytes]:
+    """The sources of a firmware around the file that the chip holds."""
+    candidate, found = chosen.candidate, chosen.embedded
+    memory = chosen.figures.get("peak_memory_bytes")
+    assert candidate and found and memory
+    held = shipped(candidate.runtime, candidate.files)[0]
+    if found["npu"]:
+        reserve = int(memory.value) + NPU_TAIL_BYTES
+    else:  # also where a board took less: other kernels may be linked the next time
+        modelled = found["arena"]["modelled"] or {"total_bytes": 0}
+        known = found["arena"]["host"]["total"], modelled["total_bytes"]
+        reserve = max(int(memory.value), *known)
+    return files(
+        candidate,
+        golden,
+        shipped=held,
+        arena_bytes=-(-reserve // 1024) * 1024,
+        operators=found["flash"]["operators"],
+        name=candidate.model.stem,
+        core=core,
+    )
+
+
+class Firmware(BundleKind):
+    transport = "serial"
+    what = "the firmware"
+    places = {  # noqa: RUF012
+        "readme": r"firmware/README\.md",
+        "memory plan": r"memory\.(txt|svg)",
+        "source": rf"firmware/({PART}/)*{PART}\.(c|cc|h)",
+        "build": rf"firmware/({PART}/)*({PART}\.(cmake|ld)|CMakeLists\.txt)",
+    }
+
+    def files(self, contents: Contents) -> dict[str, bytes]:
+        chosen, chip = contents.chosen, contents.target.chip
+        return {**_memory(chosen), **_around(chosen, contents.golden, chip.core if chip else None)}
+
+    def without(self, candidate: Candidate) -> dict[str, bytes]:
+        return {}
+
+    def shipped(self, candidate: Candidate, left_out: str | None, *, run: bool) -> dict[str, Any]:
+        none = "nothing was measured: there was no board"
+        return {
+            "kind": "firmware",
+            "path": None if left_out else "firmware",
+            "artifact": f"{spec(candidate.runtime).title}, which you build",
+            "measured": run,
+            "note": left_out or ("the firmware that was on the board" if run else none),
+        }
+
+
+KIND: BundleKind = Firmware()

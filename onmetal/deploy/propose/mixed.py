@@ -12,7 +12,7 @@ from onmetal.deploy.convert import convert
 from onmetal.deploy.propose.plan import Planned
 from onmetal.deploy.request import Clock, Task
 from onmetal.deploy.screen import Looked, method, short_times
-from onmetal.deploy.trials import Feeds, convert_one, hub, usable
+from onmetal.deploy.trials import Feeds, calibrated, convert_one, usable
 from onmetal.errors import OnmetalError, UnsupportedError
 from onmetal.files.cache import Cache
 from onmetal.profilers import measure
@@ -103,7 +103,7 @@ def _mixtures(
     """Graphs with some operators in float, by profiles of this runtime with and without 8 bits."""
     assert task.device and base.candidate
     told = _quiet(progress, entry.name)
-    made = hub(task, entry.model, cache)
+    made = calibrated(task, entry.model, cache)
     graph = made.float_graph()
     twin = convert(
         f"{entry.name} in float",

@@ -7,7 +7,8 @@ from msgspec.structs import replace
 
 from onmetal.errors import UsageError
 from onmetal.records import LEFT_OUT, NO_DATA, DeviceFacts, Model
-from onmetal.targets import EXACT, TFLITE, Recipe, Target
+from onmetal.runtimes import spec
+from onmetal.targets import EXACT, Recipe, Target
 from onmetal.texts.suggest import did_you_mean
 
 
@@ -113,7 +114,7 @@ def _unfit(recipe: Recipe, runtime: str, facts: DeviceFacts) -> str | None:
 
 def _foreign(model: Model, runtime: str) -> str | None:
     """Why this runtime cannot be given the model at all."""
-    if model.format == "tflite" and runtime not in TFLITE:
+    if model.format == "tflite" and spec(runtime).reads != "tflite":
         return f"the model is a .tflite file, which {runtime} does not read"
     return None
 
@@ -136,7 +137,7 @@ def _needless(
     kinds = WEIGHTED if model.format == "onnx" else IN_TFLITE
     if not any(model.operators.get(kind) for kind in kinds):
         return f"the model has nothing to quantize: no {', '.join(kinds)}"
-    by_matrices = recipe.method in ("weights", "dynamic") and runtime not in TFLITE
+    by_matrices = recipe.method in ("weights", "dynamic") and spec(runtime).reads != "tflite"
     if by_matrices and model.matmul_share < MATMUL_HEAVY:
         share = f"{model.matmul_share:.0%}"
         return f"pays for models of MatMuls only, which hold {share} of this one's weights"

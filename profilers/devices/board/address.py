@@ -9,13 +9,12 @@ from msgspec import Struct
 
 from onmetal.errors import UsageError
 from onmetal.files.cache import Cache
+from onmetal.profilers import meters
 from onmetal.profilers.devices.board import link
 from onmetal.profilers.devices.board.device import Board
 from onmetal.profilers.devices.board.link import Link
 from onmetal.profilers.devices.board.protocol import Tiny
 from onmetal.profilers.devices.board.qemu import MACHINE, Qemu
-from onmetal.profilers.meters import lpm01a
-from onmetal.profilers.meters.lpm01a import Meter
 
 SERIAL = "serial:///dev/tty…[?baud=N][&meter=lpm01a:/dev/tty…]"
 SOCKET = "socket://host:port[?meter=lpm01a:/dev/tty…]"
@@ -34,7 +33,7 @@ class Place(Struct, frozen=True):
     host: str = ""
     port: int = 0
     meter: str = ""
-    """The serial port of an LPM01A that feeds the board."""
+    """KIND:PORT of a meter that feeds the board."""
     image: str = ""
     machine: str = MACHINE
 
@@ -55,7 +54,7 @@ def _serial(address: str) -> Place:
     if not re.fullmatch(r"///[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*", path) or not fits:
         raise _refused(address, SERIAL)
     meter = _meter(options, address, SERIAL)
-    if meter == path[2:]:
+    if meter.partition(":")[2] == path[2:]:
         raise UsageError(f"--device {address}: the board and its meter are on one port")
     return Place(address, path=path[2:], baud=int(baud), meter=meter)
 
@@ -100,9 +99,9 @@ def _meter(options: dict[str, str], address: str, form: str) -> str:
     if "meter" not in options:
         return ""
     kind, _, port = options["meter"].partition(":")
-    if kind != Meter.kind or not port.startswith("/") or _CONTROL.search(port):
+    if kind not in meters.named() or not port.startswith("/") or _CONTROL.search(port):
         raise _refused(address, form)
-    return port
+    return options["meter"]
 
 
 def _refused(address: str, form: str) -> UsageError:
@@ -116,9 +115,8 @@ def reach(where: Place, cache: Cache) -> Board:
         meter, emulator = None, None
         if where.meter:
             # First, since it feeds the board.
-            port = link.Serial(where.meter, lpm01a.BAUD)
-            undone.callback(port.close)
-            meter = Meter(port)
+            kind, _, port = where.meter.partition(":")
+            meter = meters.at(kind, port)
             undone.callback(meter.close)
         line: Link
         if where.image:

@@ -7,12 +7,10 @@ phones (raw.py), and a window of inferences is one measurement: the board's cloc
 after, no line is sent between.
 """
 
-import base64
 import hashlib
-import importlib.metadata
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +19,19 @@ import numpy as np
 
 from onmetal.errors import DeviceError, UnsupportedError
 from onmetal.files.cache import Cache
+from onmetal.profilers.devices import Build, Fitness, Memory, Traits
 from onmetal.profilers.devices.answers import Port, Ports
 from onmetal.profilers.devices.board.protocol import WRAP_US, Laps, Tiny
 from onmetal.profilers.devices.board.qemu import Qemu
 from onmetal.profilers.devices.local import Local
-from onmetal.profilers.meters.lpm01a import Meter
+from onmetal.profilers.meters import Meter
+from onmetal.profilers.operation import asked
 from onmetal.profilers.tensor_bytes import Edges, Rows, edges, order, pack, read_feeds, unpack
 from onmetal.progress import OnCount
-from onmetal.records import DeviceFacts, Model, restore
+from onmetal.records import Artifact, Candidate, DeviceFacts, Model
+from onmetal.runtimes import in_firmware, installed, operations, spec
 from onmetal.samples import Samples
 
-RUNTIME = "tflm"
 FIRST_S = 300.0
 """For inferences of a model whose speed on the board is not known yet."""
 SLACK_S = 20.0
@@ -48,27 +48,23 @@ PACED_LONGER = 1.1
 """The same, where it is planned by this machine's clock and cannot be looked at afterwards."""
 LONGEST_S = 0.9 * WRAP_US / 1e6
 CLOCK_OFF = 0.2
-"""The board's clock must agree with this machine's to this part..."""
+"""The board's clock must agree with this machine's to this part,"""
 JUDGED_S = 1.0
-"""...in windows from this length on: shorter ones are lost among the delays of USB."""
+"""in windows from this length on: shorter ones are lost among the delays of USB."""
 PACED_S = 0.3
 """The delays of a line are little of it."""
-ENERGY_WINDOWS = 3
-IDLE_S = 1.0
 MOST_WINDOW = 1_000_000_000
 """No board runs so many inferences in the shortest window that is timed: it would take less than a
 nanosecond for each."""
 MOST_INFERENCES = 200
 """To count instructions by."""
 MOST_INSTRUCTIONS = 1_000_000_000
-"""Of all of these: half a minute. No time of this machine's, of which the figure would depend."""
+"""Of all of these together: about half a minute of emulation. A bound of time on this machine would
+make the figure depend on how busy this machine is."""
 
 
 class Board:
     """One board. It is not shared: who opened it has it until `close`."""
-
-    single = True
-    """It holds one model, whichever is asked for."""
 
     def __init__(
         self,
@@ -84,14 +80,60 @@ class Board:
         self.address, self.tiny, self.meter, self.qemu = address, tiny, meter, qemu
         self.baud = baud
         self.inference_s: float | None = None
-        """By the board's own clock..."""
+        """How long an inference takes by the board's own clock; None: not known yet."""
         self.host_s: float | None = None
-        """...and by this machine's, which is another one where the board is emulated."""
+        """The same by this machine's clock, which differs where the board is emulated."""
         self._rests_on_us = 0
-        """The window that tells both."""
+        """How long the window was, in microseconds, from which these two are known."""
         self._host = Local(cache)
         self._ports: dict[str, Ports] = {}
-        self._idle_mw: float | None = None
+
+    @property
+    def traits(self) -> Traits:
+        emulated = self.qemu is not None
+        return Traits(
+            time_is_real=not emulated,
+            counts_instructions=emulated,
+            holds_one_model=True,
+            kernels_of_host=False,
+        )
+
+    no_meter = "no meter: the board's address names none (`meter=lpm01a:/dev/…`)"
+
+    def fitness(self) -> Fitness:
+        return Fitness()
+
+    def changed(self, state: dict[str, Any]) -> list[str]:
+        return []
+
+    def take(self) -> None:
+        """Who opened its line has it."""
+
+    def pin(self, threads: int) -> None:
+        """It has one core."""
+
+    def build(self, candidate: Candidate) -> Candidate:
+        return candidate
+
+    def built(self, runtime: str) -> Build | None:
+        facts = self.facts()
+        if facts.emulated:
+            return None
+        return Build("firmware", runtime, str(facts.more["profile"]), f"the board {facts.cpu}")
+
+    def execute(
+        self, program: Path, files: Mapping[str, Path], arguments: Sequence[str], timeout_s: float
+    ) -> str:
+        raise DeviceError(f"{program.name} is not for microcontrollers")
+
+    def identity(self, runtime: str) -> list[Any]:
+        facts = self.facts()
+        where = [facts.more["model_digest"], facts.more["profile"], facts.emulated]
+        return [facts.cpu, facts.flags, *where]
+
+    def lacks(self, runtime: str) -> str:
+        titles = " or ".join(spec(name).title for name in self.facts().runtimes)
+        return f"does not run on {self.address}, a board that only {titles} runs on"
 
     @property
     def holds(self) -> str | None:
@@ -120,7 +162,7 @@ class Board:
             memory_bytes=0,
             emulated=self.qemu is not None,
             flags=(),
-            runtimes={RUNTIME: _version()},
+            runtimes=dict.fromkeys(in_firmware(), "unknown") | installed(in_firmware()),
             state=self.state(),
             more=more,
         )
@@ -129,7 +171,7 @@ class Board:
         """Nothing that a board tells changes."""
         return {}
 
-    def worker(self) -> "BoardWorker":
+    def worker(self, runtime: str | None = None) -> "BoardWorker":
         return BoardWorker(self)
 
     def close(self, *, keep: bool = False) -> None:
@@ -142,14 +184,14 @@ class Board:
 
     # --- what its workers ask
 
-    def check_holds(self, files: list[str]) -> None:
+    def check_holds(self, files: Sequence[Path]) -> None:
         """Raises UnsupportedError where another model than this artifact's is on the board."""
-        wanted = hashlib.sha256(Path(files[-1]).read_bytes()).hexdigest()
+        wanted = hashlib.sha256(files[-1].read_bytes()).hexdigest()
         if self.holds not in (None, wanted):
             assert self.holds
             raise UnsupportedError(
                 f"the board at {self.address} holds the model {self.tiny.profile.model} "
-                f"({self.holds[:12]}), where {Path(files[-1]).name} ({wanted[:12]}) was wanted: "
+                f"({self.holds[:12]}), where {files[-1].name} ({wanted[:12]}) was wanted: "
                 "build and flash the firmware of this candidate's bundle"
             )
 
@@ -164,28 +206,22 @@ class Board:
                 "(-DONMETAL_ARENA_BYTES=…)"
             )
 
-    def ports(self, file: str) -> Ports:
-        digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    def ports(self, file: Path) -> Ports:
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
         if digest not in self._ports:
+            with self._host.worker() as worker:
+                ports = worker.do(asked(operations.ports, _firmware(), file), timeout_s=600)
             try:
-                self._ports[digest] = restore(self._here("ports", file), Ports)
+                self._ports[digest] = msgspec.convert(ports, Ports)
             except msgspec.ValidationError as error:
                 why = f"a board cannot be handed the tensors of this model: {error}"
                 raise UnsupportedError(why) from None
         return self._ports[digest]
 
-    def operators(self, file: str) -> dict[str, Any]:
-        found: dict[str, Any] = self._here("operators", file)
-        return found
-
-    def _here(self, function: str, file: str) -> Any:
+    def operators(self, file: Path) -> dict[str, Any]:
+        """Shares of the operators that it holds."""
         with self._host.worker() as worker:
-            return worker.call(
-                "call",
-                timeout_s=600,
-                function=f"onmetal.runtimes.tflm.operators:{function}",
-                path=file,
-            )
+            return worker.do(asked(operations.operators, _firmware(), file), timeout_s=600)
 
     def infer(self, count: int, warm: int, timeout_s: float) -> Laps:
         """A window, after which the time of an inference is known. Raises DeviceError where the
@@ -286,36 +322,20 @@ class Board:
             + ("exact" if unit == 1 else f"to the next {unit:,}"),
         }
 
-    def energy(self, seconds: float, timeout_s: float) -> dict[str, Any]:
-        """Of what was loaded, by the meter: windows of `seconds` each."""
-        if self.meter is None:
-            raise DeviceError(
-                "there is no meter: name one in the device's address, ?meter=lpm01a:/dev/tty…"
-            )
-        if self._idle_mw is None:
-            self._idle_mw = self.meter.idle_mw(IDLE_S)
-        count = self._paced(seconds, timeout_s)
-        limit_s = min(timeout_s, SLACK_S + 3 * seconds)
-        windows = [
-            self.meter.window(lambda: self._metered(count, limit_s), count)
-            for _ in range(ENERGY_WINDOWS)
-        ]
-        return self.meter.energy(windows, self._idle_mw)
-
-    def _paced(self, seconds: float, timeout_s: float) -> int:
+    def paced(self, seconds: float, timeout_s: float) -> int:
         """How many inferences last so long by this machine's clock: firmware that pulses a pin for
         a meter may tell no times."""
         count, limit_s = 1, min(timeout_s, FIRST_S)
         while True:
             began = time.monotonic()
-            self._metered(count, limit_s)
+            self.metered(count, limit_s)
             took_s = time.monotonic() - began
             if took_s >= min(PACED_S, seconds):
                 return max(1, _times(PACED_LONGER * seconds, took_s / count))
             count *= 4
             self._check_count(count)
 
-    def _metered(self, count: int, timeout_s: float) -> None:
+    def metered(self, count: int, timeout_s: float) -> None:
         self.tiny.infer_untimed(count, 0, timeout_s)
 
     def outputs(self, of: Ports, timeout_s: float) -> bytes:
@@ -344,27 +364,6 @@ class BoardWorker:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def call(
-        self, op: str, *, timeout_s: float, progress: OnCount | None = None, **arguments: Any
-    ) -> Any:
-        """Ask for one operation and wait for its answer; errors as those of a local Worker."""
-        operations: dict[str, Callable[..., Any]] = {
-            "open": self._open,
-            "feeds": self._keep_feeds,
-            "warm": self._warm,
-            "round": self._round,
-            "outputs": self._outputs,
-            "run": self._run,
-            "profile": self._profile,
-            "peak_memory": self._memory,
-            "instructions": self._instructions,
-            "energy": self._energy,
-            "check": self._check,
-        }
-        if op not in operations:
-            raise UnsupportedError(f"{op!r} is done on this machine only, not by a board")
-        return operations[op](timeout_s=timeout_s, progress=progress, **arguments)
-
     def close(self) -> None:
         """The port is the board's, and stays open for the next worker."""
 
@@ -372,60 +371,46 @@ class BoardWorker:
         """End what is going on, from any thread: the port is closed under it."""
         self.board.close()
 
-    def _open(
-        self,
-        *,
-        timeout_s: float,
-        progress: OnCount | None,
-        runtime: str,
-        files: list[str],
-        options: dict[str, Any],
-        inputs: list[str],
-        outputs: list[str],
-    ) -> dict[str, float]:
+    def open(self, artifact: Artifact, *, timeout_s: float) -> float:
         """Nothing is loaded: the model lies in flash. Raises UnsupportedError where another
         one does."""
-        if runtime != RUNTIME:
-            raise UnsupportedError(f"a board runs TFLite Micro (tflm), not {runtime}")
-        self.board.check_holds(files)
+        if artifact.runtime not in in_firmware():
+            raise UnsupportedError(
+                f"the runtime {artifact.runtime} {self.board.lacks(artifact.runtime)}"
+            )
+        self.board.check_holds(artifact.files)
         self.board.check_ready()
-        self._ports = self.board.ports(files[0])
-        self._edges = edges(options)
-        self._names = (order(self._ports.inputs, inputs), order(self._ports.outputs, outputs))
-        self._wanted = outputs
-        return {"load_ms": 0.0}
+        self._ports = self.board.ports(artifact.files[0])
+        self._edges = edges(artifact.options)
+        self._names = (
+            order(self._ports.inputs, artifact.inputs),
+            order(self._ports.outputs, artifact.outputs),
+        )
+        self._wanted = list(artifact.outputs)
+        return 0.0
 
-    def _keep_feeds(self, *, timeout_s: float, progress: OnCount | None, path: str) -> None:
-        self._feeds = read_feeds(Path(path))
+    def keep_feeds(self, path: Path, *, timeout_s: float) -> None:
+        self._feeds = read_feeds(path)
 
     def _load(self, feed: dict[str, np.ndarray]) -> None:
         """Each time anew: TFLite Micro may use an input's memory for what comes after it."""
         self.board.tiny.load(pack(feed, self._ports.inputs, self._names[0], self._edges))
 
-    def _warm(
-        self, *, timeout_s: float, progress: OnCount | None, seconds: float, least: int
-    ) -> int:
+    def warm(self, seconds: float, least: int, *, timeout_s: float) -> int:
         """Boards have caches and no clocks that rise: a few inferences are enough."""
         self._load(self._feeds[0])
         count = min(max(1, least), self.board.window(seconds, 1, timeout_s))
         self.board.infer(count, 0, timeout_s)
         return count
 
-    def _round(
-        self,
-        *,
-        timeout_s: float,
-        progress: OnCount | None,
-        seconds: float,
-        least: int,
-        warm_seconds: float,
-        feed: int,
-    ) -> str:
-        """One window. -> base64 of one int64: the nanoseconds of an inference in it."""
+    def round(
+        self, seconds: float, least: int, *, warm_s: float, feed: int, timeout_s: float
+    ) -> np.ndarray:
+        """One window. -> one int64: the nanoseconds of an inference in it."""
         self._load(self._feeds[feed % len(self._feeds)])
         count = self.board.window(seconds, least, timeout_s)
         assert self.board.inference_s
-        warm = _times(warm_seconds, self.board.inference_s)
+        warm = _times(warm_s, self.board.inference_s)
         laps = self.board.infer(count, warm, timeout_s)
         for _ in range(TRIES):
             if laps.us >= 1e6 * seconds:
@@ -438,84 +423,82 @@ class BoardWorker:
                 f"the clock of the board at {self.board.address} counted {laps.us} µs for {count} "
                 "inferences: its timer stands still, or its firmware does not run them"
             )
-        return base64.b64encode(each.tobytes()).decode()
+        return each
 
     def _through(self, feed: dict[str, np.ndarray], timeout_s: float) -> list[np.ndarray]:
         self._load(feed)
         found = self.board.outputs(self._ports, timeout_s)
         return unpack(found, self._ports.outputs, self._names[1], self._edges, self._wanted)
 
-    def _outputs(
+    def outputs(
         self,
+        samples: Samples,
+        model: Model,
+        count: int,
+        folder: Path,
         *,
         timeout_s: float,
-        progress: OnCount | None,
-        samples: dict[str, Any],
-        model: dict[str, Any],
-        count: int,
-        folder: str,
+        silence_s: float | None = None,
+        progress: OnCount | None = None,
     ) -> None:
-        """Run the first `count` samples; every output's rows go to `<number of output>.npy`."""
-        data, of = restore(samples, Samples), restore(model, Model)
-        rows = Rows(Path(folder), of, count)
+        rows = Rows(folder, model, count)
         left_s = _countdown(timeout_s)
-        for start in range(0, count, of.batch):
-            feed = data.feed(of, rows.indices(start))
+        for start in range(0, count, model.batch):
+            feed = samples.feed(model, rows.indices(start))
             rows.add(start, self._through(feed, left_s(f"{start} of {count} samples")))
             if progress:
-                progress(min(start + of.batch, count), count)
+                progress(min(start + model.batch, count), count)
 
-    def _run(self, *, timeout_s: float, progress: OnCount | None, path: str, folder: str) -> None:
-        feeds, left_s = read_feeds(Path(path)), _countdown(timeout_s)
-        for number, feed in enumerate(feeds):
-            limit_s = left_s(f"{number} of {len(feeds)} samples")
+    def run(self, feeds: Path, folder: Path, *, timeout_s: float) -> None:
+        given, left_s = read_feeds(feeds), _countdown(timeout_s)
+        for number, feed in enumerate(given):
+            limit_s = left_s(f"{number} of {len(given)} samples")
             for place, array in enumerate(self._through(feed, limit_s)):
-                np.save(Path(folder) / f"{number}-{place}.npy", array)
-            if progress:
-                progress(number + 1, len(feeds))
+                np.save(folder / f"{number}-{place}.npy", array)
 
-    def _profile(
-        self, *, timeout_s: float, progress: OnCount | None, **arguments: Any
-    ) -> dict[str, Any]:
-        self._open(timeout_s=timeout_s, progress=None, **arguments)
+    def profile(self, artifact: Artifact, *, timeout_s: float) -> dict[str, Any]:
+        self.open(artifact, timeout_s=timeout_s)
         said = self.board.tiny.profile
-        found = {
-            "provider": {f"TFLite Micro on {said.name}": 1.0},
-            **self.board.operators(arguments["files"][0]),
+        shares = {
+            "provider": {f"{spec(artifact.runtime).title} on {said.name}": 1.0},
+            **self.board.operators(artifact.files[0]),
             "firmware": said.firmware,
             "board": said.name,
         }
         if self.board.qemu and self._feeds:
-            found |= self._instructions(timeout_s=timeout_s, progress=None)
-        return found
+            shares |= self.instructions(timeout_s=timeout_s)
+        return shares
 
-    def _memory(
-        self, *, timeout_s: float, progress: OnCount | None, **arguments: Any
-    ) -> dict[str, int]:
-        self._open(timeout_s=timeout_s, progress=None, **arguments)
+    def layers(self, artifact: Artifact, *, timeout_s: float) -> list[dict[str, Any]]:
+        raise UnsupportedError(
+            "the time of every kernel is told on this machine only, not by a board"
+        )
+
+    def peak_memory(self, artifact: Artifact, *, timeout_s: float) -> Memory:
+        self.open(artifact, timeout_s=timeout_s)
         if self.board.tiny.profile.arena_used is None:
             raise DeviceError(
                 f"the firmware of {self.board.address} does not say what its arena takes; that of "
                 "a bundle does"
             )
-        return {"baseline": 0, "peak": self.board.tiny.profile.arena_used}
+        return Memory(0, self.board.tiny.profile.arena_used)
 
-    def _instructions(
-        self, *, timeout_s: float, progress: OnCount | None, feed: int = 0
-    ) -> dict[str, Any]:
+    def instructions(self, *, timeout_s: float, feed: int = 0) -> dict[str, Any]:
+        """As Board.instructions, on one of the feeds."""
         self._load(self._feeds[feed % len(self._feeds)])
         return self.board.instructions(timeout_s)
 
-    def _energy(
-        self, *, timeout_s: float, progress: OnCount | None, seconds: float, feed: int = 0
-    ) -> dict[str, Any]:
-        self._load(self._feeds[feed % len(self._feeds)])
-        return self.board.energy(seconds, timeout_s)
+    def pace(self, seconds: float, *, timeout_s: float) -> int:
+        self._load(self._feeds[0])
+        return self.board.paced(seconds, timeout_s)
 
-    def _check(self, *, timeout_s: float, progress: OnCount | None) -> dict[str, int]:
-        """The golden vectors that are compiled in."""
-        passed, of = self.board.tiny.check(timeout_s)
-        return {"passed": passed, "vectors": of}
+    def burst(self, count: int, *, timeout_s: float) -> None:
+        """On what `pace` loaded; the firmware pulses a pin before and after."""
+        self.board.metered(count, timeout_s)
+
+    def check(self, *, timeout_s: float) -> tuple[int, int]:
+        """The golden vectors that are compiled in. -> how many passed, of how many."""
+        return self.board.tiny.check(timeout_s)
 
 
 def _countdown(timeout_s: float) -> Callable[[str], float]:
@@ -576,9 +559,7 @@ def _stored(printed: tuple[float, ...], outputs: tuple[Port, ...], address: str)
     return bytes(np.clip(whole, limits.min, limits.max).astype(kind).tobytes())
 
 
-def _version() -> str:
-    """Of TFLite Micro as it is installed here: a board's firmware tells none."""
-    try:
-        return importlib.metadata.version("tflite-micro")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
+def _firmware() -> str:
+    """The runtime that boards' firmware consists of."""
+    (name,) = in_firmware()
+    return name

@@ -7,15 +7,13 @@ have nothing, and python_runner.py where the device's own Python has the runtime
 will use is what is measured.
 """
 
-import base64
 import contextlib
 import hashlib
 import re
 import shlex
 import tempfile
 import time
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -27,19 +25,24 @@ from msgspec.structs import replace
 from onmetal.errors import DeviceError, UnsupportedError
 from onmetal.files.cache import Cache
 from onmetal.profilers import memory
+from onmetal.profilers.devices import Build, Fitness, Memory, Traits
 from onmetal.profilers.devices.answers import (
     Hello,
-    Memory,
     Opened,
     Ports,
     Profiled,
     Warmed,
     latencies,
 )
+from onmetal.profilers.devices.answers import (
+    Memory as MemoryAnswer,
+)
 from onmetal.profilers.devices.local import Local
 from onmetal.profilers.devices.remote import facts as device_facts
-from onmetal.profilers.devices.remote import native_profile, native_runner
+from onmetal.profilers.devices.remote import native_runner
 from onmetal.profilers.devices.remote.folder import Folder, RemoteLine, Transport, shell
+from onmetal.profilers.meters import Meter
+from onmetal.profilers.operation import asked
 from onmetal.profilers.tensor_bytes import (
     Edges,
     Rows,
@@ -51,7 +54,9 @@ from onmetal.profilers.tensor_bytes import (
     unpack,
 )
 from onmetal.progress import OnCount
-from onmetal.records import DeviceFacts, Model, plain, restore
+from onmetal.records import Artifact, Candidate, DeviceFacts, Model, plain
+from onmetal.runtimes import on_device, spec
+from onmetal.runtimes.operations import shares_of_text
 from onmetal.samples import Samples
 
 START_S = 120.0
@@ -62,6 +67,8 @@ DATA_BYTES = 100_000_000
 NEEDED_BYTES = 300_000_000
 """Of free space: the runner with its libraries, artifacts, and samples."""
 PROFILED_S = 0.5
+PACED_S = 0.3
+WORKER_START_S = 2.0
 PROFILE_BYTES = 64 << 20
 """Most of a profile: ONNX Runtime's has about 400 bytes for each of an operator's runs."""
 SPARE_BYTES = 1 << 20
@@ -144,15 +151,60 @@ class Remote:
         """Run on the fastest cluster of cores that has as many."""
         self.pinned = device_facts.pin(self.found, threads)
 
-    def unfit(self) -> tuple[list[str], list[str]]:
-        """-> why it must not be measured on, and what speaks against it."""
-        return device_facts.unfit(self.found, NEEDED_BYTES)
+    @property
+    def traits(self) -> Traits:
+        return Traits(
+            time_is_real=not self.found.emulated,
+            kernels_of_host=False,
+            worker_start_s=WORKER_START_S,
+        )
+
+    holds: str | None = None
+    meter: Meter | None = None
+    no_meter = "no meter: onmetal has none for this device"
+
+    def fitness(self) -> Fitness:
+        refused, flagged = device_facts.unfit(self.found, NEEDED_BYTES)
+        return Fitness(tuple(refused), tuple(flagged))
+
+    def build(self, candidate: Candidate) -> Candidate:
+        return candidate
+
+    def built(self, runtime: str) -> Build | None:
+        runner = self.runner(runtime)
+        origin = "the device's own Python"
+        if runner.kind == "native":
+            package = spec(runtime).packages[0]
+            origin = (
+                f"PyPI's {package} for AArch64, under onmetal's native runner with its own libc"
+            )
+        return Build(runner.kind, runtime, runner.version, origin)
+
+    def execute(
+        self, program: Path, files: Mapping[str, Path], arguments: Sequence[str], timeout_s: float
+    ) -> str:
+        there = self.folder.put([program, *files.values()])
+        given = [f"--{name}={path}" for name, path in zip(files, there[1:], strict=True)]
+        argv = [there[0], *given, *arguments]
+        return shell(self.transport, " ".join(map(shlex.quote, argv)) + " 2>&1", timeout_s)
+
+    def identity(self, runtime: str) -> list[Any]:
+        facts, runner = self.facts(), self.runner(runtime)
+        where = [facts.os, facts.more["model"], facts.more["soc"], runner.kind, runner.version]
+        return [facts.cpu, facts.flags, *where]
+
+    def lacks(self, runtime: str) -> str:
+        package = spec(runtime).packages[0]
+        if self.facts().arch != native_runner.ARCH:
+            return f"is not in the Python of {self.address}; `pip install {package}` there"
+        return f"is not installed here, so no runner has it; `pip install {package}`"
 
     def changed(self, state: dict[str, Any]) -> list[str]:
         """What speaks against it in a later state that did not in the first: it got hot. The load
         is left out, which is our own by then."""
         later = {name: value for name, value in state.items() if name != "load_1min"}
-        before = {_kind(said) for part in self.unfit() for said in part}
+        first = self.fitness()
+        before = {_kind(said) for said in (*first.refused, *first.flagged)}
         after = device_facts.unfit(replace(self.found, state=later), NEEDED_BYTES)
         return [said for part in after for said in part if _kind(said) not in before]
 
@@ -182,7 +234,8 @@ class Remote:
         if number := self._in_python().get(runtime):
             program = Path(__file__).parent / "python_runner.py"
             command = f"{shlex.quote(self.transport.python)} {program.name}"
-            return Runner("python", number, {program.name: program}, command, "-")
+            files = {program.name: program, "engine.py": on_device(runtime)}
+            return Runner("python", number, files, command, "-")
         if runtime not in self._runnable():
             raise DeviceError(
                 f"{self.address} has no {runtime} in its Python, and onmetal's own runner, which "
@@ -198,19 +251,16 @@ class Remote:
             f"./{native_runner.LIBRARIES[runtime]}",
         )
 
-    def worker(self) -> "RemoteWorker":
+    def worker(self, runtime: str | None = None) -> "RemoteWorker":
         return RemoteWorker(self)
 
-    def kinds(self, artifact: Path) -> dict[str, str]:
-        """What each kind of operator of a .tflite file computes in, as the file says."""
+    def shares(self, artifact: Artifact, profile: str, runs: int) -> dict[str, Any]:
+        """What really ran, from the profile that the runtime wrote there, as text."""
         with Local(self.cache).worker() as worker:
-            found: dict[str, str] = worker.call(
-                "call",
+            return worker.do(
+                asked(shares_of_text, artifact.runtime, profile, runs, artifact.files[0]),
                 timeout_s=START_S,
-                function="onmetal.runtimes.litert.convert:precisions",
-                path=str(artifact),
             )
-        return found
 
     def launch(self, runtime: str) -> tuple[RemoteLine, str, Hello]:
         """A fresh process of the runtime's runner. -> its line, the file of its number, and what
@@ -308,27 +358,6 @@ class RemoteWorker:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def call(
-        self, op: str, *, timeout_s: float, progress: OnCount | None = None, **arguments: Any
-    ) -> Any:
-        """Ask for one operation and wait for its answer; errors as those of a local Worker.
-
-        The paths among the arguments are of this machine.
-        """
-        operations: dict[str, Callable[..., Any]] = {
-            "open": self._open,
-            "feeds": self._keep_feeds,
-            "warm": self._warm,
-            "round": self._round,
-            "outputs": self._outputs,
-            "run": self._run,
-            "profile": self._profile,
-            "peak_memory": self._memory,
-        }
-        if op not in operations:
-            raise UnsupportedError(f"{op!r} is done on this machine only, not on a remote device")
-        return operations[op](timeout_s=timeout_s, progress=progress, **arguments)
-
     def close(self) -> None:
         """End the process there, then the line to it."""
         line, self._line = self._line, None
@@ -363,39 +392,37 @@ class RemoteWorker:
             self._line, self._number, first = self.device.launch(runtime)
             self._cores = first.cores
 
-    def _open(
-        self,
-        *,
-        timeout_s: float,
-        progress: OnCount | None,
-        runtime: str,
-        files: list[str],
-        options: dict[str, Any],
-        inputs: list[str],
-        outputs: list[str],
-        profile: str = "",
-    ) -> dict[str, float]:
-        there = self.device.artifact([Path(file) for file in files])
-        self._start(runtime)
-        words = [*_words(options), *([f"profile={profile}"] if profile else [])]
-        library = self.device.runner(runtime).library
-        found: Opened = self._ask(["open", runtime, library, there, *words], timeout_s, Opened)
-        self._ports = found
-        self._edges = edges(options)
+    def open(self, artifact: Artifact, *, timeout_s: float) -> float:
+        return self._opened(artifact, timeout_s)
+
+    def _opened(self, artifact: Artifact, timeout_s: float, profile: str = "") -> float:
+        """`profile`: the path there of the runtime's own profile, where it is to write one."""
+        there = self.device.artifact(artifact.files)
+        self._start(artifact.runtime)
+        words = [*_words(artifact.options), *([f"profile={profile}"] if profile else [])]
+        library = self.device.runner(artifact.runtime).library
+        opened: Opened = self._ask(
+            ["open", artifact.runtime, library, there, *words], timeout_s, Opened
+        )
+        self._ports = opened
+        self._edges = edges(artifact.options)
         try:
-            self._names = (order(found.inputs, inputs), order(found.outputs, outputs))
+            self._names = (
+                order(opened.inputs, artifact.inputs),
+                order(opened.outputs, artifact.outputs),
+            )
         except DeviceError as error:
             raise self._wrong(str(error)) from None
-        self._wanted = outputs
+        self._wanted = list(artifact.outputs)
         if self._feeds:
             self._give_feeds(timeout_s)
-        return {"load_ms": found.load_ms}
+        return opened.load_ms
 
     def _wrong(self, why: str) -> DeviceError:
         return DeviceError(f"{self.device.address}: {why}")
 
-    def _keep_feeds(self, *, timeout_s: float, progress: OnCount | None, path: str) -> None:
-        self._feeds = Path(path)
+    def keep_feeds(self, path: Path, *, timeout_s: float) -> None:
+        self._feeds = path
         if self._line:
             self._give_feeds(timeout_s)
 
@@ -411,82 +438,71 @@ class RemoteWorker:
         except DeviceError as error:
             raise self._wrong(str(error)) from None
 
-    def _warm(
-        self, *, timeout_s: float, progress: OnCount | None, seconds: float, least: int
-    ) -> int:
-        ran: int = self._ask(["warm", seconds, least], timeout_s, Warmed)
-        return ran
+    def warm(self, seconds: float, least: int, *, timeout_s: float) -> int:
+        count: int = self._ask(["warm", seconds, least], timeout_s, Warmed)
+        return count
 
-    def _round(
-        self,
-        *,
-        timeout_s: float,
-        progress: OnCount | None,
-        seconds: float,
-        least: int,
-        warm_seconds: float,
-        feed: int,
-    ) -> str:
+    def round(
+        self, seconds: float, least: int, *, warm_s: float, feed: int, timeout_s: float
+    ) -> np.ndarray:
         began = time.monotonic()
-        text: str = self._ask(["round", seconds, least, warm_seconds, feed], timeout_s, str)
+        text: str = self._ask(["round", seconds, least, warm_s, feed], timeout_s, str)
         try:
-            latencies(text, least, time.monotonic() - began)
+            return latencies(text, least, time.monotonic() - began)
         except ValueError as error:
             raise self._wrong(f"its runner answered 'round' with {error}") from None
-        return text
 
-    def _outputs(
+    def outputs(
         self,
+        samples: Samples,
+        model: Model,
+        count: int,
+        folder: Path,
         *,
         timeout_s: float,
-        progress: OnCount | None,
-        samples: dict[str, Any],
-        model: dict[str, Any],
-        count: int,
-        folder: str,
+        silence_s: float | None = None,
+        progress: OnCount | None = None,
     ) -> None:
-        """Run the first `count` samples there, a chunk at a time; every output's rows go to
-        `<number of output>.npy` here."""
-        data, of = restore(samples, Samples), restore(model, Model)
-        rows = Rows(Path(folder), of, count)
+        """A chunk of the samples lies there at a time."""
+        rows = Rows(folder, model, count)
         each = max(1, CHUNK_BYTES // max(1, self._ports.input_bytes, self._ports.output_bytes))
-        starts = range(0, count, of.batch)
+        starts = range(0, count, model.batch)
         for begin in range(0, len(starts), each):
             chunk = starts[begin : begin + each]
-            packed = b"".join(self._packed(data.feed(of, rows.indices(at))) for at in chunk)
-            done = begin * of.batch
+            packed = b"".join(self._packed(samples.feed(model, rows.indices(at))) for at in chunk)
+            done = begin * model.batch
 
-            def told(now: int, _: int, done: int = done) -> None:
+            def within_chunk(now: int, _: int, done: int = done) -> None:
                 if progress:
-                    progress(min(done + now * of.batch, count), count)
+                    progress(min(done + now * model.batch, count), count)
 
-            found = self._through_chunk(packed, len(chunk), len(starts), timeout_s, told)
-            for at, outputs in zip(chunk, found, strict=True):
-                rows.add(at, outputs)
-            told(len(chunk), 0)
+            outputs = self._through_chunk(packed, len(chunk), len(starts), timeout_s, within_chunk)
+            for at, arrays in zip(chunk, outputs, strict=True):
+                rows.add(at, arrays)
+            within_chunk(len(chunk), 0)
 
     def _through_chunk(
-        self, packed: bytes, count: int, of: int, timeout_s: float, told: OnCount
+        self, packed: bytes, count: int, of: int, timeout_s: float, progress: OnCount
     ) -> list[list[np.ndarray]]:
         """Inputs of `count` inferences of `of` in all: few enough of them stay on the device, for
         the next candidate and the next run."""
         if of * self._ports.input_bytes <= DATA_BYTES:
-            return self._through(self.device.content(packed), count, timeout_s, told)
+            return self._through(self.device.content(packed), count, timeout_s, progress)
         here = self.device.written(packed)
         given = self.device.folder.push(here, "in")
         here.unlink()
-        found = self._through(given, count, timeout_s, told)
+        found = self._through(given, count, timeout_s, progress)
         self.device.folder.remove(given)
         return found
 
     def _through(
-        self, given: str, count: int, timeout_s: float, told: OnCount | None
+        self, given: str, count: int, timeout_s: float, progress: OnCount | None
     ) -> list[list[np.ndarray]]:
         """The path there of inputs of `count` inferences -> the outputs of each."""
         folder, here = self.device.folder, self.device.scratch / "through"
         taken = folder.name("out")
         size = self._ports.output_bytes
-        self._ask(["run", given, count, taken], timeout_s, NoneType, told)
+        self._ask(["run", given, count, taken], timeout_s, NoneType, progress)
         folder.pull(taken, here, 2 * size * count + SPARE_BYTES)
         folder.remove(taken)
         content = memoryview(here.read_bytes())
@@ -507,49 +523,46 @@ class RemoteWorker:
             for i in range(count)
         ]
 
-    def _run(self, *, timeout_s: float, progress: OnCount | None, path: str, folder: str) -> None:
-        feeds = read_feeds(Path(path))
-        given = self.device.content(b"".join(self._packed(feed) for feed in feeds))
-        for number, outputs in enumerate(self._through(given, len(feeds), timeout_s, progress)):
+    def run(self, feeds: Path, folder: Path, *, timeout_s: float) -> None:
+        packed = [self._packed(feed) for feed in read_feeds(feeds)]
+        given = self.device.content(b"".join(packed))
+        for number, outputs in enumerate(self._through(given, len(packed), timeout_s, None)):
             for place, array in enumerate(outputs):
-                np.save(Path(folder) / f"{number}-{place}.npy", array)
+                np.save(folder / f"{number}-{place}.npy", array)
 
-    def _profile(
-        self, *, timeout_s: float, progress: OnCount | None, runtime: str, **arguments: Any
-    ) -> dict[str, Any]:
+    def profile(self, artifact: Artifact, *, timeout_s: float) -> dict[str, Any]:
         there = self.device.folder.name("profile")
-        self._open(timeout_s=timeout_s, progress=None, runtime=runtime, profile=there, **arguments)
+        self._opened(artifact, timeout_s, profile=there)
         runs = self._ask(["profile", PROFILED_S], timeout_s, Profiled).inferences
         here = self.device.scratch / "profile"
         self.device.folder.pull(there, here, PROFILE_BYTES)
         self.device.folder.remove(there)
-        runner = self.device.runner(runtime)
-        kinds = {} if runtime != "litert" else self.device.kinds(Path(arguments["files"][0]))
-        found = native_profile.read(runtime, here.read_text(errors="replace"), runs, kinds)
+        runner = self.device.runner(artifact.runtime)
+        shares = self.device.shares(artifact, here.read_text(errors="replace"), runs)
         how = {"runner": runner.kind, "runtime_version": runner.version, "cores": [*self._cores]}
-        return {**found, **how}
+        return {**shares, **how}
 
-    def _memory(
-        self,
-        *,
-        timeout_s: float,
-        progress: OnCount | None,
-        runtime: str,
-        files: list[str],
-        options: dict[str, Any],
-        **_: Any,
-    ) -> dict[str, int]:
-        trivial = memory.IDENTITY
-        if runtime == "litert":
-            trivial = zlib.decompress(base64.b64decode(memory.TRIVIAL_TFLITE))
-        first = self.device.content(trivial)
-        there = self.device.artifact([Path(file) for file in files])
-        self._start(runtime)
-        library = self.device.runner(runtime).library
-        found: Memory = self._ask(
-            ["memory", runtime, library, first, there, *_words(options)], timeout_s, Memory
+    def layers(self, artifact: Artifact, *, timeout_s: float) -> list[dict[str, Any]]:
+        raise UnsupportedError(
+            "the time of every kernel is told on this machine only, not on a remote device"
         )
-        return {"baseline": found.baseline, "peak": found.peak}
+
+    def peak_memory(self, artifact: Artifact, *, timeout_s: float) -> Memory:
+        first = self.device.content(memory.trivial(artifact.runtime))
+        there = self.device.artifact(artifact.files)
+        self._start(artifact.runtime)
+        library = self.device.runner(artifact.runtime).library
+        words = ["memory", artifact.runtime, library, first, there, *_words(artifact.options)]
+        answer: MemoryAnswer = self._ask(words, timeout_s, MemoryAnswer)
+        return Memory(answer.baseline, answer.peak)
+
+    def pace(self, seconds: float, *, timeout_s: float) -> int:
+        """By rounds of the runner, which runs for a time."""
+        samples = self.round(min(seconds, PACED_S), 3, warm_s=0.0, feed=0, timeout_s=timeout_s)
+        return max(1, int(seconds / (float(np.median(samples)) / 1e9)))
+
+    def burst(self, count: int, *, timeout_s: float) -> None:
+        self.round(0.0, count, warm_s=0.0, feed=0, timeout_s=timeout_s)
 
 
 def _kind(said: str) -> str:

@@ -21,10 +21,10 @@ from pathlib import Path
 from onmetal.errors import DeviceError
 from onmetal.files import cache as caches
 from onmetal.files.cache import Cache
-from onmetal.targets import packages
+from onmetal.runtimes import RUNTIMES, native, spec
 
 SOURCES = Path(__file__).parent / "native"
-CODE = 1
+CODE = 2
 """Raised whenever the same sources would be built otherwise."""
 ARCH = "aarch64"
 LOADER = "ld-linux-aarch64.so.1"
@@ -41,12 +41,9 @@ LIBC = (
 CROSS = Path("/usr/aarch64-linux-gnu/lib")
 """Where Debian's cross compiler brings these."""
 DEBS = ("libc6", "libgcc-s1", "libstdc++6")
-WHEELS = {
-    "litert": "ai_edge_litert/libLiteRt.so",
-    "onnxruntime": "onnxruntime/capi/libonnxruntime.so",
-}
+WHEELS = {name: spec(name).library for name in RUNTIMES if spec(name).library}
 """Runtime -> what its library's name in the wheel begins with."""
-LIBRARIES = {"litert": "libLiteRt.so", "onnxruntime": "libonnxruntime.so"}
+LIBRARIES = {name: Path(place).name for name, place in WHEELS.items()}
 """Runtime -> its library's name in the folder."""
 FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra")
 
@@ -56,12 +53,13 @@ def versions() -> dict[str, str]:
     found = {}
     for runtime in LIBRARIES:
         with contextlib.suppress(PackageNotFoundError):
-            found[runtime] = version(packages(runtime)[0])
+            found[runtime] = version(spec(runtime).packages[0])
     return found
 
 
 def sources() -> list[Path]:
-    return sorted(SOURCES.glob("*.[ch]"))
+    """The runner's own, and what each runtime's folder holds for it."""
+    return [*sorted(SOURCES.glob("*.[ch]")), *(native(name) for name in LIBRARIES)]
 
 
 def key() -> str:
@@ -99,6 +97,13 @@ def compiler() -> list[str] | None:
     return None
 
 
+def arguments() -> list[str]:
+    """What a C compiler is given of it: flags, the runtimes that are compiled in, and sources."""
+    known = " ".join(f"X({name})" for name in LIBRARIES)
+    code = [str(path) for path in sources() if path.suffix == ".c"]
+    return [*FLAGS, f"-DRUNTIMES={known}", f"-I{SOURCES}", *code]
+
+
 def _compile(target: Path, scratch: Path) -> None:
     found = compiler()
     if found is None:
@@ -106,8 +111,7 @@ def _compile(target: Path, scratch: Path) -> None:
             "the runner for the device cannot be built: there is no C compiler for AArch64; "
             "`apt install gcc-aarch64-linux-gnu`, or without root `pip install ziglang`"
         )
-    code = [str(path) for path in sources() if path.suffix == ".c"]
-    _run([*found, *FLAGS, *code, "-o", str(target), "-ldl", "-lpthread"], "compiled", scratch)
+    _run([*found, *arguments(), "-o", str(target), "-ldl", "-lpthread"], "compiled", scratch)
 
 
 def _run(argv: list[str], what: str, scratch: Path) -> None:
@@ -192,7 +196,7 @@ def _unpack(deb: Path, root: Path) -> None:
 
 def _library(runtime: str, number: str, folder: Path, scratch: Path) -> None:
     """A runtime's C library, out of its wheel for AArch64; any Python's wheel has the same one."""
-    package = packages(runtime)[0]
+    package = spec(runtime).packages[0]
     home = scratch / runtime
     python = f"{sys.version_info[0]}.{sys.version_info[1]}"
     words = ["--no-deps", "--only-binary=:all:", "--python-version", python]

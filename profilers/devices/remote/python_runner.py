@@ -1,14 +1,15 @@
-"""Runs and times models on a device that has Python: pushed there as this one file.
+"""Runs and times models on a device that has Python: pushed there beside engine.py.
 
-It uses whichever of ai_edge_litert, tflite_runtime, onnxruntime and openvino the device has, and
-says which in its first line. Requests and answers are those of the native runner (see
-native/runner.c); needs NumPy and Python 3.7, nothing of onmetal's.
+engine.py is the on_device.py of the runtime's folder: it says how the models of that runtime are
+opened and run. Requests and answers are those of the native runner (see native/runner.c); needs
+NumPy and Python 3.7, nothing of onmetal's.
 """
 
 from __future__ import annotations
 
 import base64
 import gc
+import importlib
 import json
 import os
 import resource
@@ -28,145 +29,9 @@ os.dup2(2, 1)  # what a runtime prints must not come between answers
 IDLE_S = 3600
 
 
-class LiteRT:
-    def __init__(self, path: str, options: dict[str, str]) -> None:
-        try:
-            from ai_edge_litert.interpreter import Interpreter
-        except ImportError:
-            from tflite_runtime.interpreter import Interpreter
-        self.interpreter = Interpreter(
-            model_path=path, num_threads=int(options.get("num_threads", 1))
-        )
-        self.interpreter.allocate_tensors()
-        self.stateful = options.get("stateful", "0") != "0"
-        signatures = self.interpreter.get_signature_list()
-        takes, gives = {}, {}
-        if len(signatures) == 1:
-            runner = self.interpreter.get_signature_runner(next(iter(signatures)))
-            takes, gives = (
-                {entry["index"]: name for name, entry in found.items()}
-                for found in (runner.get_input_details(), runner.get_output_details())
-            )
-        self.taken = self.interpreter.get_input_details()
-        self.given = self.interpreter.get_output_details()
-        self.inputs = [self._port(entry, takes) for entry in self.taken]
-        self.outputs = [self._port(entry, gives) for entry in self.given]
-
-    @staticmethod
-    def _port(entry: dict[str, Any], names: dict[int, str]) -> dict[str, Any]:
-        scale, zero = entry["quantization"]
-        name = names.get(entry["index"], entry["name"])
-        return port(name, entry["dtype"], entry["shape"], scale, zero)
-
-    def run(self, arrays: list[Any]) -> list[Any]:
-        for entry, array in zip(self.taken, arrays):
-            self.interpreter.set_tensor(entry["index"], array)
-        self.interpreter.invoke()
-        return [self.interpreter.get_tensor(entry["index"]) for entry in self.given]
-
-    def reset(self) -> None:
-        if self.stateful:
-            self.interpreter.reset_all_variables()
-
-    def profile(self, path: str) -> None:
-        ops = [
-            {
-                "index": int(op["index"]),
-                "op_name": str(op["op_name"]),
-                "inputs": [int(tensor) for tensor in op["inputs"]],
-                "outputs": [int(tensor) for tensor in op["outputs"]],
-            }
-            for op in self.interpreter._get_ops_details()
-        ]
-        types = {
-            int(entry["index"]): np.dtype(entry["dtype"]).name
-            for entry in self.interpreter.get_tensor_details()
-            if entry["name"]
-        }
-        with open(path, "w") as file:
-            json.dump({"ops": ops, "types": types}, file)
-
-
-class OnnxRuntime:
-    TYPES: ClassVar = {
-        "tensor(float)": "float32",
-        "tensor(float16)": "float16",
-        "tensor(double)": "float64",
-        "tensor(bool)": "bool",
-    }
-
-    def __init__(self, path: str, options: dict[str, str]) -> None:
-        import onnxruntime
-
-        enums = {
-            "execution_mode": onnxruntime.ExecutionMode,
-            "graph_optimization_level": onnxruntime.GraphOptimizationLevel,
-        }
-        settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = 3
-        for name, value in options.items():
-            if name == "profile":
-                settings.enable_profiling = True
-                settings.profile_file_prefix = value
-            elif "." in name:
-                settings.add_session_config_entry(name, value)
-            elif name in enums:
-                setattr(settings, name, getattr(enums[name], value))
-            elif hasattr(settings, name):
-                kind = type(getattr(settings, name))
-                setattr(settings, name, value in ("True", "1") if kind is bool else kind(value))
-            elif name != "stateful":
-                raise ValueError("onnxruntime has no option " + name)
-        self.session = onnxruntime.InferenceSession(
-            path, settings, providers=["CPUExecutionProvider"]
-        )
-        self.inputs = [self._port(entry) for entry in self.session.get_inputs()]
-        self.outputs = [self._port(entry) for entry in self.session.get_outputs()]
-        self.names = [entry["name"] for entry in self.inputs]
-
-    def _port(self, entry: Any) -> dict[str, Any]:
-        kind = self.TYPES.get(entry.type) or entry.type[len("tensor(") : -1]
-        return port(entry.name, kind, entry.shape, 0.0, 0)
-
-    def run(self, arrays: list[Any]) -> list[Any]:
-        found: list[Any] = self.session.run(None, dict(zip(self.names, arrays)))
-        return found
-
-    def reset(self) -> None:
-        pass
-
-    def profile(self, path: str) -> None:
-        os.replace(self.session.end_profiling(), path)
-
-
-class OpenVINO:
-    def __init__(self, path: str, options: dict[str, str]) -> None:
-        import openvino
-
-        ours = ("stateful", "profile")
-        properties = {name: value for name, value in options.items() if name not in ours}
-        model = openvino.Core().compile_model(path, "CPU", properties)
-        self.request = model.create_infer_request()
-        self.inputs = [self._port(entry) for entry in model.inputs]
-        self.outputs = [self._port(entry) for entry in model.outputs]
-
-    @staticmethod
-    def _port(entry: Any) -> dict[str, Any]:
-        kind = entry.get_element_type().to_dtype()
-        return port(entry.get_any_name(), kind, list(entry.get_shape()), 0.0, 0)
-
-    def run(self, arrays: list[Any]) -> list[Any]:
-        self.request.infer(dict(enumerate(arrays)), share_inputs=True)
-        return [self.request.get_output_tensor(i).data.copy() for i in range(len(self.outputs))]
-
-    def reset(self) -> None:
-        self.request.reset_state()
-
-    def profile(self, path: str) -> None:
-        raise RuntimeError("OpenVINO's profile can only be read where onmetal runs itself")
-
-
-RUNTIMES: dict[str, Any] = {"litert": LiteRT, "onnxruntime": OnnxRuntime, "openvino": OpenVINO}
+def engine() -> Any:
+    """The module beside this one that runs the models of the runtime."""
+    return importlib.import_module("engine")
 
 
 def port(name: str, dtype: Any, shape: Any, scale: float, zero: int) -> dict[str, Any]:
@@ -198,21 +63,10 @@ def options_of(words: Any) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words)
 
 
-def imported(runtime: str) -> None:
-    """Loading a model is timed with its runtime already imported."""
-    if runtime == "litert":
-        try:
-            import ai_edge_litert.interpreter  # noqa: F401
-        except ImportError:
-            import tflite_runtime.interpreter  # noqa: F401
-    else:
-        __import__(runtime)
-
-
 def open_(runtime: str, library: str, path: str, *words: str) -> dict[str, Any]:
-    imported(runtime)
+    engine().load()  # loading a model is timed with its runtime already imported
     began = time.perf_counter()
-    State.session = RUNTIMES[runtime](path, options_of(words))
+    State.session = engine().Model(path, options_of(words), port)
     took = (time.perf_counter() - began) * 1e3
     return {"load_ms": took, "inputs": State.session.inputs, "outputs": State.session.outputs}
 
@@ -305,12 +159,12 @@ def status(field: str) -> int:
 
 def memory(runtime: str, library: str, trivial: str, path: str, *words: str) -> dict[str, Any]:
     options = options_of(words)
-    imported(runtime)
+    engine().load()
 
     def zeros(session: Any) -> list[Any]:
         return [np.zeros(entry["shape"], entry["dtype"]) for entry in session.inputs]
 
-    first = RUNTIMES[runtime](trivial, options)
+    first = engine().Model(trivial, options, port)
     first.run(zeros(first))
     del first
     gc.collect()
@@ -321,7 +175,7 @@ def memory(runtime: str, library: str, trivial: str, path: str, *words: str) -> 
     except OSError:
         exact = False
     baseline = status("VmRSS")
-    session = RUNTIMES[runtime](path, options)
+    session = engine().Model(path, options, port)
     for _ in range(5):
         session.run(zeros(session))
     peak = status("VmHWM") if exact else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

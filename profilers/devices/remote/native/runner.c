@@ -13,7 +13,7 @@
  *
  * Raw: tensors one after another as the model takes and gives them, little endian, nothing between.
  * It ends when standard input does, even in the middle of an inference: a cut line leaves nothing
- * running. The runtimes' libraries are opened by dlopen; see litert.c and onnxruntime.c.
+ * running. The runtimes' libraries are opened by dlopen; see native.c in the folder of each.
  */
 #define _GNU_SOURCE
 #include "runner.h"
@@ -194,8 +194,10 @@ static double median(const int64_t *from, size_t count) {
 /* --- the operations; each returns what went wrong, or NULL after it has answered */
 
 static const Runtime *find(const char *name) {
-  if (!strcmp(name, "litert")) return &litert;
-  if (!strcmp(name, "onnxruntime")) return &onnxruntime;
+#define X(runtime) \
+  if (!strcmp(name, #runtime)) return &runtime;
+  RUNTIMES
+#undef X
   return NULL;
 }
 

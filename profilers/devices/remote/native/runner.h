@@ -39,7 +39,10 @@ typedef struct {
   void (*close)(Model *model);
 } Runtime;
 
-extern const Runtime litert, onnxruntime;
+/* RUNTIMES is given to the compiler: X(NAME) of every runtime that is compiled in. */
+#define X(name) extern const Runtime name;
+RUNTIMES
+#undef X
 
 /* The value of option `name`, or NULL. */
 const char *option(int count, char **options, const char *name);

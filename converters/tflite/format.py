@@ -1,0 +1,39 @@
+"""TFLite as a model format. What is heavy is imported when it is asked for."""
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
+
+from onmetal.converters import ModelFormat, Reference
+from onmetal.converters.tflite import schema_version
+
+
+class Tflite(ModelFormat):
+    name = "tflite"
+    title = "TFLite"
+    suffixes = (".tflite",)
+
+    def recognize(self, head: bytes) -> bool:
+        return head[4:8] == b"TFL3"
+
+    def read(
+        self, path: Path, shapes: dict[str, list[int]], batch: int | None, folder: Path
+    ) -> dict[str, Any]:
+        from onmetal.converters.tflite import reader
+
+        return reader.examine(str(path), shapes, batch, str(folder))
+
+    def reference(self, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Reference:
+        from onmetal.converters.tflite.reference import Reference
+
+        return Reference(path, inputs, outputs)
+
+    def reference_version(self) -> str:
+        try:
+            return schema_version()
+        except PackageNotFoundError:
+            return "none"
+
+
+FORMAT: ModelFormat = Tflite()

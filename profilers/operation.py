@@ -1,0 +1,53 @@
+"""A function that a worker process is asked for: named by itself, its arguments as JSON and back.
+
+What is asked for stands in a room's `operations` module, which imports what does the work when it
+is called: so the process that asks loads no framework, and the types of arguments and results are
+checked.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any, Generic, ParamSpec, TypeVar, get_type_hints
+
+from onmetal.records import plain, restore
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+PROGRESS = "progress"
+"""The parameter of a function that tells how far it is: an OnCount, which the worker fills in."""
+
+
+class Operation(Generic[R]):
+    """A call that is to be made in a worker."""
+
+    def __init__(self, function: Callable[..., R], arguments: dict[str, Any]) -> None:
+        self.function, self.arguments = function, arguments
+
+    def request(self) -> dict[str, Any]:
+        """As JSON values: `function`, its `module:name`, and its `arguments`."""
+        name = f"{self.function.__module__}:{self.function.__qualname__}"
+        return {"function": name, "arguments": plain(self.arguments)}
+
+    def result(self, value: Any) -> R:
+        """The function's result, of what it is as JSON values."""
+        kind = get_type_hints(self.function)["return"]
+        return value if kind is type(None) else restore(value, kind)  # type: ignore[no-any-return]
+
+
+def asked(function: Callable[P, R], *given: P.args, **named: P.kwargs) -> Operation[R]:
+    """The call of a function of a module with these arguments, for a worker to make."""
+    return Operation(function, inspect.signature(function).bind(*given, **named).arguments)
+
+
+def perform(function: str, arguments: dict[str, Any], progress: Callable[[int, int], None]) -> Any:
+    """Make the call that `request` describes. -> its result as JSON values."""
+    module, _, name = function.partition(":")
+    assert module.startswith("onmetal.")
+    called = getattr(importlib.import_module(module), name)
+    hints = get_type_hints(called)
+    given = {name: restore(value, hints.get(name, Any)) for name, value in arguments.items()}
+    if PROGRESS in hints:
+        given[PROGRESS] = progress
+    return plain(called(**given))
