@@ -10,16 +10,15 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from onmetal import __version__
 from onmetal.commands import options
+from onmetal.commands.ending import Terminate, orderly_end
 from onmetal.errors import BudgetError, HungUp, Interrupted, OnmetalError, Terminated, UsageError
 from onmetal.progress import silence
 from onmetal.texts import suggest, terminal, units
@@ -264,11 +263,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     kept = "conversions and accuracies are kept, run it again to go on"
     try:
-        with _orderly_end():
+        with orderly_end():
             return _flushed(words)
     except OnmetalError as error:
         return _fail(error, as_json)
-    except _Terminate as end:
+    except Terminate as end:
         ended = Terminated if end.number == signal.SIGTERM else HungUp
         return _fail(ended(f"ended by {end.number.name}; {kept}"), as_json)
     except KeyboardInterrupt:
@@ -282,45 +281,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(UsageError(f"{error.filename}: {error.strerror}"), as_json)
     except Exception:
         return _fail(OnmetalError(_log_defect(words)), as_json)
-
-
-TIDYING_S = 60.0
-"""A device that does not answer any more is waited for no longer."""
-
-
-ENDING = (signal.SIGTERM, signal.SIGHUP)
-"""As `kill` sends it and systems that shut down; as a terminal or a connection that is closed."""
-
-
-class _Terminate(KeyboardInterrupt):
-    """All that tidies up after ^C does so after it."""
-
-    def __init__(self, number: int) -> None:
-        self.number = signal.Signals(number)
-
-
-@contextlib.contextmanager
-def _orderly_end() -> Iterator[None]:
-    """While it lasts SIGTERM and SIGHUP end the run as ^C does, with nothing left behind here or on
-    a device; another one does not disturb that soon. Python would leave all of it where it is. One
-    that is ignored already stays so: `nohup` has asked for that."""
-    first_s: float | None = None
-
-    def end(number: int, frame: FrameType | None) -> None:
-        nonlocal first_s
-        if first_s is None or time.monotonic() - first_s > TIDYING_S:
-            first_s = time.monotonic()
-            raise _Terminate(number)
-
-    mine = threading.current_thread() is threading.main_thread()
-    handled = [n for n in ENDING if mine and signal.getsignal(n) == signal.SIG_DFL]
-    for number in handled:
-        signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number in handled:
-            signal.signal(number, signal.SIG_DFL if first_s is None else signal.SIG_IGN)
 
 
 def _flushed(words: list[str]) -> int:
