@@ -19,10 +19,11 @@ Noise = Literal["paired medians", "paired means", "interval", "relative", "inter
 - *paired medians*, *paired means*: the interval of the speed-up over paired rounds, each of which
   is reduced to its median or its mean;
 - *interval*: the 95 % intervals of both must not touch; *relative* where one has none;
-- *relative*: 2 % of the smaller one (headers and names of a file, pages and allocators of a
-  process);
+- *relative*: RELATIVE of the one that is better;
 - *interval of the drop*: neither interval of the accuracy drop may hold the other's value.
 """
+RELATIVE = 0.02
+"""Headers and names of a file, pages and allocators of a process differ by no more."""
 Needs = Literal["nothing", "timed device", "meter"]
 """What a cost cannot be known without: nothing (the artifact says it), a device whose timings are
 the hardware's, or a meter of what the device takes."""

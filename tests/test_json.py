@@ -7,12 +7,14 @@ from typing import NamedTuple
 import msgspec
 import pytest
 
-from onmetal import cli
+from onmetal import cli, records
 from onmetal.bundles import write
-from onmetal.reports import Form, text
+from onmetal.records import Trial, plain
+from onmetal.reports import Form, of_trials, text
 from onmetal.reports import json as json_form
+from onmetal.reports.command_records import Check
 from onmetal.reports.manifest_record import Manifest
-from onmetal.reports.record import Document, Failure, Report
+from onmetal.reports.record import Candidate, Document, Failure, Report
 from onmetal.texts.terminal import PLAIN
 from tests import schemas
 from tests.conftest import DIGITS, FLOAT, deploy
@@ -97,3 +99,43 @@ def test_a_document_that_lacks_something_is_none(deployed: Deployed) -> None:
         msgspec.convert({key: part for key, part in built.items() if key != "pareto"}, Document)
     with pytest.raises(AssertionError):
         schemas.check(json.dumps({**built, "unknown": 1}))
+
+
+# --- trials become records
+
+
+def test_what_is_no_number_is_null_and_still_the_records() -> None:
+    nothing, endless = float("nan"), float("inf")
+    trial = Trial(
+        *("int8@a", "int8", "a", "m"),
+        accuracy=records.Accuracy("f1", nothing, nothing, (-endless, endless), 3),
+        sqnr_db={"out": endless},
+        equal={"count": nothing},
+        slices={"out": records.Slice(1, 2, nothing, (-endless, endless))},
+        versus_baseline=records.Versus(nothing, (0.0, endless), "inconclusive"),
+        agreement={
+            **{"identical": False, "largest_difference": endless, "peak": nothing},
+            **{"same_argmax": False, "vectors": 1, "judged_on": "device"},
+        },
+    )
+    text = msgspec.json.encode(of_trials.candidate(trial))
+    candidate = msgspec.json.decode(text, type=Candidate, strict=True)
+    assert msgspec.json.encode(candidate) == text
+    assert candidate.accuracy and candidate.accuracy.drop_ci95 == (None, None)
+    assert candidate.versus_baseline and candidate.versus_baseline.ci95 == (0.0, None)
+    assert candidate.fidelity and candidate.fidelity.least_db is None
+
+
+def test_a_key_that_the_record_does_not_have_is_a_defect_and_not_lost() -> None:
+    check = {"name": "a", "found": "b", "enables": "c", "fix": None}
+    assert of_trials.typed(check, Check) == Check("a", "b", "c")
+    with pytest.raises(AssertionError, match="lacks a key"):
+        of_trials.typed({**check, "more": 1}, Check)
+
+
+def test_names_that_are_no_utf8_are_spelled_out() -> None:
+    """As paths have them: the odd byte is a lone surrogate."""
+    name = "net\udcff@a"
+    document = {"candidates": [plain(of_trials.candidate(Trial(name, "fp32", "a", "net\udcff")))]}
+    (entry,) = json.loads(json_form.encode(document))["candidates"]
+    assert entry["name"] == "net\\udcff@a"

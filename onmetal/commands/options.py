@@ -141,7 +141,7 @@ def deploy() -> Parser:
         add(limit.option, metavar=limit.metavar, help=limit.help)
     add(
         "--minimize",
-        default="latency",
+        default=costs.LATENCY.name,
         type=one_of(*OBJECTIVES),
         metavar="|".join(OBJECTIVES),
         help="default: latency (the median)",

@@ -15,10 +15,6 @@ from onmetal.profilers import statistics
 from onmetal.records import Trial, Versus
 from onmetal.targets import EXACT, Chip, Target
 
-NOISE = 0.02
-"""Sizes, peaks of memory and energies without an interval are equal where they differ by no more:
-headers and names of a file, pages and allocators of a process."""
-
 
 def baseline(trials: list[Trial], model: str) -> Trial | None:
     """The fastest exact float candidate of the reference model, of those that were timed to the
@@ -64,7 +60,7 @@ def better(mine: Trial, other: Trial, cost: Cost) -> bool:
         ends = _interval(mine, cost), _interval(other, cost)
         if ends[0] and ends[1]:
             return ends[0][1] < ends[1][0]
-    return abs(others - own) > NOISE * abs(own)
+    return abs(others - own) > costs.RELATIVE * abs(own)
 
 
 def _interval(trial: Trial, cost: Cost) -> tuple[float, float] | None:
