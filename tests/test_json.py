@@ -133,6 +133,18 @@ def test_a_key_that_the_record_does_not_have_is_a_defect_and_not_lost() -> None:
         of_trials.typed({**check, "more": 1}, Check)
 
 
+def test_a_devices_facts_become_its_record() -> None:
+    """Tuples of the one are lists of the other, and names may be no UTF-8."""
+    more = {"model": "phone \udcff", "soc": None, "meters": ("lpm01a",)}
+    facts = records.DeviceFacts(
+        *("adb:1", "a cpu", "aarch64", "Android", 4, 1 << 30, False, ("neon",), {"litert": "2"}),
+        more=more,
+    )
+    device = of_trials.device(facts)
+    assert (device.flags, device.meters, device.soc) == (["neon"], ["lpm01a"], None)
+    assert list(plain(device))[-3:] == ["model", "soc", "meters"]
+
+
 def test_names_that_are_no_utf8_are_spelled_out() -> None:
     """As paths have them: the odd byte is a lone surrogate."""
     name = "net\udcff@a"

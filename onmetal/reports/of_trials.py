@@ -9,6 +9,7 @@ from onmetal import costs, records
 from onmetal.records import DeviceFacts, Trial, plain, shown
 from onmetal.reports import record
 from onmetal.reports.chip_record import Agreement, Embedded
+from onmetal.reports.json import encode
 from onmetal.reports.manifest_record import Run
 from onmetal.reports.record import Candidate, Device, Model
 
@@ -19,7 +20,7 @@ def typed(values: Any, kind: type[Part]) -> Part:
     """A part of the record, of plain values that must be all that it has, in its order: a key that
     the record does not know would be lost."""
     part = msgspec.convert(values, kind)
-    assert repr(plain(part)) == repr(plain(values)), f"{kind.__name__} lacks a key of {values}"
+    assert encode(plain(part)) == encode(plain(values)), f"{kind.__name__} lacks a key of {values}"
     return part
 
 
