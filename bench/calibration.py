@@ -47,7 +47,8 @@ from onmetal.calibration.statistics import Statistics
 from onmetal.deploy import model
 from onmetal.files.arrays import ArrayFile
 from onmetal.files.cache import Cache
-from onmetal.profilers.devices.local import Local, quiet_environment
+from onmetal.profilers.devices.local import Local
+from onmetal.profilers.devices.local_worker import quiet_environment
 from onmetal.progress import Progress
 from onmetal.ranges import BINS, Grid, estimate
 from onmetal.records import plain, restore

@@ -69,7 +69,7 @@ def arranged(source: Path, folder: Path, bands: bool) -> tuple[Path, dict[str, A
     """The file in less memory, or itself; how."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        how = split.lowered(str(source), str(folder), CORE, bands)
+        how = split.shrink_arena(str(source), str(folder), CORE, bands)
     except UnsupportedError as error:
         return arranged(source, folder, False)[0], {"why": str(error)}
     return (folder / "model.tflite" if how["found"] else source), how

@@ -37,7 +37,8 @@ from onmetal.commands import bench
 from onmetal.deploy import model
 from onmetal.files.cache import Cache
 from onmetal.profilers import measure, statistics
-from onmetal.profilers.devices.local import Local, quiet_environment
+from onmetal.profilers.devices.local import Local
+from onmetal.profilers.devices.local_worker import quiet_environment
 from onmetal.progress import Progress
 from onmetal.records import Candidate, plain
 from onmetal.runtimes import for_runtime

@@ -22,7 +22,8 @@ from onmetal.deploy import model
 from onmetal.deploy.convert import convert
 from onmetal.files.cache import Cache
 from onmetal.profilers import measure, statistics
-from onmetal.profilers.devices.local import Local, LocalWorker, quiet_environment
+from onmetal.profilers.devices.local import Local
+from onmetal.profilers.devices.local_worker import LocalWorker, quiet_environment
 from onmetal.records import Candidate
 
 HERE = Path(__file__).resolve().parent

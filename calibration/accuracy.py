@@ -5,7 +5,8 @@ import time
 
 import numpy as np
 
-from onmetal.calibration.metrics import Metric, Scorer
+from onmetal.calibration.metric_table import Metric
+from onmetal.calibration.metrics import Scorer
 from onmetal.records import Accuracy
 
 

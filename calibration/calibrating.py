@@ -15,7 +15,8 @@ from onmetal.calibration import operations
 from onmetal.errors import OnmetalError, UnsupportedError
 from onmetal.files import cache as caches
 from onmetal.files.cache import Cache
-from onmetal.profilers.devices.local import Local, LocalWorker
+from onmetal.profilers.devices.local import Local
+from onmetal.profilers.devices.local_worker import LocalWorker
 from onmetal.profilers.operation import Operation, asked
 from onmetal.progress import OnCount, OnProgress
 from onmetal.records import Model

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from onmetal.calibration.search import best, fidelity, spread
 from onmetal.calibration.sensitivity import ESTIMATOR
 from onmetal.calibration.statistics import Statistics
-from onmetal.converters.tflite import check, io, quantize, weights
+from onmetal.converters.tflite import check, grid, io, quantize, weights
 from onmetal.converters.tflite.net import Net, signature_names
 from onmetal.converters.tflite.parsing import read
 from onmetal.converters.tflite.reference import Exposed
@@ -89,7 +89,7 @@ def sensitivity(
     """
     net, seen, rules = read(Path(path)), Statistics(Path(statistics)), form
     wide = rules.activation == "s16"
-    activation: quantize.Activation = "s16" if wide else "s8"
+    activation: grid.Activation = "s16" if wide else "s8"
     ranges = _ranges("minmax" if wide else ESTIMATOR, seen, wide)
     data, of = samples, model
     reference = outputs(net, data, of)

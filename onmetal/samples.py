@@ -14,7 +14,7 @@ from msgspec import Struct
 from onmetal.errors import UsageError
 from onmetal.files import images
 from onmetal.files.arrays import ArrayFile
-from onmetal.files.images import Preprocessing
+from onmetal.files.preprocessing import Preprocessing
 from onmetal.records import Model, Tensor
 
 Part = Literal["all", "calibration", "evaluation"]

@@ -27,7 +27,7 @@ LINE_BYTES = 64 << 20
 million of them in the second that the longest round takes, of 160 ns each, which is less than
 calling any runtime takes."""
 OUTPUT_BYTES = 8 << 20
-"""Most that one command may print. The longest honest one is the script of facts.py: 400 kB on a
+"""Most that one command may print. The longest honest one is facts.script: 400 kB on a
 server with 256 CPUs, of which /proc/cpuinfo is most, and 100 kB on a phone."""
 TAIL_BYTES = 1 << 16
 """Kept of what a process prints to standard error, of which errors quote the last lines."""

@@ -1,18 +1,32 @@
 """What tests share: the example model, a cache of their own, the command as a user runs it."""
 
+import contextlib
 import fcntl
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+from onmetal.files.cache import Cache
 from tests import schemas
 from tests.arm64 import Missing
+
+pytest_plugins = (
+    "tests.attached",
+    "tests.bundles",
+    "tests.deploy_runs",
+    "tests.deployed",
+    "tests.device_bundles",
+    "tests.far",
+    "tests.int8_runs",
+    "tests.statistics_reference",
+)
+"""Modules with fixtures that several files of tests share."""
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # As in what a shell starts in the background: ^C would end none of the commands that are tried.
@@ -62,6 +76,12 @@ def _own_cache(shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ONMETAL_CACHE_LIMIT", raising=False)
 
 
+@pytest.fixture
+def cache(shared_home: Path) -> Iterator[Cache]:
+    with Cache(shared_home) as opened:
+        yield opened
+
+
 def deploy(*words: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> Ran:
     """`deploy WORDS` in a process of its own."""
     done = subprocess.run(
@@ -77,19 +97,43 @@ def deploy(*words: str | Path, cwd: Path | None = None, env: dict[str, str] | No
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process of this run of the tests at a time."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def once(made: Path, make: Callable[[], object], lock: Path | None = None) -> None:
+    """`make` what the file `made` stands for, unless another process of this run has."""
+    with locked(lock or made.with_name(f"{made.name}.lock")):
+        if not made.exists():
+            make()
+            made.touch()
+
+
 @pytest.fixture(scope="session")
 def bundle(shared_home: Path, shared_folder: Path) -> Path:
     """A bundle of the example, made once. Copy it before changing anything in it."""
     out = shared_folder / "digits"
     model, data = DIGITS / "digits_cnn.onnx", DIGITS / "digits.npz"
     words = (model, "--target", "x86-64", "--data", data, "--quick", "--json", "--out", out)
-    with (shared_folder / "digits.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not out.is_dir():
-            ran = deploy(*words, env={"ONMETAL_HOME": str(shared_home)})
-            assert ran.code == 0, ran.err
-            (shared_folder / "digits.json").write_text(ran.out)
+
+    def make() -> None:
+        ran = deploy(*words, env={"ONMETAL_HOME": str(shared_home)})
+        assert ran.code == 0, ran.err
+        (shared_folder / "digits.json").write_text(ran.out)
+
+    once(shared_folder / "digits.made", make)
     return out
+
+
+@pytest.fixture(scope="session")
+def document(bundle: Path) -> dict[str, Any]:
+    """What the run that made the bundle said: a whole run on the example, timed."""
+    found: dict[str, Any] = schemas.check((bundle.parent / "digits.json").read_text())
+    return found
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -1,15 +1,17 @@
 """Small deployments as records: the candidate that a bundle holds, and its golden vectors."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from msgspec.structs import replace
 
 from onmetal.records import Candidate, Model, Tensor, restore
 from tests import onnx_models
-from tests.conftest import DIGITS, ROOT, deploy
+from tests.conftest import DIGITS, ROOT, deploy, once
 
 KINDS = (
     "litert-fp32",
@@ -24,7 +26,24 @@ HOSTILE = ('im"age\n$x ${y} \\ */ ??/ ünï\U0001f600', "fun", "\x01int%s")
 """Names that would break out of a literal, a comment or a declaration."""
 
 
-def bundle(kind: str, folder: Path) -> Path:
+Deployments = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def deployments(shared_home: Path, shared_folder: Path) -> Deployments:
+    """Bundles by their kind (see KINDS), each made once. Copy one before changing it."""
+    folder = shared_folder / "deployed"
+    folder.mkdir(exist_ok=True)
+
+    def deployment(kind: str) -> Path:
+        lock = folder / "lock"
+        once(folder / f"{kind}.made", lambda: _bundle(kind, folder, shared_home), lock)
+        return folder / kind
+
+    return deployment
+
+
+def _bundle(kind: str, folder: Path, home: Path) -> None:
     """A deployment of a model with two images in and one out, or of the example: that is for
     integers without channels last, since its images have one channel."""
     runtime, recipe, *last = kind.split("-")
@@ -37,10 +56,10 @@ def bundle(kind: str, folder: Path) -> Path:
         *("--data" if digits else "--calibration-data", data),
         *("--max-accuracy-drop", "none", "--quick", "--json"),
         *("--out", folder / kind),
+        env={"ONMETAL_HOME": str(home)},
     )
     assert ran.code == 0, ran.err
     assert ran.document["chosen"].startswith(recipe)
-    return folder / kind
 
 
 def _pictures(folder: Path) -> Path:

@@ -19,9 +19,11 @@ from onmetal.errors import DeviceError
 from onmetal.files.reading import decode
 from onmetal.profilers import benchmark_model
 from onmetal.profilers.devices import answers
-from onmetal.profilers.devices.board.protocol import QUIET_S, Tiny
+from onmetal.profilers.devices.board.exchange import QUIET_S
+from onmetal.profilers.devices.board.protocol import Tiny
 from onmetal.profilers.devices.line import Envelope
-from onmetal.profilers.devices.remote import adb, facts
+from onmetal.profilers.devices.remote import adb
+from onmetal.profilers.devices.remote.facts import affinity, fitness, lines, parsing, state
 from onmetal.profilers.devices.remote.folder import Held
 from onmetal.profilers.meters.lpm01a import Stream
 from onmetal.profilers.tensor_bytes import Edges, order, pack, unpack
@@ -82,13 +84,13 @@ def read(kind: str, data: bytes) -> None:
 
 def _read_facts(data: bytes) -> None:
     text = data.decode(errors="replace")
-    found = facts.parse(text)
+    found = parsing.parse(text)
     assert len(msgspec.json.encode(found)) < 1_000_000
-    assert found.cores is None or 0 < found.cores <= facts.MAX_CPUS
-    assert facts.parse_state(text) == found.state
-    facts.unfit(found, 1)
-    if cpus := facts.pin(found, 4):
-        facts.mask(cpus)
+    assert found.cores is None or 0 < found.cores <= lines.MAX_CPUS
+    assert state.parse_state(text) == found.state
+    fitness.unfit(found, 1)
+    if cpus := affinity.pin(found, 4):
+        affinity.mask(cpus)
 
 
 def _read_runner(data: bytes) -> None:

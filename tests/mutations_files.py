@@ -14,11 +14,12 @@ from onmetal import targets
 from onmetal.calibration import labels, samples
 from onmetal.converters.onnx import reader
 from onmetal.converters.tflite import reader as tflite_reader
-from onmetal.files import images
+from onmetal.files import images, preprocessing
 from onmetal.files.cache import Cache
-from onmetal.files.images import Preprocessing
+from onmetal.files.preprocessing import Preprocessing
 from tests.onnx_models import build, constant, node, value, weights
-from tests.test_samples import image_model
+from tests.sample_files import image_model
+from tests.tflite_nets import small
 
 MODELS = ("onnx", "tflite")
 NATIVE = (*MODELS, "png", "jpeg", "bmp", "gif", "tiff", "webp", "ppm")
@@ -108,7 +109,6 @@ def _onnx() -> list[bytes]:
 
 
 def _tflite() -> bytes:
-    from tests.test_tflm import small
 
     with tempfile.TemporaryDirectory() as folder:
         return small(Path(folder) / "net", "Relu", "Sigmoid").read_bytes()
@@ -152,7 +152,7 @@ def read(kind: str, path: Path) -> None:
                 samples.load(str(path), model, cache, option="--data", labelled=True, scores=3)
         elif kind == "data.toml":
             shutil.copyfile(path, folder / "data.toml")
-            images.read_preprocessing(folder, folder.resolve())
+            preprocessing.read_preprocessing(folder, folder.resolve())
         elif kind == "labels.csv":
             for name in ("a.png", "b.png", "sub/c d.png", "sub/e.png"):
                 (folder / name).parent.mkdir(exist_ok=True)

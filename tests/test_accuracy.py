@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from onmetal.calibration.accuracy import clopper_pearson, judge, paired_interval
 from onmetal.calibration.fidelity import PERFECT_DB, sqnr_db
-from onmetal.calibration.metrics import Metric, Scorer, choose
+from onmetal.calibration.metric_table import Metric
+from onmetal.calibration.metrics import Scorer, choose
 from onmetal.files import stored as outputs
 from onmetal.records import Tensor
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,6 +25,7 @@ from onmetal.texts.quoting import code, kotlin_string
 from tests import deployed
 from tests.arm64 import needs
 from tests.conftest import ROOT
+from tests.deployed import Deployments
 
 STUBS = ROOT / "tests/android_stubs"
 KOTLIN = Path("/usr/share/java")
@@ -42,13 +44,13 @@ ODD = (
 
 
 @pytest.fixture(scope="module", params=deployed.KINDS)
-def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return deployed.bundle(request.param, tmp_path_factory.mktemp("android"))
+def bundle(request: pytest.FixtureRequest, deployments: Deployments) -> Path:
+    return deployments(request.param)
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return deployed.bundle("litert-fp32-nhwc", tmp_path_factory.mktemp("pictures"))
+def pictures(deployments: Deployments) -> Path:
+    return deployments("litert-fp32-nhwc")
 
 
 def written(bundle: Path) -> dict[str, bytes]:
@@ -183,9 +185,11 @@ class TestTheModule:
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
             assert f'"{file.name}" to "{digest}"' in constants
 
-    def test_weights_beside_the_model_are_assets_too(self, stubs: Path, tmp_path: Path) -> None:
+    def test_weights_beside_the_model_are_assets_too(
+        self, stubs: Path, deployments: Deployments, tmp_path: Path
+    ) -> None:
         """And are unpacked beside it, where ONNX Runtime looks for them."""
-        bundle = deployed.bundle("onnxruntime-fp32", tmp_path)
+        bundle = Path(shutil.copytree(deployments("onnxruntime-fp32"), tmp_path / "bundle"))
         (bundle / "model.data").write_bytes(bytes(range(256)) * 999)
         base = deployed.candidate(bundle)
         candidate = replace(base, files=(*base.files, bundle / "model.data"))
@@ -204,9 +208,9 @@ class TestTheModule:
 
     @pytest.mark.parametrize("kind", ["litert-fp32", "onnxruntime-fp32"])
     def test_refuses_what_is_wrong_with_a_call_or_an_asset(
-        self, kind: str, stubs: Path, tmp_path: Path
+        self, kind: str, stubs: Path, deployments: Deployments, tmp_path: Path
     ) -> None:
-        bundle = deployed.bundle(kind, tmp_path)
+        bundle = deployments(kind)
         module = unpack(written(bundle), tmp_path)
         sources = [*module.rglob("*.kt"), STUBS / "ContractTest.kt"]
         classes = kotlin(tmp_path / "classes", sources, stubs)
@@ -216,8 +220,8 @@ class TestTheModule:
 
 
 class TestNames:
-    def test_do_not_break_out(self, stubs: Path, tmp_path: Path) -> None:
-        bundle = deployed.bundle("onnxruntime-fp32", tmp_path)
+    def test_do_not_break_out(self, stubs: Path, deployments: Deployments, tmp_path: Path) -> None:
+        bundle = deployments("onnxruntime-fp32")
         tape = record(bundle, tmp_path / "tape")
         sources: list[Path] = []
         modules: list[Path] = []
@@ -357,6 +361,6 @@ class TestOtherTypes:
         done = run(module, [classes, stubs], f"{package(module)}.GoldenTest", tape)
         assert done.returncode == 0, done.stderr
 
-    def test_of_16_bits_are_refused_by_litert(self, tmp_path: Path) -> None:
+    def test_of_16_bits_are_refused_by_litert(self, deployments: Deployments) -> None:
         with pytest.raises(UnsupportedError, match="no buffers of int16"):
-            written(deployed.bundle("litert-int16x8", tmp_path))
+            written(deployments("litert-int16x8"))

@@ -17,8 +17,9 @@ from onmetal.files.cache import Cache
 from onmetal.profilers import energy
 from onmetal.profilers.devices import Memory, connect
 from onmetal.profilers.devices.board import address as boards
-from onmetal.profilers.devices.board.device import Board, BoardWorker
+from onmetal.profilers.devices.board.device import Board
 from onmetal.profilers.devices.board.link import Serial
+from onmetal.profilers.devices.board.worker import BoardWorker
 from onmetal.profilers.devices.local import Local
 from onmetal.records import Artifact
 from tests import peer

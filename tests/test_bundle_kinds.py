@@ -74,7 +74,7 @@ KINDS: list[tuple[str, str, str]] = [
 ]
 """Target (a user's own with the ends that its name says), source and recipe."""
 ELSEWHERE = ("x86-64", "x86-onnxruntime", "x86-openvino", "tflite-x86")
-"""Whose bundles tests/test_bundle.py makes."""
+"""Whose bundles tests/bundles.py makes."""
 
 
 def test_no_target_is_left_out() -> None:

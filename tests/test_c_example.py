@@ -18,6 +18,7 @@ from onmetal.records import Candidate, Tensor
 from onmetal.targets import packages
 from onmetal.texts.quoting import c_string
 from tests import deployed, onnx_models
+from tests.deployed import Deployments
 
 STRICT = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror")
 LIBRARIES = {"litert": "libLiteRt.so", "onnxruntime": "capi/libonnxruntime.so*"}
@@ -25,8 +26,13 @@ CROSS = "aarch64-linux-gnu-gcc"
 
 
 @pytest.fixture(scope="module", params=deployed.KINDS)
-def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = deployed.bundle(request.param, tmp_path_factory.mktemp("c"))
+def bundle(
+    request: pytest.FixtureRequest,
+    deployments: Deployments,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    kind = request.param
+    folder = Path(shutil.copytree(deployments(kind), tmp_path_factory.mktemp("c") / kind))
     unpack(written(folder), folder)
     return folder
 
@@ -166,7 +172,7 @@ class TestRefusals:
 
 
 class TestNames:
-    def test_do_not_break_out(self, tmp_path: Path) -> None:
+    def test_do_not_break_out(self, deployments: Deployments, tmp_path: Path) -> None:
         """And are the ones that the runtime knows: the model itself has them."""
         one, two, out = deployed.HOSTILE
         model = onnx_models.add([2, 3], [2, 3], [2, 3])
@@ -178,7 +184,7 @@ class TestNames:
         arrays = {n: np.ones((2, 3), np.float32) * i for i, n in enumerate((one, two), 1)}
         golden = {f"input/{name}/0": array for name, array in arrays.items()}
         golden[f"output/{out}/0"] = np.full((2, 3), 3, np.float32)
-        base = deployed.candidate(deployed.bundle("onnxruntime-fp32", tmp_path))
+        base = deployed.candidate(deployments("onnxruntime-fp32"))
         path = onnx_models.save(model, tmp_path / "model.onnx")
         tensors = tuple(Tensor(name, "float32", (2, 3)) for name in (one, two, out))
         entry = replace(base.model, inputs=tensors[:2], outputs=tensors[2:])
@@ -193,15 +199,15 @@ class TestNames:
 
 
 class TestOtherTypes:
-    def test_of_16_bits_are_quantized(self, tmp_path: Path) -> None:
-        folder = deployed.bundle("litert-int16x8", tmp_path)
+    def test_of_16_bits_are_quantized(self, deployments: Deployments, tmp_path: Path) -> None:
+        folder = Path(shutil.copytree(deployments("litert-int16x8"), tmp_path / "bundle"))
         unpack(written(folder), folder)
         assert ".stored = INT16" in (folder / "example.c").read_text()
         done = run(compiled(folder), "litert", folder)
         assert done.returncode == 0, done.stderr
 
     @pytest.mark.parametrize("dtype", ["int64", "int32", "float64", "uint8", "int8", "bool"])
-    def test_are_handed_over(self, dtype: str, tmp_path: Path) -> None:
+    def test_are_handed_over(self, dtype: str, deployments: Deployments, tmp_path: Path) -> None:
         array = np.array([[1, 0, 3], [7, 5, 6]]).astype(dtype)
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         model = onnx_models.build(
@@ -209,7 +215,7 @@ class TestOtherTypes:
             [onnx_models.value("x", [2, 3], kind)],
             [onnx_models.value("y", [3, 2], kind)],
         )
-        base = deployed.candidate(deployed.bundle("onnxruntime-fp32", tmp_path))
+        base = deployed.candidate(deployments("onnxruntime-fp32"))
         path = onnx_models.save(model, tmp_path / "model.onnx")
         entry = replace(
             base.model, inputs=(Tensor("x", dtype, (2, 3)),), outputs=(Tensor("y", dtype, (3, 2)),)
@@ -219,8 +225,10 @@ class TestOtherTypes:
         folder = prepared(candidate, golden, tmp_path / "typed")
         assert run(compiled(folder), "onnxruntime", folder).returncode == 0
 
-    def test_every_option_of_onnx_runtime_is_set(self, tmp_path: Path) -> None:
-        base = deployed.candidate(deployed.bundle("onnxruntime-fp32", tmp_path))
+    def test_every_option_of_onnx_runtime_is_set(
+        self, deployments: Deployments, tmp_path: Path
+    ) -> None:
+        base = deployed.candidate(deployments("onnxruntime-fp32"))
         more = {
             "enable_mem_pattern": False,
             "enable_cpu_mem_arena": True,

@@ -13,8 +13,8 @@ import pytest
 from onmetal import __version__, cli
 from onmetal.deploy import run
 from onmetal.errors import UsageError
+from tests.attached import stand_in
 from tests.conftest import DIGITS, FLOAT, deploy
-from tests.test_devices_command import stand_in
 
 MODEL = str(DIGITS / "digits_cnn.onnx")
 DATA = str(DIGITS / "digits.npz")

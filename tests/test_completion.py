@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from onmetal import cli
-from onmetal.calibration import metrics
+from onmetal.calibration import metric_table
 from onmetal.commands import options
 from tests.arm64 import needs
 from tests.conftest import DIGITS
@@ -112,7 +112,7 @@ def test_fish_completes(place: tuple[Path, dict[str, str]]) -> None:
 
 def test_what_is_offered_is_what_there_is() -> None:
     assert set(options.COMMANDS) == set(cli.RUNS)
-    assert metrics.NAMES == options.METRICS
+    assert metric_table.NAMES == options.METRICS
 
 
 def test_an_unknown_shell_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,8 @@ from onmetal.deploy import model
 from onmetal.deploy.convert import convert
 from onmetal.errors import UnsupportedError, UsageError
 from onmetal.files.cache import Cache
-from onmetal.profilers.devices.local import Local, LocalWorker, quiet_environment
+from onmetal.profilers.devices.local import Local
+from onmetal.profilers.devices.local_worker import LocalWorker, quiet_environment
 from onmetal.records import Candidate, Model
 from onmetal.targets import TFLITE, Recipe, Runtime
 from tests import onnx_models

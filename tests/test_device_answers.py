@@ -27,16 +27,27 @@ from onmetal.errors import DeviceError, OnmetalError, UsageError
 from onmetal.files.cache import Cache
 from onmetal.profilers import benchmark_model, output
 from onmetal.profilers.devices import answers, connect, line
-from onmetal.profilers.devices.board import protocol
+from onmetal.profilers.devices.board import exchange, protocol
 from onmetal.profilers.devices.board.device import Board
 from onmetal.profilers.devices.board.link import Tcp
 from onmetal.profilers.devices.board.protocol import Tiny
 from onmetal.profilers.devices.line import Line
 from onmetal.profilers.devices.local import Local
-from onmetal.profilers.devices.remote import adb, facts
+from onmetal.profilers.devices.remote import adb
 from onmetal.profilers.devices.remote import ssh as sshs
-from onmetal.profilers.devices.remote.device import Remote, RemoteWorker, Runner
+from onmetal.profilers.devices.remote.device import Remote
+from onmetal.profilers.devices.remote.facts.lines import (
+    FLAGS,
+    MAX_CPUS,
+    MAX_MEMORY_BYTES,
+    NAME_LENGTH,
+    cpu_list,
+)
+from onmetal.profilers.devices.remote.facts.parsing import parse as parse_facts
+from onmetal.profilers.devices.remote.facts.script import METERS
 from onmetal.profilers.devices.remote.folder import Folder, shell
+from onmetal.profilers.devices.remote.reached import Runner
+from onmetal.profilers.devices.remote.worker import RemoteWorker
 from onmetal.profilers.meters.lpm01a import Stream
 from onmetal.records import Artifact
 from tests.conftest import DIGITS, deploy
@@ -305,26 +316,26 @@ ENDLESS = {
 
 @pytest.mark.parametrize("attack", ENDLESS)
 def test_what_a_device_says_of_itself_is_bounded(attack: str) -> None:
-    found = within(lambda: facts.parse(ENDLESS[attack]))
+    found = within(lambda: parse_facts(ENDLESS[attack]))
     names = (found.model, found.soc, found.cpu, found.os, found.build, found.kernel, found.boot_id,
              found.arch, found.emulated_why, found.python, found.numpy, found.state.get("governor"),
              *found.abis, *found.flags, *found.runtimes.values())  # fmt: skip
-    assert all(len(name) <= facts.NAME_LENGTH for name in names if name)
-    assert len(found.flags) <= facts.FLAGS and len(found.abis) <= 16
-    assert set(found.meters) <= set(facts.METERS)
-    assert found.cores is None or 0 < found.cores <= facts.MAX_CPUS
-    assert len(found.allowed) <= facts.MAX_CPUS
+    assert all(len(name) <= NAME_LENGTH for name in names if name)
+    assert len(found.flags) <= FLAGS and len(found.abis) <= 16
+    assert set(found.meters) <= set(METERS)
+    assert found.cores is None or 0 < found.cores <= MAX_CPUS
+    assert len(found.allowed) <= MAX_CPUS
     for size in (found.memory_bytes, found.available_bytes, found.free_bytes):
-        assert size is None or 0 <= size <= facts.MAX_MEMORY_BYTES
+        assert size is None or 0 <= size <= MAX_MEMORY_BYTES
     assert 0 <= found.state.get("battery_percent", 0) <= 100
     assert found.state.get("load_1min", 0) >= 0
 
 
 def test_lists_of_cpus() -> None:
-    assert facts._range("0-3,6") == (0, 1, 2, 3, 6)
-    assert facts._range("6,0-3,2-4,4,1-1") == (0, 1, 2, 3, 4, 6)
-    assert facts._range("3-1,9999,5000-6000,x,,-1") == ()
-    assert facts._range("0-9999") == tuple(range(facts.MAX_CPUS))
+    assert cpu_list("0-3,6") == (0, 1, 2, 3, 6)
+    assert cpu_list("6,0-3,2-4,4,1-1") == (0, 1, 2, 3, 4, 6)
+    assert cpu_list("3-1,9999,5000-6000,x,,-1") == ()
+    assert cpu_list("0-9999") == tuple(range(MAX_CPUS))
 
 
 # --- a runner that lies, on a device that is reached by ssh ---------------------------------------
@@ -642,7 +653,7 @@ def test_a_board_that_never_stops(data: bytes, monkeypatch: pytest.MonkeyPatch) 
 
 ODD_BOARDS = {
     "a clock of many digits": (b"[8000000 80000000]", b"[" + b"9" * 5000 + b" 1]"),
-    "many lines": (b"m-load-done\n", b"m-x\n" * (protocol.ANSWER_LINES + 5)),
+    "many lines": (b"m-load-done\n", b"m-x\n" * (exchange.ANSWER_LINES + 5)),
     "a check of many digits": (b"[4 of 4]", b"[" + b"9" * 5000 + b" of 4]"),
     "a check of more than all": (b"[4 of 4]", b"[5 of 4]"),
     "an output of too much": (b"[00ff7f80]", b"[" + b"00" * 500 + b"]"),

@@ -15,7 +15,22 @@ ORDER = (
 )
 """Rooms from the lowest to the highest; everything else directly in onmetal is the ground."""
 GROUND = -1
+TESTS = Path(__file__).parent
 MOST_AT_THE_ROOT = 12
+MOST_LINES_OF_A_TEST_FILE = 800
+MOST_LINES = 400
+LONGER = {
+    "onmetal/bundles/kinds/firmware.py": 458,
+    "onmetal/bundles/write.py": 502,
+    "onmetal/commands/bench.py": 476,
+    "onmetal/deploy/request.py": 507,
+    "onmetal/runtimes/litert/session.py": 508,
+    "onmetal/runtimes/onnxruntime/session.py": 429,
+    "onmetal/runtimes/openvino/session.py": 429,
+    "onmetal/runtimes/tflm/session.py": 519,
+    "onmetal/targets/__init__.py": 415,
+}
+"""Modules that are longer still, and how many lines they may have: numbers that may only fall."""
 
 
 def height(module: str) -> int:
@@ -54,3 +69,16 @@ def test_no_imports_go_in_a_circle() -> None:
 
 def test_the_root_is_small() -> None:
     assert len([name for name in MODULES if name.count("/") == 1]) <= MOST_AT_THE_ROOT
+
+
+def test_files_of_tests_can_be_read_at_a_sitting() -> None:
+    lengths = {path.name: len(path.read_text("utf-8").splitlines()) for path in TESTS.glob("*.py")}
+    assert not {n: length for n, length in lengths.items() if length > MOST_LINES_OF_A_TEST_FILE}
+
+
+def test_no_module_is_long() -> None:
+    lines = {name: len(path.read_text("utf-8").splitlines()) for name, path in MODULES.items()}
+    long = {name: count for name, count in lines.items() if count > LONGER.get(name, MOST_LINES)}
+    assert not long, f"more than {MOST_LINES} lines, or than they had: split them by subject"
+    short = [name for name in LONGER if lines.get(name, 0) <= MOST_LINES]
+    assert not short, "no longer long: take them out of LONGER"

@@ -1,7 +1,7 @@
 """What devices say of themselves.
 
 The texts are reconstructed, not recorded: put together from what the vendors document and from what
-owners of such devices have published (see onmetal/profilers/facts.py for the formats).
+owners of such devices have published (see onmetal/profilers/devices/remote/facts for the formats).
 """
 
 import shutil
@@ -16,18 +16,13 @@ from hypothesis import strategies as st
 
 from onmetal.files.cache import Cache
 from onmetal.profilers.devices.local import Local
-from onmetal.profilers.devices.remote import facts
-from onmetal.profilers.devices.remote.facts import (
-    SCRIPT,
-    STATE_SCRIPT,
-    Cluster,
-    Facts,
-    mask,
-    parse,
-    parse_state,
-    pin,
-    unfit,
-)
+from onmetal.profilers.devices.remote.facts import lines
+from onmetal.profilers.devices.remote.facts.affinity import mask, pin
+from onmetal.profilers.devices.remote.facts.fitness import unfit
+from onmetal.profilers.devices.remote.facts.parsing import parse
+from onmetal.profilers.devices.remote.facts.records import Cluster, Facts
+from onmetal.profilers.devices.remote.facts.script import SCRIPT, STATE_SCRIPT
+from onmetal.profilers.devices.remote.facts.state import parse_state
 from onmetal.targets import RUNTIMES, packages
 
 ARM_FLAGS = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm asimddp"
@@ -38,9 +33,9 @@ ELF64_X86 = " 7f 45 4c 46 02 01 01 00 00 00 00 00 00 00 00 00\n 03 00 3e 00"
 
 def said(**sections: str) -> str:
     """The output of the script with these sections, the others empty."""
-    unknown = set(sections) - set(facts._NAMES)
+    unknown = set(sections) - set(lines.SECTION_NAMES)
     assert not unknown, unknown
-    return "\n".join(f"\n@@{name}\n{sections.get(name, '')}" for name in facts._NAMES) + "\n"
+    return "\n".join(f"\n@@{name}\n{sections.get(name, '')}" for name in lines.SECTION_NAMES) + "\n"
 
 
 def arm(*cores: tuple[int, int], flags: str = ARM_FLAGS, bogomips: str = "49.15") -> str:
@@ -675,7 +670,7 @@ temp"""
 
 WORDS = st.sampled_from(
     [
-        *(f"\n@@{name}\n" for name in facts._NAMES),
+        *(f"\n@@{name}\n" for name in lines.SECTION_NAMES),
         *GARBAGE.splitlines(),
         *("\n", "\r\n", "\0", ":", ": ", "0-", "0", "[", "]", "/", "%", "kB", "\u0665", "9" * 5000),
     ]

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import resource
 import struct
 import zipfile
@@ -19,7 +18,8 @@ from onmetal.files.arrays import ArrayFile
 from onmetal.files.cache import Cache
 from onmetal.samples import Samples
 from tests.conftest import DIGITS, deploy
-from tests.test_samples import image_model
+from tests.hostile_files import special
+from tests.sample_files import image_model
 
 MODEL = image_model(3, 4, 5)
 X = np.arange(4 * 3 * 4 * 5, dtype=np.float32).reshape(4, 3, 4, 5)
@@ -385,21 +385,3 @@ def test_the_command_refuses_a_pipe(tmp_path: Path, option: str) -> None:
     ran = deploy(*words, "--out", tmp_path / "out")
     assert ran.code == 2
     assert f"{path}: cannot read it (it is not a regular file but a pipe" in ran.err
-
-
-def special(path: Path, kind: str) -> Path:
-    """Something at the path that is no file."""
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "device":
-        path.symlink_to("/dev/zero")
-    elif kind == "circle":
-        path.symlink_to(path)
-    elif kind == "broken link":
-        path.symlink_to("nowhere")
-    else:
-        import socket
-
-        with socket.socket(socket.AF_UNIX) as bound:
-            bound.bind(os.path.relpath(path))
-    return path

@@ -16,15 +16,15 @@ import pytest
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from onmetal import targets
-from onmetal.calibration import labels, samples
+from onmetal.calibration import class_names, samples
 from onmetal.errors import UsageError
-from onmetal.files import images
+from onmetal.files import image_files, images, preprocessing
 from onmetal.files.cache import Cache
-from onmetal.files.images import Preprocessing
+from onmetal.files.preprocessing import Preprocessing
 from onmetal.samples import Samples
 from tests.conftest import DIGITS, deploy
-from tests.test_hostile_arrays import special
-from tests.test_samples import image_model, picture
+from tests.hostile_files import special
+from tests.sample_files import image_model, picture
 
 MODEL = image_model(3, 4, 5)
 SMALL = Preprocessing(size=32, crop=(32, 32))
@@ -77,7 +77,7 @@ def test_other_formats_are_refused_and_named(tmp_path: Path, name: str, suffix: 
     path.write_bytes(content)
     said = refused(path)
     assert what in said
-    assert all(form in said for form in images.FORMATS)
+    assert all(form in said for form in image_files.FORMATS)
 
 
 def test_every_other_reader_of_pillow_is_left_alone(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_every_other_reader_of_pillow_is_left_alone(tmp_path: Path) -> None:
         except Exception:  # of another mode only
             continue
         tried += 1
-        if form in (*images.FORMATS, "MPO", "DIB"):
+        if form in (*image_files.FORMATS, "MPO", "DIB"):
             if form != "DIB":
                 assert images.read(path, SMALL).shape == (3, 32, 32)
             continue
@@ -109,8 +109,8 @@ def test_no_program_is_started_for_an_eps(tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     Image.new("RGB", (9, 9)).save(path, "EPS")
     code = (
-        "import sys; from pathlib import Path; from onmetal.calibration import images;"
-        "images.read(Path(sys.argv[1]), images.Preprocessing())"
+        "import sys; from pathlib import Path; from onmetal.files import images, preprocessing;"
+        "images.read(Path(sys.argv[1]), preprocessing.Preprocessing())"
     )
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(
@@ -230,7 +230,7 @@ def test_a_photo_of_100_megapixels_is_read(tmp_path: Path) -> None:
 def test_a_data_toml_of_a_stranger_is_bounded(tmp_path: Path, toml: str, why: str) -> None:
     (tmp_path / "data.toml").write_text(toml)
     with pytest.raises(UsageError, match=why) as caught:
-        images.read_preprocessing(tmp_path)
+        preprocessing.read_preprocessing(tmp_path)
     assert len(str(caught.value)) < 600
     (tmp_path / "own.toml").write_text(toml)
     with pytest.raises(UsageError, match=r"own\.toml"):
@@ -245,7 +245,7 @@ def test_points_that_are_no_tables_are_not_counted(tmp_path: Path) -> None:
         "size = 7",
     ]
     (tmp_path / "data.toml").write_text("\n".join(lines))
-    how = images.read_preprocessing(tmp_path)
+    how = preprocessing.read_preprocessing(tmp_path)
     assert (how.size, len(how.classes or ())) == (7, 9)
 
 
@@ -296,7 +296,7 @@ def test_a_small_tiff_of_one_huge_tile(tmp_path: Path, tags: dict[int, int]) -> 
 def test_a_data_toml_in_another_encoding(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "data.toml").write_bytes(content)
     with pytest.raises(UsageError, match=r"data\.toml"):
-        images.read_preprocessing(tmp_path)
+        preprocessing.read_preprocessing(tmp_path)
 
 
 # --- what else a picture may hold
@@ -348,7 +348,7 @@ def test_scans_are_counted(tmp_path: Path, mode: str, progressive: bool) -> None
     content = path.read_bytes()
     with path.open("rb") as file:
         file.seek(7)
-        assert images._scans(file) == content.count(b"\xff\xda")
+        assert image_files.count_scans(file) == content.count(b"\xff\xda")
         assert file.tell() == 7
     assert (content.count(b"\xff\xda") > 1) == progressive
 
@@ -613,10 +613,10 @@ def test_a_labels_csv_of_a_stranger_is_bounded(
 def test_many_names_of_classes_take_no_square_of_time(tmp_path: Path) -> None:
     """100,000 of them, each compared with each, would be 10^10 comparisons."""
     names = [f"n{number:06}" for number in range(100_000)]
-    numbers, _, _ = labels._numbered(tmp_path, names, names, tuple(names), None)
+    numbers, _, _ = class_names.number_labels(tmp_path, names, names, tuple(names), None)
     assert numbers[-1] == 99_999
     with pytest.raises(UsageError, match="differ in upper case"):
-        labels._numbered(tmp_path, [*names, "N000000"], [*names, "x"], None, None)
+        class_names.number_labels(tmp_path, [*names, "N000000"], [*names, "x"], None, None)
 
 
 # --- by the command

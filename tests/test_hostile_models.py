@@ -17,7 +17,8 @@ from onnx import TensorProto, helper
 from onmetal.converters.onnx import reader as onnx_reader
 from onmetal.errors import DeviceError, OnmetalError, UnsupportedError, UsageError
 from onmetal.files.cache import Cache
-from onmetal.profilers.devices.local import Local, LocalWorker
+from onmetal.profilers.devices.local import Local
+from onmetal.profilers.devices.local_worker import LocalWorker
 from tests.conftest import DIGITS, deploy
 from tests.onnx_models import build, constant, node, read, relu, save, value, weights
 

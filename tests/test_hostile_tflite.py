@@ -17,10 +17,11 @@ from onmetal.deploy import model as models
 from onmetal.errors import OnmetalError, UsageError
 from onmetal.files import cache as caches
 from onmetal.files.cache import Cache
-from onmetal.profilers.devices.local import Local, LocalWorker
+from onmetal.profilers.devices.local import Local
+from onmetal.profilers.devices.local_worker import LocalWorker
 from tests.conftest import deploy
-from tests.test_hostile_arrays import special
-from tests.test_tflm import small
+from tests.hostile_files import special
+from tests.tflite_nets import small
 
 COUNT = 2000
 LIMIT_S = 120.0

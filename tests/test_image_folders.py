@@ -14,10 +14,10 @@ from onmetal.deploy.request import Request, prepare
 from onmetal.errors import UsageError
 from onmetal.files import images
 from onmetal.files.cache import Cache
-from onmetal.files.images import Preprocessing
+from onmetal.files.preprocessing import Preprocessing
 from onmetal.samples import Samples
 from tests.onnx_models import build, node, save, value, weights
-from tests.test_samples import image_model, picture
+from tests.sample_files import image_model, picture
 
 RANDOM = np.random.default_rng(0)
 NHWC = Preprocessing(layout="NHWC")

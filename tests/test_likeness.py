@@ -19,7 +19,7 @@ from onmetal.files import stored as outputs
 from onmetal.files.stored import StoredArray
 from onmetal.records import Model, Tensor, Trial
 from onmetal.targets import Recipe
-from tests.test_decide import MODEL, trial
+from tests.trials import MODEL, trial
 
 TARGET = targets.load("x86-64")
 RANDOM = np.random.default_rng(7)

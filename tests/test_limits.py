@@ -15,7 +15,8 @@ from onmetal import limits
 from onmetal.deploy import model
 from onmetal.errors import DeviceError, UnsupportedError, UsageError
 from onmetal.files.cache import Cache
-from onmetal.profilers.devices.local import Local, LocalWorker, quiet_environment
+from onmetal.profilers.devices.local import Local
+from onmetal.profilers.devices.local_worker import LocalWorker, quiet_environment
 from tests.conftest import deploy
 
 HUNGRY = """

@@ -19,7 +19,8 @@ from onmetal.deploy.convert import convert
 from onmetal.errors import DeviceError
 from onmetal.files.cache import Cache
 from onmetal.profilers import memory
-from onmetal.profilers.devices.local import Local, LocalWorker
+from onmetal.profilers.devices.local import Local
+from onmetal.profilers.devices.local_worker import LocalWorker
 from onmetal.profilers.measure import (
     MODES,
     Outcome,

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from sklearn import metrics as reference
 
-from onmetal.calibration import metrics
-from onmetal.calibration.metrics import Scorer, choose, class_labels
+from onmetal.calibration import custom_metric, label_forms, metric_table
+from onmetal.calibration.label_forms import class_labels
+from onmetal.calibration.metrics import Scorer, choose
 from onmetal.errors import UsageError
 from onmetal.files import stored
 from onmetal.records import Tensor
@@ -165,7 +166,7 @@ def test_the_usual_metrics() -> None:
 
 
 def test_which_way_is_better() -> None:
-    for name in metrics.NAMES:
+    for name in metric_table.NAMES:
         found = choose(
             name, FLOATS, (CLASSES,), LABELS if name != "rmse" else np.zeros((N, CLASSES))
         )
@@ -299,11 +300,11 @@ def test_how_many_scores_an_output_gives() -> None:
         ("int64", (10,), None),
         ("float32", (10, 4), None),
     ]:
-        assert metrics.scores(Tensor("out", dtype, (1, *shape)), shape) == expected
+        assert label_forms.scores(Tensor("out", dtype, (1, *shape)), shape) == expected
 
 
 def test_names_of_metrics_in_any_case() -> None:
-    for name in metrics.NAMES:
+    for name in metric_table.NAMES:
         labels = LABELS if name != "rmse" else SCORES
         for written in (name.upper(), name.capitalize()):
             assert choose(written, FLOATS, (CLASSES,), labels).name == name
@@ -434,7 +435,7 @@ def test_a_users_own_metric_that_cannot_even_be_told_of(
     )
     metric = choose(f"{own}_odd:f", FLOATS, (CLASSES,), LABELS)
     with pytest.raises(UsageError, match=rf"{own}_odd:f: .*\b{kind}\b"):
-        metrics.try_custom(metric, {"out": SCORES}, LABELS)
+        custom_metric.try_custom(metric, {"out": SCORES}, LABELS)
 
 
 RETURNED = [
@@ -457,7 +458,7 @@ def test_what_a_users_own_metric_may_not_return(
     )
     metric = choose(f"{own}_wrong:f", FLOATS, (CLASSES,), LABELS)
     with pytest.raises(UsageError, match=message):
-        metrics.try_custom(metric, {"out": SCORES}, LABELS)
+        custom_metric.try_custom(metric, {"out": SCORES}, LABELS)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from onmetal import cli
 from onmetal.bundles import privacy
 from onmetal.deploy import vectors
 from onmetal.records import Tensor
+from tests.bundles import change_manifest, refused, sign, verify
 from tests.conftest import DIGITS, ROOT, deploy
-from tests.test_bundle import change_manifest, refused, sign, verify
 
 Capture = pytest.CaptureFixture[str]
 MODEL, DATA = DIGITS / "digits_cnn.onnx", DIGITS / "digits.npz"

@@ -110,7 +110,7 @@ def test_instructions_that_the_clock_is_too_coarse_for(
 ) -> None:
     exact = reached(folder, cache)
     wanted = counted(exact, folder)["instructions_per_inference"]
-    monkeypatch.setattr("onmetal.profilers.devices.board.device.MOST_INSTRUCTIONS", 1)
+    monkeypatch.setattr("onmetal.profilers.devices.board.inferences.MOST_INSTRUCTIONS", 1)
     found = [counted(exact, folder) for _ in range(5)]
     exact.close()
     # A clock of 32 MHz counts one inference to two of its ticks of 31.25 instructions.

@@ -20,7 +20,7 @@ from onmetal.runtimes.tflm import timeline
 from onmetal.texts import quoting, terminal
 from tests import onnx_models
 from tests.conftest import DIGITS, ROOT, deploy
-from tests.test_terminal import WORDS, Shown
+from tests.terminals import WORDS, Shown
 
 Capture = pytest.CaptureFixture[str]
 HOSTILE = {

@@ -8,44 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onmetal.converters.tflite.net import Net, Op, Tensor
-from onmetal.converters.tflite.writing import write
 from onmetal.errors import UnsupportedError
 from onmetal.files.cache import Cache
 from onmetal.profilers.devices.remote import ssh
 from onmetal.profilers.devices.remote.adb import Adb
-from onmetal.profilers.devices.remote.device import Remote, RemoteWorker
+from onmetal.profilers.devices.remote.device import Remote
+from onmetal.profilers.devices.remote.worker import RemoteWorker
 from onmetal.records import Artifact
 from onmetal.runtimes.litert import session as run_litert
 from tests import devices
 from tests.conftest import deploy
+from tests.tflite_nets import STEPS, WIDTH, lstm
 
 adb, board, phone = devices.adb, devices.board, devices.phone
-STEPS, WIDTH, CELLS = 5, 3, 4
-
-
-def lstm(path: Path) -> Path:
-    """A UNIDIRECTIONAL_SEQUENCE_LSTM whose two state tensors are variable; TFLite's own order of
-    its 24 inputs, gates i, f, c, o."""
-    rng = np.random.default_rng(0)
-
-    def constant(name: str, *shape: int) -> Tensor:
-        values = rng.normal(0, 0.8, shape).astype(np.float32)
-        return Tensor(name, shape, values.dtype, values)
-
-    taken = Tensor("x", (1, STEPS, WIDTH), np.dtype(np.float32))
-    given = Tensor("y", (1, STEPS, CELLS), np.dtype(np.float32))
-    state = [Tensor(name, (1, CELLS), np.dtype(np.float32), variable=True) for name in ("h", "c")]
-    inputs: list[Tensor | None] = [taken]
-    inputs += [constant(f"w{gate}", CELLS, WIDTH) for gate in "ifco"]
-    inputs += [constant(f"r{gate}", CELLS, CELLS) for gate in "ifco"]
-    inputs += [None] * 3
-    inputs += [constant(f"b{gate}", CELLS) for gate in "ifco"]
-    inputs += [None, None, *state, None, None, None, None]
-    options = {"fusedActivationFunction": 4, "cellClip": 0.0, "projClip": 0.0, "timeMajor": False}
-    op = Op("UNIDIRECTIONAL_SEQUENCE_LSTM", inputs, [given], options)
-    path.write_bytes(write(Net([taken], [given], [op])))
-    return path
 
 
 @pytest.fixture(scope="module")

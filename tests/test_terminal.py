@@ -1,14 +1,9 @@
 """What a person sees: a whole deployment in a terminal of 80 columns, progress, colours."""
 
-import fcntl
 import io
 import os
 import pty
 import re
-import struct
-import subprocess
-import sys
-import termios
 from pathlib import Path
 
 import pytest
@@ -18,51 +13,7 @@ from onmetal.deploy import estimate
 from onmetal.profilers.measure import MODES, Mode, Schedule
 from onmetal.progress import Progress
 from onmetal.texts import terminal
-from tests.conftest import DIGITS, FLOAT
-
-WORDS = (
-    *(str(DIGITS / "digits_cnn.onnx"), "--target", "x86-64", *FLOAT),
-    *("--data", str(DIGITS / "digits.npz"), "--no-device"),
-)
-
-
-class Shown:
-    """What a command wrote to a terminal of 80 columns, on both streams, and how it ended."""
-
-    def __init__(self, words: tuple[str, ...], cwd: Path, **env: str) -> None:
-        ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-        kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "LINES")}
-        with subprocess.Popen(
-            [sys.executable, "-m", "onmetal", *words],
-            cwd=cwd,
-            env={**kept, "TERM": "xterm-256color", **env},
-            stdin=subprocess.DEVNULL,
-            stdout=theirs,
-            stderr=theirs,
-        ) as process:
-            os.close(theirs)
-            self.text = self._read(ours)
-            self.code = process.wait(600)
-        os.close(ours)
-
-    def _read(self, ours: int) -> str:
-        parts = []
-        while True:
-            try:
-                part = os.read(ours, 65536)
-            except OSError:  # so Linux says that the other end is closed
-                break
-            if not part:
-                break
-            parts.append(part)
-        return b"".join(parts).decode()
-
-    @property
-    def lines(self) -> list[str]:
-        """Everything that ever stood on a line, also what was rewritten; without colours."""
-        plain = re.sub(r"\x1b\[[0-9;]*m", "", self.text).replace("\x1b[K", "")
-        return re.split(r"\r\n|\r|\n", plain)
+from tests.terminals import WORDS, Shown
 
 
 def test_a_deployment_fits_a_terminal_of_80_columns(tmp_path: Path) -> None:

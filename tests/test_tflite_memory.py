@@ -16,8 +16,8 @@ from onmetal.converters.tflite.net import IDENTIFIER, SAME, VALID, Net, Op, Tens
 from onmetal.converters.tflite.writing import write
 from onmetal.runtimes.tflm import cmsis_nn, examine, memory, timeline
 from tests.integer_nets import Builder, arena, residual, tangled
-from tests.test_stateful import CELLS, lstm
 from tests.tflite_graphs import lowered, single
+from tests.tflite_nets import CELLS, lstm
 
 SVG = "{http://www.w3.org/2000/svg}"
 

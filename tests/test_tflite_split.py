@@ -14,7 +14,8 @@ from onmetal.converters.tflite.net import VALID, Net, Tensor, constant
 from onmetal.converters.tflite.parsing import read
 from onmetal.converters.tflite.writing import write
 from onmetal.errors import UnsupportedError
-from onmetal.runtimes.tflm import memory, reorder, split
+from onmetal.runtimes.tflm import memory, regions, reorder, split
+from onmetal.runtimes.tflm.bands import banded
 from tests.integer_nets import Builder, arena, by_litert, by_tflm, residual, same, samples
 
 
@@ -84,9 +85,9 @@ def test_bands_give_the_same_numbers(name: str, dtype: Any) -> None:
     feeds = samples(net)
     here, there = by_tflm(write(net), feeds), by_litert(write(net), feeds)
     tried = set()
-    for region in split.regions(net):
+    for region in regions.regions(net):
         for bands in (2, 3, 5):
-            made = split.banded(net, region, bands)
+            made = banded(net, region, bands)
             if bands > region.result.shape[1] or made is None:
                 continue
             assert not check.problems(made)
@@ -103,10 +104,10 @@ def test_every_number_of_bands_gives_the_same(monkeypatch: pytest.MonkeyPatch) -
     net = branched(Builder(5))
     feeds = samples(net)
     wanted = by_tflm(write(net), feeds)
-    whole = split.Region(0, len(net.ops) - 1, net.inputs[0], net.outputs[0])
-    assert whole in split.regions(net)
+    whole = regions.Region(0, len(net.ops) - 1, net.inputs[0], net.outputs[0])
+    assert whole in regions.regions(net)
     for bands in split.BANDS:
-        made = split.banded(net, whole, bands)
+        made = banded(net, whole, bands)
         assert made
         assert [op.kind for op in made.ops].count("CONCATENATION") == bands + 1
         assert same(wanted, by_tflm(write(made), feeds))
@@ -114,11 +115,11 @@ def test_every_number_of_bands_gives_the_same(monkeypatch: pytest.MonkeyPatch) -
 
 def test_weights_are_shared_by_the_bands() -> None:
     net = strided(Builder())
-    whole = split.Region(0, len(net.ops) - 1, net.inputs[0], net.outputs[0])
-    made = split.banded(net, whole, 2)
+    whole = regions.Region(0, len(net.ops) - 1, net.inputs[0], net.outputs[0])
+    made = banded(net, whole, 2)
     assert made
     before = {t for op in net.ops for t in op.taken[1:]}
-    kernels = {t for op in made.ops if op.kind in split.WINDOWS for t in op.taken[1:]}
+    kernels = {t for op in made.ops if op.kind in regions.WINDOWS for t in op.taken[1:]}
     assert kernels == before
 
 
@@ -127,7 +128,7 @@ def test_what_nothing_takes_is_in_no_region() -> None:
     x = build.conv(build.input(1, 12, 12, 4), 8)
     build.relu(x)
     net = build.net(build.conv(build.conv(x, 8), 4))
-    assert {(r.first, r.last) for r in split.regions(net)} == {(0, 0), (1, 1), (3, 3)}
+    assert {(r.first, r.last) for r in regions.regions(net)} == {(0, 0), (1, 1), (3, 3)}
     best, _ = split.split(net)
     feeds = samples(net)
     assert same(by_tflm(write(net), feeds), by_tflm(write(best), feeds))
@@ -158,7 +159,7 @@ def test_what_cannot_be_split_is_in_no_region(kind: str) -> None:
     else:
         z = build.conv(y, 8)
         net = build.net(z, build.relu(y))
-    within = [region for region in split.regions(net) if region.first <= number <= region.last]
+    within = [region for region in regions.regions(net) if region.first <= number <= region.last]
     if kind == "taken from outside":
         # The second convolution alone may be; not the two, because of what lies between.
         assert {(region.first, region.last) for region in within} == {(1, 1)}
@@ -170,7 +171,7 @@ def test_a_band_of_padding_alone_is_refused() -> None:
     build = Builder()
     x = build.pad(build.input(1, 4, 4, 2), [[0, 0], [8, 0], [0, 0], [0, 0]])
     net = build.net(build.conv(x, 2, 1))
-    assert split.banded(net, split.Region(0, 1, net.inputs[0], net.outputs[0]), 4) is None
+    assert banded(net, regions.Region(0, 1, net.inputs[0], net.outputs[0]), 4) is None
 
 
 # --- what pays
@@ -254,7 +255,7 @@ def test_a_file_that_needs_less_is_written(tmp_path: Path) -> None:
     folder.mkdir()
     net = grown()
     path.write_bytes(write(net))
-    found = split.lowered(str(path), str(folder), None)
+    found = split.shrink_arena(str(path), str(folder), None)
     assert set(json.loads(msgspec.json.encode(found))) == set(found)
     content = (folder / "model.tflite").read_bytes()
     before, after = arena(path.read_bytes()), arena(content)
@@ -269,7 +270,7 @@ def test_a_file_that_needs_less_is_written(tmp_path: Path) -> None:
 def test_places_alone_may_be_enough(tmp_path: Path) -> None:
     path = tmp_path / "given.tflite"
     path.write_bytes(write(residual(stages=(3, 3, 3))))
-    found = split.lowered(str(path), str(tmp_path), "cortex-m4", splitting=False)
+    found = split.shrink_arena(str(path), str(tmp_path), "cortex-m4", splitting=False)
     assert found["found"] and found["how"]["split"] is None and found["tail_bytes"] == 0
     assert found["how"]["reordered"]["placed"]
     stored = memory.stored(tmp_path / "model.tflite")
@@ -282,10 +283,10 @@ def test_places_alone_may_be_enough(tmp_path: Path) -> None:
 def test_nothing_is_written_where_nothing_is_gained(tmp_path: Path) -> None:
     path = tmp_path / "given.tflite"
     path.write_bytes(write(flat()))
-    found = split.lowered(str(path), str(tmp_path), None, splitting=False)
+    found = split.shrink_arena(str(path), str(tmp_path), None, splitting=False)
     assert not found["found"] and found["head_bytes"][0] == found["head_bytes"][1]
     with pytest.raises(UnsupportedError, match="does not pay"):
-        split.lowered(str(path), str(tmp_path), None)
+        split.shrink_arena(str(path), str(tmp_path), None)
     assert not (tmp_path / "model.tflite").exists()
 
 
@@ -294,12 +295,12 @@ def test_a_tensor_that_is_an_output_is_kept_whole() -> None:
     x = build.input(1, 16, 16, 4)
     y = build.conv(x, 8)
     net = build.net(y, build.conv(y, 4))
-    assert not [region for region in split.regions(net) if region.last > region.first]
+    assert not [region for region in regions.regions(net) if region.last > region.first]
 
 
 def test_regions_start_at_any_image() -> None:
     build = Builder()
     first, second = build.input(1, 8, 8, 4), build.input(1, 8, 8, 4)
     net = build.net(build.add(build.conv(first, 4), second))
-    sources: set[Tensor] = {region.source for region in split.regions(net)}
+    sources: set[Tensor] = {region.source for region in regions.regions(net)}
     assert sources == {first}, "the sum needs two tensors of which neither is made of the other"

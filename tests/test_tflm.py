@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tflite_micro.python.tflite_micro import runtime
 
-from onmetal.converters.tflite import io, quantize
+from onmetal.converters.tflite import io
 from onmetal.converters.tflite.convert import to_float
 from onmetal.converters.tflite.net import Net, Op, Tensor, constant
 from onmetal.converters.tflite.parsing import read
@@ -24,38 +24,11 @@ from onmetal.runtimes.tflm import flash, micro, profile, vela
 from onmetal.runtimes.tflm import session as run_tflm
 from onmetal.runtimes.tflm.session import Session
 from onmetal.targets import load
-from tests.onnx_models import build, node, save, value, weights
+from tests.onnx_models import build, node, save, value
 from tests.tflite_graphs import floats
+from tests.tflite_nets import in_8_bits, small
 
 NPU = plain(load("ethos-u55-128").npu)
-RANGE = (-3.0, 3.0)
-
-
-def small(folder: Path, *kinds: str) -> Path:
-    """A float .tflite file of one convolution and then operators of one input each."""
-    folder.mkdir(exist_ok=True)
-    shape, names = [1, 3, 8, 8], ["c", *(f"t{i}" for i in range(len(kinds)))]
-    chain = [node("Conv", "x w", "c", pads=[1] * 4)]
-    chain += [node(kind, names[i], names[i + 1]) for i, kind in enumerate(kinds)]
-    for number, entry in enumerate(chain):
-        entry.name = f"{entry.op_type.lower()}_{number}"
-    model = build(
-        chain,
-        [value("x", shape)],
-        [value(names[-1], [1, 8, 8, 8])],
-        [weights("w", 8, 3, 3, 3)],
-    )
-    to_float(str(save(model, folder / "model.onnx")), str(folder))
-    return folder / "model.tflite"
-
-
-def in_8_bits(path: Path) -> Path:
-    net = read(path)
-    made = quantize.quantize(net, dict.fromkeys(quantize.observed(net), RANGE), "s8")
-    io.integers(made)
-    out = path.with_name("int8.tflite")
-    out.write_bytes(write(made))
-    return out
 
 
 def test_an_input_of_no_axes_is_run_as_it_is(tmp_path: Path) -> None:

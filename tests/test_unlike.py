@@ -15,7 +15,7 @@ from onmetal.calibration.placement import place
 from onmetal.calibration.reach import range_warning
 from onmetal.converters.onnx import floats as onnx_float
 from onmetal.converters.onnx.graph import Graph
-from onmetal.converters.tflite import check, quantize
+from onmetal.converters.tflite import check, grid, quantize
 from onmetal.converters.tflite.convert import lower
 from onmetal.converters.tflite.net import Net, Op, Tensor
 from onmetal.converters.tflite.parsing import read
@@ -341,7 +341,7 @@ def tflite_ranges(net: Net, feeds: list[Arrays]) -> Ranges:
     return {name: seen for name, seen in found.items() if np.isfinite(seen).all()}
 
 
-def in_tflite(given: Case, folder: Path, activation: quantize.Activation) -> Net:
+def in_tflite(given: Case, folder: Path, activation: grid.Activation) -> Net:
     """Quantized, and right by the fast and by the reference kernels."""
     net = lower(simplified(given, folder))
     made = read(write(quantize.quantize(net, tflite_ranges(net, given.feeds), activation)))
@@ -536,7 +536,7 @@ def test_indices_are_whole_in_both_formats(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("activation", ["s8", "s16"])
 @pytest.mark.parametrize("kind", ["ADD", "SUB", "MUL", "SQUARED_DIFFERENCE", "MAXIMUM"])
-def test_scales_of_any_size_end_no_process(kind: str, activation: quantize.Activation) -> None:
+def test_scales_of_any_size_end_no_process(kind: str, activation: grid.Activation) -> None:
     """Kernels shift scales by many bits in float32, and abort where nothing is left of them."""
     f32 = np.dtype(np.float32)
     x, w = Tensor("x", (1, 4), f32), Tensor("w", (4, 4), f32, random(4, 4))

@@ -17,7 +17,8 @@ from onnx import TensorProto, helper
 from onmetal.calibration import samples
 from onmetal.errors import DeviceError, NeedlessError, UnsupportedError, UsageError
 from onmetal.files.cache import Cache
-from onmetal.profilers.devices.local import Local, LocalWorker, quiet_environment
+from onmetal.profilers.devices.local import Local
+from onmetal.profilers.devices.local_worker import LocalWorker, quiet_environment
 from onmetal.profilers.tensor_bytes import read_feeds
 from onmetal.records import plain
 from tests.conftest import DIGITS
@@ -217,7 +218,7 @@ def test_only_functions_of_onmetal_are_called(worker: LocalWorker, function: str
 ORPHANED = """
 import sys
 from pathlib import Path
-from onmetal.profilers.devices.local import LocalWorker, quiet_environment
+from onmetal.profilers.devices.local_worker import (LocalWorker, quiet_environment)
 worker = LocalWorker(quiet_environment(Path(sys.argv[1])))
 assert worker.call("call", timeout_s=60, function="onmetal.files.cache:key", arguments={"a": 1})
 if sys.argv[2] == "busy":

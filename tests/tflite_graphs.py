@@ -8,12 +8,14 @@ from zlib import crc32
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 from onnx import helper
 
 from onmetal.converters.onnx import floats as onnx_float
 from onmetal.converters.tflite.convert import lower
 from onmetal.converters.tflite.net import Net
 from onmetal.converters.tflite.reference import Exposed
+from onmetal.errors import UnsupportedError
 from tests.onnx_models import build, node, save, value
 
 Arrays = dict[str, np.ndarray]
@@ -189,3 +191,58 @@ def weighted(name: str, *shape: int) -> Arrays:
         f"{name}.w": floats(*shape, seed=seed) * scale,
         f"{name}.b": floats(shape[0], seed=seed + 1),
     }
+
+
+def ints(*values: Any) -> np.ndarray:
+    return np.array(values, np.int64)
+
+
+def scalar(number: float, dtype: Any = np.float32) -> np.ndarray:
+    return np.array(number, dtype)
+
+
+def whole(*shape: int, low: int = 0, high: int = 9, dtype: Any = np.int64) -> np.ndarray:
+    return np.random.default_rng(shape).integers(low, high, shape).astype(dtype)
+
+
+def bools(*shape: int) -> np.ndarray:
+    return np.random.default_rng(shape).random(shape) < 0.5
+
+
+def between(low: float, high: float, *shape: int) -> Fed:
+    return Fed(np.random.default_rng(shape).uniform(low, high, shape).astype(np.float32))
+
+
+def refusal(model: Any, folder: Path) -> str:
+    """What is said of a model, whose file stays as it is."""
+    path = save(model, folder / "given.onnx")
+    before = path.read_bytes()
+    with pytest.raises(UnsupportedError) as found:
+        lower(path)
+    assert path.read_bytes() == before and [entry.name for entry in folder.iterdir()] == [path.name]
+    return str(found.value)
+
+
+def written(lines: list[str]) -> list[Any]:
+    """A node a line: kind, two inputs, output."""
+    found = []
+    for line in lines:
+        kind, *inputs, out = line.split()
+        found.append(node(kind, " ".join(inputs), out))
+    return found
+
+
+SWISHES = {
+    "divided at the end": ["Mul x c m", "Div m six y"],
+    "multiplied at the end": ["Mul c x m", "Mul m sixth y"],
+    "divided before": ["Div c six m", "Mul x m y"],
+    "multiplied before": ["Mul sixth c m", "Mul m x y"],
+}
+
+
+def hard_swish(lines: list[str], three: str = "three") -> Graph:
+    nodes = written([f"Add x {three} a"])
+    nodes += [node("Clip", "a zero six", "c"), *written(lines)]
+    w = {"three": scalar(3), "zero": scalar(0), "six": scalar(6), "sixth": scalar(1 / 6)}
+    w |= {"five": scalar(5), "two": scalar(2)}
+    return graph(nodes, {"x": floats(2, 6, 4, 5) * 4}, w)

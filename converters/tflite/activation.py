@@ -5,8 +5,9 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from onmetal.converters.tflite.lowering import Lowering, Order, attribute, lowers, refuse
+from onmetal.converters.tflite.lowering import Lowering, Order, lowers
 from onmetal.converters.tflite.net import Tensor
+from onmetal.converters.tflite.nodes import attribute, refuse
 
 ROOT = 5e-4
 """How near a file's root of 2 is to the number, in parts of it: float16 has 1.4140625."""

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from onmetal.converters.tflite import lowering, passes, qdq, quantize
+from onmetal.converters.tflite import lowering, qdq, quantize
 from onmetal.converters.tflite.net import Net
+from onmetal.converters.tflite.passes.order import tidy
 from onmetal.converters.tflite.reference import interpreter
 from onmetal.converters.tflite.writing import write
 from onmetal.errors import UnsupportedError, reason
@@ -56,7 +57,7 @@ def _lowered(path: Path) -> tuple[Net, lowering.Lowering]:
         raise UnsupportedError(f"{what} cannot be lowered to TFLite: {reason(error)}") from error
     net.tell_apart()  # a constant that is stored in several ways is several tensors
     ranges = qdq.absorb(net)
-    passes.tidy(net)
+    tidy(net)
     if ranges:  # quantized already: integers by the scales that the model has
         qdq.spread(net, ranges)
         net = quantize.quantize(net, ranges, extremes={})

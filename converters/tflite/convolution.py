@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onmetal.converters.tflite.lowering import NHWC, Lowering, attribute, lowers, refuse
+from onmetal.converters.tflite.lowering import NHWC, Lowering, lowers
 from onmetal.converters.tflite.net import SAME, VALID, Tensor
+from onmetal.converters.tflite.nodes import attribute, refuse
 
 
 class Window:

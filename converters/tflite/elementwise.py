@@ -3,16 +3,9 @@
 import numpy as np
 import onnx_ir as ir
 
-from onmetal.converters.tflite.lowering import (
-    NHWC,
-    Lowering,
-    Order,
-    Value,
-    attribute,
-    lowers,
-    refuse,
-)
+from onmetal.converters.tflite.lowering import NHWC, Lowering, Order, Value, lowers
 from onmetal.converters.tflite.net import Tensor
+from onmetal.converters.tflite.nodes import attribute, refuse
 
 
 def common_order(low: Lowering, values: list[ir.Value], rank: int) -> Order:

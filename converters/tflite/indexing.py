@@ -6,8 +6,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onmetal.converters.tflite.elementwise import common_order
-from onmetal.converters.tflite.lowering import Lowering, attribute, lowers, refuse
+from onmetal.converters.tflite.lowering import Lowering, lowers
 from onmetal.converters.tflite.net import Tensor, constant
+from onmetal.converters.tflite.nodes import attribute, refuse
 from onmetal.converters.tflite.reshape import tiled
 
 

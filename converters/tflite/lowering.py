@@ -1,4 +1,4 @@
-"""Lowers a float ONNX graph of static shapes to a TFLite graph: the walk, and what rules share.
+"""Lowers a float ONNX graph of static shapes to a TFLite graph, node by node, rule by rule.
 
 Layout is lazy. A tensor is stored in some order of its ONNX axes; a rule asks for the order that
 its operator needs, and only then, if it differs, is a TRANSPOSE written (or a RESHAPE, where only
@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
+from onmetal.converters.tflite import kernels
 from onmetal.converters.tflite.net import Net, Op, Shape, Tensor, constant
+from onmetal.converters.tflite.nodes import STANDARD, attribute, refuse, unknown
 from onmetal.errors import UnsupportedError
 
 Order = tuple[int, ...]
 """Stored axis k holds the ONNX axis order[k]."""
 NHWC: Order = (0, 2, 3, 1)
-STANDARD = ("", "ai.onnx")
 
 
 class Value(NamedTuple):
@@ -36,31 +37,16 @@ class Rule(NamedTuple):
     to: str
     """The TFLite operators that it becomes."""
     limits: str
-    """What of the ONNX operator is not supported; empty: nothing."""
+    """Which parts of the ONNX operator are not supported; empty where all are."""
 
-
-WHOLE = frozenset(
-    {"ADD", "BROADCAST_TO", "CAST", "CONCATENATION", "CUMSUM", "DIV", "EQUAL", "FLOOR_MOD"}
-    | {"GATHER", "GATHER_ND", "GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL", "LOGICAL_AND"}
-    | {"LOGICAL_NOT", "LOGICAL_OR", "MAXIMUM", "MEAN", "MINIMUM", "MIRROR_PAD", "MUL", "NEG"}
-    | {"NOT_EQUAL", "ONE_HOT", "PAD", "PADV2", "POW", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD"}
-    | {"RESHAPE", "SELECT_V2", "SPLIT", "SPLIT_V", "STRIDED_SLICE", "SUB", "SUM", "TILE"}
-    | {"TOPK_V2", "TRANSPOSE"}
-)
-"""Operators with kernels for whole numbers and truths too; all others compute with floats."""
-MOVES = frozenset({"CAST", "CONCATENATION", "GATHER", "RESHAPE", "STRIDED_SLICE", "TRANSPOSE"})
-"""Of these, also for bytes, as images come in."""
-BYTES = (np.dtype(np.uint8), np.dtype(np.int8))
-FIVE = frozenset({"BATCH_MATMUL", "MIRROR_PAD", "PAD", "PADV2", "STRIDED_SLICE"})
-"""Operators that not all kernels know of more than five axes."""
-KNOWN = tuple(np.dtype(kind) for kind in (np.float32, np.int32, np.int64, np.bool_))
 
 TABLE: dict[str, Rule] = {}
 _Function = Callable[["Lowering", ir.Node], None]
 
 
 def lowers(*operators: str, to: str, limits: str = "") -> Callable[[_Function], _Function]:
-    """Registers a rule: given a node, emit what computes its outputs and `give` each of them."""
+    """Registers a rule: a function that, given a node, emits the operators that compute its outputs
+    and calls `give` for each of them."""
 
     def register(function: _Function) -> _Function:
         for operator in operators:
@@ -69,16 +55,6 @@ def lowers(*operators: str, to: str, limits: str = "") -> Callable[[_Function], 
         return function
 
     return register
-
-
-def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
-    found = node.attributes.get(name)
-    return default if found is None else found.value
-
-
-def refuse(node: ir.Node, why: str) -> UnsupportedError:
-    name = node.name or (node.outputs[0].name if node.outputs else "")
-    return UnsupportedError(f"{node.op_type} {name!r}: {why}")
 
 
 class Lowering:
@@ -90,13 +66,12 @@ class Lowering:
         self.values: dict[ir.Value, Value] = {}
         self.arranged_as: dict[tuple[Tensor, Order, Order], Tensor] = {}
         self.shaped_as: dict[tuple[Tensor, Shape], Tensor] = {}
-        """Constants in other shapes; one constant in one form is one tensor, however many take it.
-        """
+        """Constants in other shapes; a constant in one shape is one tensor, whatever uses it."""
         self.scrambled: dict[ir.Value, np.ndarray] = {}
         """Value [n, k] -> which of its columns each stored column holds: a Flatten whose transpose
-        went into the weights after it."""
+        is applied to the weights after it instead."""
         self.absorbed: set[ir.Node] = set()
-        """Nodes whose work a rule before them did."""
+        """Nodes that a rule for an earlier node has lowered with it."""
         self.node: ir.Node | None = None
         """The one that is being lowered."""
         self.makers: dict[Tensor, ir.Node | None] = {}
@@ -104,7 +79,7 @@ class Lowering:
         self.names: set[str] = set()
         self.outputs = set(graph.outputs)
 
-    # --- asking
+    # --- reading the ONNX graph
 
     def constant(self, value: ir.Value | None) -> np.ndarray | None:
         """The value of a constant, None for what is computed."""
@@ -119,10 +94,10 @@ class Lowering:
         return node.inputs[place] if place < len(node.inputs) else None
 
     def input(self, node: ir.Node, place: int = 0) -> ir.Value:
-        found = self.given(node, place)
-        if found is None:
+        value = self.given(node, place)
+        if value is None:
             raise refuse(node, f"it has no input {place}")
-        return found
+        return value
 
     def setting(self, node: ir.Node, name: str, place: int) -> np.ndarray | None:
         """What older opsets have as an attribute and newer ones as a constant input."""
@@ -152,19 +127,20 @@ class Lowering:
         return tuple(axis for axis in value.shape if isinstance(axis, int))
 
     def dtype(self, value: ir.Value) -> np.dtype:
-        """What it is computed in: float16 is widened, which who runs the file does at its ends."""
+        """The type that it is computed in: float16 is widened, which the program that runs the file
+        does to its inputs and outputs."""
         if value.dtype is None:
             raise UnsupportedError(f"the type of {value.name!r} is not known")
         dtype = np.dtype(value.dtype.numpy())
         return np.dtype(np.float32) if dtype == np.float16 else dtype
 
-    def axes(self, node: ir.Node, found: np.ndarray | None, rank: int) -> list[int]:
+    def axes(self, node: ir.Node, listed: np.ndarray | None, rank: int) -> list[int]:
         """Normalized axes; None: all of them."""
-        if found is None:
+        if listed is None:
             return list(range(rank))
-        axes = [int(axis) + rank if axis < 0 else int(axis) for axis in np.ravel(found)]
+        axes = [int(axis) + rank if axis < 0 else int(axis) for axis in np.ravel(listed)]
         if any(not 0 <= axis < rank for axis in axes):
-            raise refuse(node, f"axes {list(found)} do not fit rank {rank}")
+            raise refuse(node, f"axes {list(listed)} do not fit rank {rank}")
         return axes
 
     def only_consumer(self, value: ir.Value) -> ir.Node | None:
@@ -173,10 +149,10 @@ class Lowering:
             return None
         return uses[0].node
 
-    # --- taking
+    # --- tensors as they are stored
 
     def value(self, value: ir.Value) -> Value:
-        """As it is stored; a constant as it stands in the file."""
+        """The tensor as it is stored; a constant in the order of its axes in the file."""
         if value not in self.values:
             array = self.constant(value)
             if array is None:
@@ -231,15 +207,15 @@ class Lowering:
             tensor = self.reshaped(tensor, shape)
         return self.transposed(tensor, perm)
 
-    # --- emitting
+    # --- writing operators
 
     def name(self, wanted: str) -> str:
         """A name that no tensor has yet."""
-        found, number = wanted, 1
-        while found in self.names:
-            found, number = f"{wanted}.{number}", number + 1
-        self.names.add(found)
-        return found
+        name, number = wanted, 1
+        while name in self.names:
+            name, number = f"{wanted}.{number}", number + 1
+        self.names.add(name)
+        return name
 
     def emit(
         self,
@@ -250,10 +226,10 @@ class Lowering:
         name: str = "",
         **options: Any,
     ) -> Tensor:
-        """Append an operator of one output. -> the output; its dtype is the first input's, if not
-        said."""
+        """Append an operator of one output. -> the output; its dtype is the first input's, unless
+        one is given."""
         first = next(tensor for tensor in inputs if tensor is not None)
-        self._fits(kind, inputs, [dtype or first.dtype])
+        self._check_kernel(kind, inputs, [dtype or first.dtype])
         kept = tuple(int(n) for n in shape)
         out = Tensor(self.name(name or f"{kind.lower()}"), kept, np.dtype(dtype or first.dtype))
         self.net.ops.append(Op(kind, list(inputs), [out], options))
@@ -263,7 +239,7 @@ class Lowering:
     def emit_many(
         self, kind: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], **options: Any
     ) -> None:
-        self._fits(kind, inputs, [tensor.dtype for tensor in outputs])
+        self._check_kernel(kind, inputs, [tensor.dtype for tensor in outputs])
         self.makers |= dict.fromkeys(outputs, self.node)
         self.net.ops.append(Op(kind, list(inputs), list(outputs), options))
 
@@ -272,30 +248,15 @@ class Lowering:
         self.net.ops.append(Op(kind, [tensor], [out]))
         self.makers[out] = self.node
 
-    def _fits(self, kind: str, inputs: Sequence[Tensor | None], outputs: Sequence[Any]) -> None:
+    def _check_kernel(
+        self, kind: str, inputs: Sequence[Tensor | None], outputs: Sequence[Any]
+    ) -> None:
         """Refuse what no kernel computes with."""
-        taken = [tensor.dtype for tensor in inputs if tensor is not None]
-        for dtype in (*taken, *map(np.dtype, outputs)):
-            if dtype not in KNOWN and (kind not in MOVES or dtype not in BYTES):
-                raise self._refused(f"{dtype} is not supported")
-        ranks = [len(tensor.shape) for tensor in inputs if tensor is not None]
-        if kind in FIVE and max(ranks) > 5:
-            raise self._refused(f"{max(ranks)} axes are not supported, 5 are")
-        first = taken[0]
-        if kind in ("TRANSPOSE_CONV", "SPLIT"):  # their first input says how
-            first = taken[-1]
-        known = {
-            "ABS": (np.float32, np.int32),
-            "ARG_MAX": (np.float32, np.int32),
-            "ARG_MIN": (np.float32, np.int32),
-            "POW": (np.float32, np.int32),
-            "SPLIT": (np.float32, np.int32),
-        }.get(kind, (np.float32,))
-        if (kind not in WHOLE or kind in ("POW", "SPLIT")) and first not in known:
-            raise self._refused(f"{kind} does not compute with {first} in TFLite")
-
-    def _refused(self, why: str) -> UnsupportedError:
-        return refuse(self.node, why) if self.node is not None else UnsupportedError(why)
+        reason = kernels.missing(kind, [tensor for tensor in inputs if tensor is not None], outputs)
+        if reason and self.node is not None:
+            raise refuse(self.node, reason)
+        if reason:
+            raise UnsupportedError(reason)
 
     def ints(self, values: Any, name: str = "ints") -> Tensor:
         return constant(self.name(name), np.asarray(values, np.int32))
@@ -341,7 +302,7 @@ class Lowering:
     def unary(self, kind: str, tensor: Tensor, name: str = "", **more: Any) -> Tensor:
         return self.emit(kind, [tensor], tensor.shape, name=name, **more)
 
-    # --- giving
+    # --- the outputs of nodes
 
     def give(self, value: ir.Value, tensor: Tensor, order: Order | None = None) -> None:
         """`tensor` is what the node's output is; by default stored in the order of its axes."""
@@ -393,12 +354,6 @@ class Lowering:
                 newShape=list(tensor.shape),
             )
         return tensor
-
-
-def unknown(node: ir.Node) -> str:
-    label = node.op_type if node.domain in STANDARD else f"{node.domain}.{node.op_type}"
-    name = node.name or (node.outputs[0].name if node.outputs else "")
-    return f"{label} {name!r}: this operator is not supported in TFLite; see docs/tflite.md"
 
 
 def check(graph: ir.Graph) -> list[str]:

@@ -3,8 +3,9 @@
 import numpy as np
 import onnx_ir as ir
 
-from onmetal.converters.tflite.lowering import Lowering, attribute, lowers, refuse
+from onmetal.converters.tflite.lowering import Lowering, lowers
 from onmetal.converters.tflite.net import Tensor
+from onmetal.converters.tflite.nodes import attribute, refuse
 
 
 def _connected(

@@ -4,8 +4,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onmetal.converters.tflite.convolution import Window, deepened, give_spatial, pad, spatial
-from onmetal.converters.tflite.lowering import Lowering, attribute, lowers, refuse
+from onmetal.converters.tflite.lowering import Lowering, lowers
 from onmetal.converters.tflite.net import SAME, VALID, Tensor
+from onmetal.converters.tflite.nodes import attribute, refuse
 
 
 def _pooled(

@@ -8,9 +8,10 @@ it. Pairs that fit no grid of TFLite's (a scale for each channel, other types) s
 import numpy as np
 import onnx_ir as ir
 
-from onmetal.converters.tflite.lowering import Lowering, lowers, refuse
+from onmetal.converters.tflite.lowering import Lowering, lowers
 from onmetal.converters.tflite.net import Net, Tensor
-from onmetal.converters.tflite.quantize import selects
+from onmetal.converters.tflite.nodes import refuse
+from onmetal.converters.tflite.operands import selects
 from onmetal.converters.tflite.specification import SHARED
 from onmetal.ranges import Range
 

@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onmetal.converters.tflite.lowering import Lowering, Order, attribute, lowers, refuse
+from onmetal.converters.tflite.lowering import Lowering, Order, lowers
 from onmetal.converters.tflite.net import Tensor
+from onmetal.converters.tflite.nodes import attribute, refuse
 
 _KINDS = {
     "ReduceMean": "MEAN",

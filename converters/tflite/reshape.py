@@ -6,16 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onmetal.converters.tflite.lowering import (
-    NHWC,
-    Lowering,
-    Order,
-    Value,
-    attribute,
-    lowers,
-    refuse,
-)
+from onmetal.converters.tflite.lowering import NHWC, Lowering, Order, Value, lowers
 from onmetal.converters.tflite.net import Shape, Tensor
+from onmetal.converters.tflite.nodes import attribute, refuse
 
 Group = tuple[list[int], list[int]]
 """Axes before and axes after that hold the same numbers in the same order; none of length 1."""

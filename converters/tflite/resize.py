@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from onmetal.converters.tflite.lowering import NHWC, Lowering, attribute, lowers, refuse
+from onmetal.converters.tflite.lowering import NHWC, Lowering, lowers
 from onmetal.converters.tflite.net import Shape, Tensor
+from onmetal.converters.tflite.nodes import attribute, refuse
 
 TIE = np.float32(1e-6)
 """A coordinate so near to the middle between two values is the middle (ONNX Runtime 1.32)."""

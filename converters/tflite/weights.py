@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from onmetal.converters.tflite.grid import rounded
 from onmetal.converters.tflite.net import Net, Op, Tensor
-from onmetal.converters.tflite.quantize import rounded
 from onmetal.converters.tflite.specification import WEIGHTED
 from onmetal.errors import UnsupportedError
 

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from onmetal.converters import operations
 from onmetal.errors import UnsupportedError
-from onmetal.profilers.devices.local import LocalWorker, quiet_environment
+from onmetal.profilers.devices.local_worker import LocalWorker, quiet_environment
 from onmetal.profilers.operation import asked
 from onmetal.records import Candidate, Shape, Tensor
 from onmetal.runtimes import RUNTIMES, folder, runtime, spec

@@ -30,7 +30,8 @@ from onmetal.converters import operations as converter_operations
 from onmetal.errors import DeviceError, OnmetalError, UsageError, VerificationError
 from onmetal.files import copying
 from onmetal.profilers.devices import Device
-from onmetal.profilers.devices.local import Local, LocalWorker, quiet_environment
+from onmetal.profilers.devices.local import Local
+from onmetal.profilers.devices.local_worker import LocalWorker, quiet_environment
 from onmetal.profilers.operation import asked
 from onmetal.records import Artifact, plain, shown
 from onmetal.reports.command_records import Verification

@@ -32,13 +32,15 @@ def show(addresses: list[str]) -> Shown:
 
 
 def _local(cache: Cache) -> dict[str, Any]:
-    facts = Local(cache).facts()
+    device = Local(cache)
+    facts = device.facts()
     lacks = [
         f"the runtime {name}: {targets.install(name)}"
         for name in targets.RUNTIMES
         if name not in facts.runtimes
     ]
-    lacks.append("a power meter: energy is not measured by this version")
+    if device.meter is None:
+        lacks.append(f"a power meter: {device.no_meter.removeprefix('no meter: ')}")
     if facts.state.get("virtual_machine"):
         lacks.append("a machine of its own: it is virtual, others on its host disturb timings")
     if facts.state.get("governor") not in (None, "performance"):

@@ -10,7 +10,9 @@ from typing import Any
 from onmetal import __version__, targets
 from onmetal.errors import DeviceError
 from onmetal.files.cache import Cache
+from onmetal.profilers import meters
 from onmetal.profilers.devices.remote import adb, native_runner
+from onmetal.profilers.meters import Missing
 from onmetal.records import plain
 from onmetal.reports.command_records import Check, Doctor
 
@@ -123,14 +125,11 @@ def _runner() -> list[Check]:
 
 
 def _power() -> list[Check]:
-    """Meters are looked for, so that what will be measurable is known; none is read yet."""
-    enables = "energy, which is not measured by this version"
-    zones = sorted(Path("/sys/class/powercap").glob("intel-rapl:*/energy_uj"))
-    if not zones:
-        return [Check("power meter", "none seen (no RAPL)", enables)]
-    readable = [zone for zone in zones if os.access(zone, os.R_OK)]
-    fix = None if readable else "sudo chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj"
-    return [Check("power meter", f"RAPL, {len(readable)} of {len(zones)} readable", enables, fix)]
+    enables = "energy on this machine"
+    found = meters.on_host()
+    if isinstance(found, Missing):
+        return [Check("power meter", found.why, enables, found.fix)]
+    return [Check("power meter", found.name, enables)]
 
 
 def _clock() -> Check:

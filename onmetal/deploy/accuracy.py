@@ -21,7 +21,7 @@ from onmetal.files import cache as caches
 from onmetal.files.cache import Cache
 from onmetal.files.stored import StoredArray
 from onmetal.profilers.devices import Device, Worker
-from onmetal.profilers.devices.local import LocalWorker
+from onmetal.profilers.devices.local_worker import LocalWorker
 from onmetal.progress import Progress
 from onmetal.records import Model, Trial, plain
 from onmetal.runtimes import defining

@@ -13,7 +13,8 @@ from onmetal import limits, runtimes
 from onmetal.errors import NeedlessError, OnmetalError, UnsupportedError
 from onmetal.files import cache as caches
 from onmetal.files.cache import Cache
-from onmetal.profilers.devices.local import Local, LocalWorker
+from onmetal.profilers.devices.local import Local
+from onmetal.profilers.devices.local_worker import LocalWorker
 from onmetal.profilers.operation import Operation, asked
 from onmetal.records import Candidate, Model, Source, plain
 from onmetal.runtimes import for_runtime, operations, shipped

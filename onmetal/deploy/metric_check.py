@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from onmetal.calibration import metrics
-from onmetal.calibration.metrics import Metric
+from onmetal.calibration import custom_metric
+from onmetal.calibration.metric_table import Metric
 from onmetal.errors import OnmetalError, UsageError
 from onmetal.files.cache import Cache
 from onmetal.profilers.devices.local import Local
@@ -27,7 +27,7 @@ def try_metric(metric: Metric, model: Model, data: Samples, host: Local, cache: 
         return  # what the model lacks is said when it is converted
     rows = len(next(iter(outputs.values())))
     try:
-        metrics.try_custom(metric, outputs, labels[picked[:rows]])
+        custom_metric.try_custom(metric, outputs, labels[picked[:rows]])
     except UsageError as error:
         # A metric may need every class, or more samples than a few: then give it all labels.
         size = sum(output.nbytes for output in outputs.values()) / rows * len(labels)
@@ -35,7 +35,7 @@ def try_metric(metric: Metric, model: Model, data: Samples, host: Local, cache: 
             raise
         repeated = np.arange(len(labels)) % rows
         try:
-            metrics.try_custom(metric, {n: o[repeated] for n, o in outputs.items()}, labels)
+            custom_metric.try_custom(metric, {n: o[repeated] for n, o in outputs.items()}, labels)
         except UsageError:
             raise error from None
 

@@ -12,8 +12,8 @@ from msgspec.structs import replace
 
 from onmetal import budget, costs, targets
 from onmetal.budget import Asked
-from onmetal.calibration import metrics, samples
-from onmetal.calibration.metrics import Metric
+from onmetal.calibration import label_forms, metric_table, metrics, sample_checks, samples
+from onmetal.calibration.metric_table import Metric
 from onmetal.deploy import model
 from onmetal.deploy.metric_check import try_metric
 from onmetal.deploy.propose.plan import Planned, calibrates, plan, without_samples
@@ -159,7 +159,7 @@ def prepare(
     """Read and check everything that the user gave; close the task's device afterwards."""
     target = targets.load(request.target)
     check_options(target)
-    if asked := metrics.known(request.metric):
+    if asked := metric_table.known(request.metric):
         _check_meant(request, asked)  # as early as the metric is known
     device = _connect(request, target, cache)
     try:
@@ -392,13 +392,13 @@ def _load_data(
                 calibration[place] = own
             if given and calibrates:
                 notes += _shared(
-                    samples.hashes(given, entry, cache),
-                    samples.hashes(own, entry, cache),
+                    sample_checks.hashes(given, entry, cache),
+                    sample_checks.hashes(own, entry, cache),
                     "in --calibration-data too",
                 )
         elif given and calibrates and (parts := samples.split(given)):
             calibration[place], data[place] = parts
-            hashes = samples.hashes(given, entry, cache)
+            hashes = sample_checks.hashes(given, entry, cache)
             notes += _shared(
                 hashes[data[place].places()],
                 hashes[calibration[place].places()],
@@ -441,7 +441,7 @@ def _loaded(
             option="--data",
             labelled=True,
             follow_links=request.follow_links,
-            scores=metrics.scores(tensor, entry.sample_shape(tensor)),
+            scores=label_forms.scores(tensor, entry.sample_shape(tensor)),
             progress=progress,
         )
     return given, own
@@ -480,7 +480,7 @@ def _metric(
     tensor = entry.output(output)
     shape = entry.sample_shape(tensor)
     given = replace(data, part="all").label_array()
-    labels, said = metrics.class_labels(request.metric, tensor, shape, given)
+    labels, said = label_forms.class_labels(request.metric, tensor, shape, given)
     if labels is not given:
         data = samples.relabelled(data, labels, cache)
     metric = metrics.choose(request.metric, tensor, shape, data.label_array())

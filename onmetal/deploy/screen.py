@@ -19,7 +19,7 @@ from onmetal.deploy.vectors import numbered, write_npz
 from onmetal.errors import OnmetalError
 from onmetal.files.cache import Cache
 from onmetal.profilers import measure
-from onmetal.profilers.devices.local import LocalWorker
+from onmetal.profilers.devices.local_worker import LocalWorker
 from onmetal.profilers.measure import Schedule
 from onmetal.progress import Progress
 from onmetal.records import Model, Trial

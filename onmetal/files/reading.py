@@ -15,6 +15,7 @@ import msgspec
 
 T = TypeVar("T")
 
+FOLLOW = "--follow-links reads what links lead to, wherever it lies"
 SMALL_BYTES = 64 << 20
 """More than any table of labels, manifest or list of digests holds: a million lines of 64 bytes."""
 PIECE_BYTES = 1 << 20
@@ -148,3 +149,8 @@ def decode(data: bytes | msgspec.Raw, kind: type[T]) -> T:
         raise ValueError("JSON that is nested too deeply") from None
     except (msgspec.MsgspecError, ValueError) as error:
         raise ValueError(f"JSON of another form ({str(error)[:200]})") from None
+
+
+def linked(error: OSError) -> str:
+    """What to do where a link was refused, to end an error with; else nothing."""
+    return f"; {FOLLOW}" if error.errno == errno.EPERM else ""

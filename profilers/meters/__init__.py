@@ -9,6 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
+from msgspec import Struct
+
 from onmetal.errors import DeviceError
 from onmetal.records import Window
 
@@ -43,8 +45,15 @@ class Meter(Protocol):
     def close(self) -> None: ...
 
 
-Found = tuple["Meter | None", str]
-"""A meter; or None, and why there is none."""
+class Missing(Struct, frozen=True):
+    """Why a kind of meter cannot be used here."""
+
+    why: str
+    fix: str | None = None
+    """The command that mends it, where there is one."""
+
+
+NONE = Missing("no meter: onmetal has none for this device")
 
 
 def kinds() -> list[str]:
@@ -52,18 +61,20 @@ def kinds() -> list[str]:
     return sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
 
 
-def on_host() -> Found:
-    """The first meter of this machine; where none can be read, what each says."""
-    reasons = []
+def on_host() -> Meter | Missing:
+    """The first meter that measures this machine; where none can be used, what is to be done for
+    the one that is nearest to it."""
+    missing = NONE
     for kind in kinds():
-        find: Callable[[], Found] | None = getattr(_module(kind), "on_host", None)
+        find: Callable[[], Meter | Missing] | None = getattr(_module(kind), "on_host", None)
         if find is None:
             continue
-        meter, why = find()
-        if meter:
-            return meter, ""
-        reasons.append(why)
-    return None, "; ".join(reasons) or "no meter: onmetal has none for this device"
+        found = find()
+        if not isinstance(found, Missing):
+            return found
+        if found.fix or missing is NONE:
+            missing = found
+    return missing
 
 
 def at(kind: str, port: str) -> Meter:

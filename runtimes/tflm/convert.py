@@ -38,7 +38,7 @@ def convert(prepared: str, compute: str, folder: str, hardware: Hardware) -> lis
         raise UnsupportedError(f"the file violates TFLite's specification: {found[0]}")
     target, made = Path(folder) / "model.tflite", {}
     if hardware["npu"] is None:  # Vela orders what it compiles by itself
-        made["memory"] = split.lowered(prepared, folder, hardware["core"], hardware["split"])
+        made["memory"] = split.shrink_arena(prepared, folder, hardware["core"], hardware["split"])
         if target.exists() and (found := check.problems(read(target))):
             raise UnsupportedError(
                 f"no file was written, since it would violate TFLite's specification: {found[0]}"

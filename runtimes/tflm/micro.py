@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from onmetal.converters.tflite import io, quantize
+from onmetal.converters.tflite import grid, io, quantize
 from onmetal.converters.tflite.net import Net, Op
 from onmetal.converters.tflite.parsing import read
 from onmetal.converters.tflite.writing import write
@@ -29,7 +29,7 @@ SAID_BYTES = 600
 """Of what it says of one graph."""
 
 
-def lacking(path: Path, activation: quantize.Activation | None) -> list[Lacking]:
+def lacking(path: Path, activation: grid.Activation | None) -> list[Lacking]:
     """Of the graph as it will be (`activation`; None: as it is in the file), each operator that
     TFLite Micro does not run: its `operator`, the `node` of the model that it was made for (the
     output's name, where that is not known) and the `reason`. Empty: all of it runs.
@@ -53,7 +53,7 @@ def lacking(path: Path, activation: quantize.Activation | None) -> list[Lacking]
 
 def preview(
     path: Path,
-    activation: quantize.Activation | None,
+    activation: grid.Activation | None,
     target_io: Io,
     core: str | None,
     npu: dict[str, str] | None,
@@ -70,7 +70,7 @@ def preview(
         file.write_bytes(write(net))
         compiled = Path(folder) / "model_vela.tflite"
         told = vela.compile_(file, npu, compiled) if npu else None
-        if not npu and split.lowered(str(file), folder, core, splitting=False)["found"]:
+        if not npu and split.shrink_arena(str(file), folder, core, splitting=False)["found"]:
             file = Path(folder) / "model.tflite"
         arena = profile.arena(feed, [str(file)], {}, *names)
         return {
@@ -81,7 +81,7 @@ def preview(
         }
 
 
-def _as_it_will_be(path: Path, activation: quantize.Activation | None) -> Net:
+def _as_it_will_be(path: Path, activation: grid.Activation | None) -> Net:
     net = read(path)
     if activation is not None:
         net = quantize.quantize(net, dict.fromkeys(quantize.observed(net), (-1.0, 1.0)), activation)

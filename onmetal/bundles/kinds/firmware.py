@@ -407,9 +407,12 @@ def _memory(chosen: Trial) -> dict[str, bytes]:
 
 def _around(chosen: Trial, golden: dict[str, np.ndarray], core: str | None) -> dict[str, bytes]:
     """The sources of a firmware around the file that the chip holds."""
-    candidate, found = chosen.candidate, chosen.embedded
-    memory = chosen.figures.get("peak_memory_bytes")
-    assert candidate and found and memory
+    candidate, found, memory = (
+        chosen.candidate,
+        chosen.embedded,
+        chosen.figures["peak_memory_bytes"],
+    )
+    assert candidate and found
     held = shipped(candidate.runtime, candidate.files)[0]
     if found["npu"]:
         reserve = int(memory.value) + NPU_TAIL_BYTES

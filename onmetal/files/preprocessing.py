@@ -1,0 +1,129 @@
+"""data.toml: how image files become a model's input."""
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import msgspec
+import numpy as np
+from msgspec import Meta, Struct
+
+from onmetal.errors import UsageError
+from onmetal.files.reading import TOML_BYTES, linked, parse_toml, read_bytes
+from onmetal.records import Shape
+from onmetal.texts.quoting import toml_string
+
+if TYPE_CHECKING:
+    pass
+
+
+LEVELS = 16
+"""Fewest whole values of an integer dtype that there must be between black and white."""
+Side = Annotated[int, Meta(gt=0, le=65_535)]
+
+
+class Preprocessing(Struct, frozen=True, forbid_unknown_fields=True):
+    """data.toml: how an image file becomes a model's input, and what its classes are called."""
+
+    size: Side | None = None
+    crop: tuple[Side, Side] | None = None
+    channels: Literal["RGB", "BGR", "L"] = "RGB"
+    scale: float = 1.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    dtype: Literal["float32", "float16", "float64", "uint8", "int8"] = "float32"
+    exif: bool = True
+    """Whether images are turned as their EXIF orientation says."""
+    alpha: Literal["white", "black", "drop"] = "white"
+    """The colour that transparent pixels are laid over; `drop`: their stored colours are used."""
+    classes: tuple[str, ...] | None = None
+    """The names of the model's scores, in order: as data.toml has them, or the sorted names."""
+
+
+def read_preprocessing(path: Path, within: Path | None = None) -> Preprocessing:
+    """A folder's data.toml. Raises UsageError, naming the key, where it is missing or wrong.
+
+    `within`: as `open_regular` has it.
+    """
+    table = path / "data.toml"
+    keys = ", ".join(Preprocessing.__struct_fields__)
+    try:
+        text = read_bytes(table, TOML_BYTES, within).decode("utf-8-sig")
+        how = msgspec.convert(parse_toml(text), Preprocessing)
+    except FileNotFoundError:
+        if table.is_symlink():
+            raise UsageError(f"{table}: it is a link to what is not there") from None
+        raise UsageError(
+            f"{path}: a folder of images needs a data.toml that says how to make an input of one "
+            f"({keys})"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"{table}: cannot read it ({error.strerror}){linked(error)}") from None
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{table}: {error} (its keys: {keys})") from None
+    except ValueError as error:  # broken UTF-8, broken TOML, endless numbers
+        raise UsageError(f"{table}: {str(error)[:300]}") from None
+    if fault := _fault(how):
+        raise UsageError(f"{table}: {fault}")
+    return how
+
+
+def _fault(how: Preprocessing) -> str | None:
+    """The fault of a data.toml whose keys and types are right; None where it has none."""
+    depth = 1 if how.channels == "L" else 3
+    for key, statistics in (("mean", how.mean), ("std", how.std)):
+        if len(statistics) not in (1, depth):
+            return f"{key} has {len(statistics)} values for {depth} channels"
+    with np.errstate(over="ignore"):
+        if not np.isfinite(np.array([how.scale, *how.mean, *how.std], np.float32)).all():
+            return "scale, mean and std must be finite numbers, in 32 bits too"
+        if 0.0 in np.array(how.std, np.float32):
+            return "std must not be zero, nor vanish in 32 bits"
+    if np.dtype(how.dtype).kind in "iu":
+        between = min(255 * abs(how.scale / std) for std in how.std)
+        if between < LEVELS:
+            return (
+                f'dtype = "{how.dtype}" rounds to whole numbers, and scale, mean and std leave '
+                f"{between:.3g} between black and white: leave scale, mean and std out"
+            )
+    if how.classes is not None:
+        name, times = Counter(how.classes).most_common(1)[0] if how.classes else ("", 0)
+        if times > 1:
+            return f"classes holds {name!r} twice"
+        if not how.classes or not all(name.strip() for name in how.classes):
+            return "classes must be the names of the model's scores, in order"
+    return None
+
+
+def advice(shape: Shape, dtype: np.dtype, expected: Shape, wanted: np.dtype) -> str | None:
+    """The line of data.toml that makes images of a shape and dtype what a model takes."""
+    lines = []
+    if len(expected) == 3 and shape != expected:
+        channels_last = expected[-1] in (1, 3) and expected[0] not in (1, 3)
+        channels, high, wide = (
+            (expected[2], *expected[:2]) if channels_last else (expected[0], *expected[1:])
+        )
+        given_last = shape[-1] in (1, 3) and shape[0] not in (1, 3)
+        given_channels, given_high, given_wide = (shape[2], *shape[:2]) if given_last else shape
+        if channels_last != given_last:
+            lines.append(f'layout = "{"NHWC" if channels_last else "NCHW"}"')
+        if channels != given_channels and channels in (1, 3):
+            lines.append(f'channels = "{"L" if channels == 1 else "RGB"}"')
+        if (high, wide) != (given_high, given_wide):
+            lines += [f"size = {max(high, wide)}", f"crop = [{high}, {wide}]"]
+    whole = wanted.kind in "iu" and dtype.kind == "f"
+    if wanted != dtype and (whole or wanted.kind == "f"):
+        names = {"uint8", "int8", "float16", "float32", "float64"}
+        named_dtype = wanted.name if wanted.name in names else "uint8"
+        lines.append(f'dtype = "{named_dtype}"')
+        if whole:
+            shift = "mean = [128]" if wanted.name == "int8" else "no scale, mean and std"
+            return f"write {', '.join(lines)} and {shift} in data.toml"
+    return f"write {', '.join(lines)} in data.toml" if lines else None
+
+
+def quoted(names: tuple[str, ...] | list[str], most: int = 6) -> str:
+    """Names as a TOML array, cut off where there are many."""
+    shown = [toml_string(name) for name in names[:most]]
+    return f"[{', '.join([*shown, *(['…'] if len(names) > most else [])])}]"

@@ -1,0 +1,285 @@
+"""A process on a device at the other end of adb or ssh, which opens, times and runs models."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+import numpy as np
+
+from onmetal.errors import DeviceError, UnsupportedError
+from onmetal.profilers import memory
+from onmetal.profilers.devices import Memory
+from onmetal.profilers.devices.answers import (
+    Memory as MemoryAnswer,
+)
+from onmetal.profilers.devices.answers import (
+    Opened,
+    Ports,
+    Profiled,
+    Warmed,
+    latencies,
+)
+from onmetal.profilers.devices.remote.folder import RemoteLine
+from onmetal.profilers.devices.remote.reached import Reached
+from onmetal.profilers.tensor_bytes import (
+    Edges,
+    Rows,
+    edges,
+    order,
+    pack,
+    read_feeds,
+    runtime_options,
+    unpack,
+)
+from onmetal.progress import OnCount
+from onmetal.records import Artifact, Model
+from onmetal.samples import Samples
+
+CHUNK_BYTES = 16_000_000
+"""Of samples that lie on the device at a time."""
+DATA_BYTES = 100_000_000
+"""Evaluation data up to this size stay on the device while the run lasts, as other files do."""
+PROFILED_S = 0.5
+PACED_S = 0.3
+PROFILE_BYTES = 64 << 20
+"""Most of a profile: ONNX Runtime's has about 400 bytes for each of an operator's runs."""
+SPARE_BYTES = 1 << 20
+"""An output that changes its shape may be larger than it was; that is said of it, then."""
+
+
+class RemoteWorker:
+    """A process on the device: the operations of a local Worker, as far as devices have them."""
+
+    def __init__(self, device: Reached) -> None:
+        self.device = device
+        self._line: RemoteLine | None = None
+        self._number = ""
+        self._cores: tuple[int, ...] = ()
+        """That the process may run on, as it says itself."""
+        self._feeds: Path | None = None
+        self._ports = Ports((), ())
+        self._edges = Edges()
+        self._names: tuple[list[str], list[str]] = ([], [])
+        self._wanted: list[str] = []
+
+    def __enter__(self) -> "RemoteWorker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process there, then the line to it."""
+        line, self._line = self._line, None
+        if line is None:
+            return
+        hung = line.closed  # it was given up: the process there may go on
+        if not hung:
+            line.hang_up(5)
+            hung = line.running
+        if hung:
+            self.device.end(self._number)
+        line.close()
+
+    def kill(self) -> None:
+        if self._line:
+            self._line.kill()
+
+    def _ask(
+        self, words: Sequence[object], timeout_s: float, kind: Any, progress: OnCount | None = None
+    ) -> Any:
+        """`kind`: the type of the result."""
+        assert self._line
+        request = "\t".join(map(str, words))
+        if "\n" in request or request.count("\t") != len(words) - 1:
+            raise UnsupportedError("an option of the runtime holds a tab or a line break")
+        return self._line.ask(
+            request.encode(), repr(words[0]), timeout_s=timeout_s, progress=progress, kind=kind
+        )
+
+    def _start(self, runtime: str) -> None:
+        if self._line is None:
+            self._line, self._number, first = self.device.launch(runtime)
+            self._cores = first.cores
+
+    def open(self, artifact: Artifact, *, timeout_s: float) -> float:
+        return self._opened(artifact, timeout_s)
+
+    def _opened(self, artifact: Artifact, timeout_s: float, profile: str = "") -> float:
+        """`profile`: the path there of the runtime's own profile, where it is to write one."""
+        there = self.device.artifact(artifact.files)
+        self._start(artifact.runtime)
+        words = [*_words(artifact.options), *([f"profile={profile}"] if profile else [])]
+        library = self.device.runner(artifact.runtime).library
+        opened: Opened = self._ask(
+            ["open", artifact.runtime, library, there, *words], timeout_s, Opened
+        )
+        self._ports = opened
+        self._edges = edges(artifact.options)
+        try:
+            self._names = (
+                order(opened.inputs, artifact.inputs),
+                order(opened.outputs, artifact.outputs),
+            )
+        except DeviceError as error:
+            raise self._wrong(str(error)) from None
+        self._wanted = list(artifact.outputs)
+        if self._feeds:
+            self._give_feeds(timeout_s)
+        return opened.load_ms
+
+    def _wrong(self, why: str) -> DeviceError:
+        return DeviceError(f"{self.device.address}: {why}")
+
+    def keep_feeds(self, path: Path, *, timeout_s: float) -> None:
+        self._feeds = path
+        if self._line:
+            self._give_feeds(timeout_s)
+
+    def _give_feeds(self, timeout_s: float) -> None:
+        assert self._feeds
+        packed = [self._packed(feed) for feed in read_feeds(self._feeds)]
+        there = self.device.content(b"".join(packed))
+        self._ask(["feeds", there, len(packed)], timeout_s, NoneType)
+
+    def _packed(self, feed: dict[str, np.ndarray]) -> bytes:
+        try:
+            return pack(feed, self._ports.inputs, self._names[0], self._edges)
+        except DeviceError as error:
+            raise self._wrong(str(error)) from None
+
+    def warm(self, seconds: float, least: int, *, timeout_s: float) -> int:
+        count: int = self._ask(["warm", seconds, least], timeout_s, Warmed)
+        return count
+
+    def round(
+        self, seconds: float, least: int, *, warm_s: float, feed: int, timeout_s: float
+    ) -> np.ndarray:
+        began = time.monotonic()
+        text: str = self._ask(["round", seconds, least, warm_s, feed], timeout_s, str)
+        try:
+            return latencies(text, least, time.monotonic() - began)
+        except ValueError as error:
+            raise self._wrong(f"its runner answered 'round' with {error}") from None
+
+    def outputs(
+        self,
+        samples: Samples,
+        model: Model,
+        count: int,
+        folder: Path,
+        *,
+        timeout_s: float,
+        silence_s: float | None = None,
+        progress: OnCount | None = None,
+    ) -> None:
+        """A chunk of the samples lies there at a time."""
+        rows = Rows(folder, model, count)
+        each = max(1, CHUNK_BYTES // max(1, self._ports.input_bytes, self._ports.output_bytes))
+        starts = range(0, count, model.batch)
+        for begin in range(0, len(starts), each):
+            chunk = starts[begin : begin + each]
+            packed = b"".join(self._packed(samples.feed(model, rows.indices(at))) for at in chunk)
+            done = begin * model.batch
+
+            def within_chunk(now: int, _: int, done: int = done) -> None:
+                if progress:
+                    progress(min(done + now * model.batch, count), count)
+
+            outputs = self._through_chunk(packed, len(chunk), len(starts), timeout_s, within_chunk)
+            for at, arrays in zip(chunk, outputs, strict=True):
+                rows.add(at, arrays)
+            within_chunk(len(chunk), 0)
+
+    def _through_chunk(
+        self, packed: bytes, count: int, of: int, timeout_s: float, progress: OnCount
+    ) -> list[list[np.ndarray]]:
+        """Inputs of `count` inferences of `of` in all: few enough of them stay on the device, for
+        the next candidate and the next run."""
+        if of * self._ports.input_bytes <= DATA_BYTES:
+            return self._through(self.device.content(packed), count, timeout_s, progress)
+        here = self.device.written(packed)
+        given = self.device.folder.push(here, "in")
+        here.unlink()
+        found = self._through(given, count, timeout_s, progress)
+        self.device.folder.remove(given)
+        return found
+
+    def _through(
+        self, given: str, count: int, timeout_s: float, progress: OnCount | None
+    ) -> list[list[np.ndarray]]:
+        """The path there of inputs of `count` inferences -> the outputs of each."""
+        folder, here = self.device.folder, self.device.scratch / "through"
+        taken = folder.name("out")
+        size = self._ports.output_bytes
+        self._ask(["run", given, count, taken], timeout_s, NoneType, progress)
+        folder.pull(taken, here, 2 * size * count + SPARE_BYTES)
+        folder.remove(taken)
+        content = memoryview(here.read_bytes())
+        here.unlink()
+        if len(content) != size * count:
+            raise UnsupportedError(
+                f"the model gave {len(content)} bytes for {count} samples where {size} each were "
+                "expected: an output changes its shape from sample to sample"
+            )
+        return [
+            unpack(
+                content[i * size : (i + 1) * size],
+                self._ports.outputs,
+                self._names[1],
+                self._edges,
+                self._wanted,
+            )
+            for i in range(count)
+        ]
+
+    def run(self, feeds: Path, folder: Path, *, timeout_s: float) -> None:
+        packed = [self._packed(feed) for feed in read_feeds(feeds)]
+        given = self.device.content(b"".join(packed))
+        for number, outputs in enumerate(self._through(given, len(packed), timeout_s, None)):
+            for place, array in enumerate(outputs):
+                np.save(folder / f"{number}-{place}.npy", array)
+
+    def profile(self, artifact: Artifact, *, timeout_s: float) -> dict[str, Any]:
+        there = self.device.folder.name("profile")
+        self._opened(artifact, timeout_s, profile=there)
+        runs = self._ask(["profile", PROFILED_S], timeout_s, Profiled).inferences
+        here = self.device.scratch / "profile"
+        self.device.folder.pull(there, here, PROFILE_BYTES)
+        self.device.folder.remove(there)
+        runner = self.device.runner(artifact.runtime)
+        shares = self.device.shares(artifact, here.read_text(errors="replace"), runs)
+        how = {"runner": runner.kind, "runtime_version": runner.version, "cores": [*self._cores]}
+        return {**shares, **how}
+
+    def layers(self, artifact: Artifact, *, timeout_s: float) -> list[dict[str, Any]]:
+        raise UnsupportedError(
+            "the time of every kernel is told on this machine only, not on a remote device"
+        )
+
+    def peak_memory(self, artifact: Artifact, *, timeout_s: float) -> Memory:
+        first = self.device.content(memory.trivial(artifact.runtime))
+        there = self.device.artifact(artifact.files)
+        self._start(artifact.runtime)
+        library = self.device.runner(artifact.runtime).library
+        words = ["memory", artifact.runtime, library, first, there, *_words(artifact.options)]
+        answer: MemoryAnswer = self._ask(words, timeout_s, MemoryAnswer)
+        return Memory(answer.baseline, answer.peak)
+
+    def pace(self, seconds: float, *, timeout_s: float) -> int:
+        """By rounds of the runner, which runs for a time."""
+        samples = self.round(min(seconds, PACED_S), 3, warm_s=0.0, feed=0, timeout_s=timeout_s)
+        return max(1, int(seconds / (float(np.median(samples)) / 1e9)))
+
+    def burst(self, count: int, *, timeout_s: float) -> None:
+        self.round(0.0, count, warm_s=0.0, feed=0, timeout_s=timeout_s)
+
+
+def _words(options: dict[str, Any]) -> list[str]:
+    """A runtime's options as a runner reads them; what is done on this machine is left out."""
+    return [
+        f"{name}={int(value) if name == 'stateful' else value}"
+        for name, value in runtime_options(options).items()
+    ]
