@@ -40,7 +40,6 @@ import numpy as np
 import psutil
 from msgspec.structs import replace
 
-from onmetal import targets
 from onmetal.calibration import samples
 from onmetal.calibration.calibrated import CalibratedModel
 from onmetal.calibration.statistics import Statistics
@@ -52,6 +51,7 @@ from onmetal.profilers.devices.local_worker import quiet_environment
 from onmetal.progress import Progress
 from onmetal.ranges import BINS, Grid, estimate
 from onmetal.records import plain, restore
+from onmetal.runtimes import fit
 
 MODEL = "efficientnet_lite0_imagenet/efficientnet_lite0.onnx"
 FEW = 32
@@ -103,23 +103,23 @@ def _hub(given: Found, cache: Cache) -> CalibratedModel:
     if given["images"] > data.count:
         sys.exit(f"there are {data.count} images")
     data = replace(data, count=given["images"])
-    hub = CalibratedModel(read, targets.load("x86-64"), data, device, cache)
-    hub.float_graph()
-    return hub
+    calibrated = CalibratedModel(read, fit.load_target("x86-64"), data, device, cache)
+    calibrated.float_graph()
+    return calibrated
 
 
-def _array(hub: CalibratedModel) -> ArrayFile:
-    assert hub.samples
-    return hub.samples.arrays[hub.model.inputs[0].name]
+def _array(calibrated: CalibratedModel) -> ArrayFile:
+    assert calibrated.samples
+    return calibrated.samples.arrays[calibrated.model.inputs[0].name]
 
 
 def ours(given: Found) -> Found:
     """-> `seconds`; `ranges` and `widths` of bins by tensor; `values` counted."""
     found: Found = {}
     with Cache() as cache:
-        hub = _hub(given, cache)
-        with _clock(_array(hub).path, found):
-            seen = Statistics(hub.statistics(lambda done, total, what: None)).seen
+        calibrated = _hub(given, cache)
+        with _clock(_array(calibrated).path, found):
+            seen = Statistics(calibrated.statistics(lambda done, total, what: None)).seen
             ranges = {k: estimate("percentile-99.999", v, Grid()) for k, v in seen.items()}
     widths = {name: (entry.high - entry.low) / BINS for name, entry in seen.items()}
     values = sum(int(entry.counts.sum()) for entry in seen.values())
@@ -281,9 +281,9 @@ def measure(asked: argparse.Namespace, folder: Path) -> dict[str, list[Found]]:
     }
     given |= {"images": asked.images, "method": "Percentile", "stride": 10**9}
     with Cache(folder / "cache") as cache:
-        hub = _hub(given, cache)
-        given |= {"graph": str(hub.float_graph()), "array": plain(_array(hub))}
-        given["input"] = hub.model.inputs[0].name
+        calibrated = _hub(given, cache)
+        given |= {"graph": str(calibrated.float_graph()), "array": plain(_array(calibrated))}
+        given["input"] = calibrated.model.inputs[0].name
         progress = Progress(steps=2 + 5 * asked.repeats)
         found: dict[str, list[Found]] = {"line": []}
         for images in LINE:

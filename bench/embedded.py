@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from onmetal import targets
 from onmetal.converters.tflite.parsing import read
 from onmetal.errors import UnsupportedError
 from onmetal.records import plain
+from onmetal.runtimes import fit
 from onmetal.runtimes.tflm import flash, profile, split, vela
 from onmetal.runtimes.tflm.session import Session
 
@@ -96,7 +96,7 @@ def bench(name: str, case: Any, models: Path, arrays: Path, work: Path) -> dict[
     if case.authors:
         found["files"]["authors"] = judged(models / case.authors[1], images, labels)
     for target in NPUS:
-        npu = targets.load(target).npu
+        npu = fit.load_target(target).npu
         found["vela"][target] = vela.compile_(source, plain(npu), folder / f"{target}.tflite")
     return found
 

@@ -31,7 +31,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onmetal import targets
 from onmetal.calibration import samples
 from onmetal.commands import bench
 from onmetal.deploy import model
@@ -41,7 +40,7 @@ from onmetal.profilers.devices.local import Local
 from onmetal.profilers.devices.local_worker import quiet_environment
 from onmetal.progress import Progress
 from onmetal.records import Candidate, plain
-from onmetal.runtimes import for_runtime
+from onmetal.runtimes import fit, for_runtime
 from onmetal.samples import Samples
 
 MARGIN = 0.005
@@ -159,7 +158,8 @@ def _peers(folder: Path, threads: int, device: Local, cache: Cache) -> list[Cand
     """The peers' artifacts, each in every runtime that opens it."""
     read = model.read(folder / "float.onnx", {}, None, cache, device)
     tensors = {"inputs": plain(read.inputs), "outputs": plain(read.outputs)}
-    able = set(targets.load("x86-64").recipe("bf16").requires_any_flag) & set(device.facts().flags)
+    bf16 = fit.load_target("x86-64").recipe("bf16")
+    able = set(bf16.requires_any_flag) & set(device.facts().flags)
     quantized = {f"ORT {form}": f"{form}.onnx" for form in FORMATS}
     made = [
         (name, "onnxruntime", file, "f32")

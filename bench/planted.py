@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from msgspec.structs import replace
 
-from onmetal import targets
 from onmetal.calibration import samples
 from onmetal.deploy import model
 from onmetal.deploy.convert import convert
@@ -25,6 +24,7 @@ from onmetal.profilers import measure, statistics
 from onmetal.profilers.devices.local import Local
 from onmetal.profilers.devices.local_worker import LocalWorker, quiet_environment
 from onmetal.records import Candidate
+from onmetal.runtimes import fit
 
 HERE = Path(__file__).resolve().parent
 EXAMPLE = HERE.parent / "examples/digits/digits_cnn.onnx"
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def _prepare(path: Path, cache: Cache, folder: Path) -> tuple[Candidate, Candidate, Path]:
-    target = targets.load("x86-onnxruntime")
+    target = fit.load_target("x86-onnxruntime")
     device = Local(cache)
     found = model.read(path, {}, None, cache, device)
     threads = device.facts().cores

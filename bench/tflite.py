@@ -115,10 +115,9 @@ def make_ours(source: Path, data: Path, calibration: Path, folder: Path) -> dict
     """By one `deploy` in a process of its own: its int8 bundle. -> seconds and peak memory."""
     target = folder / "nhwc.toml"
     text = (Path(__file__).parent.parent / "targets/tflite-x86.toml").read_text("utf-8")
-    head, *recipes = text.split("[[recipes]]")
-    kept = [r for r in recipes if 'name = "fp32"' in r or 'name = "int8"' in r]
-    head = head.replace("[[runtimes]]", '[io]\nlayout = "nhwc"\ndtype = "int8"\n\n[[runtimes]]')
-    target.write_text("[[recipes]]".join([head, *kept]), "utf-8")
+    text = re.sub(r"^recipes = .*$", 'recipes = ["fp32", "int8"]', text, flags=re.MULTILINE)
+    text = text.replace("[[runtimes]]", '[io]\nlayout = "nhwc"\ndtype = "int8"\n\n[[runtimes]]')
+    target.write_text(text, "utf-8")
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as home:
         done = subprocess.run(

@@ -35,11 +35,13 @@ class CalibratedModel(Calibrating):
         self, model: Model, target: Target, samples: Samples | None, host: Local, cache: Cache
     ) -> None:
         super().__init__(model, samples, host, cache)
-        self.recipes = {
-            r.name: r.format
-            for r in target.recipes
-            if r.format and r.calibrated and all(spec(name).reads == "onnx" for name in r.runtimes)
-        }
+        self.recipes = [
+            (recipe.name, recipe.format)
+            for recipe in target.recipes
+            if recipe.format
+            and recipe.calibrated
+            and all(spec(name).reads == "onnx" for name in recipe.runtimes)
+        ]
         self.tflite = TfliteSource(self, self.float_graph, target.io)
 
     def source(self, recipe: Recipe, runtime: str, progress: OnProgress) -> Source:
@@ -49,9 +51,9 @@ class CalibratedModel(Calibrating):
         """
         if spec(runtime).reads == "tflite":
             return self.tflite.source(recipe, progress)
-        if recipe.method in ("float", "nncf"):
+        if recipe.quantized_by in (None, "nncf"):
             return Source(self.model.prepared, self.model.prepared_sha256)
-        if recipe.method == "static":
+        if recipe.quantized_by == "static":
             assert recipe.format
             return self.quantized(recipe.format, progress, self.kept_float(runtime))
         return self._weights(recipe)
@@ -89,7 +91,7 @@ class CalibratedModel(Calibrating):
 
     def statistics(self, progress: OnProgress) -> Path:
         """The folder of calibration.statistics over all samples, in the float ONNX graph."""
-        graph, formats = self.float_graph(), list(self.recipes.values())
+        graph, formats = self.float_graph(), [form for _, form in self.recipes]
         tensors = asked(operations.tensors, str(graph), formats)
         return self.collected(graph, tensors, [self._version(), plain(formats)], progress)
 
@@ -179,7 +181,7 @@ class CalibratedModel(Calibrating):
         """
         like = [
             (name, other)
-            for name, other in self.recipes.items()
+            for name, other in self.recipes
             if other.activation_symmetric == form.activation_symmetric
         ]
         for name, other in like:
@@ -208,15 +210,16 @@ class CalibratedModel(Calibrating):
         graph = self.float_graph()
         digest = caches.key(
             graph=caches.sha256(graph),
-            method=recipe.method,
+            method=recipe.quantized_by,
             format=plain(recipe.format),
             runtime=self._version(),
             code=VERSION,
         )
 
         def build(folder: Path) -> None:
-            quantize = {"weights": operations.weights, "dynamic": operations.dynamic}[recipe.method]
-            details = self.call(asked(quantize, str(graph), recipe.format, str(folder)))
+            quantize = {"weights": operations.weights, "dynamic": operations.dynamic}
+            write = quantize[recipe.quantized_by or ""]
+            details = self.call(asked(write, str(graph), recipe.format, str(folder)))
             (folder / "details.json").write_bytes(msgspec.json.encode(details))
 
         return self._made(self.cache.get("quantized", digest, build))

@@ -33,18 +33,18 @@ class TfliteSource:
     def source(self, recipe: Recipe, progress: OnProgress) -> Source:
         """What a recipe's artifact is made of. Raises UnsupportedError where it cannot be."""
         model = self.model
-        if recipe.method == "static" and model.quantized:
+        if recipe.quantized_by == "static" and model.quantized:
             return self._as_it_is()
-        if recipe.method == "static":
+        if recipe.quantized_by == "static":
             assert recipe.format
             return self._static(recipe.format, progress)
         if recipe.name == EXACT and model.format == "tflite" and self.io == Io():
             return Source(model.prepared, model.prepared_sha256)
         name, write = {
-            "float": ("float_", operations.tflite_float),
+            None: ("float_", operations.tflite_float),
             "half": ("half", operations.tflite_half),
             "dynamic": ("dynamic", operations.tflite_dynamic),
-        }[recipe.method]
+        }[recipe.quantized_by]
         path = self.path()
         return self._written(
             name,

@@ -252,6 +252,24 @@ class Slice(Struct, frozen=True):
         return f"slice {self.index} of axis {self.axis} (values of {low:.4g} to {high:.4g})"
 
 
+class Step(Struct, frozen=True):
+    """One thing that is done to a model, as a recipe has it."""
+
+    do: str
+    options: dict[str, Any] = {}
+
+
+class Lineage(Struct, frozen=True):
+    """What a candidate was made of, and how."""
+
+    parent: str | None = None
+    """The candidate that it was made from; None: the model itself."""
+    steps: tuple[Step, ...] = ()
+    """What was done to it, in order; none: nothing was."""
+    seeds: dict[str, int] = {}
+    """Of those steps that draw random numbers."""
+
+
 class Trial(Struct, frozen=True):
     """All that is known of one candidate, tried or not."""
 
@@ -293,6 +311,7 @@ class Trial(Struct, frozen=True):
     collapsed: tuple[str, ...] = ()
     """What of the model is lost altogether, in words: dead outputs, one prediction for all."""
     failure: Literal["conversion", "device"] | None = None
+    lineage: Lineage = Lineage()
 
     def with_figures(self, **figures: Figure) -> "Trial":
         """The trial with these figures, whatever it had under their keys."""

@@ -38,6 +38,11 @@ class Spec(Struct, frozen=True):
     """On PyPI, the one to install first."""
     reads: Literal["onnx", "tflite"]
     """The format of the file that `convert` takes."""
+    runs: dict[str, tuple[str, ...]]
+    """Steps of recipes whose candidates it runs (targets.recipe.STEPS; "float": what is computed as
+    it is) -> the types that it then computes in."""
+    other_floats: str = ""
+    """Why it computes floats in no other {type} than `runs` says, in words that follow its name."""
     defines: str = ""
     """The model format of which it defines what a model computes."""
     install: str = ""

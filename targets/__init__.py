@@ -5,6 +5,8 @@ the device comes from `--device`. Facts carry their unit in the key; unknown key
 is no inheritance. A path that ends in `.toml` works wherever a target's name does.
 """
 
+import re
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,24 +14,16 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-import onmetal
 from onmetal.errors import UsageError
 from onmetal.files.reading import TOML_BYTES, parse_toml, read_bytes
+from onmetal.targets import inline
+from onmetal.targets.recipe import EXACT as EXACT
+from onmetal.targets.recipe import OPERATORS as OPERATORS
+from onmetal.targets.recipe import Format as Format
+from onmetal.targets.recipe import Kind as Kind
+from onmetal.targets.recipe import Named, listed
+from onmetal.targets.recipe import Recipe as Recipe
 from onmetal.texts.suggest import did_you_mean, near
-
-RUNTIMES = tuple(
-    sorted(
-        path.parent.name
-        for path in (Path(onmetal.__file__).parent / "runtimes").glob("*/session.py")
-    )
-)
-"""A runtime is a folder: what runtimes/*/session.py there is."""
-
-PACKAGES = {"litert": ("ai-edge-litert", "tflite-runtime"), "tflm": ("tflite-micro",)}
-"""Runtime -> the packages on PyPI that have it, the one to install first; else it has its name."""
-
-TFLITE = ("litert", "tflm")
-"""Runtimes of .tflite files: LiteRT, and TFLite Micro."""
 
 Positive = Annotated[int, Meta(gt=0)]
 Natural = Annotated[int, Meta(ge=0)]
@@ -41,87 +35,6 @@ class Runtime(Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     options: dict[str, str | int | float | bool] = {}
     """The runtime's own options, over those that onmetal sets."""
-
-
-Kind = Literal["u8", "s8"]
-
-
-def packages(runtime: str) -> tuple[str, ...]:
-    """What a runtime is called on PyPI, the package to install first."""
-    return PACKAGES.get(runtime, (runtime,))
-
-
-def install(runtime: str) -> str:
-    """The command that installs a runtime: TFLite Micro comes with an extra, which pins it."""
-    return "pip install " + ("'onmetal[embedded]'" if runtime == "tflm" else packages(runtime)[0])
-
-
-def pinned(runtime: str, version: str) -> str:
-    """A bundle's requirements.txt: the runtime of the version that it was made with."""
-    return f"numpy>=1.26\n{packages(runtime)[0]}=={version}\n"
-
-
-OPERATORS = frozenset(
-    {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "Concat", "Reshape"}
-    | {"Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Pad", "Gather", "Resize"}
-    | {"MaxPool", "DepthToSpace", "SpaceToDepth", "Expand", "Tile", "AveragePool", "ReduceMean"}
-    | {"GlobalAveragePool", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "HardSwish", "Elu"}
-    | {"Softmax"}
-)
-"""What the quantizer knows how to place: ONNX's names. A Relu or Clip goes with what it follows."""
-
-
-class Format(Struct, frozen=True, forbid_unknown_fields=True):
-    """The rules of one 8-bit format: what the quantizer does, it reads here."""
-
-    operators: tuple[str, ...] = ()
-    """Which operators run in 8 bits; all others stay float. For LiteRT none are listed: it runs all
-    those that TFLite's quantization specification does."""
-    activation: Literal["u8", "s8", "s16"] = "u8"
-    weight: Kind = "s8"
-    activation_symmetric: bool = False
-    """Zero point 0 (s8) or 128 (u8); else the range that was seen decides."""
-    weight_symmetric: bool = True
-    per_channel: bool = True
-    """A scale for every output channel of a weight; else one for all of it."""
-    weight_bits: Literal[7, 8] = 8
-    """7: a reduced range, where 16-bit accumulators of 8-bit products would saturate."""
-    same_scale: tuple[str, ...] = ()
-    """Operators whose outputs must have the scale of their inputs."""
-
-
-Method = Literal["float", "half", "static", "weights", "dynamic", "nncf", "fast"]
-"""How a recipe's candidates are made:
-
-float    the model as it is, computed in `compute`
-half     weights stored as f16, computed with in float
-static   8 bits by calibrated ranges, under the rules of [recipes.format]
-weights  8-bit weights, computed with in float; [recipes.format] says of which operators
-dynamic  8-bit matrix products, the ranges of activations taken anew in every inference
-nncf     8 bits by Intel's NNCF, after its own rules
-fast     the runtime's fastest `static` one, with those operators in float that its profile says
-"""
-
-
-class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
-    """One numeric format and its rules. The order in the file is from most exact to least."""
-
-    name: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$")]
-    runtimes: tuple[str, ...]
-    compute: Literal["f32", "f16", "bf16", "i8", "i16"]
-    """The type that the runtime computes in; its profile must confirm it."""
-    method: Method = "float"
-    requires_any_flag: tuple[str, ...] = ()
-    """CPU flags (as /proc/cpuinfo spells them) of which one must be present to run this at all."""
-    format: Format | None = None
-    split: bool = False
-    """For tflm: compute the largest early operators in bands of rows, which needs less memory at
-    once and gives the same outputs."""
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether samples decide how it is made."""
-        return self.method in ("static", "nncf", "fast")
 
 
 class Io(Struct, frozen=True, forbid_unknown_fields=True):
@@ -197,14 +110,15 @@ class Npu(Struct, frozen=True, forbid_unknown_fields=True):
     """A section of the same file: which memory holds weights and feature maps."""
 
 
-class Target(Struct, frozen=True, forbid_unknown_fields=True):
+class _Facts(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a target and its file have in common."""
+
     name: str
     description: str
     arch: Literal["x86_64", "aarch64", "cortex-m", "any"]
     """any: no device is of a wrong kind."""
     device: Device
     runtimes: tuple[Runtime, ...]
-    recipes: tuple[Recipe, ...]
     threads: Positive | None = None
     """None: as many as the device has physical cores."""
     io: Io = Io()
@@ -214,20 +128,46 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def micro(self) -> bool:
-        """Whether TFLite Micro runs it: on this machine too, where memory is then counted."""
-        return all(runtime.name == "tflm" for runtime in self.runtimes)
+        """Whether it is a microcontroller, which is reached by a serial line; its runtime runs on
+        this machine too, where memory is then counted."""
+        return self.device.transport == "serial"
 
-    def recipe(self, name: str) -> Recipe:
-        return next(recipe for recipe in self.recipes if recipe.name == name)
+
+class _Document(_Facts, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A target file as it is written."""
+
+    recipes: tuple[str | inline.Table, ...]
+
+
+class TargetFile(_Facts, frozen=True, kw_only=True):
+    """A target file that was read. Which of its runtimes run which recipe, they say:
+    `onmetal.runtimes.fit` makes a Target of it."""
+
+    source: str
+    recipes: tuple[Named, ...]
+    """From the most exact to the least."""
+    deprecated: bool = False
+    """Whether its recipes stand there as [[recipes]] tables."""
+
+
+class Target(_Facts, frozen=True, kw_only=True):
+    """Hardware, and what can be tried on it."""
+
+    recipes: tuple[Recipe, ...]
+    """From the most exact to the least; of one name there are several where its runtimes differ in
+    what they make of it."""
+    warnings: tuple[str, ...] = ()
+    """What is to be changed in its file."""
+
+    def recipe(self, name: str, runtime: str | None = None) -> Recipe:
+        """What a runtime makes of a recipe; where it runs none of that name, what the first does
+        that does."""
+        found = [known for known in self.recipes if known.name == name]
+        return next((known for known in found if runtime in known.runtimes), found[0])
 
     def exactness(self, recipe: str) -> int:
         """Lower is more exact: the recipe's place in the file."""
-        return [known.name for known in self.recipes].index(recipe)
-
-
-EXACT = "fp32"
-"""The recipe that computes what the original does; always run, as the reference, where a target has
-it: one of TFLite Micro need not."""
+        return list(dict.fromkeys(known.name for known in self.recipes)).index(recipe)
 
 
 def names() -> list[str]:
@@ -238,8 +178,8 @@ def names() -> list[str]:
     )
 
 
-def load(name: str) -> Target:
-    """Load a built-in target by its name, or any profile by the path of its TOML file.
+def read(name: str) -> TargetFile:
+    """Read a built-in target by its name, or any target file by its path.
 
     Raises UsageError, naming the file and the field, where it is missing or wrong.
     """
@@ -266,150 +206,88 @@ def load(name: str) -> Target:
     return parse(text, source)
 
 
-def parse(text: str, source: str) -> Target:
+def parse(text: str, source: str) -> TargetFile:
+    """Raises UsageError. `source`: the file's path, in whose folder recipes of its own lie."""
     try:
         fields = parse_toml(text)
-        target = msgspec.convert({"name": Path(source).stem, **fields}, Target)
-    except (ValueError, msgspec.ValidationError) as error:
-        raise UsageError(f"target file {source}: {error}; see docs/targets.md") from None
-    _check(target, source)
-    return target
+        document = msgspec.convert({"name": Path(source).stem, **fields}, _Document)
+        _check(document)
+        return _read(document, source)
+    except ValueError as error:  # msgspec.ValidationError is one
+        raise refused(source, f"{error}{_hint(text, str(error))}") from None
 
 
-def _check(target: Target, source: str) -> None:
-    """What the types cannot say: combinations that could never run."""
+def refused(source: str, why: str) -> UsageError:
+    return UsageError(f"target file {source}: {why}; see docs/targets.md")
 
-    def refuse(why: str) -> None:
-        raise UsageError(f"target file {source}: {why}; see docs/targets.md")
 
-    runtimes = [runtime.name for runtime in target.runtimes]
-    recipes = [recipe.name for recipe in target.recipes]
-    if unknown := sorted(set(runtimes) - set(RUNTIMES)):
-        refuse(
-            f"[[runtimes]] names {unknown[0]!r}, which is unknown; there are: {', '.join(RUNTIMES)}"
-        )
+def _check(target: _Document) -> None:
+    """What the types cannot say: facts that contradict each other."""
+    runtimes, chip = [runtime.name for runtime in target.runtimes], target.chip
     if not runtimes:
-        refuse("it has no [[runtimes]], so nothing could run the model")
-    for kind, found in (("runtime", runtimes), ("recipe", recipes)):
-        if double := sorted({name for name in found if found.count(name) > 1}):
-            refuse(f"the {kind} {double[0]!r} stands there twice")
-    if EXACT not in recipes and not target.micro:
-        refuse(f"it has no {EXACT!r} recipe, which is run as the reference")
-    if not recipes:
-        refuse("it has no [[recipes]], so there is nothing to try")
-    if EXACT in recipes and recipes[0] != EXACT:
-        refuse(f"{EXACT!r} must come first: the order is from the most exact to the least")
-    for recipe in target.recipes:
-        if unknown := sorted(set(recipe.runtimes) - set(runtimes)):
-            refuse(
-                f"recipe {recipe.name!r} names the runtime {unknown[0]!r}, "
-                f"which is not among its [[runtimes]] ({', '.join(runtimes)})"
-            )
-        if not recipe.runtimes:
-            refuse(f"recipe {recipe.name!r} has no runtime")
-        if why := _misfit(recipe):
-            refuse(f"recipe {recipe.name!r} {why}")
-    if why := _misfit_chip(target):
-        refuse(why)
-    if any(recipe.method == "fast" for recipe in target.recipes) and not any(
-        recipe.method == "static" for recipe in target.recipes
-    ):
-        refuse("a recipe of method 'fast' needs one of method 'static', from which it is made")
-
-
-def _misfit_chip(target: Target) -> str | None:
-    """What a target of TFLite Micro may say, and no other."""
-    runtimes = {runtime.name for runtime in target.runtimes}
-    if "tflm" in runtimes and len(runtimes) > 1:
-        return "the runtime 'tflm' stands beside others, which no device has together"
-    if not target.micro and (target.chip or target.npu):
-        return "[chip] and [npu] are of microcontrollers, which only the runtime 'tflm' runs on"
-    if target.npu and not target.chip:
-        return "[npu] needs a [chip]: the core beside it, its flash and RAM"
-    serial = target.device.transport == "serial"
-    if serial != target.micro:
-        return "transport 'serial' and the runtime 'tflm' go together"
-    chip = target.chip
+        raise ValueError("it has no [[runtimes]], so nothing could run the model")
+    if double := sorted({name for name in runtimes if runtimes.count(name) > 1}):
+        raise ValueError(f"the runtime {double[0]!r} stands there twice")
+    if target.npu and not chip:
+        raise ValueError("[npu] needs a [chip]: the core beside it, its flash and RAM")
     if chip and chip.application_ram_kib >= chip.ram_kib:
-        return "application_ram_kib leaves nothing of ram_kib"
+        raise ValueError("application_ram_kib leaves nothing of ram_kib")
     if chip and chip.application_flash_kib >= chip.flash_kib:
-        return "application_flash_kib leaves nothing of flash_kib"
-    return None
+        raise ValueError("application_flash_kib leaves nothing of flash_kib")
 
 
-_COMPUTES = {
-    "float": ("f32", "f16", "bf16"),
-    "half": ("f32",),
-    "static": ("i8", "i16"),
-    "weights": ("f32",),
-    "dynamic": ("i8",),
-    "nncf": ("i8",),
-    "fast": ("i8",),
-}
-_ONLY_ON = {
-    "dynamic": {"onnxruntime", "litert"},
-    "half": {"litert"},
-    "nncf": {"openvino"},
-    "weights": {"onnxruntime", "openvino"},
-    "fast": {"onnxruntime", "openvino"},
-}
+def _read(document: _Document, source: str) -> TargetFile:
+    words = tuple(entry for entry in document.recipes if isinstance(entry, str))
+    tables = tuple(entry for entry in document.recipes if isinstance(entry, inline.Table))
+    if words and tables:
+        raise ValueError(_mixed(table.name for table in tables))
+    if words:
+        recipes = listed(words, Path(source).parent)
+    else:
+        recipes = inline.named(tables, [runtime.name for runtime in document.runtimes])
+    _check_order(recipes)
+    facts = {key: getattr(document, key) for key in _Facts.__struct_fields__}
+    return TargetFile(**facts, recipes=recipes, source=source, deprecated=bool(tables))
 
 
-def _misfit(recipe: Recipe) -> str | None:
-    """What of a recipe contradicts itself."""
-    if recipe.compute not in _COMPUTES[recipe.method]:
-        can = " or ".join(_COMPUTES[recipe.method])
-        return f"of method {recipe.method!r} computes in {can}, not in {recipe.compute}"
-    if (recipe.name == EXACT) != (recipe.method == "float" and recipe.compute == "f32"):
-        return (
-            f"with compute {recipe.compute!r}: {EXACT!r}, and only it, computes the float model "
-            "in f32"
+def _check_order(recipes: tuple[Named, ...]) -> None:
+    if not recipes:
+        raise ValueError("it has no recipes, so there is nothing to try")
+    if any(entry.name == EXACT for entry in recipes[1:]):
+        raise ValueError(
+            f"{EXACT!r} must come first: the order is from the most exact to the least"
         )
-    if recipe.method == "float" and recipe.compute != "f32" and "onnxruntime" in recipe.runtimes:
-        return (
-            f"names onnxruntime, whose CPU kernels on x86 compute {recipe.compute} by casting "
-            f"to f32, which is no {recipe.compute}"
+    ways = [way for entry in recipes for way in entry.ways]
+    if any(way.does("mixed") for way in ways) and not any(way.does("static") for way in ways):
+        raise ValueError(
+            "a recipe with the step 'mixed' needs one with 'static', from which it is made"
         )
-    only = _ONLY_ON.get(recipe.method)
-    if only and not set(recipe.runtimes) <= only:
-        return f"of method {recipe.method!r} runs on {' and '.join(sorted(only))} alone"
-    tflite = next((name for name in TFLITE if name in recipe.runtimes), None)
-    if tflite and recipe.method == "float" and recipe.compute != "f32":
-        return (
-            f"names {tflite}, which onmetal lets compute floats in f32 only, not {recipe.compute}"
-        )
-    if recipe.split and (recipe.method != "static" or tflite != "tflm"):
-        return "is split into bands of rows, which is done for 8-bit models of tflm alone"
-    if (recipe.format is None) == (recipe.method in ("static", "weights")):
-        need = "needs a" if recipe.format is None else "takes no"
-        return f"of method {recipe.method!r} {need} [recipes.format]"
-    if recipe.format is None:
-        return None
-    form = recipe.format
-    if tflite:
-        return _misfit_tflite(recipe, form, tflite)
-    if form.activation == "s16" or recipe.compute == "i16":
-        return "has 16-bit activations, which only litert and tflm compute with"
-    if unknown := sorted({*form.operators, *form.same_scale} - OPERATORS):
-        return f"lists the operator {unknown[0]!r}; there are: {', '.join(sorted(OPERATORS))}"
-    if not form.operators:
-        return "lists no operators in its format"
-    if form.weight_symmetric and form.weight == "u8" and form.weight_bits == 7:
-        return "has u8 weights of 7 bits, which are asymmetric: set weight_symmetric = false"
-    return None
 
 
-def _misfit_tflite(recipe: Recipe, form: Format, runtime: str) -> str | None:
-    """TFLite's quantization is one specification, of which only the activations may be chosen."""
-    if set(recipe.runtimes) != {runtime}:
-        return f"names {runtime} beside others, whose formats differ: give each a recipe of its own"
-    known = Format(activation=form.activation)
-    if form != known or form.activation == "u8":
+def _mixed(tables: Iterable[str]) -> str:
+    paths = ", ".join(f'"./{name}.toml"' for name in tables)
+    return (
+        "it lists recipes by name and has tables of them too: write each table as a file of its "
+        'own beside this one (its lines without `name`, `method = "static"` as '
+        '`steps = ["static"]`, [recipes.format] as [format]), and list these by their paths: '
+        f"{paths}"
+    )
+
+
+_LIST = re.compile(r"^[ \t]*recipes[ \t]*=", re.MULTILINE)
+_TABLE = re.compile(r"^[ \t]*\[\[[ \t]*recipes[ \t]*\]\]", re.MULTILINE)
+_TABLE_NAME = re.compile(_TABLE.pattern + r"[^\[]*?^[ \t]*name[ \t]*=[ \t]*\"([a-z0-9-]+)\"", re.M)
+
+
+def _hint(text: str, error: str) -> str:
+    """What to write, where a list of recipes stands in a wrong place."""
+    if not _LIST.search(text):
+        return ""
+    if _TABLE.search(text):
+        return f": {_mixed(_TABLE_NAME.findall(text))}"
+    if "unknown field `recipes`" in error or "required field `recipes`" in error:
         return (
-            'has a format other than TFLite\'s: only `activation`, "s8" or "s16", can be said for '
-            f"{runtime}"
+            "; the line `recipes = […]` must stand above the file's first [table], of which it is "
+            "a part otherwise"
         )
-    wide = form.activation == "s16"
-    if wide != (recipe.compute == "i16"):
-        return f"with activations of {form.activation} computes in {'i16' if wide else 'i8'}"
-    return None
+    return ""

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from onmetal import cli, targets
+from onmetal import cli
 from onmetal.profilers.measure import MODES, Schedule
+from onmetal.runtimes import fit
 from tests.conftest import DIGITS, deploy, once
 
 MODEL = DIGITS / "digits_cnn.onnx"
@@ -20,11 +21,11 @@ CALIBRATION = DIGITS / "calibration.npz"
 JUDGED = [index for index in range(600) if index % 4 != 3]
 """Of the example's 600 samples, all but the last of every four."""
 BRIEF = Schedule(2, 3, 0.01, 0.01, 0.0, 1)
-TARGET = targets.load("x86-64")
+TARGET = fit.load_target("x86-64")
 STATIC = [
     recipe
     for recipe in TARGET.recipes
-    if recipe.method == "static" and recipe.runtimes != ("litert",)
+    if recipe.quantized_by == "static" and recipe.runtimes != ("litert",)
 ]
 FAMILY = "int8-s,int8-u,int8-n,int8-f"
 """What ONNX Runtime and OpenVINO are calibrated for; LiteRT has tests of its own."""

@@ -17,6 +17,7 @@ from onmetal.converters.tflite import reader as tflite_reader
 from onmetal.files import images, preprocessing
 from onmetal.files.cache import Cache
 from onmetal.files.preprocessing import Preprocessing
+from onmetal.runtimes import fit
 from tests.onnx_models import build, constant, node, value, weights
 from tests.sample_files import image_model
 from tests.tflite_nets import small
@@ -161,7 +162,7 @@ def read(kind: str, path: Path) -> None:
             labels.listing(folder, None, 2, labelled=True, within=folder.resolve())
         elif kind == "target.toml":
             shutil.copyfile(path, folder / "target.toml")
-            targets.load(str(folder / "target.toml"))
+            fit.load_target(str(folder / "target.toml"))
         else:
             images.read(path, HOW)
 

@@ -72,15 +72,15 @@ def main(model: str, data: str) -> dict[str, Any]:
     costs = extended()
     from msgspec.structs import replace
 
-    from onmetal import targets
     from onmetal.budget import Budget
     from onmetal.deploy import rank
     from onmetal.records import Candidate, Figure, Model, Trial, plain
     from onmetal.reports import of_trials, table
     from onmetal.reports.setting import Setting
+    from onmetal.runtimes.fit import load_target
     from onmetal.texts.terminal import PLAIN
 
-    target, goal = targets.load("x86-64"), costs.goal("temperature")
+    target, goal = load_target("x86-64"), costs.goal("temperature")
     words = (model, "--target", "x86-64", "--data", data, "--dry-run", "--json")
     read = Model(Path("m"), Path("m"), "", "onnx", "", 9, (), (), 0, 9, {}, 1)
     bare = Trial("", "fp32", "openvino", "m")

@@ -22,6 +22,7 @@ from onmetal.profilers.devices.board.link import Serial
 from onmetal.profilers.devices.board.worker import BoardWorker
 from onmetal.profilers.devices.local import Local
 from onmetal.records import Artifact
+from onmetal.runtimes import fit
 from tests import peer
 from tests.peer import Fault, Peer
 
@@ -494,12 +495,11 @@ def test_a_run_that_breaks_off(
 
 
 def test_a_board_of_the_wrong_kind_is_given_back(file: Path, cache: Cache) -> None:
-    from onmetal import targets
 
     with Peer(file) as there:
         with pytest.raises(DeviceError, match="is cortex-m; the target x86-64 needs x86_64"):
-            connect.connect(targets.load("x86-64"), there.address, cache)
+            connect.connect(fit.load_target("x86-64"), there.address, cache)
         Serial(there.wire.place).close()
-        device = connect.connect(targets.load("cortex-m4"), there.address, cache)
+        device = connect.connect(fit.load_target("cortex-m4"), there.address, cache)
         device.close()
         device.close()

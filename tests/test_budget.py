@@ -11,11 +11,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from onmetal import cli, costs, targets
+from onmetal import cli, costs
 from onmetal.budget import Asked, Budget
 from onmetal.deploy import rank
 from onmetal.errors import UsageError
 from onmetal.records import Accuracy, Candidate, Figure, Latency, Model, Trial
+from onmetal.runtimes import fit
 from onmetal.texts import units
 from onmetal.texts.units import Share
 from tests.conftest import DIGITS
@@ -248,7 +249,7 @@ def test_a_limit_is_met_at_its_value_and_missed_over_it(
 @NAMED
 def test_a_missing_number_never_satisfies_a_budget(word: str, met: Budget, missed: Budget) -> None:
     if word == "accuracy drop":  # without labels fidelity stands for it
-        assert rank.objections(UNKNOWN, met, targets.load("x86-64"), True)
+        assert rank.objections(UNKNOWN, met, fit.load_target("x86-64"), True)
     else:
         assert said(met, UNKNOWN) != ""
 

@@ -20,7 +20,7 @@ from onmetal.profilers.devices.local_worker import quiet_environment
 from onmetal.records import Candidate
 from onmetal.reports import of_trials
 from onmetal.reports.manifest_record import Run
-from onmetal.targets import packages
+from onmetal.runtimes import spec
 from tests.bundles import ARTIFACT, MODEL, RUNTIMES, Capture, alone, make, runner
 from tests.conftest import DIGITS, ROOT
 
@@ -105,7 +105,7 @@ def test_where_nothing_is_calibrated_all_of_the_data_is_evaluated(bundles: dict[
 def test_the_readme_says_how_to_run_it(bundles: dict[str, Path]) -> None:
     for runtime, folder in bundles.items():
         text = (folder / "README.md").read_text()
-        assert f"pip install numpy {packages(runtime)[0]}==" in text
+        assert f"pip install numpy {spec(runtime).packages[0]}==" in text
         assert "python run.py" in text
         assert "image" in text
 
@@ -130,7 +130,7 @@ def test_run_py_runs_alone(runtime: str, bundles: dict[str, Path], tmp_path: Pat
     assert "agree" in done.stdout
     assert "INFO" not in done.stderr  # which LiteRT's C++ prints
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert {"numpy", packages(runtime)[0].replace("-", "_")} <= {
+    assert {"numpy", spec(runtime).packages[0].replace("-", "_")} <= {
         name.partition(".")[0] for name in imported
     }
     assert not {name for name in imported if name.partition(".")[0] == "onmetal"}
@@ -245,7 +245,7 @@ def test_run_py_says_what_it_lacks(runtime: str, bundles: dict[str, Path]) -> No
     version = json.loads((bundles[runtime] / "manifest.json").read_text())["run"]["runtime_version"]
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("run.py: ") and "Traceback" not in done.stderr
-    assert f"pip install numpy {packages(runtime)[0]}=={version}" in done.stderr
+    assert f"pip install numpy {spec(runtime).packages[0]}=={version}" in done.stderr
     helped = subprocess.run([*bare, "--help"], capture_output=True, text=True)
     assert helped.returncode == 0 and helped.stderr == ""
     assert "input 'image': float32 [1, 1, 8, 8]" in helped.stdout

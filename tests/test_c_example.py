@@ -15,7 +15,7 @@ from onnx import helper
 from onmetal.bundles.kinds import c_example
 from onmetal.errors import UnsupportedError
 from onmetal.records import Candidate, Tensor
-from onmetal.targets import packages
+from onmetal.runtimes import spec
 from onmetal.texts.quoting import c_string
 from tests import deployed, onnx_models
 from tests.deployed import Deployments
@@ -139,7 +139,7 @@ class TestTheExample:
 
     def test_pins_what_was_measured(self, bundle: Path) -> None:
         candidate = deployed.candidate(bundle)
-        pinned = f"{packages(candidate.runtime)[0]}=={candidate.runtime_version}"
+        pinned = f"{spec(candidate.runtime).packages[0]}=={candidate.runtime_version}"
         assert written(bundle)["requirements.txt"].decode() == f"numpy>=1.26\n{pinned}\n"
 
 

@@ -10,12 +10,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from onmetal import targets
 from onmetal.calibration import placement
 from onmetal.calibration.fidelity import sqnr_db
 from onmetal.calibration.quantize import quantize
 from onmetal.converters.onnx import floats, reader
 from onmetal.converters.onnx.graph import Graph
+from onmetal.runtimes import fit
 from onmetal.targets import Format
 from tests.conftest import deploy
 from tests.onnx_models import build, constant, node, save, value, weights
@@ -94,7 +94,7 @@ def fix_outputs(tail: list[Any]) -> list[Any]:
 
 
 def statics() -> dict[str, Format]:
-    recipes = targets.load("x86-64").recipes
+    recipes = fit.load_target("x86-64").recipes
     return {r.name: r.format for r in recipes if r.format and r.format.operators}
 
 

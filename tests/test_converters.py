@@ -24,15 +24,16 @@ from onmetal.files.cache import Cache
 from onmetal.profilers.devices.local import Local
 from onmetal.profilers.devices.local_worker import LocalWorker, quiet_environment
 from onmetal.records import Candidate, Model
-from onmetal.targets import TFLITE, Recipe, Runtime
+from onmetal.runtimes import fit, reading
+from onmetal.targets import Recipe, Runtime
 from tests import onnx_models
 from tests.conftest import DIGITS, ROOT
 
 MARK = "# What follows is the same for every runtime.\n"
 NAMED = sorted(
-    {runtime.name for name in targets.names() for runtime in targets.load(name).runtimes}
+    {runtime.name for name in targets.names() for runtime in fit.load_target(name).runtimes}
 )
-TARGET = targets.load("x86-64")
+TARGET = fit.load_target("x86-64")
 
 
 def test_every_runtime_that_a_target_names_is_a_folder() -> None:
@@ -124,7 +125,7 @@ def test_no_option_that_may_be_set_names_a_file() -> None:
 
 @pytest.mark.parametrize("name", targets.names())
 def test_the_options_of_every_target_are_known(name: str) -> None:
-    runtimes.check_options(targets.load(name))
+    runtimes.check_options(fit.load_target(name))
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -142,7 +143,7 @@ def test_a_known_option_is_taken(name: str) -> None:
     module = runtimes.for_runtime(name)
     known = sorted(module.OPTIONS.keys() - module.RESERVED)
     if not known:
-        assert name in TFLITE  # which have none of their own
+        assert name in reading("tflite")  # which have none of their own
         return
     option = known[0]
     runtimes.check_options(replace(TARGET, runtimes=(Runtime(name, {option: 1}),)))
@@ -203,7 +204,7 @@ def pairs(*, in_float: bool) -> list[Any]:
     return [
         pytest.param(recipe, runtime, id=f"{recipe.name}@{runtime}")
         for recipe in TARGET.recipes
-        if (recipe.method == "float") is in_float and recipe.method != "fast"
+        if (recipe.quantized_by is None) is in_float and recipe.quantized_by != "mixed"
         for runtime in recipe.runtimes
     ]
 

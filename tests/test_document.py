@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onmetal import targets
 from onmetal.profilers.devices.local_worker import quiet_environment
+from onmetal.runtimes import fit
 from tests.deploy_runs import (
     BF16,
     DATA,
@@ -170,7 +170,7 @@ def test_halves_are_tried_where_the_cpu_computes_them(document: Document, flags:
 
 def test_what_is_not_in_the_pareto_set_is_dominated(document: Document) -> None:
     """In exactness, accuracy and size at least; latency and memory have noise."""
-    target = targets.load("x86-64")
+    target = fit.load_target("x86-64")
 
     def cost(entry: Document) -> tuple[float, float, float]:
         rank = target.exactness(entry["recipe"])

@@ -23,7 +23,7 @@ from onmetal.profilers.devices.remote.facts.parsing import parse
 from onmetal.profilers.devices.remote.facts.records import Cluster, Facts
 from onmetal.profilers.devices.remote.facts.script import SCRIPT, STATE_SCRIPT
 from onmetal.profilers.devices.remote.facts.state import parse_state
-from onmetal.targets import RUNTIMES, packages
+from onmetal.runtimes import RUNTIMES, spec
 
 ARM_FLAGS = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm asimddp"
 ELF64_ARM = " 7f 45 4c 46 02 01 01 00 00 00 00 00 00 00 00 00\n 03 00 b7 00"
@@ -760,7 +760,7 @@ def test_a_folder_that_is_not_there_has_the_space_of_the_one_above(tmp_path: Any
 
 
 def test_the_script_asks_for_every_package_of_every_runtime() -> None:
-    assert all(package in SCRIPT for runtime in RUNTIMES for package in packages(runtime))
+    assert all(package in SCRIPT for runtime in RUNTIMES for package in spec(runtime).packages)
 
 
 def test_the_script_fits_where_the_oldest_adb_takes_a_command() -> None:

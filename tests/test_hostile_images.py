@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
-from onmetal import targets
 from onmetal.calibration import class_names, samples
 from onmetal.errors import UsageError
 from onmetal.files import image_files, images, preprocessing
 from onmetal.files.cache import Cache
 from onmetal.files.preprocessing import Preprocessing
+from onmetal.runtimes import fit
 from onmetal.samples import Samples
 from tests.conftest import DIGITS, deploy
 from tests.hostile_files import special
@@ -234,7 +234,7 @@ def test_a_data_toml_of_a_stranger_is_bounded(tmp_path: Path, toml: str, why: st
     assert len(str(caught.value)) < 600
     (tmp_path / "own.toml").write_text(toml)
     with pytest.raises(UsageError, match=r"own\.toml"):
-        targets.load(str(tmp_path / "own.toml"))
+        fit.load_target(str(tmp_path / "own.toml"))
 
 
 def test_points_that_are_no_tables_are_not_counted(tmp_path: Path) -> None:

@@ -239,6 +239,7 @@ def test_int8_fast_is_measured_or_says_why_not(measured: Made, document: Documen
         assert entry["accuracy"]["samples"] == 450
         details = entry["details"]
         base = candidates(found)[details["made_from"]]
+        assert entry["lineage"]["parent"] == base["name"]
         assert (base["runtime"], base["details"]["format"]) == (runtime, details["format"])
         assert details["operators_in_float"] or details["operators_in_8_bits"] == 10
         assert details["operators_in_8_bits"] + len(details["operators_in_float"]) == 10

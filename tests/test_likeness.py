@@ -11,17 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from onmetal import targets
 from onmetal.calibration import collapse
 from onmetal.calibration.fidelity import PERFECT_DB, compare, extent, sqnr_db
 from onmetal.deploy import likeness
 from onmetal.files import stored as outputs
 from onmetal.files.stored import StoredArray
 from onmetal.records import Model, Tensor, Trial
+from onmetal.runtimes import fit
 from onmetal.targets import Recipe
 from tests.trials import MODEL, trial
 
-TARGET = targets.load("x86-64")
+TARGET = fit.load_target("x86-64")
 RANDOM = np.random.default_rng(7)
 BOXES = RANDOM.uniform(0, 640, (40, 4, 16)).astype(np.float32)
 SCORES = RANDOM.uniform(0, 1, (40, 6, 16)).astype(np.float32)

@@ -13,7 +13,6 @@ import onnx
 import pytest
 from msgspec.structs import replace
 
-from onmetal import targets
 from onmetal.deploy import model
 from onmetal.deploy.convert import convert
 from onmetal.errors import DeviceError
@@ -31,6 +30,7 @@ from onmetal.profilers.measure import (
     profile,
 )
 from onmetal.records import Candidate, Rounds
+from onmetal.runtimes import fit
 from tests import onnx_models
 from tests.conftest import DIGITS
 
@@ -80,7 +80,7 @@ class Recording(Local):
 def made(
     path: Path, device: Local, cache: Cache, recipe: str = "fp32", runtime: str = "onnxruntime"
 ) -> Candidate:
-    target = targets.load("x86-64")
+    target = fit.load_target("x86-64")
     found = model.read(path, {}, None, cache, device)
     how = target.recipe(recipe)
     return convert(f"{recipe}@{runtime}", found, how, runtime, target, 1, device, cache)

@@ -8,13 +8,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from onmetal import targets
 from onmetal.deploy.convert import convert
 from onmetal.deploy.model import parse_shapes
 from onmetal.errors import UnsupportedError, UsageError
 from onmetal.files.cache import Cache
 from onmetal.profilers.devices.local import Local
 from onmetal.records import Tensor
+from onmetal.runtimes import fit
 from tests.conftest import DIGITS
 from tests.onnx_models import (
     F32,
@@ -203,7 +203,7 @@ def test_every_opset_reads(tmp_path: Path, opset: int) -> None:
 @pytest.mark.parametrize("opset", [7, 13, NEWEST])
 def test_fp32_converts_on_both_runtimes(tmp_path: Path, opset: int) -> None:
     found = read(convolution(opset), tmp_path)
-    target = targets.load("x86-64")
+    target = fit.load_target("x86-64")
     for runtime in ("onnxruntime", "openvino"):
         with Cache() as cache:
             name, recipe, device = f"fp32@{runtime}", target.recipe("fp32"), Local(cache)

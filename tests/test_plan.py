@@ -11,9 +11,10 @@ from onmetal.deploy.propose import plan as planning
 from onmetal.deploy.propose.plan import Planned, calibrates, plan, without_samples
 from onmetal.errors import UsageError
 from onmetal.records import DeviceFacts, Model
+from onmetal.runtimes import fit
 from onmetal.targets import Target
 
-WHOLE = targets.load("x86-64")
+WHOLE = fit.load_target("x86-64")
 TARGET = replace(
     WHOLE,
     runtimes=tuple(runtime for runtime in WHOLE.runtimes if runtime.name != "litert"),
@@ -24,7 +25,7 @@ TARGET = replace(
     ),
 )
 """Without LiteRT, which is asked about by itself."""
-TFLITE = targets.load("tflite-x86")
+TFLITE = fit.load_target("tflite-x86")
 BF16 = ("avx2", "avx512_bf16")
 
 
@@ -250,15 +251,17 @@ def test_too_few_samples_take_what_is_calibrated_out_of_the_plan() -> None:
 
 @pytest.mark.parametrize("name", targets.names())
 def test_every_target_plans_float_for_every_runtime(name: str) -> None:
-    target = targets.load(name)
+    target = fit.load_target(name)
     found = plan(target, [model("net")], facts(), None, samples=False)
     # A chip need not compute floats: then nothing can be made without samples.
     wanted = [] if target.chip else [f"fp32@{runtime.name}" for runtime in target.runtimes]
-    wanted += [f"{recipe.name}@litert" for recipe in target.recipes if recipe.method == "half"]
+    wanted += [
+        f"{recipe.name}@litert" for recipe in target.recipes if recipe.quantized_by == "half"
+    ]
     assert tried(found) == wanted
 
 
-MICRO = targets.load("cortex-m4")
+MICRO = fit.load_target("cortex-m4")
 
 
 def test_a_chip_takes_what_is_quantized_already_under_the_name_of_its_format() -> None:
@@ -281,7 +284,7 @@ def test_a_chip_quantizes_a_float_model_given_samples() -> None:
 
 def test_where_there_is_a_float_recipe_a_quantized_model_runs_under_it() -> None:
     given = replace(model("net"), format="tflite", quantized=5)
-    assert tried(plan(targets.load("tflm"), [given], facts(), None)) == ["fp32@tflm"]
+    assert tried(plan(fit.load_target("tflm"), [given], facts(), None)) == ["fp32@tflm"]
 
 
 def in_tflite(target: Target = TFLITE, **more: Any) -> list[Planned]:

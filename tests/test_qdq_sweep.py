@@ -31,7 +31,7 @@ from onmetal.calibration.quantize import quantize
 from onmetal.converters.onnx import rules
 from onmetal.converters.onnx.floats import LEAST_OPSET, MOST_OPSET
 from onmetal.converters.onnx.graph import Graph
-from onmetal.runtimes import wrong_in_8_bits
+from onmetal.runtimes import fit, wrong_in_8_bits
 from onmetal.runtimes.openvino import session as run_openvino
 from onmetal.targets import OPERATORS, Format
 from tests.onnx_models import build, constant, node, value
@@ -422,8 +422,8 @@ def formats() -> dict[str, Format]:
     """What the targets' recipes compute with, over every operator that may be listed."""
     found: dict[str, Format] = {}
     for name in targets.names():
-        for recipe in targets.load(name).recipes:
-            if recipe.method == "static" and recipe.format and recipe.format.operators:
+        for recipe in fit.load_target(name).recipes:
+            if recipe.quantized_by == "static" and recipe.format and recipe.format.operators:
                 every = tuple(sorted(OPERATORS))
                 same = tuple(sorted(placement.MOVERS))
                 found[recipe.name] = replace(recipe.format, operators=every, same_scale=same)

@@ -8,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from onmetal import costs, targets
+from onmetal import costs
 from onmetal.budget import Budget
 from onmetal.costs import ENERGY, LATENCY, SIZE, THROUGHPUT
 from onmetal.deploy import rank
 from onmetal.profilers import statistics
 from onmetal.records import Accuracy, Candidate, Figure, Latency, Rounds, Trial
+from onmetal.runtimes import fit
 from onmetal.targets import Limits
 from tests.trials import MODEL, TARGET, figure, known, rounds, trial
 
@@ -172,7 +173,7 @@ def test_of_equal_sizes_the_fastest_wins() -> None:
 
 
 def test_of_equal_sizes_the_smaller_arena_wins_where_nothing_is_timed() -> None:
-    chip = targets.load("ethos-u55-128")
+    chip = fit.load_target("ethos-u55-128")
     wide, narrow = (
         replace(trial("int16x8@tflm", size=9_856, memory=8e4)),
         replace(trial("int8@tflm", size=10_000, memory=4e4)),
@@ -186,7 +187,7 @@ def test_of_equal_sizes_the_smaller_arena_wins_where_nothing_is_timed() -> None:
 
 
 def test_integers_from_end_to_end_come_before_dynamic_ranges() -> None:
-    phone = targets.load("android-arm64")
+    phone = fit.load_target("android-arm64")
     dynamic, static = trial("int8-dynamic@litert", size=9_900), trial("int8@litert", size=10_000)
     assert phone.exactness(dynamic.recipe) < phone.exactness(static.recipe)
     for trials in ([dynamic, static], [static, dynamic]):

@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 
 from onmetal import targets
 from onmetal.errors import UsageError
-from onmetal.targets import OPERATORS, Format, Method, Recipe, Target
+from onmetal.runtimes import fit
+from onmetal.targets import OPERATORS, Format, Recipe, Target
+from onmetal.targets import recipe as recipes
+from onmetal.targets.inline import METHODS
 from tests.conftest import ROOT
 
 GUIDE = (ROOT / "docs" / "targets.md").read_text("utf-8")
@@ -41,8 +44,12 @@ def with_recipe(recipe: dict[str, Any], form: dict[str, Any] | None = None) -> s
     return text + ("" if form is None else "[recipes.format]\n" + table(form))
 
 
+def read(text: str) -> Target:
+    return fit.resolve(targets.parse(text, "board.toml"))
+
+
 def parsed(recipe: dict[str, Any], form: dict[str, Any] | None = None) -> Recipe:
-    return targets.parse(with_recipe(recipe, form), "board.toml").recipe("ours")
+    return read(with_recipe(recipe, form)).recipe("ours")
 
 
 def refused(recipe: dict[str, Any], form: dict[str, Any] | None = None) -> str:
@@ -156,7 +163,7 @@ def fits(recipe: dict[str, Any], has_format: bool) -> bool:
 
 
 @given(
-    st.sampled_from(get_args(Method)),
+    st.sampled_from(sorted(METHODS)),
     st.sampled_from(("f32", "f16", "bf16", "i8")),
     st.lists(st.sampled_from(BOTH), min_size=1, unique=True),
     st.booleans(),
@@ -168,7 +175,7 @@ def test_methods_types_runtimes_and_formats_go_together(
     form = CONV if has_format else None
     if fits(recipe, has_format):
         found = parsed(recipe, form)
-        assert found.method == method
+        assert tuple(step.do for step in found.steps) == METHODS[method]
         assert found.calibrated == (method in ("static", "nncf", "fast"))
     elif method == "fast":
         refused(recipe, form)
@@ -177,7 +184,7 @@ def test_methods_types_runtimes_and_formats_go_together(
 
 
 def test_every_method_has_types_that_it_computes_in() -> None:
-    assert COMPUTES.keys() == set(get_args(Method))
+    assert COMPUTES.keys() == METHODS.keys()
 
 
 def test_an_unknown_method_is_refused() -> None:
@@ -188,8 +195,8 @@ def test_the_fast_recipe_needs_a_static_one() -> None:
     fast = {"runtimes": BOTH, "compute": "i8", "method": "fast"}
     assert "'static'" in refused(fast)
     text = with_recipe(STATIC, CONV) + "[[recipes]]\n" + table({"name": "fast", **fast})
-    found = targets.parse(text, "board.toml")
-    assert found.recipe("fast").method == "fast"
+    found = read(text)
+    assert found.recipe("fast").does("mixed")
 
 
 def test_the_float_model_in_f32_has_one_name() -> None:
@@ -197,14 +204,14 @@ def test_the_float_model_in_f32_has_one_name() -> None:
 
 
 def shipped() -> list[Target]:
-    return [targets.load(name) for name in targets.names()]
+    return [fit.load_target(name) for name in targets.names()]
 
 
 @pytest.mark.parametrize("target", shipped(), ids=lambda target: target.name)
 def test_what_ships_has_formats_that_can_be_told_apart(target: Target) -> None:
-    static = [recipe for recipe in target.recipes if recipe.method == "static"]
+    static = [recipe for recipe in target.recipes if recipe.quantized_by == "static"]
     assert static
-    assert len({(recipe.format, recipe.split) for recipe in static}) == len(static)
+    assert len({(recipe.format, recipe.does("split")) for recipe in static}) == len(static)
     for recipe in static:
         assert recipe.format
         assert set(recipe.format.same_scale) <= set(recipe.format.operators)
@@ -212,10 +219,10 @@ def test_what_ships_has_formats_that_can_be_told_apart(target: Target) -> None:
 
 
 def test_the_guide_shows_a_format_that_works() -> None:
-    block = GUIDE.split("```toml\n")[1].split("```")[0]
-    recipes = tomllib.loads(block)["recipes"]
-    shown = next(recipe for recipe in recipes if "format" in recipe)
-    assert targets.parse(block, "guide.toml").recipe(shown["name"]).format
+    block = GUIDE.split("```toml\n")[2].split("```")[0]
+    (way,) = recipes.parse("int8-ours", block).ways
+    assert way.format
+    assert list(way.format.operators) == tomllib.loads(block)["format"]["operators"]
 
 
 def test_the_guide_names_every_rule_with_its_default() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from onmetal.calibration.fidelity import PERFECT_DB
-from onmetal.records import LEFT_OUT, NO_DATA, Figure, Latency
+from onmetal.records import LEFT_OUT, NO_DATA, Figure, Latency, Lineage
 from onmetal.reports import reasons, sentence, table
 from onmetal.reports import text as summary
 from onmetal.reports.chip_record import (
@@ -51,6 +51,7 @@ def trial(name: str, **fields: Any) -> Candidate:
         "warnings": [],
         "details": {},
         "missing": {},
+        "lineage": Lineage(),
         "size_bytes": 400_000,
         "accuracy": Accuracy("top1", 0.95, 0.0, (0.0, 0.0), 900),
         "fidelity": fidelity(logits=90.0),

@@ -10,7 +10,6 @@ import onnx
 import pytest
 from msgspec.structs import replace
 
-from onmetal import targets
 from onmetal.calibration import samples
 from onmetal.calibration.calibrated import CalibratedModel
 from onmetal.calibration.statistics import Statistics
@@ -19,6 +18,7 @@ from onmetal.errors import UnsupportedError
 from onmetal.files.cache import Cache
 from onmetal.profilers.devices.local import Local
 from onmetal.ranges import ESTIMATORS
+from onmetal.runtimes import fit
 from tests.conftest import DIGITS
 from tests.float_graphs import convolution, floats, kinds, root, roots, run, table
 from tests.onnx_models import build, node, relu, save, value, weights
@@ -29,8 +29,10 @@ def told(done: float, total: float, what: str) -> None:
     assert done <= total and what
 
 
-TARGET = targets.load("x86-onnxruntime")
-FORMATS = [entry.format for entry in TARGET.recipes if entry.method == "static" and entry.format]
+TARGET = fit.load_target("x86-onnxruntime")
+FORMATS = [
+    entry.format for entry in TARGET.recipes if entry.quantized_by == "static" and entry.format
+]
 
 
 def hub(built: Any, folder: Path, cache: Cache, **arrays: Any) -> CalibratedModel:
@@ -165,7 +167,7 @@ def test_a_format_that_fits_nothing_does_not_stop_the_others(tmp_path: Path) -> 
     with Cache(tmp_path / "cache") as cache:
         given = hub(built, tmp_path, cache, x=floats(9, 4))
         conv, matmul = (replace(FORMATS[0], operators=(name,)) for name in ("Conv", "MatMul"))
-        given.recipes = {"int8-conv": conv, "int8-matmul": matmul}
+        given.recipes = [("int8-conv", conv), ("int8-matmul", matmul)]
         with pytest.raises(UnsupportedError, match="nothing in it can be quantized"):
             given.quantized(conv, told)
         assert given.quantized(matmul, told).details["operators_in_8_bits"] == 1

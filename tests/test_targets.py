@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from onmetal import targets
 from onmetal.errors import UsageError
-from onmetal.runtimes import check_options
+from onmetal.records import Step
+from onmetal.runtimes import check_options, fit
 from onmetal.targets import (
     OPERATORS,
     Chip,
@@ -99,6 +100,14 @@ def changed(old: str, new: str) -> str:
     return BOARD.replace(old, new)
 
 
+def read(text: str, source: str) -> Target:
+    return fit.resolve(targets.parse(text, source))
+
+
+def in_8_bits(recipe: Recipe) -> bool:
+    return recipe.quantized_by not in (None, "half")
+
+
 def test_every_file_is_a_target_and_every_target_a_file() -> None:
     assert targets.names() == [path.stem for path in SHIPPED]
     assert {"x86-64", "x86-onnxruntime", "x86-openvino"} <= set(targets.names())
@@ -107,8 +116,8 @@ def test_every_file_is_a_target_and_every_target_a_file() -> None:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 class TestShipped:
     def test_it_loads_by_name_and_by_path_alike(self, path: Path) -> None:
-        found = targets.load(path.stem)
-        assert found == targets.load(str(path))
+        found = fit.load_target(path.stem)
+        assert found == fit.load_target(str(path))
         assert found.name == path.stem
         assert found.description
         check_options(found)
@@ -120,27 +129,27 @@ class TestShipped:
         assert any(re.search(r"https://\S+", line) for line in comments)
 
     def test_float_comes_first_where_the_device_computes_it(self, path: Path) -> None:
-        found = targets.load(path.stem)
+        found = fit.load_target(path.stem)
         assert found.recipes[0].name == ("int16x8" if found.chip else "fp32")
 
     def test_the_readme_lists_it(self, path: Path) -> None:
         row = next(line for line in README.splitlines() if line.startswith(f"| `{path.stem}` |"))
-        recipes = targets.load(path.stem).recipes
+        recipes = fit.load_target(path.stem).recipes
         if row.count("as `tflite-x86`"):
-            assert recipes == targets.load("tflite-x86").recipes
+            assert recipes == fit.load_target("tflite-x86").recipes
             return
-        for name in (recipe.name for recipe in recipes if recipe.method in ("float", "half")):
+        for name in (recipe.name for recipe in recipes if not in_8_bits(recipe)):
             assert f"`{name}`" in row
-        in_8_bits = [recipe.name for recipe in recipes if recipe.method not in ("float", "half")]
-        assert ("INT8" in row) is bool(in_8_bits)
-        for name in in_8_bits:  # too many for a row: the text below the table has their names
+        small = [recipe.name for recipe in recipes if in_8_bits(recipe)]
+        assert ("INT8" in row) is bool(small)
+        for name in small:  # too many for a row: the text below the table has their names
             assert f"`{name}`" in README
 
     def test_the_page_on_quantization_tells_of_its_recipes(self, path: Path) -> None:
         shown = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "litert": "LiteRT"}
-        target = targets.load(path.stem)
+        target = fit.load_target(path.stem)
         for recipe in target.recipes:
-            if recipe.method == "float":
+            if recipe.quantized_by is None:
                 continue
             own = f"| `{recipe.name}` |"
             if set(recipe.runtimes) <= {"litert", "tflm"} and recipe.name != "int8-dynamic":
@@ -153,24 +162,27 @@ class TestShipped:
                 assert [name for name in shown if shown[name] in runs_on] == [*recipe.runtimes]
 
 
-def test_the_guide_shows_a_file_that_works() -> None:
-    block = re.search(r"```toml\n(.*?)```", GUIDE, re.DOTALL)
-    assert block
-    found = targets.parse(block[1], "guide.toml")
+def test_the_guide_shows_files_that_work(tmp_path: Path) -> None:
+    board, own = re.findall(r"```toml\n(.*?)```", GUIDE, re.DOTALL)
+    (tmp_path / "int8-ours.toml").write_text(own)
+    found = fit.load_target(str(write(tmp_path, board)))
     check_options(found)
+    assert [recipe.name for recipe in found.recipes][-1] == "int8-ours"
+    assert found.recipe("wi8").runtimes == ("onnxruntime",)
+    assert not found.warnings
     assert found.limits.memory_kib == 131072
 
 
 def test_the_guide_names_every_key() -> None:
     table = GUIDE[GUIDE.index("| key |") :]
     for record in (Target, Device, Runtime, Recipe, Format, Io, Limits, Chip, Npu):
-        nested = {"name", "device", "runtimes", "recipes", "io", "limits", "chip", "npu"}
+        nested = {"name", "device", "runtimes", "io", "limits", "chip", "npu", "warnings"}
         for key in set(record.__struct_fields__) - nested:
             assert re.search(rf"`[a-z_.\[\]]*\b{key}`", table), key
 
 
 def test_a_users_own_file_works_by_its_path(tmp_path: Path) -> None:
-    found = targets.load(str(write(tmp_path, BOARD)))
+    found = fit.load_target(str(write(tmp_path, BOARD)))
     assert (found.name, found.threads) == ("board", 2)
     assert found.limits == Limits(memory_kib=65536)
     assert [recipe.name for recipe in found.recipes] == ["fp32", "bf16"]
@@ -179,13 +191,13 @@ def test_a_users_own_file_works_by_its_path(tmp_path: Path) -> None:
 
 
 def test_a_recipe_is_of_float_where_the_file_says_no_more(tmp_path: Path) -> None:
-    for found in targets.load(str(write(tmp_path, BOARD))).recipes:
-        assert (found.method, found.format, found.calibrated) == ("float", None, False)
+    for found in fit.load_target(str(write(tmp_path, BOARD))).recipes:
+        assert (found.steps, found.format, found.calibrated) == ((), None, False)
 
 
 def test_the_rules_of_a_format_are_read_as_they_stand(tmp_path: Path) -> None:
-    found = targets.load(str(write(tmp_path, with_recipe(STATIC)))).recipe("int8-ours")
-    assert (found.method, found.compute, found.calibrated) == ("static", "i8", True)
+    found = fit.load_target(str(write(tmp_path, with_recipe(STATIC)))).recipe("int8-ours")
+    assert (found.steps, found.compute, found.calibrated) == ((Step("static"),), "i8", True)
     assert found.format == Format(
         operators=("Conv", "MatMul", "MaxPool"),
         activation="u8",
@@ -212,14 +224,14 @@ FORMAT = '[recipes.format]\noperators = ["MatMul"]\n'
     ],
 )
 def test_every_method_can_be_asked_for(tmp_path: Path, text: str, calibrated: bool) -> None:
-    found = targets.load(str(write(tmp_path, with_recipe(text)))).recipe("other")
+    found = fit.load_target(str(write(tmp_path, with_recipe(text)))).recipe("other")
     assert found.calibrated is calibrated
 
 
 def test_seven_bits_go_with_signed_weights_or_asymmetric_ones(tmp_path: Path) -> None:
     for more in ("weight_bits = 7\n", 'weight_bits = 7\nweight = "u8"\nweight_symmetric = false\n'):
         text = STATIC.replace('weight = "s8"\n', more)
-        form = targets.load(str(write(tmp_path, with_recipe(text)))).recipe("int8-ours").format
+        form = fit.load_target(str(write(tmp_path, with_recipe(text)))).recipe("int8-ours").format
         assert form
         assert form.weight_bits == 7
 
@@ -227,7 +239,7 @@ def test_seven_bits_go_with_signed_weights_or_asymmetric_ones(tmp_path: Path) ->
 def test_a_users_own_file_may_have_windows_line_ends(tmp_path: Path) -> None:
     path = tmp_path / "board.toml"
     path.write_bytes(BOARD.replace("\n", "\r\n").encode())
-    assert targets.load(str(path)).name == "board"
+    assert fit.load_target(str(path)).name == "board"
 
 
 WRONG = [
@@ -270,7 +282,7 @@ WRONG = [
         "bf16",
     ),
     ("a table as an option", changed("threads = 2", "threads = {a = 1}"), "threads"),
-    ("8 bits of float", with_recipe(recipe("float", "i8", "openvino")), "'float' computes in f32"),
+    ("8 bits of float", with_recipe(recipe("float", "i8", "openvino")), "compute floats in f32"),
     ("static in f32", with_recipe(STATIC, '"i8"', '"f32"'), "'static' computes in i8"),
     (
         "weights in i8",
@@ -279,7 +291,11 @@ WRONG = [
     ),
     ("nncf in f32", with_recipe(recipe("nncf", "f32", "openvino")), "'nncf' computes in i8"),
     ("dynamic in f32", with_recipe(recipe("dynamic", "f32", "onnxruntime")), "computes in i8"),
-    ("fast in f16", with_recipe(recipe("fast", "f16", "openvino")), "'fast' computes in i8"),
+    (
+        "fast in f16",
+        with_recipe(STATIC + recipe("fast", "f16", "openvino")),
+        "'mixed' computes in i8",
+    ),
     ("an unknown method", with_recipe(recipe("magic", "i8", "openvino")), "method"),
     (
         "fp32 by another method",
@@ -289,42 +305,42 @@ WRONG = [
     (
         "dynamic by openvino",
         with_recipe(recipe("dynamic", "i8", "onnxruntime", "openvino")),
-        "'dynamic' runs on litert and onnxruntime alone",
+        "'dynamic', which runs on litert and onnxruntime alone",
     ),
     (
         "nncf by onnxruntime",
         with_recipe(recipe("nncf", "i8", "onnxruntime")),
-        "'nncf' runs on openvino alone",
+        "'nncf', which runs on openvino alone",
     ),
     (
         "static without a format",
         with_recipe(STATIC.partition("[recipes.format]")[0]),
-        "'static' needs a [recipes.format]",
+        "'static', which needs the rules of a format",
     ),
     (
         "weights without a format",
         with_recipe(recipe("weights", "f32", "openvino")),
-        "'weights' needs a [recipes.format]",
+        "'weights', which needs the rules of a format",
     ),
     (
         "float with a format",
         with_recipe(recipe("float", "f16", "openvino", more=FORMAT)),
-        "'float' takes no [recipes.format]",
+        "but no step 'static' or 'weights' that follows them",
     ),
     (
         "nncf with a format",
         with_recipe(recipe("nncf", "i8", "openvino", more=FORMAT)),
-        "'nncf' takes no [recipes.format]",
+        "but no step 'static' or 'weights' that follows them",
     ),
     (
         "fast with a format",
         with_recipe(STATIC + recipe("fast", "i8", "openvino", more=FORMAT)),
-        "'fast' takes no [recipes.format]",
+        "but no step 'static' or 'weights' that follows them",
     ),
     (
         "fast of nothing",
         with_recipe(recipe("fast", "i8", "openvino")),
-        "'fast' needs one of method 'static'",
+        "'mixed' needs one with 'static'",
     ),
     ("an unknown key of a format", with_recipe(STATIC + "bias = 8\n"), "bias"),
     ("no operators", with_recipe(STATIC, '["Conv", "MatMul", "MaxPool"]', "[]"), "no operators"),
@@ -356,7 +372,7 @@ WRONG = [
 def test_a_wrong_file_is_refused_by_name_and_field(tmp_path: Path, text: str, field: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(UsageError) as refused:
-        targets.load(str(path))
+        fit.load_target(str(path))
     assert str(path) in str(refused.value)
     assert field in str(refused.value)
 
@@ -366,45 +382,45 @@ def test_without_runtimes_nothing_runs(tmp_path: Path) -> None:
     text += '[device]\ntransport = "local"\n'
     text += '[[recipes]]\nname = "fp32"\nruntimes = []\ncompute = "f32"\n'
     with pytest.raises(UsageError, match=r"no \[\[runtimes\]\]"):
-        targets.load(str(write(tmp_path, text)))
+        fit.load_target(str(write(tmp_path, text)))
 
 
 def test_nothing_is_listed_as_more_exact_than_float(tmp_path: Path) -> None:
     head, float_recipe, rest = re.split(r"(?=\[\[recipes\]\])", BOARD)
     half, limits = rest.split("[limits]")
     with pytest.raises(UsageError, match="fp32"):
-        targets.load(str(write(tmp_path, head + half + float_recipe + "[limits]" + limits)))
+        fit.load_target(str(write(tmp_path, head + half + float_recipe + "[limits]" + limits)))
 
 
 def test_a_refused_operator_is_told_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as refused:
-        targets.load(str(write(tmp_path, with_recipe(STATIC, '"Conv"', '"Relu"'))))
+        fit.load_target(str(write(tmp_path, with_recipe(STATIC, '"Conv"', '"Relu"'))))
     assert ", ".join(sorted(OPERATORS)) in str(refused.value)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nowhere\.toml"):
-        targets.load(str(tmp_path / "nowhere.toml"))
+        fit.load_target(str(tmp_path / "nowhere.toml"))
 
 
 def test_a_folder_is_no_target_file(tmp_path: Path) -> None:
     folder = tmp_path / "folder.toml"
     folder.mkdir()
     with pytest.raises(UsageError, match=r"folder\.toml"):
-        targets.load(str(folder))
+        fit.load_target(str(folder))
 
 
 def test_a_file_must_be_utf8(tmp_path: Path) -> None:
     path = tmp_path / "board.toml"
     path.write_bytes(BOARD.replace("a board", "a b\xf6ard").encode("latin-1"))
     with pytest.raises(UsageError, match=r"board\.toml.*utf-8"):
-        targets.load(str(path))
+        fit.load_target(str(path))
 
 
 @pytest.mark.parametrize("name", ["", "x86", "../x86-64", "x86-64.TOML"])
 def test_an_unknown_name_is_told_the_known_ones(name: str) -> None:
     with pytest.raises(UsageError) as refused:
-        targets.load(name)
+        fit.load_target(name)
     assert "x86-64, x86-onnxruntime, x86-openvino" in str(refused.value)
 
 
@@ -424,7 +440,7 @@ PIECES = [
 @example("threads = 1979-02-31")
 def test_any_text_is_a_target_or_refused(text: str) -> None:
     try:
-        found = targets.parse(text, "some.toml")
+        found = read(text, "some.toml")
     except UsageError as refused:
         assert "some.toml" in str(refused)
     else:
@@ -460,7 +476,7 @@ class TestAMicrocontroller:
         "path", sorted((ROOT / "examples" / "boards").glob("*.toml")), ids=lambda path: path.stem
     )
     def test_a_board_of_the_examples_is_fifteen_lines_at_most(self, path: Path) -> None:
-        found = targets.load(str(path))
+        found = fit.load_target(str(path))
         lines = [line for line in path.read_text().splitlines() if line and line[0] != "#"]
         assert len(lines) <= 15
         assert found.micro and found.chip and found.device.required
@@ -469,16 +485,16 @@ class TestAMicrocontroller:
     @pytest.mark.parametrize("name", ["cortex-m55", "ethos-u55-128", "ethos-u55-256"])
     def test_the_arena_has_all_of_the_sram_that_lies_in_one_piece(self, name: str) -> None:
         """Of AN547 the 4 MiB at 0x21000000, as the firmware's linker script has it too."""
-        chip = targets.load(name).chip
+        chip = fit.load_target(name).chip
         assert chip and chip.ram_kib == 4096
         script = ROOT / "onmetal/bundles/templates/firmware/ports/mps3_an547/memory.ld"
         region = re.search(r"SRAM .*ORIGIN = 0x21000000, LENGTH = (\d+)M", script.read_text())
         assert region and int(region[1]) * 1024 == chip.ram_kib
 
     def test_it_needs_no_float(self) -> None:
-        found = targets.parse(CHIP, "chip.toml")
+        found = read(CHIP, "chip.toml")
         assert [recipe.name for recipe in found.recipes] == ["int8"]
-        assert found.micro and not targets.load("tflite-x86").micro
+        assert found.micro and not fit.load_target("tflite-x86").micro
 
     @pytest.mark.parametrize(
         ("old", "new", "said"),
@@ -493,14 +509,14 @@ class TestAMicrocontroller:
                 "nothing of flash_kib",
             ),
             ('activation = "s8"', 'activation = "u8"', "other than TFLite's"),
-            ('method = "static",', 'method = "dynamic",', "onnxruntime"),
+            ('method = "static",', 'method = "dynamic",', "no step 'static'"),
             ('name = "int8",', 'name = "int8", split = "yes",', "bool"),
         ],
     )
     def test_what_contradicts_itself_is_refused(self, old: str, new: str, said: str) -> None:
         assert CHIP.count(old) == 1
         with pytest.raises(UsageError, match=re.escape(said)):
-            targets.parse(CHIP.replace(old, new), "chip.toml")
+            read(CHIP.replace(old, new), "chip.toml")
 
     def test_the_runtime_stands_alone(self) -> None:
         head, _, tail = changed('"openvino"\n\n', '"tflm"\n\n').partition(
@@ -508,22 +524,22 @@ class TestAMicrocontroller:
         )
         text = head.replace('["onnxruntime", "openvino"]', '["onnxruntime", "tflm"]')
         with pytest.raises(UsageError, match="'tflm' stands beside others"):
-            targets.parse(text + tail[tail.index("[limits]") :], "board.toml")
+            read(text + tail[tail.index("[limits]") :], "board.toml")
 
     def test_an_npu_needs_a_chip_and_a_chip_needs_the_runtime(self) -> None:
         npu = 'npu = { accelerator = "ethos-u55-128", system_config = "A", memory_mode = "B" }\n'
         head = "\n".join(line for line in CHIP.splitlines() if not line.startswith("chip"))
         with pytest.raises(UsageError, match=r"\[npu\] needs a \[chip\]"):
-            targets.parse(f"{head}\n{npu}", "chip.toml")
+            read(f"{head}\n{npu}", "chip.toml")
         with pytest.raises(UsageError, match="of microcontrollers"):
-            targets.parse(BOARD + "[chip]\n" + _table(CHIP), "board.toml")
+            read(BOARD + "[chip]\n" + _table(CHIP), "board.toml")
         with pytest.raises(UsageError, match="system_config"):
-            targets.parse(CHIP + npu.replace('"A"', '"../a.ini"'), "chip.toml")
+            read(CHIP + npu.replace('"A"', '"../a.ini"'), "chip.toml")
 
     def test_only_a_static_recipe_of_tflm_is_split(self) -> None:
         text = STATIC.replace('method = "static"', 'method = "static"\nsplit = true')
-        with pytest.raises(UsageError, match="split into bands"):
-            targets.parse(with_recipe(text), "board.toml")
+        with pytest.raises(UsageError, match="'split', which runs on tflm alone"):
+            read(with_recipe(text), "board.toml")
 
 
 def _table(text: str) -> str:

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from onmetal.converters.tflite.reference import interpreter
 from onmetal.converters.tflite.writing import write
 from onmetal.files import cache
 from onmetal.profilers import memory
+from onmetal.runtimes import fit
 from onmetal.runtimes.litert import session
 from tests.conftest import DIGITS, ROOT, deploy
 
@@ -56,9 +58,8 @@ def target_with(tmp_path: Path, layout: str, dtype: str) -> Path:
 
 def int8_alone(board: Path) -> Path:
     """The target file with `fp32` and `int8` only, which no other recipe can beat in size."""
-    head, *recipes = board.read_text().split("[[recipes]]")
-    kept = [r for r in recipes if 'name = "fp32"' in r or 'name = "int8"\n' in r]
-    board.write_text("[[recipes]]".join([head, *kept]))
+    listed = re.compile(r"^recipes = \[[^\]]*\]", re.MULTILINE)
+    board.write_text(listed.sub('recipes = ["fp32", "int8"]', board.read_text()))
     return board
 
 
@@ -324,15 +325,19 @@ class TestRefusals:
         assert path.read_bytes() == before and not (tmp_path / "out/model.tflite").exists()
 
     def test_formats_that_litert_has_not(self, tmp_path: Path) -> None:
-        text = (ROOT / "targets/tflite-x86.toml").read_text()
-        for old, new, part in (
-            ('activation = "s8"', 'activation = "u8"', "TFLite"),
-            ('activation = "s8"', 'activation = "s8"\nper_channel = false', "TFLite"),
-            ('activation = "s16"', 'activation = "s8"', "i8"),
-            ('compute = "f32"\nmethod = "half"', 'compute = "f16"\nmethod = "half"', "half"),
+        path = tmp_path / "board.toml"
+        path.write_text((ROOT / "targets/tflite-x86.toml").read_text())
+        listed = re.compile(r"^recipes = .*$", re.MULTILINE)
+        path.write_text(listed.sub('recipes = ["fp32", "./wrong.toml"]', path.read_text()))
+        for recipe, old, new, part in (
+            ("int8", 'activation = "s8"', 'activation = "u8"', "TFLite"),
+            ("int8", 'activation = "s8"', 'activation = "s8"\nper_channel = false', "TFLite"),
+            ("int16x8", 'activation = "s16"', 'activation = "s8"', "i8"),
+            ("int8-dynamic", '["dynamic"]\ncompute = "i8"', '["half"]\ncompute = "f16"', "half"),
         ):
-            path = tmp_path / "wrong.toml"
-            path.write_text(text.replace(old, new, 1))
+            text = (ROOT / f"targets/recipes/{recipe}.toml").read_text()
+            assert text.count(old) == 1
+            (tmp_path / "wrong.toml").write_text(text.replace(old, new))
             ran = deploy("targets", path)
             assert ran.code == 2 and part in ran.err, (old, ran.err)
 
@@ -426,7 +431,7 @@ class TestBeside:
 
     @pytest.mark.parametrize("name", targets.names())
     def test_targets_of_litert_have_its_recipes(self, name: str) -> None:
-        target = targets.load(name)
+        target = fit.load_target(name)
         runtimes = [runtime.name for runtime in target.runtimes]
         assert ("int8" in [r.name for r in target.recipes]) == bool(
             {"litert", "tflm"} & {*runtimes}

@@ -20,15 +20,15 @@ from onmetal.converters.tflite.reference import interpreter
 from onmetal.converters.tflite.writing import write
 from onmetal.errors import DeviceError, UnsupportedError
 from onmetal.records import plain
+from onmetal.runtimes import fit
 from onmetal.runtimes.tflm import flash, micro, profile, vela
 from onmetal.runtimes.tflm import session as run_tflm
 from onmetal.runtimes.tflm.session import Session
-from onmetal.targets import load
 from tests.onnx_models import build, node, save, value
 from tests.tflite_graphs import floats
 from tests.tflite_nets import in_8_bits, small
 
-NPU = plain(load("ethos-u55-128").npu)
+NPU = plain(fit.load_target("ethos-u55-128").npu)
 
 
 def test_an_input_of_no_axes_is_run_as_it_is(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ class TestVela:
     def test_knows_every_configuration_that_ships(
         self, name: str, int8: Path, tmp_path: Path
     ) -> None:
-        found = vela.compile_(int8, plain(load(name).npu), tmp_path / "out.tflite")
+        found = vela.compile_(int8, plain(fit.load_target(name).npu), tmp_path / "out.tflite")
         assert found["accelerator"].lower().replace("_", "-") == name
         assert found["cycles"]["total"] > 0
 

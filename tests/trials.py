@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 from msgspec.structs import replace
 
-from onmetal import targets
 from onmetal.budget import Budget
 from onmetal.deploy import choose
 from onmetal.deploy.propose.plan import Planned
@@ -16,8 +15,9 @@ from onmetal.profilers import statistics
 from onmetal.profilers.devices.local import Local
 from onmetal.progress import Progress
 from onmetal.records import Accuracy, Candidate, DeviceFacts, Figure, Model, Rounds, Trial
+from onmetal.runtimes import fit
 
-TARGET = targets.load("x86-64")
+TARGET = fit.load_target("x86-64")
 PATH = Path("net.onnx")
 MODEL = Model(PATH, PATH, "", "onnx", "", 1000, (), (), 0, 500, {}, 1)
 

@@ -18,8 +18,7 @@ from onmetal.files import cache as caches
 from onmetal.files.reading import read_bytes
 from onmetal.profilers.tensor_bytes import NHWC
 from onmetal.records import Tensor, restore
-from onmetal.runtimes import misfits
-from onmetal.targets import RUNTIMES
+from onmetal.runtimes import RUNTIMES, misfits
 
 TOLERANCE = {"f32": 1e-4, "f16": 2e-2, "bf16": 1e-1, "i8": 1e-1, "i16": 1e-2}
 """Of golden outputs, by the type computed in, as a part of the largest magnitude of an output: what

@@ -24,7 +24,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from onmetal import targets
+from onmetal import runtimes, targets
 from onmetal.errors import UsageError
 from onmetal.files import cache as caches
 from onmetal.records import shown
@@ -209,7 +209,7 @@ def known(named: Sequence[str | Path | None], address: str) -> Known:
         for form in (place, place.absolute(), _resolved(place)):
             if form.name and form.name != "..":
                 texts[str(form)] = texts[shown(form)] = None
-    ours = frozenset((*targets.RUNTIMES, *targets.names()))
+    ours = frozenset((*runtimes.RUNTIMES, *targets.names()))
     return Known(tuple(texts), address, ours)
 
 

@@ -37,7 +37,8 @@ from onmetal.reports import of_trials
 from onmetal.reports.record import Bench, BenchCandidate, Counted, CountedBench, Opinion, Report
 from onmetal.runtimes import check_options, for_runtime, spec
 from onmetal.runtimes import operations as runtime_operations
-from onmetal.targets import EXACT, Recipe, Target
+from onmetal.runtimes.fit import load_target
+from onmetal.targets import EXACT, Recipe, Target, inline
 from onmetal.texts import units
 from onmetal.texts.suggest import near
 
@@ -48,16 +49,24 @@ FEED_BYTES = 512 << 20
 
 def show_targets(name: str | None) -> Shown:
     if name:
-        target = targets.load(name)
+        target = load_target(name)
         check_options(target)
-        return {"schema": 1, **plain(target)}, _target_lines(target)
-    found = [targets.load(known) for known in targets.names()]
+        return _target_document(target), _target_lines(target)
+    found = [load_target(known) for known in targets.names()]
     document = {
         "schema": 1,
         "targets": [{"name": t.name, "description": t.description} for t in found],
     }
     width = max(len(target.name) for target in found)
     return document, [f"{t.name:{width}}  {t.description}" for t in found]
+
+
+def _target_document(target: Target) -> dict[str, Any]:
+    recipes = [
+        {**plain(recipe), "method": inline.method(recipe), "split": recipe.does("split")}
+        for recipe in target.recipes
+    ]
+    return {"schema": 1, **plain(target), "recipes": recipes}
 
 
 def _target_lines(target: Target) -> list[str]:
@@ -85,7 +94,7 @@ def _target_lines(target: Target) -> list[str]:
     for name, limit in plain(target.limits).items():
         if limit:
             lines.append(f"limit {name} {limit}")
-    return lines
+    return [*lines, *(f"warning: {said}" for said in target.warnings)]
 
 
 def build_runner() -> Shown:
@@ -149,7 +158,7 @@ def bench(
     `second_opinion`: a copy of Google's benchmark_model, run on .tflite artifacts besides.
     """
     default = "tflm" if connect.is_board(address) else "x86-64"
-    target = targets.load(target_name or default)
+    target = load_target(target_name or default)
     check_options(target)
     if second_opinion:
         benchmark_model.check(second_opinion)
@@ -158,7 +167,7 @@ def bench(
         stack.callback(lambda: device.close(keep=True))
         facts = device.facts()
         threads = choose_threads(threads, target, facts)
-        flagged = check_fit(device)
+        flagged = [*target.warnings, *check_fit(device)]
         device.take()
         device.pin(threads)
         for said in flagged:
@@ -292,7 +301,7 @@ def _as_it_is(path: Path, found: Model, target: Target) -> Recipe:
     for recipe in target.recipes:
         if recipe.name == EXACT:
             return recipe
-        if found.quantized and not recipe.split and (recipe.compute == "i16") == found.wide:
+        if found.quantized and not recipe.does("split") and (recipe.compute == "i16") == found.wide:
             return recipe
     raise UnsupportedError(
         f"{path}: {target.name} runs no floats; `deploy {shlex.quote(str(path))} --target "
@@ -414,7 +423,7 @@ def _candidate(
         name=name,
         recipe=name.rpartition(" ")[2].partition("@")[0].rpartition("/")[2],
         runtime=runtime,
-        runtime_version=version(targets.packages(runtime)[0]),
+        runtime_version=version(spec(runtime).packages[0]),
         model=of,
         files=there,
         sha256=digest,

@@ -93,11 +93,12 @@ def _recipes(prefix: str, parsed_args: argparse.Namespace, **_: object) -> Itera
     """Of the target that was named, else of all; several are joined by commas."""
     from onmetal import targets
     from onmetal.errors import UsageError
+    from onmetal.runtimes.fit import load_target
 
     named = getattr(parsed_args, "target", None)
     before, comma, _last = prefix.rpartition(",")
     try:
-        chosen = [targets.load(name) for name in ([named] if named else targets.names())]
+        chosen = [load_target(name) for name in ([named] if named else targets.names())]
     except UsageError:
         return []
     names = dict.fromkeys(recipe.name for target in chosen for recipe in target.recipes)

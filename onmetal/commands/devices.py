@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from onmetal import targets
+from onmetal import runtimes, targets
 from onmetal.errors import DeviceError
 from onmetal.files.cache import Cache
 from onmetal.profilers.devices import connect
@@ -11,6 +11,7 @@ from onmetal.profilers.devices.local import Local
 from onmetal.profilers.devices.remote import adb, native_runner
 from onmetal.records import DeviceFacts, plain
 from onmetal.reports import of_trials
+from onmetal.runtimes.fit import load_target
 from onmetal.targets import Target
 from onmetal.texts import units
 
@@ -35,8 +36,8 @@ def _local(cache: Cache) -> dict[str, Any]:
     device = Local(cache)
     facts = device.facts()
     lacks = [
-        f"the runtime {name}: {targets.install(name)}"
-        for name in targets.RUNTIMES
+        f"the runtime {name}: {runtimes.install(name)}"
+        for name in runtimes.RUNTIMES
         if name not in facts.runtimes
     ]
     if device.meter is None:
@@ -105,7 +106,7 @@ def _reached(address: str, cache: Cache) -> dict[str, Any]:
 def _entry(
     facts: DeviceFacts, ready: bool, why: str | None, lacks: list[str], warnings: Sequence[str] = ()
 ) -> dict[str, Any]:
-    fits = [t.name for t in map(targets.load, targets.names()) if _fits(t, facts)]
+    fits = [t.name for t in map(load_target, targets.names()) if _fits(t, facts)]
     if not fits:
         why = why or f"no target is for {facts.arch}"
     return {

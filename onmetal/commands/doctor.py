@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from onmetal import __version__, targets
+from onmetal import __version__, runtimes
 from onmetal.errors import DeviceError
 from onmetal.files.cache import Cache
 from onmetal.profilers import meters
@@ -63,10 +63,10 @@ def _core() -> list[Check]:
     checks = [
         Check("onmetal", f"{__version__}, Python {platform.python_version()}", "everything else")
     ]
-    for runtime in targets.RUNTIMES:
-        names = targets.packages(runtime)
+    for runtime in runtimes.RUNTIMES:
+        names = runtimes.spec(runtime).packages
         found = next((f"{name} {_installed(name)}" for name in names if _installed(name)), None)
-        fix = None if found else targets.install(runtime)
+        fix = None if found else runtimes.install(runtime)
         checks.append(Check(runtime, found or "not installed", f"candidates of {runtime}", fix))
     return checks
 
@@ -108,7 +108,7 @@ def _runner() -> list[Check]:
     if lacking := [
         name for name in native_runner.LIBRARIES if name not in native_runner.versions()
     ]:
-        package = targets.packages(lacking[0])[0]
+        package = runtimes.spec(lacking[0]).packages[0]
         return [Check("runner for ARM", f"{package} is missing", enables, f"pip install {package}")]
     with Cache() as cache:
         built = native_runner.find(cache)

@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec.structs import asdict
 
-from onmetal import runtimes, targets
+from onmetal import runtimes
 from onmetal.bundles import manifest
 from onmetal.calibration import operations, samples
 from onmetal.calibration.calibrated import CalibratedModel
@@ -27,6 +27,7 @@ from onmetal.reports.chip_record import Npu
 from onmetal.reports.command_records import Comparison, Inspection, Sensitivity, Support
 from onmetal.reports.embedded import npu_lines
 from onmetal.runtimes import check_options, spec
+from onmetal.runtimes.fit import load_target
 from onmetal.samples import Samples
 from onmetal.targets import Recipe, Target
 from onmetal.texts import units
@@ -52,9 +53,11 @@ def inspect(
     plot: Path | None,
     progress: Progress,
 ) -> Shown:
-    target = targets.load(target_name) if target_name else None
+    target = load_target(target_name) if target_name else None
     if target:
         check_options(target)
+        for said in target.warnings:
+            progress.warn(said)
     with Cache() as cache:
         device = Local(cache)
         if target:
@@ -68,7 +71,7 @@ def inspect(
             support = _support(target, found, device, cache, bool(data))
         sensitivity = None
         if data:
-            rules = target or targets.load(DEFAULT_TARGET)
+            rules = target or load_target(DEFAULT_TARGET)
             sensitivity = _sensitivity(rules, found, data, follow_links, device, cache, progress)
     inspection = Inspection(
         schema=1,
@@ -78,6 +81,7 @@ def inspect(
         support=support,
         memory=memory,
         sensitivity=sensitivity,
+        warnings=list(target.warnings) if target else [],
     )
     lines = [
         f"{path}: {FORMATS[found.format]}, {units.size(found.size_bytes)}, batch {found.batch}"
@@ -104,7 +108,7 @@ def _support(
     support = []
     for entry in plan(target, [found], device.facts(), None, samples=True):
         says, runs = entry.skipped or "runs completely", not entry.skipped
-        if runs and entry.recipe.method != "float":
+        if runs and entry.recipe.quantized_by:
             says = "can be tried" if samples else "can be tried, once calibrated with --data"
         elif runs:
             try:
@@ -144,7 +148,7 @@ def _on_micro(
                 lacking = [str(error)]
             if lacking:
                 says, runs = f"TFLite Micro does not run {'; '.join(lacking)}", False
-        if runs and not entry.recipe.split:
+        if runs and not entry.recipe.does("split"):
             last = entry
         support.append(Support(entry.name, runs, says))
     memory = micro.preview(last, target, device, cache) if last else None
@@ -205,13 +209,9 @@ def _static(target: Target, found: Model) -> tuple[Recipe, bool]:
     """-> the recipe, and whether it quantizes a TFLite graph. 8-bit activations come first, and of
     these the formats of ONNX graphs."""
     static = [
-        (
-            recipe.compute != "i8",
-            any(spec(name).reads == "tflite" for name in recipe.runtimes),
-            recipe,
-        )
+        (recipe.compute != "i8", spec(recipe.runtimes[0]).reads == "tflite", recipe)
         for recipe in target.recipes
-        if recipe.method == "static"
+        if recipe.quantized_by == "static"
     ]
     for _, in_tflite, recipe in sorted(static, key=lambda entry: entry[:2]):
         if in_tflite or found.format == "onnx":
@@ -268,10 +268,8 @@ def compare(
             if artifact.suffix != ".tflite":
                 raise UsageError(f"{path}: only a .tflite file can be compared with a .tflite file")
             model.read(artifact, {}, None, cache, device)  # refused here where it is damaged
-            reference = CalibratedModel(
-                found, targets.load(DEFAULT_TARGET), None, device, cache
-            ).tflite.path()
-            compare = operations.tflite_compare
+            calibrated = CalibratedModel(found, load_target(DEFAULT_TARGET), None, device, cache)
+            reference, compare = calibrated.tflite.path(), operations.tflite_compare
         elif not runtimes.own(artifact):
             artifact = model.read(
                 artifact, model.parse_shapes(shapes), batch, cache, device

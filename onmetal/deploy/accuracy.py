@@ -91,7 +91,7 @@ def judge_all(
         if judged and original:
             trial = compared(
                 trial,
-                task.target.recipe(trial.recipe),
+                task.target.recipe(trial.recipe, trial.runtime),
                 judged.outputs,
                 original.outputs,
                 extents[trial.model],
@@ -133,7 +133,7 @@ def _agreed(task: Task, trial: Trial, feeds: Feeds) -> Trial:
     candidate = trial.candidate
     if task.elsewhere is None or candidate is None or not task.holds(candidate):
         return trial
-    floats = task.target.recipe(trial.recipe).compute not in ("i8", "i16")
+    floats = task.target.recipe(trial.recipe, trial.runtime).compute not in ("i8", "i16")
     found = agreement(task.host, task.elsewhere, candidate, feeds(candidate), floats)
     warnings = list(trial.warnings)
     if found.largest_difference > TOLERANCE[candidate.details["compute"]] * found.peak:

@@ -50,7 +50,7 @@ def convert(
     if model.stateful:
         options["stateful"] = True
     asks = runtimes.hardware(runtime, recipe, target)
-    by_tool = recipe.method == "nncf"
+    by_tool = recipe.does("nncf")
     size_bytes = max(source.path.stat().st_size, model.size_bytes)
     cpu_s = limits.cpu_s(size_bytes)
     memory_bytes = limits.converting_bytes(size_bytes, model.largest_bytes)
@@ -144,6 +144,6 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 def _tool(recipe: Recipe, samples: Samples | None) -> list[Any]:
     """What besides the source and the runtime decides the artifact."""
-    if recipe.method != "nncf" or samples is None:
+    if not recipe.does("nncf") or samples is None:
         return []
     return ["nncf", metadata_version("nncf"), samples.digest, str(samples.count)]

@@ -129,8 +129,8 @@ def load(task: Task) -> float:
 
 def _extent(task: Task, trials: list[Trial] | None, timed_ms: Mapping[str, float]) -> Extent:
     planned = [entry for entry in task.planned if not entry.skipped]
-    methods = [entry.recipe.method for entry in planned]
-    floats, fast = methods.count("float"), methods.count("fast")
+    steps = [entry.recipe.quantized_by for entry in planned]
+    floats, fast = steps.count(None), steps.count("mixed")
     quantized = len(planned) - floats - fast
     tried = floats + round(SURVIVING * (quantized + fast))
     if trials is not None:

@@ -67,7 +67,7 @@ def compared(
         if output is not original[name]:
             collapsed += collapse.collapsed(name, original[name], output, fidelities[name])
     trial = replace(trial, collapsed=tuple(collapsed))
-    if recipe.method in ("float", "half"):
+    if recipe.quantized_by in (None, "half"):
         least = HALF_DB if recipe.name != EXACT else least_float_db(trial)
         if reasons := [*_too_far(fidelities, least, ()), *_unequal(fidelities), *collapsed]:
             reason = f"its outputs are not the model's: {'; '.join(reasons)}"

@@ -193,7 +193,7 @@ def _of_equal_size(tied: list[Trial], target: Target) -> list[Trial]:
 
 def _dynamic(trial: Trial, target: Target) -> bool:
     """Whether its activations are floats between its operators."""
-    return target.recipe(trial.recipe).method in ("dynamic", "weights")
+    return target.recipe(trial.recipe, trial.runtime).quantized_by in ("dynamic", "weights")
 
 
 def _best(tied: list[Trial], cost: Cost) -> list[Trial]:

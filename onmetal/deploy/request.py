@@ -10,7 +10,7 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from onmetal import budget, costs, targets
+from onmetal import budget, costs
 from onmetal.budget import Asked
 from onmetal.calibration import label_forms, metric_table, metrics, sample_checks, samples
 from onmetal.calibration.metric_table import Metric
@@ -25,6 +25,7 @@ from onmetal.profilers.devices.local import Local
 from onmetal.progress import OnProgress
 from onmetal.records import Candidate, DeviceFacts, Model
 from onmetal.runtimes import check_options, install, shipped, spec
+from onmetal.runtimes.fit import load_target
 from onmetal.samples import Samples
 from onmetal.targets import Target
 from onmetal.texts.suggest import did_you_mean
@@ -157,7 +158,7 @@ def prepare(
     request: Request, cache: Cache, progress: OnProgress = lambda done, total, what: None
 ) -> Task:
     """Read and check everything that the user gave; close the task's device afterwards."""
-    target = targets.load(request.target)
+    target = load_target(request.target)
     check_options(target)
     if asked := metric_table.known(request.metric):
         _check_meant(request, asked)  # as early as the metric is known
@@ -177,7 +178,7 @@ def _prepared(
     facts = device.facts() if device else host.facts()
     check_runtimes(target, host)
     _check_budget(request, target, device, facts)
-    warnings = check_fit(device)
+    warnings = [*target.warnings, *check_fit(device)]
     if device and not request.dry_run:
         device.take()
     shapes = model.parse_shapes(list(request.input_shapes))

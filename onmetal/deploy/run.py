@@ -8,7 +8,7 @@ import numpy as np
 from msgspec import UNSET, UnsetType
 from msgspec.structs import asdict, replace
 
-from onmetal import __version__, targets
+from onmetal import __version__
 from onmetal.budget import Budget
 from onmetal.bundles import builds, privacy, write
 from onmetal.bundles.manifest import HALF_TOLERANCE, TOLERANCE
@@ -19,7 +19,13 @@ from onmetal.deploy.propose.mixed import add_fast
 from onmetal.deploy.propose.plan import Planned
 from onmetal.deploy.request import Clock, Request, Task, prepare
 from onmetal.deploy.screen import drop_lost, look
-from onmetal.deploy.trials import check_calibration, convert_all, examine_all, measure_all
+from onmetal.deploy.trials import (
+    check_calibration,
+    convert_all,
+    examine_all,
+    measure_all,
+    planned_trial,
+)
 from onmetal.deploy.vectors import keep_raw, write_feeds, write_golden
 from onmetal.errors import BudgetError, DeviceError, UnsupportedError, UsageError
 from onmetal.files.cache import Cache
@@ -29,6 +35,7 @@ from onmetal.reports import manifest_record, of_trials, record
 from onmetal.reports.manifest_record import Manifest
 from onmetal.reports.readme import readme
 from onmetal.reports.record import Document, Report
+from onmetal.runtimes.fit import load_target
 from onmetal.samples import Samples
 
 
@@ -39,7 +46,7 @@ def deploy(request: Request, progress: Progress) -> Report[Document]:
     candidates were judged.
     """
     out = request.out or Path(f"{request.models[0].stem}-{Path(request.target).stem}")
-    target = targets.load(request.target)
+    target = load_target(request.target)
     builds.check_golden(target, request.golden)
     if not request.dry_run:
         write.check_out(out, request.force)
@@ -209,8 +216,7 @@ def _dry_run(task: Task) -> Report[Document]:
     for entry in task.planned:
         reason = "as the reference only" if entry.reference_only else entry.skipped
         status: Literal["skipped", "planned"] = "skipped" if entry.skipped else "planned"
-        trial = Trial(entry.name, entry.recipe.name, entry.runtime, entry.model.stem)
-        trials.append(replace(trial, status=status, reason=reason))
+        trials.append(replace(planned_trial(entry), status=status, reason=reason))
     budget = resolve(task, task.models[0].stem, None)
     document = _document(task, budget, trials, None, None)
     return Report(replace(document, dry_run=True))
@@ -244,7 +250,7 @@ def _tolerance(task: Task, chosen: Trial) -> float:
     differs = chosen.agreement is not None and not chosen.agreement["identical"]
     if chosen.embedded and chosen.embedded["flash"]["whole_numbers"] and not differs:
         return 0.0
-    tolerance = TOLERANCE[task.target.recipe(chosen.recipe).compute]
+    tolerance = TOLERANCE[task.target.recipe(chosen.recipe, chosen.runtime).compute]
     outputs = chosen.candidate.model.outputs if chosen.candidate else ()
     half = any(tensor.dtype == "float16" for tensor in outputs)
     return max(tolerance, HALF_TOLERANCE) if half else tolerance

@@ -66,7 +66,7 @@ def look(
     Nothing is dropped unless something that may meet the budget is at least as good in all that
     the budget and the aim ask.
     """
-    quantized = [t for t in trials if usable(t) and method(task, t) != "float"]
+    quantized = [t for t in trials if usable(t) and quantized_by(task, t)]
     if not quantized or clock.left_s(LATEST) <= 0:
         return trials, {}
     times = short_times(task, [t for t in trials if usable(t)], feeds, clock, progress)
@@ -92,7 +92,7 @@ def pointless(task: Task, trials: list[Trial], seen: dict[str, Looked]) -> dict[
     reasons: dict[str, str] = {}
     running = [trial for trial in trials if usable(trial)]
     for trial in sorted(running, key=lambda t: seen[t.name].p50_ms):
-        if method(task, trial) == "float":
+        if not quantized_by(task, trial):
             continue
         others = [t for t in running if t.model == trial.model and t.name not in reasons]
         if why := _beaten_by_any(task, trial, others, seen):
@@ -100,8 +100,8 @@ def pointless(task: Task, trials: list[Trial], seen: dict[str, Looked]) -> dict[
     return reasons
 
 
-def method(task: Task, trial: Trial) -> str:
-    return task.target.recipe(trial.recipe).method
+def quantized_by(task: Task, trial: Trial) -> str | None:
+    return task.target.recipe(trial.recipe, trial.runtime).quantized_by
 
 
 def _comparable(task: Task) -> bool:
@@ -125,7 +125,7 @@ def _beaten_by_any(
             wrong = theirs.sqnr_db is None or theirs.sqnr_db < least_float_db(trial)
             if not wrong and (ratio := _slower(mine, theirs)):
                 return f"{ratio:.2f} times as slow as {other.name} in a short timing"
-        elif method(task, other) != "float" and other.candidate and trial.candidate:
+        elif quantized_by(task, other) and other.candidate and trial.candidate:
             if other.candidate.size_bytes > 1.1 * trial.candidate.size_bytes:
                 continue
             if not theirs.hopeless and (why := _beaten(mine, theirs, other.name)):
@@ -234,7 +234,7 @@ def _fidelities(
             continue  # judging says why
         for number, trial in enumerate(mine):
             progress(number, len(mine), f"{trial.name} on a few calibration samples")
-            if method(task, trial) == "float" and trial.recipe != EXACT:
+            if not quantized_by(task, trial) and trial.recipe != EXACT:
                 continue
             same = trial is original
             outputs = reference if same else _outputs(task, trial, feed, scratch)

@@ -34,21 +34,27 @@ Feeds = Callable[[Candidate], Path]
 
 def convert_all(task: Task, cache: Cache, clock: Clock, progress: Progress) -> list[Trial]:
     """One trial for everything planned; what cannot be converted carries the reason. What is made
-    of others (`fast`) waits for them."""
+    of others (`mixed`) waits for them."""
     trials = []
     for number, entry in enumerate(task.planned):
-        trial = Trial(entry.name, entry.recipe.name, entry.runtime, entry.model.stem)
+        trial = planned_trial(entry)
         progress(number, len(task.planned), entry.name)
         if entry.skipped:
             trial = replace(trial, status="skipped", reason=entry.skipped)
-        elif entry.recipe.method == "fast":
+        elif entry.recipe.does("mixed"):
             trial = replace(trial, status="skipped", reason=WAITS)
-        elif clock.left_s(0.6 if entry.recipe.method == "float" else QUANTIZING) <= 0 and number:
+        elif clock.left_s(QUANTIZING if entry.recipe.quantized_by else 0.6) <= 0 and number:
             trial = out_of_time(trial, "converted")
         else:
             trial = convert_one(task, entry, trial, cache, progress)
         trials.append(trial)
     return trials
+
+
+def planned_trial(entry: Planned) -> Trial:
+    return Trial(
+        entry.name, entry.recipe.name, entry.runtime, entry.model.stem, lineage=entry.lineage
+    )
 
 
 def check_calibration(task: Task, cache: Cache, clock: Clock, progress: Progress) -> None:
@@ -178,7 +184,7 @@ def _examine(task: Task, device: Device, trial: Trial, feeds: Feeds, runs: int) 
         missing["peak_memory_bytes"] = str(error)
     trial = replace(trial, ran_on=ran_on, missing=missing)
     trial = trial.with_figures(peak_memory_bytes=memory) if memory else trial
-    compute = task.target.recipe(trial.recipe).compute
+    compute = task.target.recipe(trial.recipe, trial.runtime).compute
     if compute == "f32" and trial.recipe != EXACT:
         return trial
     if trial.recipe == EXACT:

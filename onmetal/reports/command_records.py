@@ -81,6 +81,8 @@ class Inspection(Struct, frozen=True):
     exact candidate that runs."""
     sensitivity: Sensitivity | None
     """null: no data were given."""
+    warnings: list[str]
+    """Of the target."""
 
 
 class Comparison(Struct, frozen=True):

@@ -42,6 +42,7 @@ def fields(trial: Trial) -> dict[str, Any]:
         "runtime_version": artifact.runtime_version if artifact else None,
         "details": artifact.details if artifact else {},
         "sha256": artifact.sha256 if artifact else None,
+        "lineage": trial.lineage,
         "status": trial.status,
         "reason": trial.reason,
         "warnings": [*trial.warnings, *trial.unlike, *trial.collapsed],

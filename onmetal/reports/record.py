@@ -12,7 +12,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from onmetal import costs
-from onmetal.records import Figure, Latency, Status, Tensor, Verdict
+from onmetal.records import Figure, Latency, Lineage, Status, Tensor, Verdict
 from onmetal.reports.chip_record import Agreement, Embedded, Number
 
 Interval = tuple[Number, Number]
@@ -166,6 +166,7 @@ class _Described(Struct, frozen=True, kw_only=True):
     """What its conversion says: options, format, estimator; keys differ by recipe and runtime."""
     sha256: str | None
     """Of the artifact; null: it was not made."""
+    lineage: Lineage
     status: Status
     reason: str | None
     """Why it failed, was skipped, does not meet the budget or was not chosen."""

@@ -11,6 +11,12 @@ class LiteRT(Runtime):
         title="LiteRT",
         packages=("ai-edge-litert", "tflite-runtime"),
         reads="tflite",
+        runs={
+            "float": ("f32",),
+            "half": ("f32",),
+            "dynamic": ("i8",),
+            "static": ("i8", "i16"),
+        },
         defines="tflite",
         benchmark_model=True,
         library="ai_edge_litert/libLiteRt.so",

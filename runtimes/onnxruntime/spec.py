@@ -14,6 +14,15 @@ class OnnxRuntime(Runtime):
         title="ONNX Runtime",
         packages=("onnxruntime",),
         reads="onnx",
+        runs={
+            "float": ("f32",),
+            "weights": ("f32",),
+            "dynamic": ("i8",),
+            "static": ("i8",),
+            "mixed": ("i8",),
+        },
+        other_floats="whose CPU kernels on x86 compute {type} by casting to f32, "
+        "which is no {type}",
         defines="onnx",
         library="onnxruntime/capi/libonnxruntime.so",
     )

@@ -21,6 +21,13 @@ class OpenVINO(Runtime):
         title="OpenVINO",
         packages=("openvino",),
         reads="onnx",
+        runs={
+            "float": ("f32", "f16", "bf16"),
+            "weights": ("f32",),
+            "static": ("i8",),
+            "nncf": ("i8",),
+            "mixed": ("i8",),
+        },
         own_suffixes=(".xml", ".bin"),
         quantizer_package="nncf",
         # OpenVINO's own switch for its telemetry.

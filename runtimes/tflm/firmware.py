@@ -20,7 +20,7 @@ def hardware(recipe: Recipe, target: Target) -> Hardware:
     return {
         "core": target.chip.core if target.chip else None,
         "npu": plain(target.npu),
-        "split": recipe.split,
+        "split": recipe.does("split"),
         **({"vela": _installed("ethos-u-vela")} if target.npu else {}),
     }
 

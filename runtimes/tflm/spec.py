@@ -15,6 +15,7 @@ class TFLiteMicro(Runtime):
         title="TFLite Micro",
         packages=("tflite-micro",),
         reads="tflite",
+        runs={"float": ("f32",), "static": ("i8", "i16"), "split": ("i8", "i16")},
         install="pip install 'onmetal[embedded]'",  # which pins it
         in_firmware=True,
     )

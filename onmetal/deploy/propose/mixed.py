@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from onmetal.deploy.convert import convert
 from onmetal.deploy.propose.plan import Planned
 from onmetal.deploy.request import Clock, Task
-from onmetal.deploy.screen import Looked, method, short_times
+from onmetal.deploy.screen import Looked, quantized_by, short_times
 from onmetal.deploy.trials import Feeds, calibrated, convert_one, usable
 from onmetal.errors import OnmetalError, UnsupportedError
 from onmetal.files.cache import Cache
@@ -33,7 +33,7 @@ def add_fast(
     """Make what waits: the fastest static candidate of a runtime, some operators left in float."""
     made = []
     for trial, entry in zip(trials, task.planned, strict=True):
-        if entry.recipe.method == "fast" and not entry.skipped:
+        if entry.recipe.does("mixed") and not entry.skipped:
             progress(0, 1, entry.name)
             trial = _fast(task, entry, trial, trials, seen, feeds, cache, clock, progress)
         made.append(trial)
@@ -56,7 +56,7 @@ def _fast(
         for other in trials
         if other.runtime == entry.runtime
         and other.model == trial.model
-        and method(task, other) == "static"
+        and quantized_by(task, other) == "static"
         and other.name in seen
         and seen[other.name].rounds_ms
         and not seen[other.name].hopeless
@@ -65,6 +65,7 @@ def _fast(
         why = "no static 8-bit candidate of this runtime was timed, which it would be made from"
         return replace(trial, status="skipped", reason=why)
     base = min(static, key=lambda other: seen[other.name].p50_ms)
+    trial = replace(trial, lineage=replace(trial.lineage, parent=base.name))
     try:
         sources = _mixtures(task, entry, base, feeds, cache, progress)
     except OnmetalError as error:
@@ -108,7 +109,7 @@ def _mixtures(
     twin = convert(
         f"{entry.name} in float",
         entry.model,
-        task.target.recipe(EXACT),
+        task.target.recipe(EXACT, entry.runtime),
         entry.runtime,
         task.target,
         task.threads,
@@ -116,7 +117,7 @@ def _mixtures(
         cache,
         made.float_source(),
     )
-    form = task.target.recipe(base.recipe).format
+    form = task.target.recipe(base.recipe, base.runtime).format
     assert form
     profiles = [
         measure.layers(task.device, candidate, feeds(candidate))

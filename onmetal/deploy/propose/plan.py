@@ -6,9 +6,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from onmetal.errors import UsageError
-from onmetal.records import LEFT_OUT, NO_DATA, DeviceFacts, Model
+from onmetal.records import LEFT_OUT, NO_DATA, DeviceFacts, Lineage, Model
 from onmetal.runtimes import spec
 from onmetal.targets import EXACT, Recipe, Target
+from onmetal.targets.recipe import STEPS
 from onmetal.texts.suggest import did_you_mean
 
 
@@ -21,6 +22,13 @@ class Planned(Struct, frozen=True):
     """Why it is not tried; None: it is."""
     reference_only: bool = False
     """Run as the reference, but left out of the choice by --recipes."""
+
+    @property
+    def lineage(self) -> Lineage:
+        """What is done to the model: one that is quantized already is not quantized again."""
+        as_it_is = self.model.quantized and not self.skipped
+        done = [step for step in self.recipe.steps if not (as_it_is and STEPS[step.do].quantizes)]
+        return Lineage(steps=tuple(done))
 
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
@@ -47,17 +55,18 @@ def plan(
     """
     for family in asked or []:
         if not any(_belongs(recipe.name, family) for recipe in target.recipes):
-            known = [recipe.name for recipe in target.recipes]
+            known = list(dict.fromkeys(recipe.name for recipe in target.recipes))
             raise UsageError(
                 f"--recipes {family}: unknown to the target {target.name}"
                 f"{did_you_mean(family, known)}; it has: {', '.join(known)}"
             )
     found = []
-    has_float = any(recipe.method == "float" for recipe in target.recipes)
-    for recipe in target.recipes:
-        left_out = asked is not None and not any(_belongs(recipe.name, f) for f in asked)
+    has_float = any(recipe.quantized_by is None for recipe in target.recipes)
+    for recipe_name in dict.fromkeys(recipe.name for recipe in target.recipes):
+        left_out = asked is not None and not any(_belongs(recipe_name, f) for f in asked)
         for model in models:
             for runtime in target.runtimes:
+                recipe = target.recipe(recipe_name, runtime.name)
                 skipped = (
                     _unfit(recipe, runtime.name, facts)
                     or _foreign(model, runtime.name)
@@ -102,12 +111,12 @@ def _belongs(recipe: str, family: str) -> bool:
 def _unfit(recipe: Recipe, runtime: str, facts: DeviceFacts) -> str | None:
     """Why this runtime or CPU cannot run the recipe."""
     if runtime not in recipe.runtimes:
-        what = f"compute in {recipe.compute}" if recipe.method == "float" else f"run {recipe.name}"
+        what = f"run {recipe.name}" if recipe.quantized_by else f"compute in {recipe.compute}"
         return f"{runtime} does not {what} on this target"
     if recipe.requires_any_flag and not set(recipe.requires_any_flag) & set(facts.flags):
         wanted = " or ".join(recipe.requires_any_flag)
         return f"this CPU has no {wanted}, so it cannot compute in {recipe.compute}"
-    if recipe.method == "nncf" and not find_spec("nncf"):
+    if recipe.does("nncf") and not find_spec("nncf"):
         return "NNCF is not installed; `pip install 'onmetal[nncf]'` to try its quantization too"
     return None
 
@@ -124,7 +133,7 @@ def _needless(
 ) -> str | None:
     """Why the recipe has no point for this model and data. Where a target has no recipe in float,
     what is quantized already is taken as it is, under the name of its format."""
-    if recipe.method == "float":
+    if recipe.quantized_by is None:
         return None
     if model.quantized and not has_float:
         return None if (recipe.compute == "i16") == model.wide else ANOTHER
@@ -132,17 +141,17 @@ def _needless(
         return "the model keeps state from one inference to the next: it is run as it is"
     if model.quantized:
         return f"the model is quantized already ({model.quantized} operators hold integers)"
-    if recipe.method == "half":
+    if recipe.quantized_by == "half":
         return None
     kinds = WEIGHTED if model.format == "onnx" else IN_TFLITE
     if not any(model.operators.get(kind) for kind in kinds):
         return f"the model has nothing to quantize: no {', '.join(kinds)}"
-    by_matrices = recipe.method in ("weights", "dynamic") and spec(runtime).reads != "tflite"
+    by_matrices = recipe.quantized_by in ("weights", "dynamic") and spec(runtime).reads == "onnx"
     if by_matrices and model.matmul_share < MATMUL_HEAVY:
         share = f"{model.matmul_share:.0%}"
         return f"pays for models of MatMuls only, which hold {share} of this one's weights"
     if not samples:
         return NO_DATA
-    if recipe.method == "fast" and not timed:
+    if recipe.does("mixed") and not timed:
         return "made from a profile, for which a device is needed"
     return None

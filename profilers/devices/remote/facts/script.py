@@ -1,7 +1,6 @@
 """The shell scripts that ask a device for its facts and for its state."""
 
-from onmetal.targets import RUNTIMES
-from onmetal.targets import packages as packages_of
+from onmetal.runtimes import RUNTIMES, spec
 
 # One function, read whole before it runs: the script may come on standard input. mksh has an alias
 # `r`, and here-documents need a folder to write in, so neither is used. `grep . FILES /dev/null`
@@ -70,7 +69,7 @@ onmetal_facts "$@" 2>/dev/null </dev/null
 """
 METERS = ("rapl", "ina3221", "odpm", "battery", "pmic")
 """What the script prints of the power meters that can be read."""
-PACKAGES = ("numpy", *(package for runtime in RUNTIMES for package in packages_of(runtime)))
+PACKAGES = ("numpy", *(package for runtime in RUNTIMES for package in spec(runtime).packages))
 SCRIPT: str = _HEAD + _FACTS.replace("PACKAGES", " ".join(PACKAGES)) + _STATE + _TAIL
 """Everything, for POSIX shells: mksh with toybox (Android 7 and later), busybox ash, dash, bash.
 

@@ -10,8 +10,7 @@ from onmetal.profilers.devices.remote.facts.lines import (
     split_pairs,
 )
 from onmetal.profilers.devices.remote.facts.script import PACKAGES
-from onmetal.targets import RUNTIMES
-from onmetal.targets import packages as packages_of
+from onmetal.runtimes import RUNTIMES, spec
 
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.+!_-]{0,60}")
 MACHINE_OF_ABI = {
@@ -127,7 +126,7 @@ def installed_runtimes(versions: Mapping[str, str]) -> tuple[dict[str, str], dic
     packages = {
         runtime: package
         for runtime in RUNTIMES
-        for package in packages_of(runtime)[::-1]
+        for package in spec(runtime).packages[::-1]
         if package in versions
     }
     return {runtime: versions[package] for runtime, package in packages.items()}, packages

@@ -1,0 +1,184 @@
+"""Which runtime can run which recipe: a target file becomes a target here.
+
+What a runtime can do stands in its own folder's spec; what is asked of it, in the recipe.
+"""
+
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from onmetal import runtimes, targets
+from onmetal.targets import EXACT, Format, Recipe, Target, TargetFile, inline
+from onmetal.targets import recipe as recipes
+from onmetal.targets.recipe import Named
+
+
+def load_target(name: str) -> Target:
+    """A built-in target by its name, or any by its file's path, with those recipes that its
+    runtimes can run.
+
+    Raises UsageError, naming the file and the field, where it is missing or wrong.
+    """
+    return resolve(targets.read(name))
+
+
+def resolve(file: TargetFile) -> Target:
+    """Raises UsageError where a runtime cannot do what the file asks of it."""
+    try:
+        _check_runtimes(file)
+        found = tuple(recipe for entry in file.recipes for recipe in ways(entry, file))
+        if EXACT not in [recipe.name for recipe in found] and not file.micro:
+            raise ValueError(f"it has no {EXACT!r} recipe, which is run as the reference")
+        warnings = _lines_instead(file, found) if file.deprecated else ()
+    except ValueError as error:
+        raise targets.refused(file.source, str(error)) from None
+    common = {
+        key: getattr(file, key)
+        for key in Target.__struct_fields__
+        if key not in ("recipes", "warnings")
+    }
+    return Target(**common, recipes=found, warnings=warnings)
+
+
+def _check_runtimes(file: TargetFile) -> None:
+    named, known = [runtime.name for runtime in file.runtimes], runtimes.RUNTIMES
+    if unknown := sorted(set(named) - set(known)):
+        raise ValueError(
+            f"[[runtimes]] names {unknown[0]!r}, which is unknown; there are: {', '.join(known)}"
+        )
+    of_chips = [name for name in known if runtimes.spec(name).in_firmware]
+    which = " or ".join(map(repr, of_chips))
+    micro = [name for name in named if name in of_chips]
+    if micro and len(named) > 1:
+        raise ValueError(
+            f"the runtime {micro[0]!r} stands beside others, which no device has together"
+        )
+    if not micro and (file.chip or file.npu):
+        raise ValueError(
+            f"[chip] and [npu] are of microcontrollers, which only the runtime {which} runs on"
+        )
+    if file.micro != bool(micro):
+        raise ValueError(f"transport 'serial' and the runtime {which} go together")
+
+
+def ways(entry: Named, file: TargetFile) -> list[Recipe]:
+    """A recipe as the target's runtimes run it. Raises ValueError where none does, or one does not
+    that was named to."""
+    here = [runtime.name for runtime in file.runtimes]
+    reasons: dict[str, str] = {}
+    found = []
+    for way in entry.ways:
+        for name in way.runtimes:
+            if why := misfit(way, name):
+                raise ValueError(f"recipe {way.name!r} {why}")
+        meant = way.runtimes or here
+        asked = [name for name in here if name in meant and name in (entry.only or here)]
+        reasons |= {name: why for name in asked if (why := misfit(way, name))}
+        if able := tuple(name for name in asked if name not in reasons):
+            found.append(replace(way, runtimes=able))
+    running = [name for way in found for name in way.runtimes]
+    for name in entry.only:
+        if name not in here:
+            raise ValueError(
+                f"recipe '{entry.name}@{name}' names a runtime that is not among its [[runtimes]] "
+                f"({', '.join(here)})"
+            )
+        if name not in running:
+            why = reasons.get(name, "is not meant for this runtime")
+            raise ValueError(f"recipe '{entry.name}@{name}' {why}")
+    if not found:
+        said = [f"on {name}, it {why}" for name, why in reasons.items()]
+        others = " and ".join(name for way in entry.ways for name in way.runtimes)
+        why = "; ".join(said) or f"it is for {others} alone"
+        raise ValueError(f"recipe {entry.name!r} runs on none of its [[runtimes]]: {why}")
+    return found
+
+
+def misfit(recipe: Recipe, name: str) -> str | None:
+    """Why a runtime cannot run a recipe, in words that follow its name."""
+    if name not in runtimes.RUNTIMES:
+        known = ", ".join(runtimes.RUNTIMES)
+        return f"names the runtime {name!r}, which is unknown; there are: {known}"
+    spec = runtimes.spec(name)
+    for step in recipe.steps:
+        if step.do not in spec.runs:
+            return f"has the step {step.do!r}, which runs on {' and '.join(_able(step.do))} alone"
+        if recipe.compute not in spec.runs[step.do]:
+            can = " or ".join(spec.runs[step.do])
+            return f"with the step {step.do!r} computes in {can} on {name}, not in {recipe.compute}"
+    if not recipe.steps and recipe.compute not in spec.runs["float"]:
+        can = " or ".join(spec.runs["float"])
+        why = spec.other_floats or f"which onmetal lets compute floats in {can} only, not {{type}}"
+        return f"names {name}, {why.format(type=recipe.compute)}"
+    if recipe.format is None:
+        return None
+    if spec.reads == "tflite":
+        return _tflite_misfit(recipe, recipe.format, name)
+    if recipe.format.activation == "s16":
+        able = [known for known in _able("static") if "i16" in runtimes.spec(known).runs["static"]]
+        return f"has 16-bit activations, which only {' and '.join(able)} compute with"
+    if not recipe.format.operators:
+        return "lists no operators in its format"
+    return None
+
+
+def _able(step: str) -> list[str]:
+    return [name for name in runtimes.RUNTIMES if step in runtimes.spec(name).runs]
+
+
+def _tflite_misfit(recipe: Recipe, form: Format, name: str) -> str | None:
+    """TFLite's quantization is one specification, of which only the activations may be chosen."""
+    if form != Format(activation=form.activation) or form.activation == "u8":
+        return (
+            'has a format other than TFLite\'s: only `activation`, "s8" or "s16", can be said for '
+            f"{name}"
+        )
+    wide = form.activation == "s16"
+    if wide != (recipe.compute == "i16"):
+        return f"with activations of {form.activation} computes in {'i16' if wide else 'i8'}"
+    return None
+
+
+def _lines_instead(file: TargetFile, found: tuple[Recipe, ...]) -> tuple[str, ...]:
+    """What to write in the place of a file's [[recipes]] tables."""
+    words: list[str] = []
+    own: dict[str, Recipe] = {}
+    for recipe in found:
+        alike = _built_in(recipe, file)
+        taken = recipe.name == Path(file.source).stem  # by the target file itself
+        path = f"./recipes/{recipe.name}.toml" if taken else f"./{recipe.name}.toml"
+        words += alike or [path]
+        if not alike:
+            own[path] = recipe
+    place = file.source
+    warnings = [
+        f"{place}: its tables of [[recipes]] are deprecated: delete them, and write above the "
+        f"file's first [table] the line `{inline.list_line(words)}`"
+    ]
+    for path, recipe in own.items():
+        everywhere = Named(recipe.name, (replace(recipe, runtimes=()),))
+        if _as_found(everywhere, file) == [recipe]:
+            recipe = replace(recipe, runtimes=())
+        lines = ", ".join(f"`{line}`" for line in inline.file_lines(recipe))
+        beside = Path(place).parent / path
+        warnings.append(f"{place}: and write the file {beside} of the lines {lines}")
+    return tuple(warnings)
+
+
+def _built_in(recipe: Recipe, file: TargetFile) -> list[str]:
+    """How a target names the built-in recipe that does the same; empty: there is none."""
+    if recipe.name not in recipes.names():
+        return []
+    entry = recipes.built_in(recipe.name)
+    if _as_found(entry, file) == [recipe]:
+        return [recipe.name]
+    if _as_found(replace(entry, only=recipe.runtimes), file) == [recipe]:
+        return [f"{recipe.name}@{name}" for name in recipe.runtimes]
+    return []
+
+
+def _as_found(entry: Named, file: TargetFile) -> list[Recipe]:
+    try:
+        return ways(entry, file)
+    except ValueError:
+        return []

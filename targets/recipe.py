@@ -1,0 +1,273 @@
+"""Recipes: what is done to a model, one TOML file each in targets/recipes/, named once.
+
+A recipe does not say which runtimes run it: they do (`onmetal.runtimes.fit`). Only where a name
+means another thing on another runtime, or is meant for some alone, the file names them.
+"""
+
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+from msgspec.structs import replace
+
+from onmetal.files.reading import TOML_BYTES, parse_toml, read_bytes
+from onmetal.records import Step
+from onmetal.texts.suggest import did_you_mean, near
+
+FOLDER = files("onmetal.targets").joinpath("recipes")
+NAME = r"^[a-z][a-z0-9]*(-[a-z0-9]+)*\Z"
+
+EXACT = "fp32"
+"""The recipe that computes what the original does; always run, as the reference, where a target has
+it: one of a microcontroller need not."""
+
+OPERATORS = frozenset(
+    {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "Concat", "Reshape"}
+    | {"Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Pad", "Gather", "Resize"}
+    | {"MaxPool", "DepthToSpace", "SpaceToDepth", "Expand", "Tile", "AveragePool", "ReduceMean"}
+    | {"GlobalAveragePool", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "HardSwish", "Elu"}
+    | {"Softmax"}
+)
+"""What the quantizer knows how to place: ONNX's names. A Relu or Clip goes with what it follows."""
+
+Compute = Literal["f32", "f16", "bf16", "i8", "i16"]
+Kind = Literal["u8", "s8"]
+
+
+class Format(Struct, frozen=True, forbid_unknown_fields=True):
+    """The rules of one 8-bit format: what the quantizer does, it reads here."""
+
+    operators: tuple[str, ...] = ()
+    """Which operators run in 8 bits; all others stay float. A runtime of .tflite files lists none:
+    it runs all those that TFLite's quantization specification does."""
+    activation: Literal["u8", "s8", "s16"] = "u8"
+    weight: Kind = "s8"
+    activation_symmetric: bool = False
+    """Zero point 0 (s8) or 128 (u8); else the range that was seen decides."""
+    weight_symmetric: bool = True
+    per_channel: bool = True
+    """A scale for every output channel of a weight; else one for all of it."""
+    weight_bits: Literal[7, 8] = 8
+    """7: a reduced range, where 16-bit accumulators of 8-bit products would saturate."""
+    same_scale: tuple[str, ...] = ()
+    """Operators whose outputs must have the scale of their inputs."""
+
+
+class StepKind(Struct, frozen=True):
+    """What is to be known of a step before it is done."""
+
+    what: str
+    quantizes: bool = True
+    """Whether it decides the numbers' format: a recipe has one such step at most."""
+    calibrated: bool = False
+    """Whether samples decide how it is done."""
+    formatted: bool = False
+    """Whether it follows the rules of [format]."""
+    after: str | None = None
+    """The step that it must follow."""
+
+
+STEPS = {
+    "half": StepKind("weights stored as f16"),
+    "static": StepKind("8 bits by calibrated ranges", calibrated=True, formatted=True),
+    "weights": StepKind("8-bit weights, computed with in float", formatted=True),
+    "dynamic": StepKind("8-bit matrix products, ranges of activations taken in every inference"),
+    "nncf": StepKind("8 bits by Intel's NNCF, after its own rules", calibrated=True),
+    "mixed": StepKind(
+        "the runtime's fastest `static` candidate, some operators in float by its profile",
+        calibrated=True,
+    ),
+    "split": StepKind("early operators in bands of rows", quantizes=False, after="static"),
+}
+"""What can be done to a model. No step: it is computed as it is."""
+
+
+class Recipe(Struct, frozen=True):
+    """One way to make a candidate, for the runtimes that run it alike."""
+
+    name: str
+    runtimes: tuple[str, ...]
+    """Of a target: those of its runtimes that run it. As it stands in a file: those that it is
+    meant for; none: whichever can."""
+    compute: Compute
+    """The type that the runtime computes in; its profile must confirm it."""
+    steps: tuple[Step, ...] = ()
+    requires_any_flag: tuple[str, ...] = ()
+    """CPU flags (as /proc/cpuinfo spells them) of which one must be present to run this at all."""
+    format: Format | None = None
+
+    @property
+    def quantized_by(self) -> str | None:
+        """The step that decides the numbers' format; None: the model's own."""
+        return next((step.do for step in self.steps if STEPS[step.do].quantizes), None)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether samples decide how it is made."""
+        return any(STEPS[step.do].calibrated for step in self.steps)
+
+    def does(self, step: str) -> bool:
+        return any(known.do == step for known in self.steps)
+
+
+class Named(Struct, frozen=True):
+    """A recipe as a target names it."""
+
+    name: str
+    ways: tuple[Recipe, ...]
+    """One, or one for each group of runtimes by which the name means another thing."""
+    only: tuple[str, ...] = ()
+    """Of the target's runtimes those that are to run it (NAME@RUNTIME); none: all that can."""
+
+
+class _Way(Struct, frozen=True, forbid_unknown_fields=True):
+    """A recipe's file, or a [[for]] table of it."""
+
+    compute: Compute
+    steps: tuple[str | dict[str, Any], ...] = ()
+    runtimes: tuple[str, ...] = ()
+    requires_any_flag: tuple[str, ...] = ()
+    format: Format | None = None
+
+
+class _Ways(Struct, frozen=True, forbid_unknown_fields=True):
+    ways: Annotated[tuple[_Way, ...], Meta(min_length=1)] = msgspec.field(name="for")
+
+
+def names() -> list[str]:
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in FOLDER.iterdir()
+        if entry.name.endswith(".toml")
+    )
+
+
+def listed(words: tuple[str, ...], folder: Path) -> tuple[Named, ...]:
+    """The recipes that a target lists: NAME, or the path of a .toml file of the user's own, from
+    the target file's folder; each may go on with @RUNTIME.
+
+    Raises ValueError, saying what is wrong with them.
+    """
+    found: dict[str, Named] = {}
+    for word in words:
+        what, at, runtime = word.partition("@") if not word.endswith(".toml") else (word, "", "")
+        entry = own(what, folder) if what.endswith(".toml") else built_in(what)
+        before = found.get(entry.name)
+        if before is None:
+            found[entry.name] = replace(entry, only=(runtime,)) if at else entry
+        elif at and before.only and runtime not in before.only and before.ways == entry.ways:
+            found[entry.name] = replace(before, only=(*before.only, runtime))
+        else:
+            raise ValueError(f"the recipe {entry.name!r} stands there twice")
+    return tuple(found.values())
+
+
+def built_in(name: str) -> Named:
+    if name not in names():
+        raise ValueError(
+            f"there is no recipe {name!r}{did_you_mean(name, names())}; there are: "
+            f"{', '.join(names())}, or give the path of a .toml file of your own"
+        )
+    return parse(name, FOLDER.joinpath(f"{name}.toml").read_text("utf-8"))
+
+
+def own(word: str, folder: Path) -> Named:
+    """A user's own recipe, which is called as its file is."""
+    path = folder / word
+    try:
+        text = read_bytes(path, TOML_BYTES).decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ValueError(f"recipe {word}: there is no such file{near(path, ('.toml',))}") from None
+    except OSError as error:
+        raise ValueError(f"recipe {word}: cannot read this file ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"recipe {word}: cannot read this file: {error}") from None
+    if not re.fullmatch(NAME, path.stem):
+        raise ValueError(
+            f"recipe {word}: the file's name is the recipe's, of lower-case letters and digits "
+            "with single hyphens inside"
+        )
+    try:
+        return parse(path.stem, text)
+    except ValueError as error:  # msgspec.ValidationError is one
+        raise ValueError(f"recipe {word}: {error}") from None
+
+
+def parse(name: str, text: str) -> Named:
+    """Raises ValueError, saying what is wrong with it."""
+    fields = parse_toml(text)
+    if "for" in fields:
+        ways = msgspec.convert(fields, _Ways).ways
+        runtimes = [runtime for way in ways for runtime in way.runtimes]
+        if not all(way.runtimes for way in ways):
+            raise ValueError("a [[for]] table names no runtimes")
+        if double := sorted({name for name in runtimes if runtimes.count(name) > 1}):
+            raise ValueError(f"[[for]] tables name the runtime {double[0]!r} twice")
+    else:
+        ways = (msgspec.convert(fields, _Way),)
+    found = tuple(
+        Recipe(
+            name,
+            way.runtimes,
+            way.compute,
+            tuple(map(_step, way.steps)),
+            way.requires_any_flag,
+            way.format,
+        )
+        for way in ways
+    )
+    for recipe in found:
+        check(recipe)
+    return Named(name, found)
+
+
+def _step(entry: str | dict[str, Any]) -> Step:
+    """A step's name, or a table of it and its options: `{ do = NAME, … }`."""
+    fields = {"do": entry} if isinstance(entry, str) else entry
+    name = fields.get("do")
+    if not isinstance(name, str) or name not in STEPS:
+        what = f"there is no step {name!r}" if "do" in fields else "a step's table has no `do`"
+        alike = did_you_mean(name, STEPS) if isinstance(name, str) else ""
+        raise ValueError(f"{what}{alike}; there are: {', '.join(STEPS)}")
+    if options := sorted(fields.keys() - {"do"}):
+        raise ValueError(f"the step {name!r} has no option {options[0]!r}; it has none")
+    return Step(name)
+
+
+def check(recipe: Recipe) -> None:
+    """Raises ValueError where a recipe contradicts itself, on whatever runtime."""
+    if why := _contradiction(recipe):
+        raise ValueError(f"recipe {recipe.name!r} {why}")
+
+
+def _contradiction(recipe: Recipe) -> str | None:
+    steps, form = [step.do for step in recipe.steps], recipe.format
+    if double := sorted({step for step in steps if steps.count(step) > 1}):
+        return f"has the step {double[0]!r} twice"
+    quantizing = [step for step in steps if STEPS[step].quantizes]
+    if len(quantizing) > 1:
+        return f"has the steps {' and '.join(map(repr, quantizing))}, of which there can be one"
+    for place, step in enumerate(steps):
+        if (first := STEPS[step].after) and first not in steps[:place]:
+            return f"has the step {step!r} ({STEPS[step].what}), which must follow {first!r}"
+    if (recipe.name == EXACT) != (not steps and recipe.compute == "f32"):
+        return (
+            f"with compute {recipe.compute!r}: {EXACT!r}, and only it, computes the float model "
+            "in f32"
+        )
+    formatted = next((step for step in steps if STEPS[step].formatted), None)
+    if formatted and form is None:
+        return f"has the step {formatted!r}, which needs the rules of a format"
+    if form and not formatted:
+        which = " or ".join(repr(step) for step, kind in STEPS.items() if kind.formatted)
+        return f"has the rules of a format, but no step {which} that follows them"
+    if form is None:
+        return None
+    if unknown := sorted({*form.operators, *form.same_scale} - OPERATORS):
+        return f"lists the operator {unknown[0]!r}; there are: {', '.join(sorted(OPERATORS))}"
+    if form.weight_symmetric and form.weight == "u8" and form.weight_bits == 7:
+        return "has u8 weights of 7 bits, which are asymmetric: set weight_symmetric = false"
+    return None
