@@ -22,7 +22,6 @@ MOST_LINES = 400
 LONGER = {
     "onmetal/bundles/kinds/firmware.py": 458,
     "onmetal/bundles/write.py": 502,
-    "onmetal/commands/bench.py": 476,
     "onmetal/deploy/request.py": 507,
     "onmetal/runtimes/litert/session.py": 508,
     "onmetal/runtimes/onnxruntime/session.py": 429,

@@ -318,14 +318,13 @@ def _check_budget(
 ) -> None:
     """Refuse what cannot be measured, before hours are spent."""
     limited = [cost for cost, _ in costs.LIMITS if cost.name in request.budget.limits]
-    timed = [cost for cost, _ in costs.LIMITS if cost.needs == "timed device"]
-    options = " and ".join(limit.option for cost, limit in costs.LIMITS if cost in timed)
-    # A microcontroller's arena is known on any machine.
+    timed = {cost: limit.option for cost, limit in costs.LIMITS if cost.needs == "timed device"}
+    options = " and ".join(timed.values())
     limits_timed = any(c in timed and not (c.known_on_chips and target.micro) for c in limited)
     if device and facts.emulated and limits_timed:
         raise DeviceError(
-            f"{options} cannot be judged on an emulated device, whose timings "
-            "and memory are not the hardware's: leave them out, or measure on a real one"
+            f"{options} cannot be judged on an emulated device, whose timings and memory are not "
+            "the hardware's: leave them out, or measure on a real one"
         )
     for cost in costs.MEASURED if device is None or device.meter is None else ():
         if cost.needs == "meter" and (cost in limited or cost.name == request.minimize):
