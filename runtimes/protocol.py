@@ -101,17 +101,14 @@ class Opened(Protocol):
 
 
 class SessionModule(Protocol):
-    """`session` of a runtime's folder, which is the run.py of bundles too."""
+    """`session` of a runtime's folder: the middle of the run.py of bundles, as `running` says."""
 
     def Session(
         self, files: list[str], options: dict[str, Any], inputs: list[str], outputs: list[str], /
     ) -> Opened: ...
 
-    def load(self, folder: Path, /) -> Opened:
-        """The session of a bundle."""
-
-    def golden(self, folder: Path, session: Any, /) -> list[str]:
-        """What of a bundle's golden vectors a session does not reproduce, in sentences."""
+    def library(self) -> Path:
+        """The runtime's shared library for C. Raises run_tail.Refused where there is none."""
 
 
 class Profiler(Protocol):

@@ -15,7 +15,7 @@ from onmetal.errors import VerificationError
 from onmetal.files import cache as caches
 from onmetal.files.arrays import read_npz
 from onmetal.reports.json import encode
-from onmetal.runtimes.onnxruntime import session
+from onmetal.runtimes import run_tail, running
 from tests import onnx_models
 
 TENSOR = {"name": "x", "dtype": "float32", "shape": [1, 4]}
@@ -33,7 +33,7 @@ def honest() -> dict[str, bytes]:
     values = np.arange(4, dtype=np.float32).reshape(1, 4)
     np.savez(stored, **{"input/x/0": values, "output/y/0": values})  # type: ignore[arg-type]
     files["golden.npz"] = stored.getvalue()
-    files["run.py"] = write.template("onnxruntime")
+    files["run.py"] = running.program("onnxruntime")
     files["README.md"] = b"# A bundle\n"
     names = ["README.md", "golden.npz", "manifest.json", "model.onnx", "run.py"]
     document = {
@@ -76,8 +76,8 @@ def read(kind: str, data: bytes, folder: Path) -> None:
     if kind == "inputs.npz":
         (place / kind).write_bytes(data)
         try:
-            session.read_inputs(str(place / kind), [TENSOR])
-        except session.Refused as error:
+            run_tail.read_inputs(str(place / kind), [TENSOR])
+        except run_tail.Refused as error:
             raise VerificationError(str(error)) from None
         return
     for name, content in (honest() | {kind: data}).items():

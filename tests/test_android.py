@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,10 +18,10 @@ from tree_sitter import Language, Parser
 
 from onmetal.bundles import artifact_io
 from onmetal.bundles.artifact_io import programs
+from onmetal.bundles.golden import opened
 from onmetal.bundles.kinds import android
 from onmetal.errors import UnsupportedError
 from onmetal.records import Tensor
-from onmetal.runtimes.litert import session as run_litert
 from onmetal.texts.quoting import code, kotlin_string
 from tests import deployed
 from tests.arm64 import needs
@@ -113,7 +114,7 @@ def record(bundle: Path, folder: Path) -> Path:
             short = name.replace("input", "in").replace("output", "out")
             (folder / short).write_bytes(content)
         return folder
-    session = run_litert.load(bundle)
+    session: Any = opened(bundle, "litert")
     details = session.interpreter.get_input_details(), session.interpreter.get_output_details()
     places = [{entry["index"]: i for i, entry in enumerate(side)} for side in details]
     for vector in range(artifact_io.count_vectors(found, golden)):

@@ -20,9 +20,9 @@ from onmetal.profilers.devices.local_worker import quiet_environment
 from onmetal.records import Candidate
 from onmetal.reports import of_trials
 from onmetal.reports.manifest_record import Run
-from onmetal.runtimes import spec
+from onmetal.runtimes import running, spec
 from tests.bundles import ARTIFACT, MODEL, RUNTIMES, Capture, alone, make, runner
-from tests.conftest import DIGITS, ROOT
+from tests.conftest import DIGITS
 
 # --- what is in it
 
@@ -117,8 +117,7 @@ def test_run_py_is_the_same_in_every_bundle_of_a_runtime(
     bundle: Path, bundles: dict[str, Path]
 ) -> None:
     for runtime, folder in bundles.items():
-        template = ROOT / "runtimes" / runtime / "session.py"
-        assert (folder / "run.py").read_bytes() == template.read_bytes()
+        assert (folder / "run.py").read_bytes() == running.program(runtime)
     runtime = json.loads((bundle / "manifest.json").read_text())["run"]["runtime"]
     assert (bundle / "run.py").read_bytes() == (bundles[runtime] / "run.py").read_bytes()
 

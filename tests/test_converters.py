@@ -24,12 +24,11 @@ from onmetal.files.cache import Cache
 from onmetal.profilers.devices.local import Local
 from onmetal.profilers.devices.local_worker import LocalWorker, quiet_environment
 from onmetal.records import Candidate, Model
-from onmetal.runtimes import fit, reading
+from onmetal.runtimes import fit, reading, run_tail, running
 from onmetal.targets import Recipe, Runtime
 from tests import onnx_models
 from tests.conftest import DIGITS, ROOT
 
-MARK = "# What follows is the same for every runtime.\n"
 NAMED = sorted(
     {runtime.name for name in targets.names() for runtime in fit.load_target(name).runtimes}
 )
@@ -90,12 +89,16 @@ def test_a_runner_and_a_profile_offer_what_the_worker_asks_for(name: str) -> Non
     assert list(inspect.signature(profile).parameters) == ["feed", *wanted]
 
 
-def test_runners_differ_only_in_what_their_runtime_needs() -> None:
-    texts = [path.read_bytes() for path in (ROOT / "runtimes").glob("*/session.py")]
-    parts = [text.split(MARK.encode()) for text in texts]
-    assert [len(part) for part in parts] == [2] * len(NAMED)
-    assert len({part[1] for part in parts}) == 1
-    assert b"def main(" in parts[0][1]
+@pytest.mark.parametrize("name", NAMED)
+def test_a_run_py_is_what_runs_in_workers(name: str) -> None:
+    """Between the parts that all have stands the session, word by word."""
+    text = running.program(name).decode()
+    session = (ROOT / "runtimes" / name / "session.py").read_text()
+    code = session.split("# run.py: the session\n")[1].strip()
+    assert text.count(code) == 1
+    assert text.endswith(Path(run_tail.__file__).read_text().split(running.TAIL)[1])
+    assert "# run.py:" not in text and "@@" not in text
+    compile(text, "run.py", "exec")
 
 
 def test_openvino_knows_every_option_that_may_be_set() -> None:

@@ -21,12 +21,8 @@ MOST_LINES_OF_A_TEST_FILE = 800
 MOST_LINES = 400
 LONGER = {
     "onmetal/bundles/kinds/firmware.py": 458,
-    "onmetal/bundles/write.py": 502,
+    "onmetal/bundles/write.py": 495,
     "onmetal/deploy/request.py": 507,
-    "onmetal/runtimes/litert/session.py": 508,
-    "onmetal/runtimes/onnxruntime/session.py": 429,
-    "onmetal/runtimes/openvino/session.py": 429,
-    "onmetal/runtimes/tflm/session.py": 519,
 }
 """Modules that are longer still, and how many lines they may have: numbers that may only fall."""
 

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from msgspec import Struct
 
+from onmetal.runtimes import running
 from tests import onnx_models
 from tests.arm64 import needs
-from tests.conftest import DIGITS, ROOT
+from tests.conftest import DIGITS
 
 CALLS = (
     "trace=%network,open,openat,openat2,creat,mkdir,mkdirat,unlink,unlinkat,rmdir,rename,renameat,"
@@ -205,7 +206,7 @@ def test_the_runners_are_cured_before_the_import() -> None:
         ("onnxruntime", "ORT_DISABLE_TELEMETRY"),
         ("openvino", "openvino_telemetry"),
     ):
-        text = (ROOT / "runtimes" / runtime / "session.py").read_text()
+        text = running.program(runtime).decode()
         found = re.search(rf"^ *import {runtime}$", text, re.MULTILINE)
         assert found and text.index(cure) < found.start()
 

@@ -17,6 +17,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from onmetal import targets
+from onmetal.bundles import golden
 from onmetal.converters.tflite import precision, supported
 from onmetal.converters.tflite.net import Net
 from onmetal.converters.tflite.parsing import read
@@ -25,7 +26,6 @@ from onmetal.converters.tflite.writing import write
 from onmetal.files import cache
 from onmetal.profilers import memory
 from onmetal.runtimes import fit
-from onmetal.runtimes.litert import session
 from tests.conftest import DIGITS, ROOT, deploy
 
 MODEL, DATA = DIGITS / "digits_cnn.onnx", DIGITS / "digits.npz"
@@ -114,7 +114,7 @@ class TestTheMainJob:
             check=True,
             capture_output=True,
         )
-        wanted = session.load(out).run({"image": image})[0]
+        wanted = golden.opened(out, "litert").run({"image": image})[0]
         assert np.array_equal(np.load(tmp_path / "out.npz")["logits"], wanted)
 
     def test_the_same_recipe_gives_the_same_bytes(
@@ -173,7 +173,7 @@ class TestInputsAndOutputs:
         # run.py takes and gives what the model itself does
         assert deploy("verify", tmp_path / "out", "--run").code == 0
         image = np.load(DATA)["x"][:1]
-        given = session.load(tmp_path / "out").run({"image": image})[0]
+        given = golden.opened(tmp_path / "out", "litert").run({"image": image})[0]
         assert given.dtype == np.float32 and given.shape == (1, 10)
 
     def test_transposed_images_are_taken_as_the_model_has_them(self, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ class TestInputsAndOutputs:
             assert (net.inputs[0].shape, moved) == (
                 ((1, 3, 8, 6), 2) if layout == "onnx" else ((1, 8, 6, 3), 0)
             )
-            found[layout] = session.load(tmp_path / layout).run({"image": images[:1]})[0]
+            found[layout] = golden.opened(tmp_path / layout, "litert").run({"image": images[:1]})[0]
         manifest = json.loads((tmp_path / "nhwc/manifest.json").read_text())
         assert manifest["run"]["options"]["nhwc"] == ["image", "map"]
         assert np.array_equal(found["onnx"], found["nhwc"]) and found["nhwc"].shape == (1, 4, 8, 6)

@@ -8,16 +8,24 @@ import numpy as np
 
 from onmetal.errors import reason
 from onmetal.files import arrays
-from onmetal.runtimes import runtime
+from onmetal.runtimes import run_tail, runtime
+from onmetal.runtimes.protocol import Opened
 
 FILE = "golden.npz"
 
 
+def opened(folder: Path, name: str) -> Opened:
+    """The session of a bundle, by the code that is in its run.py."""
+    run = json.loads((folder / "manifest.json").read_text("utf-8"))["run"]
+    files = [str(folder / file) for file in run["files"]]
+    inputs, outputs = ([end["name"] for end in run[side]] for side in ("inputs", "outputs"))
+    return runtime(name).session().Session(files, run["options"], inputs, outputs)
+
+
 def check(folder: Path, name: str) -> list[str]:
     """What the golden vectors find wrong, by onmetal's own copy of the runtime's run.py."""
-    session = runtime(name).session()
     try:
-        return session.golden(folder, session.load(folder))
+        return run_tail.golden(folder, opened(folder, name))
     except Exception as error:
         return [f"the artifact cannot be run: {reason(error)}"]
 
@@ -61,6 +69,6 @@ class Recorded:
         ]
 
 
-def compare(folder: Path, name: str, outputs: Path) -> list[str]:
+def compare(folder: Path, outputs: Path) -> list[str]:
     """What is wrong with outputs that a device gave for the golden inputs, as run.py would say."""
-    return runtime(name).session().golden(folder, Recorded(folder, outputs))
+    return run_tail.golden(folder, Recorded(folder, outputs))

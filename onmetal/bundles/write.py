@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import psutil
 
-from onmetal import limits, runtimes
+from onmetal import limits
 from onmetal.bundles import golden
 from onmetal.bundles import manifest as manifests
 from onmetal.converters import operations as converter_operations
@@ -36,7 +36,7 @@ from onmetal.profilers.operation import asked
 from onmetal.records import Artifact, plain, shown
 from onmetal.reports.command_records import Verification
 from onmetal.reports.json import encode, spelled
-from onmetal.runtimes import install, pinned, spec
+from onmetal.runtimes import install, pinned, running, spec
 from onmetal.runtimes import operations as runtime_operations
 from onmetal.texts.suggest import near
 
@@ -59,11 +59,6 @@ KNOWN_RUNNERS = frozenset(
 that holds nothing else to import, they are as safe."""
 NO_VECTORS = "none"
 """Of a check by golden vectors, where the bundle holds none: nothing was checked."""
-
-
-def template(runtime: str) -> bytes:
-    """run.py of every bundle of a runtime: the very module that onmetal measures with."""
-    return (Path(runtimes.__file__).parent / runtime / "session.py").read_bytes()
 
 
 # --- the output folder
@@ -188,7 +183,7 @@ def write(
             (folder / name).write_bytes(content)
         if golden:
             shutil.copyfile(golden, folder / "golden.npz")
-        (folder / "run.py").write_bytes(template(runtime))
+        (folder / "run.py").write_bytes(running.program(runtime))
         (folder / "README.md").write_text(readme, "utf-8")
         named = manifests.named([*_inside(folder), "manifest.json"])
         (folder / "manifest.json").write_bytes(encode({**manifest, "files": named}))
@@ -388,7 +383,7 @@ def _check_runner(copy: Path, manifest: dict[str, Any]) -> list[str]:
     """Whether run.py is ours, and requirements.txt, by which its runtime is installed."""
     content, problems = _content(copy / "run.py"), []
     known = hashlib.sha256(content).hexdigest() in KNOWN_RUNNERS
-    if not known and content != template(manifest["run"]["runtime"]):
+    if not known and content != running.program(manifest["run"]["runtime"]):
         tools = manifest.get("tools")
         by = tools.get("onmetal") if isinstance(tools, dict) else "an unknown version"
         problems = [f"run.py is not the template of this onmetal (the bundle was written by {by})"]
@@ -478,9 +473,7 @@ def _golden_there(
         with device.worker() as worker:
             worker.open(artifact, timeout_s=600)
             worker.run(inputs, Path(name), timeout_s=600)
-        return host.do(
-            asked(golden.compare, folder.absolute(), run["runtime"], Path(name)), timeout_s=600
-        )
+        return host.do(asked(golden.compare, folder.absolute(), Path(name)), timeout_s=600)
 
 
 def _execute(folder: Path, device: Local) -> list[str]:
