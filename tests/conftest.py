@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from onmetal.files.cache import Cache
+from tests import schemas
 from tests.arm64 import Missing
 
 pytest_plugins = (
@@ -47,8 +47,9 @@ class Ran(NamedTuple):
 
     @property
     def document(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.out)
-        return found
+        """What it printed, which must be what its record says."""
+        document: dict[str, Any] = schemas.check(self.out)
+        return document
 
 
 @pytest.fixture(scope="session")
@@ -131,7 +132,7 @@ def bundle(shared_home: Path, shared_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def document(bundle: Path) -> dict[str, Any]:
     """What the run that made the bundle said: a whole run on the example, timed."""
-    found: dict[str, Any] = json.loads((bundle.parent / "digits.json").read_text())
+    found: dict[str, Any] = schemas.check((bundle.parent / "digits.json").read_text())
     return found
 
 
