@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from msgspec import Struct
 from msgspec.structs import replace
 
 from onmetal.calibration.labels import listing
@@ -31,20 +32,46 @@ CALIBRATION_MOST = 512
 CALIBRATION_PART = 4
 
 
-def split(samples: Samples) -> tuple[Samples, Samples] | None:
-    """-> (calibration part, evaluation part), disjoint and the same in every run: every n-th sample
-    calibrates, at most 512 and at most a quarter. None where there are too few samples for that.
+class Split(Struct, frozen=True):
+    """Disjoint parts of the same samples."""
+
+    training: Samples | None
+    """None: nobody asked for it."""
+    calibration: Samples
+    evaluation: Samples
+
+
+def split(samples: Samples, training: float = 0.0) -> Split | None:
+    """Parts that are the same in every run: every n-th sample calibrates, at most 512 and at most a
+    quarter; `training`, in [0, 1): this share of the others trains, and the rest evaluates. None
+    where there are too few samples for that.
     """
     every = max(CALIBRATION_PART, -(-samples.count // CALIBRATION_MOST))
-    calibrating = samples.count // every
-    if not calibrating or samples.count - calibrating < 2:
+    calibrating, rest = divmod(samples.count, every)
+    trained = min(every - 2, max(1, round(training * (every - 1)))) if training else 0
+    training_count = calibrating * trained + min(rest, trained)
+    evaluating = samples.count - calibrating - training_count
+    if not calibrating or evaluating < 2:
         return None
 
     def part(kind: Part, count: int) -> Samples:
-        digest = caches.key(samples=samples.digest, part=kind, every=every)
-        return replace(samples, digest=digest, count=count, part=kind, every=every, warnings=())
+        asked = {"training": trained} if trained else {}
+        digest = caches.key(samples=samples.digest, part=kind, every=every, **asked)
+        return replace(
+            samples,
+            digest=digest,
+            count=count,
+            part=kind,
+            every=every,
+            training=trained,
+            warnings=(),
+        )
 
-    return part("calibration", calibrating), part("evaluation", samples.count - calibrating)
+    return Split(
+        part("training", training_count) if trained else None,
+        part("calibration", calibrating),
+        part("evaluation", evaluating),
+    )
 
 
 def load(

@@ -17,7 +17,7 @@ from onmetal.files.arrays import ArrayFile
 from onmetal.files.preprocessing import Preprocessing
 from onmetal.records import Model, Tensor
 
-Part = Literal["all", "calibration", "evaluation"]
+Part = Literal["all", "training", "calibration", "evaluation"]
 
 
 class Samples(Struct, frozen=True):
@@ -36,14 +36,20 @@ class Samples(Struct, frozen=True):
     warnings: tuple[str, ...] = ()
     part: Part = "all"
     every: int = 0
-    """Of a part: the last of every so many samples is for calibration, the others are not."""
+    """Of a part: the last of every so many samples is for calibration."""
+    training: int = 0
+    """Of a part: how many of every so many, the first ones, are for training."""
 
     def place(self, index: int) -> int:
         """Where in DATA a sample of this part is."""
         if self.part == "calibration":
             return index * self.every + self.every - 1
+        if self.part == "training":
+            group, number = divmod(index, self.training)
+            return group * self.every + number
         if self.part == "evaluation":
-            return index + index // (self.every - 1)
+            group, number = divmod(index, self.every - 1 - self.training)
+            return group * self.every + self.training + number
         return index
 
     def places(self) -> np.ndarray:

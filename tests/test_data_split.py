@@ -38,6 +38,13 @@ from tests.onnx_models import dense, read, save
 from tests.statistics_reference import case, compare, streamed
 
 
+def both(whole: Samples) -> tuple[Samples, Samples] | None:
+    """The parts that there are where nothing is trained."""
+    parts = split(whole)
+    assert parts is None or parts.training is None
+    return (parts.calibration, parts.evaluation) if parts else None
+
+
 def counted(count: int) -> Samples:
     return Samples("made up", f"digest of {count}", count)
 
@@ -51,11 +58,11 @@ def counted(count: int) -> Samples:
 @example(100_003)
 def test_every_nth_sample_calibrates(count: int) -> None:
     whole = counted(count)
-    parts = split(whole)
+    parts = both(whole)
     if count < 4:
         assert parts is None
         return
-    assert parts and parts == split(whole)
+    assert parts and parts == both(whole)
     calibration, evaluation = (part.places() for part in parts)
     assert [part.part for part in parts] == ["calibration", "evaluation"]
     assert [len(calibration), len(evaluation)] == [part.count for part in parts]
@@ -72,8 +79,37 @@ def test_every_nth_sample_calibrates(count: int) -> None:
         assert len(calibration) > 256  # no more are left out than need be
 
 
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 6000), st.floats(0.001, 0.999))
+@example(4, 0.5)
+@example(2049, 0.9)
+def test_a_part_for_training_is_taken_from_what_evaluates(count: int, share: float) -> None:
+    whole = counted(count)
+    parts = split(whole, training=share)
+    if count < 4:
+        assert parts is None
+    if parts is None:
+        assert count < 8
+        return
+    assert parts == split(whole, training=share)
+    without = split(whole)
+    assert parts.training and without
+    three = (parts.training, parts.calibration, parts.evaluation)
+    assert [part.part for part in three] == ["training", "calibration", "evaluation"]
+    places = [part.places() for part in three]
+    assert [len(found) for found in places] == [part.count for part in three]
+    np.testing.assert_array_equal(np.sort(np.concatenate(places)), np.arange(count))
+    np.testing.assert_array_equal(places[1], without.calibration.places())
+    assert len({whole.digest, *(part.digest for part in three)}) == 4
+    assert parts.evaluation.digest != without.evaluation.digest
+    kept = whole.count - parts.calibration.count
+    assert abs(parts.training.count / kept - share) <= 0.5  # of three, one or two
+    for part in three:
+        assert restore(json.loads(json.dumps(plain(part))), Samples) == part
+
+
 def test_the_parts_of_other_data_are_told_apart() -> None:
-    digests = {part.digest for count in range(4, 90) for part in split(counted(count)) or ()}
+    digests = {part.digest for count in range(4, 90) for part in both(counted(count)) or ()}
     assert len(digests) == 2 * 86
 
 
@@ -84,7 +120,7 @@ def test_inputs_and_labels_follow_their_samples(tmp_path: Path) -> None:
     with Cache() as cache:
         path = str(tmp_path / "data.npz")
         whole = samples.load(path, model, cache, option="--data", labelled=True)
-        parts = split(whole)
+        parts = both(whole)
         assert parts
         for part in parts:
             fed = np.concatenate([part.feed(model, [i])["x"] for i in range(part.count)])
@@ -96,7 +132,7 @@ def test_inputs_and_labels_follow_their_samples(tmp_path: Path) -> None:
 
 def test_a_part_is_calibrated_with_alone(tmp_path: Path) -> None:
     whole = case(branches(), tmp_path / "case", batch=4, **branch_data(60))
-    parts = split(whole.samples)
+    parts = both(whole.samples)
     assert parts
     for part in parts:
         arrays = {name: array[part.places()] for name, array in whole.arrays.items()}

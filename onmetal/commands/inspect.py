@@ -197,7 +197,7 @@ def _sensitivity(
     progress.step("asking how sensitive each operator is")
     loaded = _loaded(data, follow_links, found, cache)
     parts = samples.split(loaded)
-    calibration = parts[0] if parts else loaded
+    calibration = parts.calibration if parts else loaded
     calibrated = CalibratedModel(found, target, calibration, device, cache)
     assert recipe.format
     by = calibrated.tflite if in_tflite else calibrated

@@ -397,7 +397,7 @@ def _load_data(
                     "in --calibration-data too",
                 )
         elif given and calibrates and (parts := samples.split(given)):
-            calibration[place], data[place] = parts
+            calibration[place], data[place] = parts.calibration, parts.evaluation
             hashes = sample_checks.hashes(given, entry, cache)
             notes += _shared(
                 hashes[data[place].places()],
