@@ -22,7 +22,6 @@ MOST_LINES = 400
 LONGER = {
     "onmetal/bundles/kinds/firmware.py": 458,
     "onmetal/bundles/write.py": 495,
-    "onmetal/deploy/request.py": 507,
 }
 """Modules that are longer still, and how many lines they may have: numbers that may only fall."""
 

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from onmetal.calibration import samples
-from onmetal.deploy.request import Request, prepare
+from onmetal.deploy.prepare import prepare
+from onmetal.deploy.request import Request
 from onmetal.errors import UsageError
 from onmetal.files import images
 from onmetal.files.cache import Cache

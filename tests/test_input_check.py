@@ -10,7 +10,9 @@ import pytest
 
 from onmetal.calibration import samples, sanity
 from onmetal.deploy import metric_check
-from onmetal.deploy.request import Clock, Request, prepare
+from onmetal.deploy.context import Clock
+from onmetal.deploy.prepare import prepare
+from onmetal.deploy.request import Request
 from onmetal.deploy.trials import check_calibration
 from onmetal.errors import UsageError
 from onmetal.files.cache import Cache

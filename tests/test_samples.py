@@ -13,7 +13,8 @@ import pytest
 from msgspec.structs import replace
 
 from onmetal.calibration import samples
-from onmetal.deploy.request import Request, prepare
+from onmetal.deploy.prepare import prepare
+from onmetal.deploy.request import Request
 from onmetal.errors import UsageError
 from onmetal.files.cache import Cache
 from onmetal.records import Tensor

@@ -12,8 +12,8 @@ from msgspec.structs import replace
 
 from onmetal.budget import Budget
 from onmetal.deploy import choose, screen
+from onmetal.deploy.context import Task
 from onmetal.deploy.likeness import LOST_DB
-from onmetal.deploy.request import Task
 from onmetal.deploy.screen import Looked
 from onmetal.files.cache import Cache
 from tests.int8_models import shared_scale, uniform

@@ -8,8 +8,9 @@ from msgspec.structs import replace
 
 from onmetal.budget import Budget
 from onmetal.deploy import choose
+from onmetal.deploy.context import Clock, Task
 from onmetal.deploy.propose.plan import Planned
-from onmetal.deploy.request import Clock, Request, Task
+from onmetal.deploy.request import Request
 from onmetal.files.cache import Cache
 from onmetal.profilers import statistics
 from onmetal.profilers.devices.local import Local

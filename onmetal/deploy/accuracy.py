@@ -13,8 +13,8 @@ from onmetal.calibration.metrics import Scorer
 from onmetal.calibration.reach import range_warning
 from onmetal.converters import format_named
 from onmetal.deploy.agree import agreement, wrong_model
+from onmetal.deploy.context import Clock, Task
 from onmetal.deploy.likeness import compared
-from onmetal.deploy.request import Clock, Task
 from onmetal.deploy.trials import Feeds, calibrated, original_trial, out_of_time, usable
 from onmetal.errors import DeviceError, OnmetalError, UnsupportedError
 from onmetal.files import cache as caches

@@ -7,7 +7,7 @@ from onmetal import costs
 from onmetal.budget import Budget
 from onmetal.costs import Cost
 from onmetal.deploy import rank
-from onmetal.deploy.request import Clock, Task
+from onmetal.deploy.context import Clock, Task
 from onmetal.deploy.trials import Feeds, timed, usable, with_figures
 from onmetal.profilers import measure, statistics
 from onmetal.profilers.measure import Settled

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from msgspec import Struct
 
-from onmetal.deploy.request import Task
+from onmetal.deploy.context import Task
 from onmetal.profilers.measure import Schedule, schedule
 from onmetal.records import Trial
 from onmetal.targets import EXACT

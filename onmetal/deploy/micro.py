@@ -13,8 +13,8 @@ from msgspec.structs import replace
 from onmetal import costs, runtimes
 from onmetal.calibration.calibrated import CalibratedModel
 from onmetal.deploy import agree
+from onmetal.deploy.context import Clock, Task, digest
 from onmetal.deploy.propose.plan import Planned
-from onmetal.deploy.request import Clock, Task, digest
 from onmetal.deploy.trials import Feeds, timed, usable, with_energy
 from onmetal.errors import DeviceError, OnmetalError, UnsupportedError
 from onmetal.files.cache import Cache

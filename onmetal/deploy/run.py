@@ -15,9 +15,11 @@ from onmetal.bundles.manifest import HALF_TOLERANCE, TOLERANCE
 from onmetal.deploy import estimate, micro, rank
 from onmetal.deploy.accuracy import judge_all
 from onmetal.deploy.choose import choose, objective, resolve, settled
+from onmetal.deploy.context import Clock, Task
+from onmetal.deploy.prepare import prepare
 from onmetal.deploy.propose.mixed import add_fast
 from onmetal.deploy.propose.plan import Planned
-from onmetal.deploy.request import Clock, Request, Task, prepare
+from onmetal.deploy.request import Request
 from onmetal.deploy.screen import drop_lost, look
 from onmetal.deploy.trials import (
     check_calibration,

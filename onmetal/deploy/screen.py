@@ -12,8 +12,8 @@ from onmetal.budget import Budget
 from onmetal.calibration.fidelity import PERFECT_DB, compare
 from onmetal.deploy import rank
 from onmetal.deploy.choose import objective, resolve
+from onmetal.deploy.context import Clock, Task
 from onmetal.deploy.likeness import LOST_DB, least_float_db
-from onmetal.deploy.request import Clock, Task
 from onmetal.deploy.trials import Feeds, original_trial, usable
 from onmetal.deploy.vectors import numbered, write_npz
 from onmetal.errors import OnmetalError

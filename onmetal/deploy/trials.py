@@ -6,9 +6,9 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from onmetal.calibration.calibrated import CalibratedModel
+from onmetal.deploy.context import Clock, Task
 from onmetal.deploy.convert import convert
 from onmetal.deploy.propose.plan import Planned, calibrates
-from onmetal.deploy.request import Clock, Task
 from onmetal.errors import NeedlessError, OnmetalError, UnsupportedError
 from onmetal.files.cache import Cache
 from onmetal.profilers import energy, measure, statistics

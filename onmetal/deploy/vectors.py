@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from onmetal import costs
-from onmetal.deploy.request import Task
+from onmetal.deploy.context import Task
 from onmetal.deploy.trials import Feeds
 from onmetal.files.cache import Cache
 from onmetal.records import Candidate, Tensor, Trial, Window

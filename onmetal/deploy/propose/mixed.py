@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 from msgspec.structs import replace
 
+from onmetal.deploy.context import Clock, Task
 from onmetal.deploy.convert import convert
 from onmetal.deploy.propose.plan import Planned
-from onmetal.deploy.request import Clock, Task
 from onmetal.deploy.screen import Looked, quantized_by, short_times
 from onmetal.deploy.trials import Feeds, calibrated, convert_one, usable
 from onmetal.errors import OnmetalError, UnsupportedError

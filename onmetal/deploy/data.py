@@ -1,0 +1,144 @@
+"""The samples of a deployment: which calibrate and which evaluate, by which metric."""
+
+import numpy as np
+from msgspec.structs import replace
+
+from onmetal.calibration import label_forms, metrics, sample_checks, samples
+from onmetal.calibration.metric_table import Metric
+from onmetal.deploy.request import Request
+from onmetal.errors import UsageError
+from onmetal.files.cache import Cache
+from onmetal.progress import OnProgress
+from onmetal.records import Model
+from onmetal.samples import Samples
+from onmetal.texts.suggest import did_you_mean
+from onmetal.texts.units import Share
+
+RANDOM_SAMPLES = 8
+FEW_SAMPLES = 100
+
+
+def load_data(
+    request: Request, models: list[Model], calibrates: bool, cache: Cache, progress: OnProgress
+) -> tuple[dict[str, Samples], dict[str, Samples], list[str]]:
+    """-> by model, samples to judge with and to calibrate with; warnings."""
+    data: dict[str, Samples] = {}
+    calibration: dict[str, Samples] = {}
+    warnings: list[str] = []
+    for entry in models:
+        place = str(entry.path)
+        given, own = _loaded(request, entry, cache, progress)
+        notes = [*(own.warnings if own else ()), *(given.warnings if given else ())]
+        if own:
+            data[place] = given or own
+            if calibrates:
+                calibration[place] = own
+            if given and calibrates:
+                notes += _shared(
+                    sample_checks.hashes(given, entry, cache),
+                    sample_checks.hashes(own, entry, cache),
+                    "in --calibration-data too",
+                )
+        elif given and calibrates and (parts := samples.split(given)):
+            calibration[place], data[place] = parts.calibration, parts.evaluation
+            hashes = sample_checks.hashes(given, entry, cache)
+            notes += _shared(
+                hashes[data[place].places()],
+                hashes[calibration[place].places()],
+                "in the part of DATA that is used for calibration, too",
+            )
+        else:
+            data[place] = given or samples.random(entry, cache, RANDOM_SAMPLES)
+        if entry is models[0]:
+            warnings += notes
+    if not request.data:
+        what = "the calibration data" if request.calibration_data else "random inputs"
+        warnings.append(
+            f"no labelled data: no task metric was measured; outputs on {what} are compared "
+            "with the original model's"
+        )
+    return data, calibration, warnings
+
+
+def _loaded(
+    request: Request, entry: Model, cache: Cache, progress: OnProgress
+) -> tuple[Samples | None, Samples | None]:
+    """What --data and --calibration-data hold for a model."""
+    given, own = None, None
+    if request.calibration_data:
+        own = samples.load(
+            request.calibration_data,
+            entry,
+            cache,
+            option="--calibration-data",
+            labelled=False,
+            follow_links=request.follow_links,
+            progress=progress,
+        )
+    if request.data:
+        tensor = entry.output(_output(request, entry))
+        given = samples.load(
+            request.data,
+            entry,
+            cache,
+            option="--data",
+            labelled=True,
+            follow_links=request.follow_links,
+            scores=label_forms.scores(tensor, entry.sample_shape(tensor)),
+            progress=progress,
+        )
+    return given, own
+
+
+def _shared(judging: np.ndarray, calibrating: np.ndarray, where: str) -> list[str]:
+    both = int(np.isin(judging, calibrating).sum())
+    if not both:
+        return []
+    return [
+        f"{both} of the evaluation samples are {where}; the accuracy of calibrated candidates will "
+        "look better than it is"
+    ]
+
+
+def _output(request: Request, entry: Model) -> str:
+    """The output that is judged."""
+    names = [tensor.name for tensor in entry.outputs]
+    output = request.output or names[0]
+    if entry.path != request.models[0] and len(names) == 1:
+        output = names[0]  # competitors of one output may call it differently
+    if output not in names:
+        raise UsageError(
+            f"--output {output}: no such output{did_you_mean(output, names)}; the model has: "
+            f"{', '.join(names)}"
+        )
+    return output
+
+
+def choose_metric(
+    request: Request, entry: Model, data: Samples, cache: Cache
+) -> tuple[str, Metric, Samples, list[str]]:
+    """-> the output judged, by which metric, and the samples with labels as it takes them; what is
+    to be said of the labels."""
+    output = _output(request, entry)
+    tensor = entry.output(output)
+    shape = entry.sample_shape(tensor)
+    given = replace(data, part="all").label_array()
+    labels, said = label_forms.class_labels(request.metric, tensor, shape, given)
+    if labels is not given:
+        data = samples.relabelled(data, labels, cache)
+    metric = metrics.choose(request.metric, tensor, shape, data.label_array())
+    return output, metric, data, [f"{data.source}: {text}" for text in said]
+
+
+def few_samples(request: Request, labelled: bool, count: int, metric: Metric | None) -> list[str]:
+    drop = request.budget.max_accuracy_drop
+    if not labelled or metric is None:
+        return []
+    if metric.proportion and isinstance(drop, Share) and 0 < drop.value < 1 / count:
+        return [
+            f"{count} samples cannot show a drop of {drop.value:.2%}: a single one is worth "
+            f"{1 / count:.2%}; give more data"
+        ]
+    if count < FEW_SAMPLES:
+        return [f"{count} samples are few: the interval of the accuracy will be wide"]
+    return []
