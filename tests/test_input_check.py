@@ -10,10 +10,10 @@ import pytest
 
 from onmetal.calibration import samples, sanity
 from onmetal.deploy import metric_check
-from onmetal.deploy.context import Clock
+from onmetal.deploy.candidates import calibration_warnings
+from onmetal.deploy.context import Clock, Run
 from onmetal.deploy.prepare import prepare
 from onmetal.deploy.request import Request
-from onmetal.deploy.trials import check_calibration
 from onmetal.errors import UsageError
 from onmetal.files.cache import Cache
 from onmetal.progress import Progress
@@ -145,8 +145,8 @@ def test_it_is_said_where_nothing_calibrates(
     )
     task = prepare(request, cache)
     assert not task.calibration
-    check_calibration(task, cache, Clock(None), Progress(1))
-    assert any("not normalized" in text for text in task.warnings)
+    run = Run(task, cache, tmp_path, Clock(None), Progress(1), lambda candidate: tmp_path)
+    assert any("not normalized" in text for text in calibration_warnings(run))
 
 
 # --- a user's own metric

@@ -12,9 +12,8 @@ from msgspec.structs import replace
 
 from onmetal.budget import Budget
 from onmetal.deploy import choose, screen
-from onmetal.deploy.context import Task
+from onmetal.deploy.context import Screened, Standing, Task
 from onmetal.deploy.likeness import LOST_DB
-from onmetal.deploy.screen import Looked
 from onmetal.files.cache import Cache
 from tests.int8_models import shared_scale, uniform
 from tests.int8_runs import STATIC, Document, Run, Words, candidates
@@ -39,7 +38,7 @@ def reasons(of: Task, *glances: Glance) -> dict[str, str]:
     """Which are dropped, and why."""
     trials = [trial(entry.name, size=entry.size) for entry in glances]
     seen = {
-        entry.name: Looked(list(entry.ms * NOISE[: entry.rounds]), entry.db) for entry in glances
+        entry.name: Screened(list(entry.ms * NOISE[: entry.rounds]), entry.db) for entry in glances
     }
     found = screen.pointless(of, trials, seen)
     assert all(why.startswith("first look: ") for why in found.values())
@@ -56,14 +55,14 @@ def test_what_has_nothing_left_of_the_model_is_judged_before_it_is_dropped(
     of = task(cache, minimize)
     assert not reasons(of, *FP32, Glance("int8-s8s8@openvino", 0.5, 2.9))
     lost = trial("int8-s8s8@openvino", drop=0.3, interval=(0.2, 0.4))
-    seen = {lost.name: Looked([0.5] * 7, 2.9)}
-    (after,) = screen.drop_lost(of, [lost], seen, Budget(max_accuracy_drop=0.01))
+    standing = Standing((lost,), {lost.name: Screened([0.5] * 7, 2.9)})
+    (after,) = screen.drop_lost(of, standing, Budget(max_accuracy_drop=0.01)).trials
     assert after.status == "over-budget"
     assert "2.9 dB" in str(after.reason)
     assert "0.3 is over 0.01" in str(after.reason)
-    assert screen.drop_lost(of, [lost], seen, Budget()) == [lost]
-    better = {lost.name: Looked([0.5] * 7, 3.1)}
-    assert screen.drop_lost(of, [lost], better, Budget(max_accuracy_drop=0.01)) == [lost]
+    assert screen.drop_lost(of, standing, Budget()) == standing
+    better = Standing((lost,), {lost.name: Screened([0.5] * 7, 3.1)})
+    assert screen.drop_lost(of, better, Budget(max_accuracy_drop=0.01)) == better
 
 
 def test_what_is_slower_than_float_is_dropped(cache: Cache) -> None:
@@ -87,11 +86,11 @@ def test_a_short_timing_is_trusted_where_rounds_agree(cache: Cache) -> None:
     trials = [trial(name) for name in ("fp32@openvino", "int8-s8s8@openvino")]
     mixed_up = [0.9, 1.2, 1.3, 0.8, 1.2, 1.3, 1.2]
     seen = {
-        trials[0].name: Looked([1.0] * 7, 120.0),
-        trials[1].name: Looked(mixed_up, 40.0),
+        trials[0].name: Screened([1.0] * 7, 120.0),
+        trials[1].name: Screened(mixed_up, 40.0),
     }
     assert not screen.pointless(task(cache), trials, seen)
-    seen[trials[1].name] = Looked([1.2] * 7, 40.0)
+    seen[trials[1].name] = Screened([1.2] * 7, 40.0)
     assert list(screen.pointless(task(cache), trials, seen)) == [trials[1].name]
 
 

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from onmetal.budget import Budget
 from onmetal.deploy import choose
-from onmetal.deploy.context import Clock, Task
+from onmetal.deploy.context import Clock, Run, Standing, Task
 from onmetal.deploy.propose.plan import Planned
 from onmetal.deploy.request import Request
 from onmetal.files.cache import Cache
@@ -92,10 +92,11 @@ def task(cache: Cache, minimize: str = "latency", *, timed: bool = True) -> Task
         [],
         {},
         {},
+        {},
         False,
         None,
         None,
-        [],
+        (),
     )
 
 
@@ -112,15 +113,16 @@ def chosen_of(
         for name in reference_only
     ]
     of = replace(task(cache, minimize), planned=left_out)
-    found, _, pick = choose.choose(
+    run = Run(
         of,
-        budget or Budget(),
-        list(trials),
-        "net",
-        lambda candidate: Path(),
+        cache,
+        Path(),
         Clock(0.0),
         Progress(1, io.StringIO()),
+        lambda candidate: Path(),
     )
+    choice = choose.choose(run, Standing(trials), budget or Budget(), "net")
+    found, pick = choice.standing.trials, choice.chosen
     assert [entry.name for entry in found if entry.status == "chosen"] == (
         [pick.name] if pick else []
     )

@@ -16,8 +16,8 @@ from onmetal.calibration.calibrated import CalibratedModel
 from onmetal.commands.artifacts import from_bundle, from_own
 from onmetal.deploy import agree, model
 from onmetal.deploy.convert import convert
+from onmetal.deploy.measure import with_figures
 from onmetal.deploy.request import check_fit, choose_threads
-from onmetal.deploy.trials import with_figures
 from onmetal.deploy.vectors import keep_raw
 from onmetal.errors import DeviceError, UnsupportedError, UsageError
 from onmetal.files import cache as caches

@@ -13,20 +13,21 @@ from onmetal.calibration.metrics import Scorer
 from onmetal.calibration.reach import range_warning
 from onmetal.converters import format_named
 from onmetal.deploy.agree import agreement, wrong_model
-from onmetal.deploy.context import Clock, Task
+from onmetal.deploy.candidates import calibrated
+from onmetal.deploy.context import Clock, Run, Standing, Task
 from onmetal.deploy.likeness import compared
-from onmetal.deploy.trials import Feeds, calibrated, original_trial, out_of_time, usable
-from onmetal.errors import DeviceError, OnmetalError, UnsupportedError
+from onmetal.deploy.trials import each, original_trial, out_of_time
+from onmetal.errors import DeviceError, OnmetalError
 from onmetal.files import cache as caches
-from onmetal.files.cache import Cache
 from onmetal.files.stored import StoredArray
 from onmetal.profilers.devices import Device, Worker
 from onmetal.profilers.devices.local_worker import LocalWorker
-from onmetal.progress import Progress
 from onmetal.records import Model, Trial, plain
 from onmetal.runtimes import defining
 from onmetal.targets import EXACT
 
+LATEST = 0.6
+"""The part of --time-limit after which nothing more is judged."""
 INFERENCE_S = 600
 """A candidate of which one inference takes longer is given up."""
 
@@ -38,68 +39,60 @@ class Judged(Struct, frozen=True):
     scorer: Scorer | None
 
 
-def judge_all(
-    task: Task,
-    trials: list[Trial],
-    feeds: Feeds,
-    cache: Cache,
-    clock: Clock,
-    progress: Progress,
-) -> tuple[list[Trial], str, float | None]:
-    """Accuracy and fidelity of every candidate, by the artifact and runtime that ship.
+class Reference(Struct, frozen=True):
+    """The model whose accuracy the others' are compared with."""
 
-    -> the trials, the stem of the reference: the most accurate float model (without labels, the
-    first), and its value of the metric. Each candidate's fidelity is to its own original, its drop
-    to the reference.
-    """
-    found: dict[str, Judged] = {}
-    for number, trial in enumerate(trials):
-        if not usable(trial):
-            continue
-        progress(number, len(trials), trial.name)
-        try:
-            trial = trials[number] = _agreed(task, trial, feeds)
-            where = task.elsewhere if _on_device(trial) else None
-            found[trial.name] = _judge(task, trial, cache, clock, progress, bool(found), where)
-        except DeviceError as error:
-            if clock.left_s(0.6) <= 0:
-                trials[number] = out_of_time(trial, "judged")
-            else:
-                trials[number] = replace(
-                    trial, status="failed", reason=str(error), failure="device"
-                )
-        except UnsupportedError as error:
-            trials[number] = replace(
-                trial, status="failed", reason=str(error), failure="conversion"
-            )
-    originals = {
-        entry.stem: _original(task, entry, trials, found, cache, clock, progress)
-        for entry in task.models
-    }
+    stem: str
+    """The most accurate float model's; without labels, the first one's."""
+    value: float | None
+    """Of the metric."""
+
+
+def judge(run: Run, standing: Standing) -> tuple[Standing, Reference]:
+    """Accuracy and fidelity of every candidate, by the artifact and runtime that ship. Each one's
+    fidelity is to its own original, its drop to the reference."""
+    task = run.task
+    judged: dict[str, Judged] = {}
+
+    def late(trial: Trial) -> Trial | None:
+        return out_of_time(trial, "judged") if run.clock.left_s(LATEST) <= 0 else None
+
+    def computed(trial: Trial) -> Trial:
+        where = task.elsewhere if _on_device(trial) else None
+        judged[trial.name] = _judge(run, trial, bool(judged), where)
+        return trial
+
+    trials = each(run, standing.trials, lambda trial: _agreed(run, trial), late)
+    trials = each(run, trials, computed, late)
+    originals, warnings = {}, []
+    for entry in task.models:
+        originals[entry.stem], told = _original(run, entry, trials, judged)
+        warnings += told
     reference = _reference(task, originals)
-    base = originals[reference]
-    value = base.scorer(None) if base and base.scorer else None
-    done = []
-    if base and base.scorer and value is not None:
-        task.warnings.extend(_no_better_than_chance(base.scorer, value))
+    base = originals[reference.stem]
+    if base and base.scorer and reference.value is not None:
+        warnings += _no_better_than_chance(base.scorer, reference.value)
     extents = {stem: _extents(original) for stem, original in originals.items()}
-    for number, trial in enumerate(trials):
-        judged, original = found.get(trial.name), originals[trial.model]
-        if judged:
-            progress(number, len(trials), f"{trial.name}: comparing outputs")
-            trial = _scored(trial, judged, base)
-        if judged and original:
-            trial = compared(
-                trial,
-                task.target.recipe(trial.recipe, trial.runtime),
-                judged.outputs,
-                original.outputs,
-                extents[trial.model],
-                judged.scorer.read if judged.scorer else (),
-            )
-        done.append(trial)
-    task.warnings.extend(_beyond_calibration(task, extents[task.models[0].stem], cache))
-    return done, reference, value
+
+    def compared_with_original(trial: Trial) -> Trial:
+        mine, original = judged[trial.name], originals[trial.model]
+        trial = _scored(trial, mine, base)
+        if original is None:
+            return trial
+        recipe = task.target.recipe(trial.recipe, trial.runtime)
+        read = mine.scorer.read if mine.scorer else ()
+        extent_of = extents[trial.model]
+        return compared(trial, recipe, mine.outputs, original.outputs, extent_of, read)
+
+    trials = each(
+        run,
+        trials,
+        compared_with_original,
+        tried=lambda trial: trial.name in judged,
+        doing=": comparing outputs",
+    )
+    warnings += _beyond_calibration(run, extents[task.models[0].stem])
+    return standing.having(trials).warned(warnings), reference
 
 
 def _no_better_than_chance(scorer: Scorer, value: float) -> list[str]:
@@ -107,13 +100,13 @@ def _no_better_than_chance(scorer: Scorer, value: float) -> list[str]:
     return [text] if text else []
 
 
-def _beyond_calibration(task: Task, extents: dict[str, Extent], cache: Cache) -> list[str]:
+def _beyond_calibration(run: Run, extents: dict[str, Extent]) -> list[str]:
     """Outputs that reach beyond what calibration saw of them: 8 bits clip those."""
-    model = task.models[0]
+    task, model = run.task, run.task.models[0]
     if not task.labelled or str(model.path) not in task.calibration:
         return []
     try:
-        ranges = calibrated(task, model, cache).output_ranges(lambda done, total, what: None)
+        ranges = calibrated(run, model).output_ranges(lambda done, total, what: None)
     except OnmetalError:
         return []  # what is calibrated says why
     texts = [
@@ -128,13 +121,13 @@ def _extents(original: Judged | None) -> dict[str, Extent]:
     return {name: extent(output) for name, output in original.outputs.items()} if original else {}
 
 
-def _agreed(task: Task, trial: Trial, feeds: Feeds) -> Trial:
+def _agreed(run: Run, trial: Trial) -> Trial:
     """The trial with how a remote device's outputs differ from this machine's."""
-    candidate = trial.candidate
+    task, candidate = run.task, trial.candidate
     if task.elsewhere is None or candidate is None or not task.holds(candidate):
         return trial
     floats = task.target.recipe(trial.recipe, trial.runtime).compute not in ("i8", "i16")
-    found = agreement(task.host, task.elsewhere, candidate, feeds(candidate), floats)
+    found = agreement(task.host, task.elsewhere, candidate, run.feeds(candidate), floats)
     warnings = list(trial.warnings)
     if found.largest_difference > TOLERANCE[candidate.details["compute"]] * found.peak:
         if task.one_model and task.elsewhere.holds is None:
@@ -156,35 +149,27 @@ def _on_device(trial: Trial) -> bool:
     return trial.agreement is not None and trial.agreement["judged_on"] == "device"
 
 
-def _judge(
-    task: Task,
-    trial: Trial,
-    cache: Cache,
-    clock: Clock,
-    progress: Progress,
-    late: bool,
-    remote: Device | None = None,
-) -> Judged:
+def _judge(run: Run, trial: Trial, late: bool, remote: Device | None = None) -> Judged:
     """Run the samples through the candidate, or find that in the cache; on this machine, or on the
     remote device."""
-    candidate = trial.candidate
+    task, candidate = run.task, trial.candidate
     assert candidate
-    limit_s = _limit_s(clock, late)
+    limit_s = _limit_s(run.clock, late)
 
-    def run(worker: Worker, folder: Path) -> None:
+    def compute(worker: Worker, folder: Path) -> None:
         worker.open(candidate.artifact, timeout_s=3600)
-        _run_samples(task, worker, candidate.model, trial.name, folder, limit_s, progress)
+        _run_samples(run, worker, candidate.model, trial.name, folder, limit_s)
 
-    def run_here(workers: list[LocalWorker], folder: Path) -> None:
-        run(workers[0], folder)
+    def compute_here(workers: list[LocalWorker], folder: Path) -> None:
+        compute(workers[0], folder)
         workers[0].let_go()
 
     def build(folder: Path) -> None:
         if remote:
             with remote.worker() as worker:
-                run(worker, folder)
+                compute(worker, folder)
         else:
-            task.host.helped(candidate.runtime, lambda workers: run_here(workers, folder))
+            task.host.helped(candidate.runtime, lambda workers: compute_here(workers, folder))
 
     data = task.data[str(candidate.model.path)]
     digest = caches.key(
@@ -198,18 +183,16 @@ def _judge(
         where=(remote or task.host).identity(candidate.runtime),
         code=2,
     )
-    return _stored(task, candidate.model, cache.get("outputs", digest, build))
+    return _stored(task, candidate.model, run.cache.get("outputs", digest, build))
 
 
-def _judge_model(
-    task: Task, model: Model, cache: Cache, clock: Clock, progress: Progress, late: bool
-) -> Judged:
+def _judge_model(run: Run, model: Model, late: bool) -> Judged:
     """Run the samples through the model itself, by what defines its format, on this machine."""
-    limit_s = _limit_s(clock, late)
+    task, limit_s = run.task, _limit_s(run.clock, late)
 
-    def run(workers: list[LocalWorker], folder: Path) -> None:
+    def compute(workers: list[LocalWorker], folder: Path) -> None:
         workers[0].open_reference(model, timeout_s=3600)
-        _run_samples(task, workers[0], model, model.stem, folder, limit_s, progress)
+        _run_samples(run, workers[0], model, model.stem, folder, limit_s)
 
     data, form = task.data[str(model.path)], format_named(model.format)
     digest = caches.key(
@@ -221,32 +204,26 @@ def _judge_model(
         count=data.count,
         where=task.host.identity(""),
     )
-    folder = cache.get(
+    folder = run.cache.get(
         "outputs",
         digest,
-        lambda folder: task.host.helped(None, lambda workers: run(workers, folder)),
+        lambda folder: task.host.helped(None, lambda workers: compute(workers, folder)),
     )
     return _stored(task, model, folder)
 
 
 def _limit_s(clock: Clock, late: bool) -> float:
     """Raises DeviceError where there is no time left; what is judged first gets a second."""
-    limit_s = clock.left_s(0.6)
+    limit_s = clock.left_s(LATEST)
     if limit_s <= 0 and late:
         raise DeviceError("no time left")
     return max(1.0, limit_s)
 
 
 def _run_samples(
-    task: Task,
-    worker: Worker,
-    model: Model,
-    name: str,
-    folder: Path,
-    limit_s: float,
-    progress: Progress,
+    run: Run, worker: Worker, model: Model, name: str, folder: Path, limit_s: float
 ) -> None:
-    data = task.data[str(model.path)]
+    data = run.task.data[str(model.path)]
     worker.outputs(
         data,
         model,
@@ -254,7 +231,7 @@ def _run_samples(
         folder,
         timeout_s=limit_s,
         silence_s=INFERENCE_S,
-        progress=lambda done, count: progress(done, count, f"{name}: sample {done} of {count}"),
+        progress=lambda done, count: run.progress(done, count, f"{name}: sample {done} of {count}"),
     )
 
 
@@ -272,42 +249,36 @@ def _stored(task: Task, model: Model, folder: Path) -> Judged:
 
 
 def _original(
-    task: Task,
-    entry: Model,
-    trials: list[Trial],
-    found: dict[str, Judged],
-    cache: Cache,
-    clock: Clock,
-    progress: Progress,
-) -> Judged | None:
+    run: Run, entry: Model, trials: list[Trial], judged: dict[str, Judged]
+) -> tuple[Judged | None, list[str]]:
     """What the original model gives, by what defines its format, on this machine; where that fails,
-    by the first exact candidate that runs."""
+    by the first exact candidate that runs, and a warning."""
     here = [trial for trial in trials if not _on_device(trial)]
     original = original_trial(entry, here)
-    if original and original.name in found:
-        return found[original.name]
+    if original and original.name in judged:
+        return judged[original.name], []
     try:
-        return _judge_model(task, entry, cache, clock, progress, bool(found))
+        return _judge_model(run, entry, bool(judged)), []
     except OnmetalError as error:
         exact = [t for t in trials if t.model == entry.stem and t.recipe == EXACT]
-        exact = [trial for trial in exact if trial.name in found]
+        exact = [trial for trial in exact if trial.name in judged]
         against = exact[0].name if exact else "nothing"
-        task.warnings.append(
+        warning = (
             f"{entry.path.name} cannot be run by {defining(entry.format)}, which defines what it "
             f"computes ({error}): outputs of the candidates are compared with those of {against}"
         )
-        return found[exact[0].name] if exact else None
+        return judged[exact[0].name] if exact else None, [warning]
 
 
-def _reference(task: Task, originals: dict[str, Judged | None]) -> str:
-    """The stem of the most accurate float model; without labels the first."""
+def _reference(task: Task, originals: dict[str, Judged | None]) -> Reference:
     scored = {
         stem: judged.scorer(None) for stem, judged in originals.items() if judged and judged.scorer
     }
     if not scored or task.metric is None:
-        return task.models[0].stem
+        return Reference(task.models[0].stem, None)
     pick = max if task.metric.higher_is_better else min
-    return pick(scored, key=lambda stem: scored[stem])
+    stem = pick(scored, key=lambda stem: scored[stem])
+    return Reference(stem, scored[stem])
 
 
 def _scored(trial: Trial, judged: Judged, base: Judged | None) -> Trial:

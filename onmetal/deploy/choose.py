@@ -1,17 +1,21 @@
 """Which trial is chosen: judged by the budget, ranked, and measured again before it is believed."""
 
+from collections.abc import Sequence
+
 import numpy as np
+from msgspec import Struct
 from msgspec.structs import replace
 
 from onmetal import costs
 from onmetal.budget import Budget
 from onmetal.costs import Cost
 from onmetal.deploy import rank
-from onmetal.deploy.context import Clock, Task
-from onmetal.deploy.trials import Feeds, timed, usable, with_figures
-from onmetal.profilers import measure, statistics
+from onmetal.deploy.confirm import confirm
+from onmetal.deploy.context import Run, Standing, Task
+from onmetal.deploy.measure import with_figures
+from onmetal.deploy.trials import usable
+from onmetal.profilers import statistics
 from onmetal.profilers.measure import Settled
-from onmetal.progress import Progress
 from onmetal.records import Rounds, Trial
 from onmetal.targets import EXACT
 
@@ -37,7 +41,7 @@ def objective(task: Task) -> Cost:
     return wanted if known or task.timed else costs.stand_in()
 
 
-def settled(task: Task, budget: Budget, trials: list[Trial], reference: str) -> Settled | None:
+def settled(task: Task, budget: Budget, trials: Sequence[Trial], reference: str) -> Settled | None:
     """Which candidates are so much slower than one that fits the budget that no further round
     changes the choice; None where it is not speed that decides.
 
@@ -80,16 +84,20 @@ def _with_figures(trial: Trial) -> Trial:
     return with_figures(trial, trial.rounds, trial.candidate.model.batch, emulated=False)
 
 
-def choose(
-    task: Task,
-    budget: Budget,
-    trials: list[Trial],
-    reference: str,
-    feeds: Feeds,
-    clock: Clock,
-    progress: Progress,
-) -> tuple[list[Trial], Trial | None, Trial | None]:
-    """-> (every trial with its verdict and status, the baseline, the chosen one or None)."""
+class Choice(Struct, frozen=True):
+    """What was chosen."""
+
+    standing: Standing
+    """Every trial with its verdict and status."""
+    base: Trial | None
+    """The baseline."""
+    chosen: Trial | None
+    """None: nothing meets the budget."""
+
+
+def choose(run: Run, standing: Standing, budget: Budget, reference: str) -> Choice:
+    """`reference`: the stem of the model that the others are compared with."""
+    task, trials = run.task, list(standing.trials)
     base = rank.baseline(trials, reference)
     if task.timed:  # of an emulator's timings no ratio says anything
         trials = rank.against(trials, base)
@@ -102,38 +110,52 @@ def choose(
     left_out = {entry.name for entry in task.planned if entry.reference_only}
     trials = [_weigh(task, trial, budget, higher, left_out) for trial in trials]
     trials = [_flagged(trial, budget, reference) for trial in trials]
-    goal = objective(task)
-    fitting = [trial for trial in trials if trial.status == "ok"]
     by_name = {trial.name: trial for trial in trials}
-    chosen = None
     rival = base if base and _fits(by_name[base.name], budget, task, higher) else None
-    for pick in rank.ranking(fitting, goal, task.target):
-        confirmed = _confirm(task, pick, base, feeds, clock, progress)
-        if confirmed.failure:
-            by_name[pick.name] = confirmed
-            continue
-        reasons = rank.objections(confirmed, budget, task.target, higher)
-        if not reasons and rival and (why := _no_longer_pays(confirmed, rival, goal)):
-            reasons = [why]
-        if reasons:
-            reason = "measured again: " + "; ".join(reasons)
-            by_name[pick.name] = replace(confirmed, status="over-budget", reason=reason)
-            continue
-        chosen = replace(confirmed, status="chosen")
-        by_name[pick.name] = chosen
-        break
+    fitting = [trial for trial in trials if trial.status == "ok"]
+    confirmed, chosen, warnings = _first_confirmed(run, fitting, budget, base, rival)
+    by_name |= confirmed
+    goal = objective(task)
+    for name, trial in by_name.items():
+        if trial.status == "ok" and chosen:
+            why = rank.why_not(trial, chosen, goal, task.target)
+            by_name[name] = replace(trial, reason=why)
+        elif trial.status == "ok":  # it fits, but nothing is known of it that it could win by
+            by_name[name] = _unranked(trial, goal)
     if chosen:
-        for trial in fitting:
-            if by_name[trial.name].status == "ok":
-                why = rank.why_not(trial, chosen, goal, task.target)
-                by_name[trial.name] = replace(by_name[trial.name], reason=why)
         doubts = (*chosen.warnings, *chosen.unlike)
-        task.warnings.extend(f"{chosen.name}: {doubt}" for doubt in doubts)
-    else:
-        for name, trial in by_name.items():
-            if trial.status == "ok":  # it fits, but nothing is known of it that it could win by
-                by_name[name] = _unranked(trial, goal)
-    return [by_name[trial.name] for trial in trials], base, chosen
+        warnings += [f"{chosen.name}: {doubt}" for doubt in doubts]
+    after = standing.having([by_name[trial.name] for trial in trials]).warned(warnings)
+    return Choice(after, base, chosen)
+
+
+def _first_confirmed(
+    run: Run, fitting: list[Trial], budget: Budget, base: Trial | None, rival: Trial | None
+) -> tuple[dict[str, Trial], Trial | None, list[str]]:
+    """Measure those that fit again, the best first, until one holds what it promised. `rival`: the
+    baseline, where it fits. -> what was measured again, the chosen one, warnings."""
+    task, goal = run.task, objective(run.task)
+    higher = task.metric.higher_is_better if task.metric else True
+    by_name: dict[str, Trial] = {}
+    warnings: list[str] = []
+    for pick in rank.ranking(fitting, goal, task.target):
+        fresh, said = confirm(run, pick, base)
+        warnings += said
+        reasons: list[str] = []
+        if not fresh.failure:
+            reasons = rank.objections(fresh, budget, task.target, higher)
+        if not fresh.failure and not reasons and rival:
+            why = _no_longer_pays(fresh, rival, goal)
+            reasons = [why] if why else []
+        if fresh.failure:
+            by_name[pick.name] = fresh
+        elif reasons:
+            reason = "measured again: " + "; ".join(reasons)
+            by_name[pick.name] = replace(fresh, status="over-budget", reason=reason)
+        else:
+            chosen = by_name[pick.name] = replace(fresh, status="chosen")
+            return by_name, chosen, warnings
+    return by_name, None, warnings
 
 
 def _unranked(trial: Trial, goal: Cost) -> Trial:
@@ -176,47 +198,6 @@ def _flagged(trial: Trial, budget: Budget, reference: str) -> Trial:
         return trial
     warning = "the 95 % interval of its accuracy drop reaches beyond the budget: give more samples"
     return replace(trial, warnings=(*trial.warnings, warning))
-
-
-def _confirm(
-    task: Task,
-    pick: Trial,
-    base: Trial | None,
-    feeds: Feeds,
-    clock: Clock,
-    progress: Progress,
-) -> Trial:
-    """Measure the pick again, in fresh blocks against the baseline: of several noisy figures the
-    best looks better than it is, so the first one is not reported."""
-    if task.device is None or not task.interleaved or pick.rounds is None or pick.candidate is None:
-        return pick
-    again = [pick.candidate]
-    if base and base.candidate and base.name != pick.name:
-        again.append(base.candidate)
-    if clock.left_s(1.0) <= 0:
-        task.warnings.append(f"{pick.name} was not measured again: --time-limit had ended")
-        return pick
-    outcome = measure.measure(
-        task.device,
-        again,
-        feeds,
-        measure.schedule(task.device, task.request.mode),
-        lambda done, total, what: progress(done, total, f"{pick.name} again, {what}"),
-        clock.deadline(1.0),
-        seed=1,
-    )
-    if why := outcome.failures.get(pick.name):
-        return replace(pick, status="failed", failure="device", reason=f"measured again: {why}")
-    if outcome.cut_short or pick.name not in outcome.rounds:
-        task.warnings.append(f"{pick.name} was not measured again: --time-limit had ended")
-        return pick
-    fresh = replace(timed(task, pick, outcome), rounds=pick.rounds, again=outcome.rounds)
-    if base is None or base.name not in outcome.rounds:  # the speed-up is that of the first blocks
-        if base:
-            task.warnings.append(f"{base.name} failed when measured again, beside {pick.name}")
-        return fresh
-    versus = statistics.compare(outcome.rounds[base.name], outcome.rounds[pick.name])
-    return replace(fresh, versus_baseline=versus)
 
 
 def _no_longer_pays(trial: Trial, base: Trial, goal: Cost) -> str | None:

@@ -1,16 +1,25 @@
-"""What a deployment knows while it runs: what was settled before it began, and where it stands."""
+"""What a deployment knows while it runs: what was settled before it began, and where it stands.
+
+Stages are functions: a Run and a Standing in, the next Standing out.
+"""
 
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from onmetal.calibration.metric_table import Metric
 from onmetal.deploy.propose.plan import Planned
 from onmetal.deploy.request import Request
 from onmetal.files import cache as caches
+from onmetal.files.cache import Cache
 from onmetal.profilers.devices import Device
 from onmetal.profilers.devices.local import Local
-from onmetal.records import Candidate, DeviceFacts, Model
+from onmetal.progress import Progress
+from onmetal.records import Candidate, DeviceFacts, Model, Trial
 from onmetal.runtimes import shipped
 from onmetal.samples import Samples
 from onmetal.targets import Target
@@ -47,10 +56,12 @@ class Task(Struct, frozen=True):
     """Model path -> the samples that it is judged and timed with."""
     calibration: dict[str, Samples]
     """Model path -> the samples that it is calibrated with; empty where nothing is."""
+    training: dict[str, Samples]
+    """Model path -> the samples that it is trained with; empty until a recipe asks for it."""
     labelled: bool
     metric: Metric | None
     output: str | None
-    warnings: list[str]
+    warnings: tuple[str, ...]
 
     def holds(self, candidate: Candidate) -> bool:
         """Whether the device can run the candidate: a board only what was flashed, if it says."""
@@ -101,3 +112,48 @@ class Task(Struct, frozen=True):
 def digest(candidate: Candidate) -> str:
     """SHA-256 of the file that a board is flashed with."""
     return caches.sha256(*shipped(candidate.runtime, candidate.files))
+
+
+Feeds = Callable[[Candidate], Path]
+"""The .npz of inputs that a candidate is timed with."""
+
+
+class Run(Struct, frozen=True):
+    """A deployment under way: what every stage is given besides the trials."""
+
+    task: Task
+    cache: Cache
+    scratch: Path
+    """A folder for what nobody needs afterwards."""
+    clock: Clock
+    progress: Progress
+    feeds: Feeds
+
+
+class Screened(Struct, frozen=True):
+    """What a short timing and a few samples showed of a candidate."""
+
+    rounds_ms: list[float]
+    """The median of each round; empty: not timed."""
+    sqnr_db: float | None
+    """None: not compared."""
+
+    @property
+    def p50_ms(self) -> float:
+        return float(np.median(self.rounds_ms or [np.inf]))
+
+
+class Standing(Struct, frozen=True):
+    """What is known of the candidates so far."""
+
+    trials: tuple[Trial, ...] = ()
+    """In the order of the report."""
+    screened: dict[str, Screened] = {}
+    """By the trial's name, of those that were screened."""
+    warnings: tuple[str, ...] = ()
+
+    def having(self, trials: Sequence[Trial]) -> "Standing":
+        return replace(self, trials=tuple(trials))
+
+    def warned(self, warnings: Sequence[str]) -> "Standing":
+        return replace(self, warnings=(*self.warnings, *warnings))

@@ -1,6 +1,7 @@
 """The samples of a deployment: which calibrate and which evaluate, by which metric."""
 
 import numpy as np
+from msgspec import Struct
 from msgspec.structs import replace
 
 from onmetal.calibration import label_forms, metrics, sample_checks, samples
@@ -18,37 +19,34 @@ RANDOM_SAMPLES = 8
 FEW_SAMPLES = 100
 
 
+class Parts(Struct, frozen=True):
+    """Of every model, by its path, the samples for each purpose."""
+
+    evaluation: dict[str, Samples]
+    calibration: dict[str, Samples]
+    """Empty where nothing is calibrated."""
+    training: dict[str, Samples]
+    """Empty where nothing is trained."""
+
+
 def load_data(
-    request: Request, models: list[Model], calibrates: bool, cache: Cache, progress: OnProgress
-) -> tuple[dict[str, Samples], dict[str, Samples], list[str]]:
-    """-> by model, samples to judge with and to calibrate with; warnings."""
-    data: dict[str, Samples] = {}
-    calibration: dict[str, Samples] = {}
+    request: Request,
+    models: list[Model],
+    calibrates: bool,
+    cache: Cache,
+    progress: OnProgress,
+    training: float = 0.0,
+) -> tuple[Parts, list[str]]:
+    """`training`: the share of DATA that is for training, beside what calibrates.
+
+    -> the samples, warnings.
+    """
+    parts = Parts({}, {}, {})
     warnings: list[str] = []
     for entry in models:
-        place = str(entry.path)
         given, own = _loaded(request, entry, cache, progress)
         notes = [*(own.warnings if own else ()), *(given.warnings if given else ())]
-        if own:
-            data[place] = given or own
-            if calibrates:
-                calibration[place] = own
-            if given and calibrates:
-                notes += _shared(
-                    sample_checks.hashes(given, entry, cache),
-                    sample_checks.hashes(own, entry, cache),
-                    "in --calibration-data too",
-                )
-        elif given and calibrates and (parts := samples.split(given)):
-            calibration[place], data[place] = parts.calibration, parts.evaluation
-            hashes = sample_checks.hashes(given, entry, cache)
-            notes += _shared(
-                hashes[data[place].places()],
-                hashes[calibration[place].places()],
-                "in the part of DATA that is used for calibration, too",
-            )
-        else:
-            data[place] = given or samples.random(entry, cache, RANDOM_SAMPLES)
+        notes += _divide(parts, entry, given, own, calibrates, training, cache)
         if entry is models[0]:
             warnings += notes
     if not request.data:
@@ -57,7 +55,46 @@ def load_data(
             f"no labelled data: no task metric was measured; outputs on {what} are compared "
             "with the original model's"
         )
-    return data, calibration, warnings
+    return parts, warnings
+
+
+def _divide(
+    parts: Parts,
+    entry: Model,
+    given: Samples | None,
+    own: Samples | None,
+    calibrates: bool,
+    training: float,
+    cache: Cache,
+) -> list[str]:
+    """Put one model's samples into the parts: `given` by --data, `own` by --calibration-data.
+
+    -> what is to be said of samples that are in two parts.
+    """
+    place = str(entry.path)
+    if own:
+        parts.evaluation[place] = given or own
+        if calibrates:
+            parts.calibration[place] = own
+        if given and calibrates:
+            return _shared(
+                sample_checks.hashes(given, entry, cache),
+                sample_checks.hashes(own, entry, cache),
+                "in --calibration-data too",
+            )
+        return []
+    if not (given and calibrates and (found := samples.split(given, training))):
+        parts.evaluation[place] = given or samples.random(entry, cache, RANDOM_SAMPLES)
+        return []
+    parts.calibration[place], parts.evaluation[place] = found.calibration, found.evaluation
+    if found.training:
+        parts.training[place] = found.training
+    known = sample_checks.hashes(given, entry, cache)
+    return _shared(
+        known[found.evaluation.places()],
+        known[found.calibration.places()],
+        "in the part of DATA that is used for calibration, too",
+    )
 
 
 def _loaded(

@@ -5,14 +5,12 @@ a rough figure of an idle machine, which the load scales; Progress corrects it a
 """
 
 import os
-from collections.abc import Mapping
 
 import numpy as np
 from msgspec import Struct
 
-from onmetal.deploy.context import Task
+from onmetal.deploy.context import Standing, Task
 from onmetal.profilers.measure import Schedule, schedule
-from onmetal.records import Trial
 from onmetal.targets import EXACT
 
 CONVERTING = "calibrating and converting"
@@ -31,10 +29,10 @@ FAST_S = 4.0
 """A candidate of mixed precision: profiles, several variants, short timings."""
 PASSES = 3
 """Over the calibration samples, of the float model with all its tensors as outputs."""
-LOOKED_AT_S = 0.9
-"""The first look at a candidate: a short timing, and a few samples in a process of its own."""
+SCREENING_S = 0.9
+"""Of one candidate: a short timing, and a few samples in a process of its own."""
 SURVIVING = 0.5
-"""Of the quantized candidates, how many are tried further after the first look."""
+"""Of the quantized candidates, how many are tried further after the screening."""
 STILL_TIMED = 0.5
 """Of what is measured, how many are not far behind after the least number of blocks."""
 MACS_PER_S = 1.5e10
@@ -60,15 +58,10 @@ class Extent(Struct, frozen=True):
         return self.floats + self.quantized + self.fast
 
 
-def steps_s(
-    task: Task, trials: list[Trial] | None = None, timed_ms: Mapping[str, float] | None = None
-) -> dict[str, float]:
-    """Seconds by the title of each step.
-
-    `trials`: after the first look, when it is known which are tried further; `timed_ms`: the
-    medians of that look's short timing.
-    """
-    extent = _extent(task, trials, timed_ms or {})
+def steps_s(task: Task, standing: Standing | None = None) -> dict[str, float]:
+    """Seconds by the title of each step. `standing`: after the screening, when it is known which
+    are tried further."""
+    extent = _extent(task, standing)
     process_s = _worker_start_s(task) * load(task)
     samples = task.data[str(task.models[0].path)].count
     calibrated = task.calibration_samples * PASSES if extent.quantized else 0
@@ -80,7 +73,7 @@ def steps_s(
             extent.floats * CONVERSION_S
             + extent.quantized * (CONVERSION_S + QUANTIZATION_S)
             + extent.fast * FAST_S
-            + (extent.planned * LOOKED_AT_S if extent.quantized else 0.0)
+            + (extent.planned * SCREENING_S if extent.quantized else 0.0)
         )
         + 2 * calibrated * sample_s * len(task.models),
         JUDGING: tried * (process_s + samples * sample_s),
@@ -127,16 +120,18 @@ def load(task: Task) -> float:
     return min(BUSIEST, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
 
 
-def _extent(task: Task, trials: list[Trial] | None, timed_ms: Mapping[str, float]) -> Extent:
+def _extent(task: Task, standing: Standing | None) -> Extent:
     planned = [entry for entry in task.planned if not entry.skipped]
     steps = [entry.recipe.quantized_by for entry in planned]
     floats, fast = steps.count(None), steps.count("mixed")
     quantized = len(planned) - floats - fast
     tried = floats + round(SURVIVING * (quantized + fast))
-    if trials is not None:
-        tried = sum(t.status == "ok" and t.failure is None for t in trials)
+    if standing is not None:
+        tried = sum(t.status == "ok" and t.failure is None for t in standing.trials)
     exact = [
-        ms for name, ms in timed_ms.items() if EXACT in name.partition("@")[0] and np.isfinite(ms)
+        known.p50_ms
+        for name, known in (standing.screened if standing else {}).items()
+        if EXACT in name.partition("@")[0] and np.isfinite(known.p50_ms)
     ]
     return Extent(floats, quantized, fast, tried, min(exact) if exact else guessed_ms(task))
 

@@ -5,6 +5,7 @@ chip's kernels besides; flash is the file and the code that runs it. What an NPU
 model: told as such, and never as measured.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,16 @@ from msgspec.structs import replace
 from onmetal import costs, runtimes
 from onmetal.calibration.calibrated import CalibratedModel
 from onmetal.deploy import agree
-from onmetal.deploy.context import Clock, Task, digest
+from onmetal.deploy.context import Run, Standing, Task, digest
+from onmetal.deploy.measure import CUT_SHORT, LATEST, timed, with_energy
 from onmetal.deploy.propose.plan import Planned
-from onmetal.deploy.trials import Feeds, timed, usable, with_energy
+from onmetal.deploy.trials import each, usable
 from onmetal.errors import DeviceError, OnmetalError, UnsupportedError
 from onmetal.files.cache import Cache
 from onmetal.profilers import measure
 from onmetal.profilers.devices import Device
 from onmetal.profilers.devices.local import Local
 from onmetal.profilers.operation import asked
-from onmetal.progress import Progress
 from onmetal.records import Candidate, Figure, Latency, Trial, plain
 from onmetal.runtimes import defining, for_runtime, operations, shipped, spec
 from onmetal.runtimes.protocol import Activation
@@ -85,37 +86,39 @@ def preview(entry: Planned, target: Target, host: Local, cache: Cache) -> dict[s
 # --- what a candidate needs
 
 
-def examine_all(task: Task, trials: list[Trial], feeds: Feeds, progress: Progress) -> list[Trial]:
-    """RAM, flash, agreement with LiteRT and an NPU's model of every candidate."""
-    done = []
-    for number, trial in enumerate(trials):
-        if usable(trial) and spec(trial.runtime).in_firmware:
-            progress(number, len(trials), trial.name)
-            trial = _examine(task, trial, feeds)
-        done.append(trial)
-    return done
+def count_memory(run: Run, standing: Standing) -> Standing:
+    """RAM, flash, agreement with the format's own runtime and an NPU's model of every candidate."""
+    return standing.having(
+        each(
+            run,
+            standing.trials,
+            lambda trial: _counted(run, trial),
+            tried=lambda trial: usable(trial) and spec(trial.runtime).in_firmware,
+        )
+    )
 
 
-def _examine(task: Task, trial: Trial, feeds: Feeds) -> Trial:
-    candidate = trial.candidate
+def _counted(run: Run, trial: Trial) -> Trial:
+    task, candidate = run.task, trial.candidate
     assert candidate
+    feed = run.feeds(candidate)
     try:
-        arena, planned = _arena(task, candidate, feeds(candidate))
+        arena, planned = _arena(task, candidate, feed)
         flash = _flash(task, candidate)
     except OnmetalError as error:
         why = f"its memory could not be counted: {error}"
         return replace(trial, status="failed", failure="device", reason=why)
     npu = candidate.details.get("npu")
-    found = {
+    figures = {
         "arena": arena,
         "flash": flash,
         "plan": planned,
-        "agreement_with_litert": _against_reference(task, candidate, feeds(candidate)),
+        "agreement_with_litert": _against_reference(task, candidate, feed),
         "npu": npu,
         "chip": plain(task.target.chip),
     }
     memory = {costs.MEMORY.key: _memory(arena, npu)}
-    trial = replace(trial, embedded=found).with_figures(**memory)
+    trial = replace(trial, embedded=figures).with_figures(**memory)
     return _with_npu(trial, npu) if npu else trial
 
 
@@ -194,7 +197,7 @@ def _with_npu(trial: Trial, npu: dict[str, Any]) -> Trial:
 # --- on a board
 
 
-def check_flashed(task: Task, board: Device, trials: list[Trial]) -> None:
+def check_flashed(task: Task, board: Device, trials: Sequence[Trial]) -> None:
     """Raises DeviceError where the board holds none of the candidates, or does not say which."""
     tried = [trial for trial in trials if usable(trial) and trial.candidate]
     if board.holds is None and len(tried) > 1:
@@ -214,30 +217,29 @@ def check_flashed(task: Task, board: Device, trials: list[Trial]) -> None:
         )
 
 
-def measure_flashed(
-    task: Task, board: Device, trials: list[Trial], feeds: Feeds, clock: Clock, progress: Progress
-) -> list[Trial]:
+def measure_flashed(run: Run, standing: Standing, board: Device) -> Standing:
     """Latency, memory and energy of the one that the board holds; the others say why not."""
-    done = []
-    for trial in trials:
+    warnings: list[str] = []
+
+    def measured(trial: Trial) -> Trial:
         candidate = trial.candidate
-        if not usable(trial) or candidate is None:
-            done.append(trial)
-        elif task.holds(candidate):
-            done.append(_measured(task, board, trial, feeds, clock, progress))
-        else:
-            why = f"not measured: the board holds another model, not {digest(candidate)[:12]}"
-            missing = dict.fromkeys(FIGURES, why)
-            done.append(replace(trial, status="skipped", reason=why, missing=missing))
-    return done
+        assert candidate
+        if run.task.holds(candidate):
+            trial, said = _measured(run, board, trial)
+            warnings.extend(said)
+            return trial
+        why = f"not measured: the board holds another model, not {digest(candidate)[:12]}"
+        missing = dict.fromkeys(FIGURES, why)
+        return replace(trial, status="skipped", reason=why, missing=missing)
+
+    return standing.having(each(run, standing.trials, measured)).warned(warnings)
 
 
-def _measured(
-    task: Task, board: Device, trial: Trial, feeds: Feeds, clock: Clock, progress: Progress
-) -> Trial:
-    candidate = trial.candidate
+def _measured(run: Run, board: Device, trial: Trial) -> tuple[Trial, list[str]]:
+    """-> the trial with its figures, warnings."""
+    task, candidate = run.task, trial.candidate
     assert candidate
-    feed = feeds(candidate)
+    feed = run.feeds(candidate)
     missing = {**trial.missing, "load_ms": "the model is part of the firmware, and is not loaded"}
     try:
         trial = replace(trial, ran_on=measure.profile(board, candidate, feed))
@@ -250,10 +252,12 @@ def _measured(
     except OnmetalError as error:
         missing["peak_memory_on_board"] = str(error)
     if task.counted:
-        return replace(trial, missing=missing)
+        return replace(trial, missing=missing), []
     schedule = measure.schedule(board, task.request.mode)
-    outcome = measure.measure(board, [candidate], feeds, schedule, progress, clock.deadline(0.85))
-    if outcome.cut_short:
-        task.warnings.append("--time-limit ended the measurements early: their intervals are wider")
-    trial = timed(task, trial, outcome).without_figure("load_ms", missing["load_ms"])
-    return with_energy(replace(trial, missing={**missing, **trial.missing}), board, feed, schedule)
+    end = run.clock.deadline(LATEST)
+    outcome = measure.measure(board, [candidate], run.feeds, schedule, run.progress, end)
+    trial = timed(trial, outcome, emulated=task.emulated)
+    trial = trial.without_figure("load_ms", missing["load_ms"])
+    trial = replace(trial, missing={**missing, **trial.missing})
+    warnings = [CUT_SHORT] if outcome.cut_short else []
+    return with_energy(trial, board, feed, schedule), warnings

@@ -69,10 +69,11 @@ def _prepared(
         samples=bool(request.data or request.calibration_data),
         timed=device is not None,
     )
-    data, calibration, said = load_data(request, models, calibrates(planned), cache, progress)
+    parts, said = load_data(request, models, calibrates(planned), cache, progress)
+    data = parts.evaluation
     warnings += said
     labelled = request.data is not None
-    if not calibration:
+    if not parts.calibration:
         planned = without_samples(
             planned,
             f"{data[str(models[0].path)].count} samples are too few to set some aside "
@@ -103,11 +104,12 @@ def _prepared(
         threads,
         planned,
         data,
-        calibration,
+        parts.calibration,
+        parts.training,
         labelled,
         metric,
         output,
-        warnings,
+        tuple(warnings),
     )
 
 

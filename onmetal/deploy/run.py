@@ -1,6 +1,7 @@
 """A deployment, from the model files to the bundle, in one straight line."""
 
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -13,21 +14,18 @@ from onmetal.budget import Budget
 from onmetal.bundles import builds, privacy, write
 from onmetal.bundles.manifest import HALF_TOLERANCE, TOLERANCE
 from onmetal.deploy import estimate, micro, rank
-from onmetal.deploy.accuracy import judge_all
+from onmetal.deploy.accuracy import Reference, judge
+from onmetal.deploy.candidates import calibration_warnings
 from onmetal.deploy.choose import choose, objective, resolve, settled
-from onmetal.deploy.context import Clock, Task
+from onmetal.deploy.context import Clock, Run, Standing, Task
+from onmetal.deploy.examine import examine
+from onmetal.deploy.measure import measure
 from onmetal.deploy.prepare import prepare
-from onmetal.deploy.propose.mixed import add_fast
+from onmetal.deploy.propose.order import PROPOSERS
 from onmetal.deploy.propose.plan import Planned
 from onmetal.deploy.request import Request
-from onmetal.deploy.screen import drop_lost, look
-from onmetal.deploy.trials import (
-    check_calibration,
-    convert_all,
-    examine_all,
-    measure_all,
-    planned_trial,
-)
+from onmetal.deploy.screen import drop_lost, screen
+from onmetal.deploy.trials import planned_trial
 from onmetal.deploy.vectors import keep_raw, write_feeds, write_golden
 from onmetal.errors import BudgetError, DeviceError, UnsupportedError, UsageError
 from onmetal.files.cache import Cache
@@ -86,51 +84,59 @@ def _deploy(
         return _dry_run(task)
     _check_plan(task.planned)
     progress.expect(estimate.steps_s(task), task.request.time_limit_s)
-    feeds = write_feeds(task, scratch)
+    run = Run(task, cache, scratch, clock, progress, write_feeds(task, scratch))
     if task.target.micro:
         micro.check_operators(task, cache)
     progress.step(estimate.CONVERTING)
-    trials = convert_all(task, cache, clock, progress)
-    check_calibration(task, cache, clock, progress)
-    trials, seen = look(task, trials, feeds, cache, scratch, clock, progress)
-    trials = add_fast(task, trials, seen, feeds, cache, clock, progress)
-    timed_ms = {name: looked.p50_ms for name, looked in seen.items()}
-    progress.expect(estimate.steps_s(task, trials, timed_ms), task.request.time_limit_s)
+    standing = Standing(warnings=task.warnings)
+    for proposer in PROPOSERS:
+        while (further := proposer.propose(run, standing)) is not None:
+            standing = screen(run, further)
+    standing = standing.warned(calibration_warnings(run))
+    progress.expect(estimate.steps_s(task, standing), task.request.time_limit_s)
     progress.step(estimate.JUDGING)
     if task.device and task.one_model:
-        micro.check_flashed(task, task.device, trials)
-    trials, reference, value = judge_all(task, trials, feeds, cache, clock, progress)
-    budget = resolve(task, reference, value)
-    trials = drop_lost(task, trials, seen, budget)
-    if task.target.micro:
-        progress.step(estimate.COUNTING)
-        trials = micro.examine_all(task, trials, feeds, progress)
-    if task.device and task.one_model:
-        progress.step(estimate.MEASURING)
-        trials = micro.measure_flashed(task, task.device, trials, feeds, clock, progress)
-    elif task.device:
-        progress.step(estimate.PROFILING)
-        trials = examine_all(task, task.device, trials, feeds, clock, progress)
-        progress.step(estimate.MEASURING)
-        enough = settled(task, budget, trials, reference)
-        trials = measure_all(task, task.device, trials, feeds, clock, progress, enough)
+        micro.check_flashed(task, task.device, standing.trials)
+    standing, reference = judge(run, standing)
+    budget = resolve(task, reference.stem, reference.value)
+    standing = drop_lost(task, standing, budget)
+    standing = _measured(run, standing, budget, reference)
     progress.step(estimate.DECIDING)
-    trials, base, chosen = choose(task, budget, trials, reference, feeds, clock, progress)
-    after = _state_after(task)
-    task.warnings.extend(damages)
+    choice = choose(run, standing, budget, reference.stem)
+    standing, base, chosen = choice.standing, choice.base, choice.chosen
+    after, warnings = _state_after(task)
+    standing = standing.warned([*warnings, *damages])
     aside = _aside(task, base, chosen)
-    measurements = keep_raw(trials, cache)
+    measurements = keep_raw(standing.trials, cache)
     if chosen is None:
-        _refuse(task, Report(_document(task, budget, trials, base, None), aside), trials, out)
+        failed = Report(_document(task, budget, standing, base, None), aside)
+        _refuse(task, failed, standing.trials, out)
     progress.step(estimate.WRITING)
-    assert chosen
-    document = _document(task, budget, trials, base, chosen, out)
+    document = _document(task, budget, standing, base, chosen, out)
     try:
-        document = _bundle(task, document, chosen, after, measurements, out, scratch)
+        document = _bundle(run, document, chosen, after, measurements, out)
     except DeviceError as error:  # golden vectors run on the device, whose figures are shown
-        judged = Report(_document(task, budget, trials, base, None), aside)
+        judged = Report(_document(task, budget, standing, base, None), aside)
         raise DeviceError(f"the bundle could not be written: {error}", judged) from None
     return Report(document, aside)
+
+
+def _measured(run: Run, standing: Standing, budget: Budget, reference: Reference) -> Standing:
+    """Memory, profile, latency and energy, as far as the target and the device have them."""
+    task, progress = run.task, run.progress
+    if task.target.micro:
+        progress.step(estimate.COUNTING)
+        standing = micro.count_memory(run, standing)
+    if task.device and task.one_model:
+        progress.step(estimate.MEASURING)
+        return micro.measure_flashed(run, standing, task.device)
+    if task.device:
+        progress.step(estimate.PROFILING)
+        standing = examine(run, standing, task.device)
+        progress.step(estimate.MEASURING)
+        enough = settled(task, budget, standing.trials, reference.stem)
+        standing = measure(run, standing, task.device, enough)
+    return standing
 
 
 def _check_plan(planned: list[Planned]) -> None:
@@ -144,13 +150,13 @@ def _check_plan(planned: list[Planned]) -> None:
 def _document(
     task: Task,
     budget: Budget,
-    trials: list[Trial],
+    standing: Standing,
     base: Trial | None,
     chosen: Trial | None,
     out: Path | None = None,
 ) -> Document:
     """`out`: of the bundle, where there is one."""
-    request = task.request
+    request, trials = task.request, standing.trials
     ran = [trial for trial in trials if trial.status in ("chosen", "ok", "over-budget")]
     data = task.data[str(task.models[0].path)]
     return Document(
@@ -166,7 +172,7 @@ def _document(
             output=task.output,
             calibration_samples=task.calibration_samples,
             evaluation_samples=data.count if task.labelled else 0,
-            warnings=list(task.warnings),
+            warnings=list(standing.warnings),
         ),
         device=of_trials.device(task.facts if task.device else None),
         budget=budget.document(),
@@ -199,18 +205,16 @@ def _aside(task: Task, base: Trial | None, chosen: Trial | None) -> record.Aside
     )
 
 
-def _state_after(task: Task) -> dict[str, Any] | None:
-    """The device's state once all is measured; what got worse with it becomes a warning."""
+def _state_after(task: Task) -> tuple[dict[str, Any] | None, list[str]]:
+    """The device's state once all is measured; what got worse with it, as warnings."""
     if task.device is None:
-        return None
+        return None, []
     try:
         after = task.device.state()
     except DeviceError as error:
-        task.warnings.append(f"the device's state after measuring is not known: {error}")
-        return None
+        return None, [f"the device's state after measuring is not known: {error}"]
     worse = task.device.changed(after)
-    task.warnings.extend(f"{task.device.address}, after measuring: {said}" for said in worse)
-    return after
+    return after, [f"{task.device.address}, after measuring: {said}" for said in worse]
 
 
 def _dry_run(task: Task) -> Report[Document]:
@@ -220,11 +224,11 @@ def _dry_run(task: Task) -> Report[Document]:
         status: Literal["skipped", "planned"] = "skipped" if entry.skipped else "planned"
         trials.append(replace(planned_trial(entry), status=status, reason=reason))
     budget = resolve(task, task.models[0].stem, None)
-    document = _document(task, budget, trials, None, None)
-    return Report(replace(document, dry_run=True))
+    standing = Standing(tuple(trials), warnings=task.warnings)
+    return Report(replace(_document(task, budget, standing, None, None), dry_run=True))
 
 
-def _refuse(task: Task, report: Report[Document], trials: list[Trial], out: Path) -> NoReturn:
+def _refuse(task: Task, report: Report[Document], trials: Sequence[Trial], out: Path) -> NoReturn:
     """No candidate: say why, by what kind of failure it was; of what was never to be tried, the
     document says why."""
     late = [t for t in trials if "--time-limit" in (t.missing.get("latency_ms") or t.reason or "")]
@@ -259,20 +263,19 @@ def _tolerance(task: Task, chosen: Trial) -> float:
 
 
 def _bundle(
-    task: Task,
+    run: Run,
     document: Document,
     chosen: Trial,
     after: dict[str, Any] | None,
     measurements: Path | None,
     out: Path,
-    scratch: Path,
 ) -> Document:
     """Write it. -> the document, with what is to be said of the bundle too."""
-    candidate = chosen.candidate
+    task, candidate = run.task, chosen.candidate
     assert candidate
     tolerance = _tolerance(task, chosen)
-    golden = scratch / "golden.npz"
-    vectors = write_golden(task, candidate, golden, scratch)
+    golden = run.scratch / "golden.npz"
+    vectors = write_golden(run, candidate, golden)
     kind = task.request.golden
     if kind == "real" and not (task.request.data or task.request.calibration_data):
         kind = "random"

@@ -1,10 +1,9 @@
-"""A cheap first look at quantized candidates, before much time goes into each: which to drop."""
+"""A cheap screening of quantized candidates, before much time goes into each: which to drop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from msgspec import Struct
 from msgspec.structs import replace
 
 from onmetal import costs
@@ -12,90 +11,71 @@ from onmetal.budget import Budget
 from onmetal.calibration.fidelity import PERFECT_DB, compare
 from onmetal.deploy import rank
 from onmetal.deploy.choose import objective, resolve
-from onmetal.deploy.context import Clock, Task
+from onmetal.deploy.context import Run, Screened, Standing, Task
 from onmetal.deploy.likeness import LOST_DB, least_float_db
-from onmetal.deploy.trials import Feeds, original_trial, usable
+from onmetal.deploy.trials import original_trial, usable
 from onmetal.deploy.vectors import numbered, write_npz
 from onmetal.errors import OnmetalError
-from onmetal.files.cache import Cache
 from onmetal.profilers import measure
 from onmetal.profilers.devices.local_worker import LocalWorker
 from onmetal.profilers.measure import Schedule
-from onmetal.progress import Progress
 from onmetal.records import Model, Trial
 from onmetal.targets import EXACT
 
 SCHEDULE = Schedule(blocks=1, rounds=7, round_s=0.03, warm_s=0.15, round_warm_s=0.01, memory_runs=0)
 SAMPLES = 8
 LATEST = 0.35
-"""The part of --time-limit after which there is no time for a look."""
+"""The part of --time-limit after which there is no time for it."""
 SLOWER = 1.10
 """A short timing is trusted from this ratio on, where all rounds but one agree on who is slower."""
 BETTER_DB = 3.0
 """So much closer to the original is closer on other samples too."""
 
 
-class Looked(Struct, frozen=True):
-    """What the first look saw of a candidate."""
-
-    rounds_ms: list[float]
-    """The median of each round; empty: not timed."""
-    sqnr_db: float | None
-    """None: not compared."""
-
-    @property
-    def p50_ms(self) -> float:
-        return float(np.median(self.rounds_ms or [np.inf]))
-
-    @property
-    def hopeless(self) -> bool:
-        return self.sqnr_db is not None and self.sqnr_db < LOST_DB
-
-
-def look(
-    task: Task,
-    trials: list[Trial],
-    feeds: Feeds,
-    cache: Cache,
-    scratch: Path,
-    clock: Clock,
-    progress: Progress,
-) -> tuple[list[Trial], dict[str, Looked]]:
-    """Drop quantized candidates that another one makes pointless. -> trials, what was seen.
+def screen(run: Run, standing: Standing) -> Standing:
+    """Drop quantized candidates that another one makes pointless, once each is known.
 
     Nothing is dropped unless something that may meet the budget is at least as good in all that
     the budget and the aim ask.
     """
-    quantized = [t for t in trials if usable(t) and quantized_by(task, t)]
-    if not quantized or clock.left_s(LATEST) <= 0:
-        return trials, {}
-    times = short_times(task, [t for t in trials if usable(t)], feeds, clock, progress)
-    fidelity = _fidelities(task, trials, cache, scratch, progress)
-    seen = {
-        trial.name: Looked(times.get(trial.name, []), fidelity.get(trial.name))
-        for trial in trials
-        if usable(trial)
+    task, trials = run.task, standing.trials
+    fresh = [t for t in trials if usable(t) and quantized_by(task, t)]
+    fresh = [trial for trial in fresh if trial.name not in standing.screened]
+    if not fresh or run.clock.left_s(LATEST) <= 0:
+        return standing
+    running = [trial for trial in trials if usable(trial)]
+    times = short_times(run, running)
+    fidelity = _fidelities(run, running)
+    screened = {
+        trial.name: Screened(times.get(trial.name, []), fidelity.get(trial.name))
+        for trial in running
     }
-    reasons = pointless(task, trials, seen)
-    return [
+    reasons = pointless(task, trials, screened)
+    kept = [
         replace(trial, status="skipped", reason=reasons[trial.name])
         if trial.name in reasons
         else trial
         for trial in trials
-    ], seen
+    ]
+    return replace(standing.having(kept), screened={**standing.screened, **screened})
 
 
-def pointless(task: Task, trials: list[Trial], seen: dict[str, Looked]) -> dict[str, str]:
+def hopeless(screened: Screened) -> bool:
+    """Whether hardly anything of the original is left in its outputs."""
+    return screened.sqnr_db is not None and screened.sqnr_db < LOST_DB
+
+
+def pointless(task: Task, trials: Sequence[Trial], screened: dict[str, Screened]) -> dict[str, str]:
     """Name -> why the trial is not tried further. What is dropped drops no other."""
     if not _comparable(task):
         return {}
     reasons: dict[str, str] = {}
     running = [trial for trial in trials if usable(trial)]
-    for trial in sorted(running, key=lambda t: seen[t.name].p50_ms):
+    for trial in sorted(running, key=lambda t: screened[t.name].p50_ms):
         if not quantized_by(task, trial):
             continue
         others = [t for t in running if t.model == trial.model and t.name not in reasons]
-        if why := _beaten_by_any(task, trial, others, seen):
+        if why := _beaten_by_any(task, trial, others, screened):
             reasons[trial.name] = f"first look: {why}"
     return reasons
 
@@ -113,14 +93,14 @@ def _comparable(task: Task) -> bool:
 
 
 def _beaten_by_any(
-    task: Task, trial: Trial, others: list[Trial], seen: dict[str, Looked]
+    task: Task, trial: Trial, others: list[Trial], screened: dict[str, Screened]
 ) -> str | None:
     """Why the trial is not tried further, where one of the others is at least as good."""
-    mine = seen[trial.name]
+    mine = screened[trial.name]
     for other in others:
         if other.name == trial.name or not _may_meet(task, other):
             continue
-        theirs = seen[other.name]
+        theirs = screened[other.name]
         if other.recipe == EXACT:
             wrong = theirs.sqnr_db is None or theirs.sqnr_db < least_float_db(trial)
             if not wrong and (ratio := _slower(mine, theirs)):
@@ -128,7 +108,7 @@ def _beaten_by_any(
         elif quantized_by(task, other) and other.candidate and trial.candidate:
             if other.candidate.size_bytes > 1.1 * trial.candidate.size_bytes:
                 continue
-            if not theirs.hopeless and (why := _beaten(mine, theirs, other.name)):
+            if not hopeless(theirs) and (why := _beaten(mine, theirs, other.name)):
                 return why
     return None
 
@@ -145,27 +125,26 @@ def _may_meet(task: Task, trial: Trial) -> bool:
     return not any(budget.static_objections(trial) for budget in budgets)
 
 
-def drop_lost(
-    task: Task, trials: list[Trial], seen: dict[str, Looked], budget: Budget
-) -> list[Trial]:
+def drop_lost(task: Task, standing: Standing, budget: Budget) -> Standing:
     """Once all are judged: those of which nothing is left, and which the accuracy budget rejects,
     are not timed."""
     higher = task.metric.higher_is_better if task.metric else True
-    done = []
-    for trial in trials:
-        look = seen.get(trial.name)
-        reasons: list[str] = []
-        if look and look.hopeless and usable(trial):
-            reasons = rank.likeness_objections(trial, budget, higher)
-        if look and reasons:
-            lost = f"its outputs have only {look.sqnr_db:.1f} dB of fidelity on calibration samples"
-            reason = f"not timed: {lost}; {'; '.join(reasons)}"
-            trial = replace(trial, status="over-budget", reason=reason)
-        done.append(trial)
-    return done
+
+    def kept(trial: Trial) -> Trial:
+        known = standing.screened.get(trial.name)
+        if known is None or not hopeless(known) or not usable(trial):
+            return trial
+        reasons = rank.likeness_objections(trial, budget, higher)
+        if not reasons:
+            return trial
+        lost = f"its outputs have only {known.sqnr_db:.1f} dB of fidelity on calibration samples"
+        reason = f"not timed: {lost}; {'; '.join(reasons)}"
+        return replace(trial, status="over-budget", reason=reason)
+
+    return standing.having([kept(trial) for trial in standing.trials])
 
 
-def _beaten(mine: Looked, other: Looked, name: str) -> str | None:
+def _beaten(mine: Screened, other: Screened, name: str) -> str | None:
     """Whether another candidate is clearly better in one thing and no worse in the other."""
     if mine.sqnr_db is None or other.sqnr_db is None or not mine.rounds_ms or not other.rounds_ms:
         return None
@@ -178,7 +157,7 @@ def _beaten(mine: Looked, other: Looked, name: str) -> str | None:
     return None
 
 
-def _slower(mine: Looked, other: Looked) -> float | None:
+def _slower(mine: Screened, other: Screened) -> float | None:
     """How many times as slow, where that is plain."""
     if not mine.rounds_ms or not other.rounds_ms:
         return None
@@ -187,44 +166,42 @@ def _slower(mine: Looked, other: Looked) -> float | None:
     return ratio if ratio >= SLOWER and np.sum(ratios < 1) <= 1 else None
 
 
-def _faster(mine: Looked, other: Looked) -> bool:
+def _faster(mine: Screened, other: Screened) -> bool:
     """Whether it was faster in all rounds but one, by however little."""
     return int(np.sum(np.array(mine.rounds_ms) >= np.array(other.rounds_ms))) <= 1
 
 
-def short_times(
-    task: Task, trials: list[Trial], feeds: Feeds, clock: Clock, progress: Progress
-) -> dict[str, list[float]]:
+def short_times(run: Run, trials: Sequence[Trial]) -> dict[str, list[float]]:
     """The medians in ms of the rounds of a short interleaved timing; empty without a device, or on
     an emulated one."""
+    task = run.task
     if task.device is None or not task.interleaved:
         return {}
     outcome = measure.measure(
         task.device,
         [trial.candidate for trial in trials if trial.candidate],
-        feeds,
+        run.feeds,
         SCHEDULE,
-        progress,
-        clock.deadline(0.5),
+        run.progress,
+        run.clock.deadline(0.5),
         seed=2,
     )
     return {
-        name: [float(np.median(taken)) / 1e6 for taken in rounds.samples_ns.values()]
+        name: [float(np.median(samples_ns)) / 1e6 for samples_ns in rounds.samples_ns.values()]
         for name, rounds in outcome.rounds.items()
     }
 
 
-def _fidelities(
-    task: Task, trials: list[Trial], cache: Cache, scratch: Path, progress: Progress
-) -> dict[str, float]:
+def _fidelities(run: Run, trials: Sequence[Trial]) -> dict[str, float]:
     """The worst output's SQNR against the original over a few calibration samples."""
+    task, scratch = run.task, run.scratch
     fidelities: dict[str, float] = {}
     for model in task.models:
-        mine = [t for t in trials if usable(t) and t.model == model.stem]
+        mine = [trial for trial in trials if trial.model == model.stem]
         if str(model.path) not in task.calibration:
             continue
         original = original_trial(model, trials)
-        feed = _few(task, model, scratch / f"look-{model.stem}.npz")
+        feed = _some_samples(task, model, scratch / f"screen-{model.stem}.npz")
         reference = (
             _outputs(task, original, feed, scratch)
             if original
@@ -233,7 +210,7 @@ def _fidelities(
         if reference is None:
             continue  # judging says why
         for number, trial in enumerate(mine):
-            progress(number, len(mine), f"{trial.name} on a few calibration samples")
+            run.progress(number, len(mine), f"{trial.name} on a few calibration samples")
             if not quantized_by(task, trial) and trial.recipe != EXACT:
                 continue
             same = trial is original
@@ -254,7 +231,7 @@ def _least_db(reference: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) 
     return least
 
 
-def _few(task: Task, model: Model, path: Path) -> Path:
+def _some_samples(task: Task, model: Model, path: Path) -> Path:
     write_npz(path, numbered(task.calibration[str(model.path)].spread(model, SAMPLES)))
     return path
 
@@ -263,7 +240,7 @@ def _outputs(task: Task, trial: Trial, feed: Path, scratch: Path) -> dict[str, n
     """By output, over all feeds; None where it does not run: judging it will say why."""
     candidate = trial.candidate
     assert candidate
-    folder = scratch / f"look-{trial.name.replace('/', '.')}"
+    folder = scratch / f"screen-{trial.name.replace('/', '.')}"
 
     def open_(worker: LocalWorker) -> None:
         worker.open(candidate.artifact, timeout_s=3600)
@@ -279,7 +256,7 @@ def _reference_outputs(
     def open_(worker: LocalWorker) -> None:
         worker.open_reference(model, timeout_s=3600)
 
-    return _run(task, None, open_, model, feed, scratch / f"look-{model.stem}")
+    return _run(task, None, open_, model, feed, scratch / f"screen-{model.stem}")
 
 
 def _run(

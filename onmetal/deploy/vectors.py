@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from onmetal import costs
-from onmetal.deploy.context import Task
-from onmetal.deploy.trials import Feeds
+from onmetal.deploy.context import Feeds, Run, Task
 from onmetal.files.cache import Cache
 from onmetal.records import Candidate, Tensor, Trial, Window
 
@@ -51,8 +50,9 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
             archive.writestr(entry, content.getvalue())
 
 
-def write_golden(task: Task, candidate: Candidate, path: Path, scratch: Path) -> int:
+def write_golden(run: Run, candidate: Candidate, path: Path) -> int:
     """Inputs and what the artifact gives for them, by the runtime that ships. -> how many."""
+    task, scratch = run.task, run.scratch
     if task.request.golden == "none":
         return 0
     data, entry = task.data[str(candidate.model.path)], candidate.model
@@ -106,7 +106,7 @@ def random_alike(
     return [{t.name: alike(t, feed[t.name]) for t in tensors} for feed in feeds]
 
 
-def keep_raw(trials: list[Trial], cache: Cache) -> Path | None:
+def keep_raw(trials: Iterable[Trial], cache: Cache) -> Path | None:
     """All raw samples, in the cache whether or not there will be a bundle. Latencies are int64
     nanoseconds under `candidate/block/round`; of the fresh blocks under `again/…`, or
     `rejected/PICK/…` where what was picked did not hold when measured again. A meter's windows are

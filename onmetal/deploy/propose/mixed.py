@@ -3,89 +3,93 @@
 Which ones, the runtime's own profile says.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 from msgspec.structs import replace
 
-from onmetal.deploy.context import Clock, Task
+from onmetal.deploy.candidates import calibrated, converted
+from onmetal.deploy.context import Run, Screened, Standing
 from onmetal.deploy.convert import convert
 from onmetal.deploy.propose.plan import Planned
-from onmetal.deploy.screen import Looked, quantized_by, short_times
-from onmetal.deploy.trials import Feeds, calibrated, convert_one, usable
-from onmetal.errors import OnmetalError, UnsupportedError
-from onmetal.files.cache import Cache
+from onmetal.deploy.propose.planned import WAITS
+from onmetal.deploy.screen import hopeless, quantized_by, short_times
+from onmetal.deploy.trials import each, usable
+from onmetal.errors import NeedlessError, OnmetalError, UnsupportedError
 from onmetal.profilers import measure
-from onmetal.progress import Progress
 from onmetal.records import Candidate, Source, Trial
 from onmetal.targets import EXACT
 
-
-def add_fast(
-    task: Task,
-    trials: list[Trial],
-    seen: dict[str, Looked],
-    feeds: Feeds,
-    cache: Cache,
-    clock: Clock,
-    progress: Progress,
-) -> list[Trial]:
-    """Make what waits: the fastest static candidate of a runtime, some operators left in float."""
-    made = []
-    for trial, entry in zip(trials, task.planned, strict=True):
-        if entry.recipe.does("mixed") and not entry.skipped:
-            progress(0, 1, entry.name)
-            trial = _fast(task, entry, trial, trials, seen, feeds, cache, clock, progress)
-        made.append(trial)
-    return made
+LATEST = 0.5
+"""The part of --time-limit after which none is begun."""
 
 
-def _fast(
-    task: Task,
-    entry: Planned,
-    trial: Trial,
-    trials: list[Trial],
-    seen: dict[str, Looked],
-    feeds: Feeds,
-    cache: Cache,
-    clock: Clock,
-    progress: Progress,
-) -> Trial:
+def propose(run: Run, standing: Standing) -> Standing | None:
+    """Make what waits."""
+    waiting = {t.name: t for t in standing.trials if t.status == "skipped" and t.reason == WAITS}
+    if not waiting:
+        return None
+    entries = {entry.name: entry for entry in run.task.planned}
+    found: dict[str, list[float]] = {}
+
+    def mixture(trial: Trial) -> Trial:
+        best, found[trial.name] = _fastest(run, standing, entries[trial.name], trial)
+        return best
+
+    trials = each(run, standing.trials, mixture, tried=lambda trial: trial.name in waiting)
+    screened = {name: Screened(rounds_ms, None) for name, rounds_ms in found.items()}
+    return replace(standing.having(trials), screened={**standing.screened, **screened})
+
+
+def _fastest(
+    run: Run, standing: Standing, entry: Planned, trial: Trial
+) -> tuple[Trial, list[float]]:
+    """-> the fastest mixture of 8 bits and float, and its short timing; the trial with the reason,
+    where there is none."""
+    screened = standing.screened
     static = [
         other
-        for other in trials
+        for other in standing.trials
         if other.runtime == entry.runtime
         and other.model == trial.model
-        and quantized_by(task, other) == "static"
-        and other.name in seen
-        and seen[other.name].rounds_ms
-        and not seen[other.name].hopeless
+        and quantized_by(run.task, other) == "static"
+        and other.name in screened
+        and screened[other.name].rounds_ms
+        and not hopeless(screened[other.name])
     ]
-    if not static or task.device is None or clock.left_s(0.5) <= 0:
+    if not static or run.task.device is None or run.clock.left_s(LATEST) <= 0:
         why = "no static 8-bit candidate of this runtime was timed, which it would be made from"
-        return replace(trial, status="skipped", reason=why)
-    base = min(static, key=lambda other: seen[other.name].p50_ms)
+        return replace(trial, reason=why), []
+    base = min(static, key=lambda other: screened[other.name].p50_ms)
     trial = replace(trial, lineage=replace(trial.lineage, parent=base.name))
     try:
-        sources = _mixtures(task, entry, base, feeds, cache, progress)
+        sources = _mixtures(run, entry, base)
     except OnmetalError as error:
         why = f"no mixture of {base.name} and float could be made: {error}"
-        return replace(trial, status="failed", failure="conversion", reason=why)
+        return replace(trial, status="failed", failure="conversion", reason=why), []
     if not sources:
         why = f"by its profile no operator of {base.name} would be faster in float"
-        return replace(trial, status="skipped", reason=why)
+        return replace(trial, reason=why), []
     fresh = replace(trial, status="ok", reason=None)
-    tried = [convert_one(task, entry, fresh, cache, progress, source) for source in sources]
+    tried = [_tried(run, entry, fresh, source) for source in sources]
     good = [other for other in tried if usable(other)]
     if not good:
-        return tried[0]
+        return tried[0], []
     numbered = [
         replace(other, name=f"{other.name} #{number}", candidate=_named(other, number))
         for number, other in enumerate(good)
     ]
-    times = short_times(task, [*numbered, base], feeds, clock, progress)
-    best = min(range(len(good)), key=lambda i: np.median(times.get(numbered[i].name, [np.inf])))
-    return good[best]
+    times = short_times(run, [*numbered, base])
+    rounds_ms = [times.get(other.name, []) for other in numbered]
+    best = min(range(len(good)), key=lambda i: np.median(rounds_ms[i] or [np.inf]))
+    return good[best], rounds_ms[best]
+
+
+def _tried(run: Run, entry: Planned, trial: Trial, source: Source) -> Trial:
+    try:
+        return converted(run, entry, trial, source)
+    except NeedlessError as error:
+        return replace(trial, status="skipped", reason=str(error))
+    except UnsupportedError as error:
+        return replace(trial, status="failed", failure="conversion", reason=str(error))
 
 
 def _named(trial: Trial, number: int) -> Candidate:
@@ -93,19 +97,16 @@ def _named(trial: Trial, number: int) -> Candidate:
     return replace(trial.candidate, name=f"{trial.name} #{number}")
 
 
-def _mixtures(
-    task: Task,
-    entry: Planned,
-    base: Trial,
-    feeds: Feeds,
-    cache: Cache,
-    progress: Progress,
-) -> list[Source]:
+def _mixtures(run: Run, entry: Planned, base: Trial) -> list[Source]:
     """Graphs with some operators in float, by profiles of this runtime with and without 8 bits."""
+    task = run.task
     assert task.device and base.candidate
-    told = _quiet(progress, entry.name)
-    made = calibrated(task, entry.model, cache)
-    graph = made.float_graph()
+
+    def progress(done: float, total: float, what: str) -> None:
+        run.progress(done, total, f"{entry.name}: {what}")
+
+    model = calibrated(run, entry.model)
+    graph = model.float_graph()
     twin = convert(
         f"{entry.name} in float",
         entry.model,
@@ -114,26 +115,22 @@ def _mixtures(
         task.target,
         task.threads,
         task.host,
-        cache,
-        made.float_source(),
+        run.cache,
+        model.float_source(),
     )
     form = task.target.recipe(base.recipe, base.runtime).format
     assert form
     profiles = [
-        measure.layers(task.device, candidate, feeds(candidate))
+        measure.layers(task.device, candidate, run.feeds(candidate))
         for candidate in (twin, base.candidate)
     ]
-    kept = made.cuts(graph, form, profiles, told)
-    found = []
-    for names in kept:
+    sources = []
+    for names in model.cuts(graph, form, profiles, progress):
+        in_float = frozenset(names) | model.kept_float(entry.runtime)
         try:
-            source = made.quantized(form, told, frozenset(names) | made.kept_float(entry.runtime))
+            source = model.quantized(form, progress, in_float)
         except UnsupportedError:
             continue
         how = {"made_from": base.name, "format": base.candidate.details.get("format")}
-        found.append(replace(source, details={**source.details, **how}))
-    return found
-
-
-def _quiet(progress: Progress, name: str) -> Callable[[float, float, str], None]:
-    return lambda done, total, what: progress(done, total, f"{name}: {what}")
+        sources.append(replace(source, details={**source.details, **how}))
+    return sources

@@ -1,0 +1,65 @@
+"""What is planned becomes a candidate; what is suspicious about the samples that calibrate it."""
+
+from msgspec.structs import replace
+
+from onmetal.calibration.calibrated import CalibratedModel
+from onmetal.deploy.context import Run
+from onmetal.deploy.convert import convert
+from onmetal.deploy.propose.plan import Planned, calibrates
+from onmetal.errors import UnsupportedError
+from onmetal.records import Model, Source, Trial
+
+QUANTIZING = 0.1
+"""The part of --time-limit in which an 8-bit candidate may be begun: float must be judged and timed
+too, and a calibration is not cut short."""
+
+
+def calibrated(run: Run, model: Model) -> CalibratedModel:
+    samples = run.task.calibration.get(str(model.path))
+    return CalibratedModel(model, run.task.target, samples, run.task.host, run.cache)
+
+
+def converted(run: Run, entry: Planned, trial: Trial, source: Source | None = None) -> Trial:
+    """The trial with its candidate. `source`: the file to convert, by default what the recipe makes
+    of the model. Raises UnsupportedError where it cannot be made, NeedlessError where it need not.
+    """
+    task = run.task
+
+    def progress(done: float, total: float, what: str) -> None:
+        run.progress(done, total, f"{entry.name}: {what}")
+
+    if source is None:
+        source = calibrated(run, entry.model).source(entry.recipe, entry.runtime, progress)
+    candidate = convert(
+        entry.name,
+        entry.model,
+        entry.recipe,
+        entry.runtime,
+        task.target,
+        task.threads,
+        task.host,
+        run.cache,
+        source,
+        task.calibration.get(str(entry.model.path)),
+    )
+    if task.ships_on is task.device:  # it ships with the version that it was measured with
+        candidate = replace(candidate, runtime_version=task.facts.runtimes[entry.runtime])
+    return replace(trial, candidate=task.device.build(candidate) if task.device else candidate)
+
+
+def calibration_warnings(run: Run) -> list[str]:
+    """What is suspicious about the samples that candidates are calibrated with; where none is,
+    about the inputs that they are judged by."""
+    task, model = run.task, run.task.models[0]
+    place = str(model.path)
+    if run.clock.left_s(QUANTIZING) <= 0:
+        return []
+    try:
+        if calibrates(task.planned) and place in task.calibration:
+            judged = task.data[place] if task.labelled else None
+            return calibrated(run, model).warnings(judged, run.progress)
+        if task.request.data or task.request.calibration_data:
+            return calibrated(run, model).input_warnings(task.data[place])
+    except UnsupportedError:
+        pass  # each candidate says why
+    return []

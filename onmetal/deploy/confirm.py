@@ -1,0 +1,47 @@
+"""What was picked is measured again, before it is believed."""
+
+from msgspec.structs import replace
+
+from onmetal.deploy.context import Run
+from onmetal.deploy.measure import timed
+from onmetal.profilers import measure, statistics
+from onmetal.records import Trial
+
+
+def confirm(run: Run, pick: Trial, base: Trial | None) -> tuple[Trial, list[str]]:
+    """Measure the pick again, in fresh blocks against the baseline: of several noisy figures the
+    best looks better than it is, so the first one is not reported.
+
+    -> the trial, or what it was where nothing is timed; warnings.
+    """
+    task, clock = run.task, run.clock
+    late = [f"{pick.name} was not measured again: --time-limit had ended"]
+    if task.device is None or not task.interleaved or pick.rounds is None or pick.candidate is None:
+        return pick, []
+    again = [pick.candidate]
+    if base and base.candidate and base.name != pick.name:
+        again.append(base.candidate)
+    if clock.left_s(1.0) <= 0:
+        return pick, late
+    outcome = measure.measure(
+        task.device,
+        again,
+        run.feeds,
+        measure.schedule(task.device, task.request.mode),
+        lambda done, total, what: run.progress(done, total, f"{pick.name} again, {what}"),
+        clock.deadline(1.0),
+        seed=1,
+    )
+    if why := outcome.failures.get(pick.name):
+        reason = f"measured again: {why}"
+        return replace(pick, status="failed", failure="device", reason=reason), []
+    if outcome.cut_short or pick.name not in outcome.rounds:
+        return pick, late
+    fresh = timed(pick, outcome, emulated=task.emulated)
+    fresh = replace(fresh, rounds=pick.rounds, again=outcome.rounds)
+    if base is None:  # the speed-up is that of the first blocks
+        return fresh, []
+    if base.name not in outcome.rounds:
+        return fresh, [f"{base.name} failed when measured again, beside {pick.name}"]
+    versus = statistics.compare(outcome.rounds[base.name], outcome.rounds[pick.name])
+    return replace(fresh, versus_baseline=versus), []
