@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onmetal.calibration import samples
-from onmetal.commands import bench
+from onmetal.commands import artifacts
 from onmetal.deploy import model
 from onmetal.files.cache import Cache
 from onmetal.profilers import measure, statistics
@@ -174,7 +174,7 @@ def _peers(folder: Path, threads: int, device: Local, cache: Cache) -> list[Cand
         path = folder / file
         files = (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,)
         options = for_runtime(runtime).options(how, threads)
-        found.append(bench._candidate(name, runtime, files, options, tensors))
+        found.append(artifacts.candidate(name, runtime, files, options, tensors))
     return found
 
 
@@ -190,7 +190,7 @@ def _deploy(words: list[object], folder: Path) -> tuple[Candidate | None, dict[s
     if code:
         return None, about
     with Cache(home) as cache:
-        return bench._from_bundle(out, Local(cache), folder), {
+        return artifacts.from_bundle(out, Local(cache), folder), {
             **about,
             "document": json.loads(said),
         }

@@ -10,19 +10,18 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from onmetal import __version__
 from onmetal.commands import options
+from onmetal.commands.ending import Terminate, orderly_end
 from onmetal.errors import BudgetError, HungUp, Interrupted, OnmetalError, Terminated, UsageError
 from onmetal.progress import silence
-from onmetal.texts import suggest, terminal
+from onmetal.texts import suggest, terminal, units
 
 
 def _positive(value: int | None, option: str) -> int | None:
@@ -57,19 +56,7 @@ def _run_deploy(asked: argparse.Namespace) -> int:
     from onmetal.deploy.request import Request
     from onmetal.progress import Progress
 
-    given = [
-        option
-        for option in (
-            "--max-accuracy-drop",
-            "--min-accuracy",
-            "--max-latency",
-            "--max-size",
-            "--max-macs",
-            "--max-memory",
-            "--max-energy",
-        )
-        if getattr(asked, option[2:].replace("-", "_")) is not None
-    ]
+    limits = {option: getattr(asked, option[2:].replace("-", "_")) for option in budget.OPTIONS}
     recipes = None
     if asked.recipes is not None:
         recipes = tuple(part.strip() for part in asked.recipes.split(","))
@@ -83,8 +70,8 @@ def _run_deploy(asked: argparse.Namespace) -> int:
         metric=asked.metric,
         output=asked.output,
         device="none" if asked.no_device else asked.device,
-        budget=_budget(asked),
-        budget_given=tuple(given),
+        budget=budget.read(limits),
+        budget_given=tuple(option for option, text in limits.items() if text is not None),
         minimize=asked.minimize,
         recipes=recipes,
         batch=_positive(asked.batch, "--batch"),
@@ -93,7 +80,7 @@ def _run_deploy(asked: argparse.Namespace) -> int:
         out=Path(asked.out) if asked.out else None,
         force=asked.force,
         time_limit_s=(
-            budget.parse_ms(asked.time_limit, "--time-limit") / 1e3 if asked.time_limit else None
+            units.parse_ms(asked.time_limit, "--time-limit") / 1e3 if asked.time_limit else None
         ),
         mode="quick" if asked.quick else "thorough" if asked.thorough else "default",
         dry_run=asked.dry_run,
@@ -102,43 +89,30 @@ def _run_deploy(asked: argparse.Namespace) -> int:
         keep_paths=asked.keep_paths,
     )
     progress = Progress(steps=5 if request.device == "none" else 7)
-    document = run.deploy(request, progress, terminal.of(sys.stdout))
+    report = run.deploy(request, progress)
     progress.clear()
-    for warning in document["data"]["warnings"]:
+    for warning in report.document.data.warnings:
         progress.warn(warning)
-    lines = document.pop("table")
-    if document["chosen"]:
-        lines = [*lines, "", f"The bundle is in {document['bundle']}"]
-    _print(document, asked.json, lines)
+    _render(report, asked.json)
     return 0
 
 
-def _budget(asked: argparse.Namespace) -> Any:
-    from onmetal import budget
+def _render(report: Any, as_json: bool) -> None:
+    """Print the record of a run in the form that was asked for."""
+    from onmetal.reports import Form, text
+    from onmetal.reports import json as json_form
 
-    def parsed(option: str, parse: Callable[[str, str], Any]) -> Any:
-        text = getattr(asked, option[2:].replace("-", "_"))
-        return None if text is None else parse(text, option)
-
-    drop: Any = budget.Share(0.01)
-    if (asked.max_accuracy_drop or "").strip().casefold() == "none":
-        drop = None
-    elif asked.max_accuracy_drop is not None:
-        drop = budget.parse_share_or_number(asked.max_accuracy_drop, "--max-accuracy-drop")
-    return budget.Asked(
-        max_accuracy_drop=drop,
-        min_accuracy=parsed("--min-accuracy", budget.parse_share_or_number),
-        max_latency_ms=parsed("--max-latency", budget.parse_ms),
-        max_size=parsed("--max-size", budget.parse_share_or_bytes),
-        max_macs=parsed("--max-macs", budget.parse_share_above_zero),
-        max_memory_bytes=parsed("--max-memory", budget.parse_bytes),
-        max_energy_mj=parsed("--max-energy", budget.parse_mj),
-    )
+    form: Form = json_form if as_json else text
+    rendered = form.render(report, terminal.of(sys.stdout))
+    if isinstance(rendered, bytes):
+        terminal.write_json(sys.stdout, rendered)
+    else:
+        terminal.write(sys.stdout, rendered)
 
 
 def _print(document: dict[str, Any], as_json: bool, lines: Sequence[str]) -> None:
     if as_json:
-        from onmetal.bundles.write import encode
+        from onmetal.reports.json import encode
 
         terminal.write_json(sys.stdout, encode(document))
     else:
@@ -200,7 +174,7 @@ def _run_bench(asked: argparse.Namespace) -> int:
     from onmetal.progress import Progress
 
     progress = Progress(steps=2)
-    document, lines = bench.bench(
+    report = bench.bench(
         [Path(word) for word in asked.artifacts],
         asked.target,
         asked.device,
@@ -211,10 +185,9 @@ def _run_bench(asked: argparse.Namespace) -> int:
         asked.seed,
         Path(asked.benchmark_model) if asked.benchmark_model else None,
         progress,
-        terminal.of(sys.stdout),
     )
     progress.clear()
-    _print(document, asked.json, lines)
+    _render(report, asked.json)
     return 0
 
 
@@ -290,11 +263,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     kept = "conversions and accuracies are kept, run it again to go on"
     try:
-        with _orderly_end():
+        with orderly_end():
             return _flushed(words)
     except OnmetalError as error:
         return _fail(error, as_json)
-    except _Terminate as end:
+    except Terminate as end:
         ended = Terminated if end.number == signal.SIGTERM else HungUp
         return _fail(ended(f"ended by {end.number.name}; {kept}"), as_json)
     except KeyboardInterrupt:
@@ -310,45 +283,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(OnmetalError(_log_defect(words)), as_json)
 
 
-TIDYING_S = 60.0
-"""A device that does not answer any more is waited for no longer."""
-
-
-ENDING = (signal.SIGTERM, signal.SIGHUP)
-"""As `kill` sends it and systems that shut down; as a terminal or a connection that is closed."""
-
-
-class _Terminate(KeyboardInterrupt):
-    """All that tidies up after ^C does so after it."""
-
-    def __init__(self, number: int) -> None:
-        self.number = signal.Signals(number)
-
-
-@contextlib.contextmanager
-def _orderly_end() -> Iterator[None]:
-    """While it lasts SIGTERM and SIGHUP end the run as ^C does, with nothing left behind here or on
-    a device; another one does not disturb that soon. Python would leave all of it where it is. One
-    that is ignored already stays so: `nohup` has asked for that."""
-    first_s: float | None = None
-
-    def end(number: int, frame: FrameType | None) -> None:
-        nonlocal first_s
-        if first_s is None or time.monotonic() - first_s > TIDYING_S:
-            first_s = time.monotonic()
-            raise _Terminate(number)
-
-    mine = threading.current_thread() is threading.main_thread()
-    handled = [n for n in ENDING if mine and signal.getsignal(n) == signal.SIG_DFL]
-    for number in handled:
-        signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number in handled:
-            signal.signal(number, signal.SIG_DFL if first_s is None else signal.SIG_IGN)
-
-
 def _flushed(words: list[str]) -> int:
     """Run it, and write out what it printed while a reader that went away can still be met."""
     try:
@@ -360,15 +294,16 @@ def _flushed(words: list[str]) -> int:
 def _fail(error: OnmetalError, as_json: bool) -> int:
     """Say what happened on standard error; candidates that were judged are results all the same,
     and their table goes to standard output."""
-    document = dict(error.document or {})
-    table = document.pop("table", None)
+    document, report = error.document or {}, None
+    if not isinstance(document, dict):  # candidates were judged
+        document, report = _plain(document), document
     try:
         screen = terminal.of(sys.stderr)
         if terminal.rewrites(sys.stderr):
             terminal.rewrite(sys.stderr, "")
             sys.stderr.flush()
-        if table and not as_json and isinstance(error, BudgetError):
-            terminal.write(sys.stdout, table)
+        if report and not as_json and isinstance(error, BudgetError):
+            _render(report, as_json)
             sys.stdout.flush()
         warnings = map(_bounded, document.get("data", {}).get("warnings", []))
         mark = screen.paint("warning:", "yellow")
@@ -379,13 +314,21 @@ def _fail(error: OnmetalError, as_json: bool) -> int:
     except OSError:  # a reader that went away
         silence(sys.stderr)
     if as_json:
-        document["error"] = {"code": error.exit_code, "message": _bounded_lines(error)}
+        failed = {**document, "error": {"code": error.exit_code, "message": _bounded_lines(error)}}
         try:
-            terminal.write_json(sys.stdout, _encoded(document))
+            terminal.write_json(sys.stdout, _encoded(failed))
             sys.stdout.flush()
         except OSError:
             silence(sys.stdout)
     return error.exit_code
+
+
+def _plain(report: Any) -> dict[str, Any]:
+    """The document of a report."""
+    from onmetal.records import plain
+
+    document: dict[str, Any] = plain(report.document)
+    return document
 
 
 LINE_LETTERS = 2000
@@ -407,7 +350,7 @@ def _bounded_lines(error: OnmetalError) -> str:
 def _encoded(document: dict[str, Any]) -> bytes:
     """As all documents are; an error alone without what that takes to import."""
     if set(document) != {"error"}:
-        from onmetal.bundles.write import encode
+        from onmetal.reports.json import encode
 
         return encode(document)
     error = document["error"]

@@ -21,16 +21,16 @@ from typing import Any
 
 
 class OnmetalError(Exception):
-    """The root. `document` is what `--json` prints beside the error, where there is more to say;
-    `details` are lines that follow the message: names in them may hold line breaks, which are not
-    ours."""
+    """The root. `document` is what `--json` prints beside the error, where there is more to say: a
+    dictionary, or the report of a run. `details` are lines that follow the message: names in them
+    may hold line breaks, which are not ours."""
 
     exit_code = 1
 
     def __init__(
         self,
         message: str,
-        document: dict[str, Any] | None = None,
+        document: Any = None,
         details: Sequence[str] = (),
     ) -> None:
         self.lines = (message, *(f"  {line}" for line in details))

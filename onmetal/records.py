@@ -1,7 +1,7 @@
 """What flows through a deployment. Every record is frozen; units are in the names.
 
 A number that was not measured is None, and `missing` says why. Raw samples are kept: statistics are
-computed from `Rounds`, never stored in their place.
+computed from `Rounds` and `Energy`, never stored in their place.
 """
 
 import os
@@ -296,10 +296,8 @@ class Trial(Struct, frozen=True):
     """Of the chosen one: its own and the baseline's rounds in the fresh blocks, from which its
     figures are taken."""
     latency_ms: Latency | None = None
-    throughput_per_s: Figure | None = None
-    load_ms: Figure | None = None
-    peak_memory_bytes: Figure | None = None
-    energy_mj: Figure | None = None
+    figures: dict[str, Figure] = {}
+    """What else was measured, by the key that the table of costs has for it."""
     energy_windows: Energy | None = None
     """What the meter told, from which `energy_mj` is computed."""
     versus_baseline: Versus | None = None
@@ -314,6 +312,15 @@ class Trial(Struct, frozen=True):
     """What of the model is lost altogether, in words: dead outputs, one prediction for all."""
     failure: Literal["conversion", "device"] | None = None
     lineage: Lineage = Lineage()
+
+    def with_figures(self, **figures: Figure) -> "Trial":
+        """The trial with these figures, whatever it had under their keys."""
+        return msgspec.structs.replace(self, figures={**self.figures, **figures})
+
+    def without_figure(self, key: str, why: str) -> "Trial":
+        """The trial without a figure, and with the reason."""
+        figures = {name: figure for name, figure in self.figures.items() if name != key}
+        return msgspec.structs.replace(self, figures=figures, missing={**self.missing, key: why})
 
 
 class DeviceFacts(Struct, frozen=True):

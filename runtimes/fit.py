@@ -106,8 +106,9 @@ def misfit(recipe: Recipe, name: str) -> str | None:
         if recipe.compute not in spec.runs[step.do]:
             can = " or ".join(spec.runs[step.do])
             return f"with the step {step.do!r} computes in {can} on {name}, not in {recipe.compute}"
-    if not recipe.steps and recipe.compute not in spec.runs["float"]:
-        can = " or ".join(spec.runs["float"])
+    floats = spec.runs.get("float", ())
+    if recipe.quantized_by is None and recipe.compute not in floats:
+        can = " or ".join(floats) or "no type"
         why = spec.other_floats or f"which onmetal lets compute floats in {can} only, not {{type}}"
         return f"names {name}, {why.format(type=recipe.compute)}"
     if recipe.format is None:

@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import io
-import json
 import os
 import signal
 import subprocess
@@ -17,6 +16,7 @@ import pytest
 from onmetal import cli
 from onmetal.files.cache import Cache
 from onmetal.profilers.measure import MODES, Schedule
+from tests import schemas
 from tests.arm64 import Missing
 
 pytest_plugins = (
@@ -52,8 +52,9 @@ class Ran(NamedTuple):
 
     @property
     def document(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.out)
-        return found
+        """What it printed, which must be what its record says."""
+        document: dict[str, Any] = schemas.check(self.out)
+        return document
 
 
 @pytest.fixture(scope="session")
@@ -156,7 +157,7 @@ def bundle(shared_home: Path, shared_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def document(bundle: Path) -> dict[str, Any]:
     """What the run that made the bundle said: a whole run on the example, timed."""
-    found: dict[str, Any] = json.loads((bundle.parent / "digits.json").read_text())
+    found: dict[str, Any] = schemas.check((bundle.parent / "digits.json").read_text())
     return found
 
 

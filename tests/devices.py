@@ -191,17 +191,22 @@ class Phone(Device):
     is the shell user's.
     """
 
-    def __init__(self, folder: Path, adb: Path, **faults: object) -> None:
-        """`folder`: an empty one, for everything this writes. `faults`: see adbd.Faults."""
+    def __init__(
+        self, folder: Path, adb: Path, cpu: tuple[str, str] | None = None, **faults: object
+    ) -> None:
+        """`folder`: an empty one, for everything this writes. `cpu`: another than arm64.CPU, by its
+        name in qemu, and a core of it as in /proc/cpuinfo. `faults`: see adbd.Faults."""
         self.adb = adb
+        name, core = cpu or (arm64.CPU, arm64.PROCESSOR)
         with contextlib.ExitStack() as stack:
             template = folder / "phone"
             shutil.copytree(arm64.phone_root(), template, symlinks=True)
             if os.geteuid() == 0:
                 os.chown(template / PHONE_FOLDER, arm64.SHELL_USER, arm64.SHELL_USER)
+            (template / "proc/cpuinfo").write_text("".join(core.format(n) for n in range(2)))
             self.machine = Machine(
                 template,
-                environment=arm64.PHONE_ENVIRONMENT,
+                environment={**arm64.PHONE_ENVIRONMENT, "QEMU_CPU": name},
                 uid=arm64.SHELL_USER,
                 name="phone",
             )

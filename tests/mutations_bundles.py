@@ -14,6 +14,7 @@ from onmetal.bundles import manifest, write
 from onmetal.errors import VerificationError
 from onmetal.files import cache as caches
 from onmetal.files.arrays import read_npz
+from onmetal.reports.json import encode
 from onmetal.runtimes import run_tail, running
 from tests import onnx_models
 
@@ -51,7 +52,7 @@ def honest() -> dict[str, bytes]:
         "files": manifest.named(names),
         "candidates": [{"name": "fp32@onnxruntime", "latency_ms": {"p50": 1.25, "samples": 300}}],
     }
-    files["manifest.json"] = write.encode(document)
+    files["manifest.json"] = encode(document)
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     files[write.SUMS] = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
     return files

@@ -533,8 +533,14 @@ class TestMeasured:
         assert document["budget"]["max_energy_mj"] == 1000
 
     def test_its_windows_last_ten_seconds_too(self, measuring: Measuring) -> None:
-        energy = by_recipe(measuring["metered"].result().ran.document)["int8"]["energy_mj"]
+        ran, out, _ = measuring["metered"].result()
+        energy = by_recipe(ran.document)["int8"]["energy_mj"]
         assert energy["samples"] >= 3 * WINDOW_S * 1000  # one a millisecond
+        with np.load(out / "measurements.npz") as stored:
+            raw = {n.rpartition("/")[2]: stored[n] for n in stored.files if "/energy_mj/" in n}
+        assert raw["samples"].sum() == energy["samples"]
+        each = (raw["energy_mj"] - raw["idle_mw"] * raw["seconds"]) / raw["inferences"]
+        assert energy["value"] == pytest.approx(float(np.median(each)))
 
     def test_firmware_of_others_is_measured_where_it_is_known_what_it_holds(
         self, measuring: Measuring

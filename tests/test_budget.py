@@ -11,12 +11,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from onmetal import budget, cli
-from onmetal.budget import Asked, Budget, Share
+from onmetal import cli, costs
+from onmetal.budget import Asked, Budget
 from onmetal.deploy import rank
 from onmetal.errors import UsageError
 from onmetal.records import Accuracy, Candidate, Figure, Latency, Model, Trial
 from onmetal.runtimes import fit
+from onmetal.texts import units
+from onmetal.texts.units import Share
 from tests.conftest import DIGITS
 
 NAN = float("nan")
@@ -31,8 +33,10 @@ MEASURED = Trial(
     candidate=CANDIDATE,
     accuracy=Accuracy("top1", 0.90, 0.01, (0.0, 0.02), 100),
     latency_ms=Latency(10.0, 20.0, (9.0, 11.0), (19.0, 21.0), 100, 5),
-    peak_memory_bytes=Figure(5000.0, None, 1, "measured", "read"),
-    energy_mj=Figure(3.0, None, 1, "measured", "read"),
+    figures={
+        "peak_memory_bytes": Figure(5000.0, None, 1, "measured", "read"),
+        "energy_mj": Figure(3.0, None, 1, "measured", "read"),
+    },
 )
 UNKNOWN = Trial("bf16@openvino", "bf16", "openvino", "net")
 
@@ -49,14 +53,14 @@ def said(limits: Budget, trial: Trial, **keywords: bool) -> str:
     return "; ".join(limits.objections(trial, **keywords))
 
 
-def resolved(asked: Asked, **keywords: Any) -> Budget:
-    usual: dict[str, Any] = {
-        "original_size_bytes": 1000,
-        "original_macs": 500,
-        "proportion": True,
-        "float_value": 0.9,
-    }
-    return asked.resolve(**{**usual, **keywords})
+def limits(**most: Any) -> Budget:
+    """By the name of the cost."""
+    return Budget(limits=most)
+
+
+def resolved(asked: Asked, original: Model = MODEL, **keywords: Any) -> Budget:
+    usual: dict[str, Any] = {"proportion": True, "float_value": 0.9}
+    return asked.resolve(original, **{**usual, **keywords})
 
 
 @pytest.mark.parametrize(
@@ -75,7 +79,7 @@ def resolved(asked: Asked, **keywords: Any) -> Budget:
     ],
 )
 def test_times(text: str, ms: float) -> None:
-    assert budget.parse_ms(text) == pytest.approx(ms, rel=1e-12)
+    assert units.parse_ms(text) == pytest.approx(ms, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -93,21 +97,21 @@ def test_times(text: str, ms: float) -> None:
     ],
 )
 def test_sizes(text: str, count: int) -> None:
-    assert budget.parse_bytes(text, "--max-size") == count
+    assert units.parse_bytes(text, "--max-size") == count
 
 
 @pytest.mark.parametrize(
     ("text", "mj"), [("5mJ", 5.0), ("1J", 1000.0), ("7uJ", 0.007), ("7µJ", 0.007)]
 )
 def test_energies(text: str, mj: float) -> None:
-    assert budget.parse_mj(text) == pytest.approx(mj, rel=1e-12)
+    assert units.parse_mj(text) == pytest.approx(mj, rel=1e-12)
 
 
 @pytest.mark.parametrize(("text", "share"), [("1%", 0.01), ("50 %", 0.5), ("0%", 0), (".5%", 5e-3)])
 def test_percentages(text: str, share: float) -> None:
-    assert budget.parse_share(text, "--max-macs").value == pytest.approx(share)
-    for parse in (budget.parse_share_or_number, budget.parse_share_or_bytes):
-        if share == 0 and parse is budget.parse_share_or_bytes:
+    assert units.parse_share(text, "--max-macs").value == pytest.approx(share)
+    for parse in (units.parse_share_or_number, units.parse_share_or_bytes):
+        if share == 0 and parse is units.parse_share_or_bytes:
             continue  # no file has no size
         found = parse(text, "--some")
         assert isinstance(found, Share)
@@ -115,9 +119,9 @@ def test_percentages(text: str, share: float) -> None:
 
 
 def test_what_is_no_percentage_is_a_number_or_bytes() -> None:
-    assert budget.parse_share_or_number("0.01", "--max-accuracy-drop") == 0.01
-    assert budget.parse_share_or_number("0", "--max-accuracy-drop") == 0
-    assert budget.parse_share_or_bytes("4MB", "--max-size") == 4_000_000
+    assert units.parse_share_or_number("0.01", "--max-accuracy-drop") == 0.01
+    assert units.parse_share_or_number("0", "--max-accuracy-drop") == 0
+    assert units.parse_share_or_bytes("4MB", "--max-size") == 4_000_000
 
 
 HUGE = "9" * 400
@@ -140,12 +144,12 @@ ENERGIES = ["", "5", "0mJ", "-5mJ", "5kWh", "5ms", "5%"]
 SHARES = ["", "1", "%", "-1%", "1%%", "nan%", "inf%", "1e2%", "none"]
 NUMBERS = ["", "nan", "inf", "-0.1", "x", "-1%", "1%%", "1ms"]
 REFUSED: list[tuple[Any, str, str]] = [
-    *((budget.parse_ms, "--max-latency", text) for text in [*TIMES, HUGE + "ms"]),
-    *((budget.parse_bytes, "--max-memory", text) for text in [*SIZES, HUGE + "MB"]),
-    *((budget.parse_mj, "--max-energy", text) for text in [*ENERGIES, HUGE + "J"]),
-    *((budget.parse_share, "--max-macs", text) for text in [*SHARES, HUGE + "%"]),
-    *((budget.parse_share_or_number, "--min-accuracy", text) for text in [*NUMBERS, HUGE + "%"]),
-    *((budget.parse_share_or_bytes, "--max-size", text) for text in ["", "4", "-1%", HUGE + "%"]),
+    *((units.parse_ms, "--max-latency", text) for text in [*TIMES, HUGE + "ms"]),
+    *((units.parse_bytes, "--max-memory", text) for text in [*SIZES, HUGE + "MB"]),
+    *((units.parse_mj, "--max-energy", text) for text in [*ENERGIES, HUGE + "J"]),
+    *((units.parse_share, "--max-macs", text) for text in [*SHARES, HUGE + "%"]),
+    *((units.parse_share_or_number, "--min-accuracy", text) for text in [*NUMBERS, HUGE + "%"]),
+    *((units.parse_share_or_bytes, "--max-size", text) for text in ["", "4", "-1%", HUGE + "%"]),
 ]
 
 
@@ -163,7 +167,7 @@ def test_what_is_no_limit_is_refused(parse: Any, option: str, text: str) -> None
 
 @given(st.text(max_size=12))
 def test_any_text_is_a_positive_number_or_refused(text: str) -> None:
-    for parse in (budget.parse_ms, budget.parse_mj, budget.parse_bytes):
+    for parse in (units.parse_ms, units.parse_mj, units.parse_bytes):
         try:
             found = parse(text, "--some")
         except UsageError:
@@ -175,20 +179,17 @@ def test_any_text_is_a_positive_number_or_refused(text: str) -> None:
 @example(1, 1)
 def test_thousandths_of_a_kilobyte_are_whole_bytes(whole: int, thousandths: int) -> None:
     if whole or thousandths:
-        found = budget.parse_bytes(f"{whole}.{thousandths:03}kB", "--max-size")
+        found = units.parse_bytes(f"{whole}.{thousandths:03}kB", "--max-size")
         assert found == 1000 * whole + thousandths
 
 
 @given(st.integers(1, 100), st.integers(1, 10**10))
 @example(29, 100)
 def test_a_percentage_of_the_original_is_rounded_down_and_no_further(part: int, whole: int) -> None:
-    asked = Asked(
-        max_size=budget.parse_share(f"{part}%", "--max-size"),
-        max_macs=budget.parse_share(f"{part}%", "--max-macs"),
-    )
-    found = resolved(asked, original_size_bytes=whole, original_macs=whole)
-    assert found.max_size_bytes == part * whole // 100
-    assert found.max_macs == part * whole // 100
+    share = units.parse_share(f"{part}%", "--max-size")
+    original = replace(MODEL, size_bytes=whole, macs=whole)
+    found = resolved(Asked(limits={"size": share, "MACs": share}), original)
+    assert found.limits == {"size": part * whole // 100, "MACs": part * whole // 100}
 
 
 def test_by_default_one_percent_of_accuracy_may_be_lost() -> None:
@@ -208,13 +209,14 @@ def test_a_percentage_of_any_other_metric_is_of_the_floats_value() -> None:
 
 @pytest.mark.parametrize("proportion", [True, False])
 def test_plain_numbers_stay_as_they_are(proportion: bool) -> None:
-    asked = Asked(0.5, 0.6, 20.0, 3000, None, 4000, 5.0)
-    assert resolved(asked, proportion=proportion) == Budget(0.5, 0.6, 20.0, 3000, None, 4000, 5.0)
+    most = {"latency": 20.0, "size": 3000, "memory": 4000, "energy": 5.0}
+    asked = Asked(0.5, 0.6, most)
+    assert resolved(asked, proportion=proportion) == Budget(0.5, 0.6, most)
 
 
 def test_uncounted_macs_cannot_be_limited() -> None:
     with pytest.raises(UsageError, match="--max-macs"):
-        resolved(Asked(max_macs=Share(0.7)), original_macs=None)
+        resolved(Asked(limits={"MACs": Share(0.7)}), replace(MODEL, macs=None))
 
 
 def test_nothing_limits_nothing() -> None:
@@ -226,11 +228,11 @@ def test_nothing_limits_nothing() -> None:
 LIMITS = [
     ("accuracy drop", Budget(max_accuracy_drop=0.01), Budget(max_accuracy_drop=0.009)),
     ("top1", Budget(min_accuracy=0.90), Budget(min_accuracy=0.91)),
-    ("latency", Budget(max_latency_ms=20.0), Budget(max_latency_ms=19.9)),
-    ("size", Budget(max_size_bytes=1000), Budget(max_size_bytes=999)),
-    ("MACs", Budget(max_macs=500), Budget(max_macs=499)),
-    ("memory", Budget(max_memory_bytes=5000), Budget(max_memory_bytes=4999)),
-    ("energy", Budget(max_energy_mj=3.0), Budget(max_energy_mj=2.9)),
+    ("latency", limits(latency=20.0), limits(latency=19.9)),
+    ("size", limits(size=1000), limits(size=999)),
+    ("MACs", limits(MACs=500), limits(MACs=499)),
+    ("memory", limits(memory=5000), limits(memory=4999)),
+    ("energy", limits(energy=3.0), limits(energy=2.9)),
 ]
 NAMED = pytest.mark.parametrize(("word", "met", "missed"), LIMITS, ids=[row[0] for row in LIMITS])
 
@@ -254,14 +256,14 @@ def test_a_missing_number_never_satisfies_a_budget(word: str, met: Budget, misse
 
 def test_a_missing_number_is_objected_to_with_its_reason() -> None:
     reasons = {"latency_ms": "no clock", "peak_memory_bytes": "no /proc", "energy_mj": "no meter"}
-    limits = Budget(max_latency_ms=1, max_memory_bytes=1, max_energy_mj=1)
-    found = said(limits, replace(UNKNOWN, missing=reasons))
+    asked = limits(latency=1, memory=1, energy=1)
+    found = said(asked, replace(UNKNOWN, missing=reasons))
     assert all(reason in found for reason in reasons.values())
 
 
 def test_macs_that_were_not_counted_do_not_fit() -> None:
     candidate = replace(CANDIDATE, model=replace(MODEL, macs=None))
-    assert said(Budget(max_macs=10**9), replace(MEASURED, candidate=candidate)) != ""
+    assert said(limits(MACs=10**9), replace(MEASURED, candidate=candidate)) != ""
 
 
 @pytest.mark.parametrize(
@@ -271,11 +273,11 @@ def test_macs_that_were_not_counted_do_not_fit() -> None:
         (Budget(max_accuracy_drop=1.0), accuracy(0.9, None)),
         (Budget(min_accuracy=0.0), accuracy(NAN, 0.0)),
         (
-            Budget(max_latency_ms=1e9),
+            limits(latency=1e9),
             replace(MEASURED, latency_ms=Latency(1, NAN, (0, 1), (0, 1), 1, 1)),
         ),
-        (Budget(max_memory_bytes=10**12), replace(MEASURED, peak_memory_bytes=figure(NAN))),
-        (Budget(max_energy_mj=1e9), replace(MEASURED, energy_mj=figure(NAN))),
+        (limits(memory=10**12), MEASURED.with_figures(peak_memory_bytes=figure(NAN))),
+        (limits(energy=1e9), MEASURED.with_figures(energy_mj=figure(NAN))),
     ],
 )
 def test_what_is_not_a_number_does_not_fit(limits: Budget, trial: Trial) -> None:
@@ -288,7 +290,7 @@ def test_a_percentage_of_an_unknown_value_is_still_a_limit() -> None:
 
 
 def test_latency_is_judged_by_the_90th_percentile() -> None:
-    assert "p90" in said(Budget(max_latency_ms=15.0), MEASURED)
+    assert "p90" in said(limits(latency=15.0), MEASURED)
     assert MEASURED.latency_ms
     assert MEASURED.latency_ms.p50 < 15.0
 
@@ -313,8 +315,8 @@ def test_where_lower_is_better_the_least_accuracy_is_a_ceiling() -> None:
 
 
 def test_every_missed_limit_is_said() -> None:
-    limits = Budget(0.0, 1.0, 1.0, 1, 1, 1, 1.0)
-    assert len(limits.objections(MEASURED)) == 7
+    every = Budget(0.0, 1.0, {cost.name: 1 for cost, _ in costs.LIMITS})
+    assert len(every.objections(MEASURED)) == 7
 
 
 @pytest.mark.parametrize(
@@ -379,21 +381,21 @@ def test_the_plan_says_the_budget_in_base_units(
     ],
 )
 def test_sizes_are_read_in_any_case_and_without_their_b(text: str, count: int) -> None:
-    assert budget.parse_bytes(text, "--max-size") == count
-    assert budget.parse_share_or_bytes(text, "--max-size") == count
+    assert units.parse_bytes(text, "--max-size") == count
+    assert units.parse_share_or_bytes(text, "--max-size") == count
 
 
 @pytest.mark.parametrize(
     ("text", "ms"), [("20 MS", 20.0), ("1.5S", 1500.0), ("2 Min", 1.2e5), ("7\u03bcs", 0.007)]
 )
 def test_times_are_read_in_any_case(text: str, ms: float) -> None:
-    assert budget.parse_ms(text) == pytest.approx(ms)
+    assert units.parse_ms(text) == pytest.approx(ms)
 
 
 def test_millijoules_are_not_megajoules() -> None:
-    assert budget.parse_mj("5mj") == budget.parse_mj("5 mJ") == 5.0
+    assert units.parse_mj("5mj") == units.parse_mj("5 mJ") == 5.0
     with pytest.raises(UsageError, match="megajoules; did you mean 5mJ"):
-        budget.parse_mj("5 MJ")
+        units.parse_mj("5 MJ")
 
 
 @pytest.mark.parametrize(
@@ -437,7 +439,7 @@ def dry(*words: str | Path) -> int:
 def test_a_limit_that_cannot_be_meant_is_refused_with_the_likely_one(
     option: str, text: str, says: str
 ) -> None:
-    limit = budget.parse_share_or_number(text, option)
+    limit = units.parse_share_or_number(text, option)
     asked = Asked(max_accuracy_drop=limit) if "drop" in option else Asked(min_accuracy=limit)
     with pytest.raises(UsageError) as raised:
         asked.check_meant("top1")
@@ -455,12 +457,12 @@ def test_it_is_refused_before_any_long_work(
 
 @pytest.mark.parametrize("text", ["100%", "0%", "0.99", "1e-3"])
 def test_drops_that_may_be_meant_are_taken(text: str) -> None:
-    Asked(max_accuracy_drop=budget.parse_share_or_number(text, "--some")).check_meant("f1")
+    Asked(max_accuracy_drop=units.parse_share_or_number(text, "--some")).check_meant("f1")
 
 
 @pytest.mark.parametrize("text", ["1", "100%", "0.7", "0"])
 def test_minima_that_may_be_meant_are_taken(text: str) -> None:
-    Asked(min_accuracy=budget.parse_share_or_number(text, "--some")).check_meant("f1")
+    Asked(min_accuracy=units.parse_share_or_number(text, "--some")).check_meant("f1")
 
 
 def test_none_is_read_in_any_case() -> None:

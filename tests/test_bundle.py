@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 
 from onmetal import cli
@@ -17,7 +18,8 @@ from onmetal.files.cache import Cache
 from onmetal.profilers.devices.local import Local
 from onmetal.profilers.devices.local_worker import quiet_environment
 from onmetal.records import Candidate
-from onmetal.reports import report
+from onmetal.reports import of_trials
+from onmetal.reports.manifest_record import Run
 from onmetal.runtimes import running, spec
 from tests.bundles import ARTIFACT, MODEL, RUNTIMES, Capture, alone, make, runner
 from tests.conftest import DIGITS
@@ -311,18 +313,16 @@ def test_other_data_has_no_preprocessing(bundles: dict[str, Path]) -> None:
 def test_a_bundle_that_would_not_verify_is_not_written(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    def run_document(candidate: Candidate) -> dict[str, Any]:
-        run = report_run_document(candidate)
+    def another(candidate: Candidate) -> Run:
+        own = as_it_is(candidate)
         if fault == "an option":
-            run["options"] = {**run["options"], "intra_op_num_threads": [1]}
-        elif fault == "a shape":
-            run["outputs"][0]["shape"] = [1, 11]
-        else:
-            run["outputs"][0]["name"] = "image"
-        return run
+            return replace(own, options={**own.options, "intra_op_num_threads": [1]})
+        end = own.outputs[0]
+        end = replace(end, shape=(1, 11)) if fault == "a shape" else replace(end, name="image")
+        return replace(own, outputs=[end])
 
-    report_run_document = report.run_document
-    monkeypatch.setattr(report, "run_document", run_document)
+    as_it_is = of_trials.run
+    monkeypatch.setattr(of_trials, "run", another)
     out = tmp_path / "out"
     words = ("--target", "x86-onnxruntime", "--no-device", "--recipes", "fp32", "--out", str(out))
     assert cli.main([str(MODEL), "--data", str(DIGITS / "digits.npz"), *words]) == 1

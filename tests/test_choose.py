@@ -4,7 +4,6 @@ import pytest
 from msgspec.structs import replace
 
 from onmetal.budget import Budget
-from onmetal.deploy.rank import Objective
 from onmetal.files.cache import Cache
 from tests.conftest import deploy
 from tests.int8_runs import Document, Made, candidates, manifest
@@ -18,7 +17,7 @@ def test_8_bits_that_are_faster_beyond_noise_win(cache: Cache) -> None:
 
 @pytest.mark.parametrize("minimize", ["latency", "throughput"])
 def test_8_bits_that_are_no_faster_beyond_noise_do_not_beat_float(
-    minimize: Objective, cache: Cache
+    minimize: str, cache: Cache
 ) -> None:
     fp32, int8 = trial("fp32@openvino", 1.003), trial("int8-u8s8@openvino", 1.0, seed=1, size=9)
     pick, found = chosen_of(cache, int8, fp32, minimize=minimize)
@@ -43,7 +42,7 @@ def test_8_bits_that_do_not_pay_are_not_chosen_where_float_is_left_out(
 def test_8_bits_need_not_pay_where_float_is_too_large(cache: Cache) -> None:
     """A float candidate that may not ship is no alternative."""
     fp32, int8 = trial("fp32@openvino", 1.0), trial("int8-u8s8@openvino", 1.2, seed=1, size=90)
-    limit = Budget(max_size_bytes=100)
+    limit = Budget(limits={"size": 100})
     assert chosen_of(cache, fp32, int8, budget=limit)[0] == int8.name
     assert chosen_of(cache, fp32, int8)[0] == fp32.name
 

@@ -9,7 +9,6 @@ from msgspec.structs import replace
 from onmetal.budget import Budget
 from onmetal.calibration.collapse import collapsed
 from onmetal.deploy import rank
-from onmetal.deploy.rank import Objective
 from onmetal.files.cache import Cache
 from tests.int8_models import labelled, random
 from tests.int8_runs import TARGET, Run, Words, candidates, said_of
@@ -94,7 +93,7 @@ def test_a_prediction_that_is_always_the_same_is_found() -> None:
 
 
 @pytest.mark.parametrize("minimize", ["latency", "size", "accuracy-drop"])
-def test_what_has_collapsed_is_never_chosen(minimize: Objective, cache: Cache) -> None:
+def test_what_has_collapsed_is_never_chosen(minimize: str, cache: Cache) -> None:
     fp32 = trial("fp32@openvino", 2.0, drop=0.0)
     lost = trial("int8-u8s8@openvino", 1.0, size=9, drop=-0.1, seed=1)
     assert chosen_of(cache, fp32, lost, minimize=minimize)[0] == lost.name

@@ -14,6 +14,9 @@ from onnx import TensorProto
 
 from onmetal.commands import bench
 from onmetal.progress import Progress
+from onmetal.records import plain
+from onmetal.reports import text
+from onmetal.texts.terminal import PLAIN
 from tests import onnx_models
 from tests.attached import MODEL, Capture, here, own_home
 from tests.conftest import DIGITS, deploy
@@ -250,9 +253,8 @@ def test_a_bundle_is_measured_on_a_phone(
         str(small_bundle.parent / "small.toml"),
     )
     address, progress = f"adb:{phone.serial}", Progress(steps=2)
-    document, lines = bench.bench(
-        paths, target, address, None, None, [], "quick", 0, None, progress
-    )
+    report = bench.bench(paths, target, address, None, None, [], "quick", 0, None, progress)
+    document = plain(report.document)
     assert document["device"]["emulated"] is True
     assert document["baseline"] == "bundle fp32@litert"
     assert [entry["name"] for entry in document["candidates"]] == [
@@ -264,6 +266,6 @@ def test_a_bundle_is_measured_on_a_phone(
         for figure in ("latency_ms", "throughput_per_s", "load_ms"):
             assert entry[figure]["basis"] == "emulated"
     assert any("emulated" in said for said in document["warnings"])
-    text = "\n".join(lines)
-    assert "bundle fp32@litert" in text and "emulated" in text
+    lines = "\n".join(text.render(report, PLAIN))
+    assert "bundle fp32@litert" in lines and "emulated" in lines
     assert not [name for name in phone.leftovers() if "run-" in name or "lock" in name]

@@ -21,11 +21,8 @@ MOST_LINES_OF_A_TEST_FILE = 800
 MOST_LINES = 400
 LONGER = {
     "onmetal/bundles/kinds/firmware.py": 458,
-    "onmetal/bundles/write.py": 536,
-    "onmetal/cli.py": 443,
-    "onmetal/commands/bench.py": 510,
-    "onmetal/deploy/request.py": 510,
-    "onmetal/reports/text.py": 618,
+    "onmetal/bundles/write.py": 495,
+    "onmetal/deploy/request.py": 507,
 }
 """Modules that are longer still, and how many lines they may have: numbers that may only fall."""
 

@@ -15,7 +15,7 @@ import pytest
 from onmetal import cli
 from onmetal.bundles import manifest
 from onmetal.bundles import write as package
-from onmetal.commands import bench
+from onmetal.commands import artifacts
 from onmetal.converters.tflite import check
 from onmetal.errors import OnmetalError
 from onmetal.files import copying
@@ -436,14 +436,14 @@ def test_bench_measures_the_copy_that_was_checked(
     spoiled: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     """What lies in the bundle by the time it is measured is not opened."""
-    described = bench._described
+    described = artifacts.ends
 
     def swapped(*words: Any) -> Any:
         found = described(*words)
         (spoiled / "model.onnx").write_bytes(b"another model")
         return found
 
-    monkeypatch.setattr(bench, "_described", swapped)
+    monkeypatch.setattr(artifacts, "ends", swapped)
     assert cli.main(["bench", str(spoiled), "--quick", "--json"]) == 0, capsys.readouterr().err
 
 
@@ -509,5 +509,5 @@ def test_entities_of_an_ir_stand_for_nothing(tmp_path: Path) -> None:
     path = put(tmp_path, "model.xml", ir("1,4", f"<!DOCTYPE net [{entities}]>").encode() + b"&l10;")
     put(tmp_path, "model.bin")
     with Cache() as cache:
-        described = bench._described("openvino", path, Local(cache))
+        described = artifacts.ends("openvino", path, Local(cache))
     assert described["inputs"] == [{"name": "&l9;", "dtype": "float32", "shape": [1, 4]}]

@@ -14,7 +14,8 @@ import pytest
 from onmetal import cli
 from onmetal.bundles.artifact_io import Port
 from onmetal.bundles.kinds import firmware
-from onmetal.reports import report
+from onmetal.reports import readme
+from onmetal.reports.manifest_record import Builds, Measured, Shipped
 from onmetal.runtimes.tflm import timeline
 from onmetal.texts import quoting, terminal
 from tests import onnx_models
@@ -191,8 +192,8 @@ def test_the_names_of_buffers_add_no_line() -> None:
 
 def test_classes_and_preprocessing_stay_in_their_cells() -> None:
     how = {"size": 8, "channels": EVIL, "dtype": "`|"}
-    lines = report._preprocessing(how, [EVIL, "cat", *HOSTILE.values()])
-    plain = report._preprocessing({"size": 8, "channels": "a", "dtype": "b"}, ["a", "cat"])
+    lines = readme._preprocessing(how, [EVIL, "cat", *HOSTILE.values()])
+    plain = readme._preprocessing({"size": 8, "channels": "a", "dtype": "b"}, ["a", "cat"])
     assert len(lines) == len(plain) and all(map(one_line, lines))
     for row in lines[6:9]:
         assert len(re.findall(r"(?<!\\)\|", row)) == 4, row
@@ -200,9 +201,8 @@ def test_classes_and_preprocessing_stay_in_their_cells() -> None:
 
 
 def test_what_a_device_says_stays_a_sentence() -> None:
-    shipped = {"kind": "run.py", "path": None, "artifact": EVIL, "note": EVIL}
-    measured = {"runtime": EVIL, "runtime_version": EVIL, "from": EVIL}
-    lines = report._builds({"shipped": shipped, "measured": measured})
+    shipped = Shipped("run.py", None, EVIL, False, EVIL)
+    lines = readme._builds(Builds(Measured("native", EVIL, EVIL, EVIL), shipped))
     assert all(map(one_line, lines))
     assert not re.search(r"(?<!\\)[<\[]|://", skeleton("".join(lines))[0].replace("\\:", ""))
 

@@ -8,18 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from onmetal import costs
 from onmetal.budget import Budget
+from onmetal.costs import ENERGY, LATENCY, SIZE, THROUGHPUT
 from onmetal.deploy import rank
-from onmetal.deploy.rank import Objective
 from onmetal.profilers import statistics
 from onmetal.records import Accuracy, Candidate, Figure, Latency, Rounds, Trial
 from onmetal.runtimes import fit
 from onmetal.targets import Limits
-from tests.trials import MODEL, TARGET, rounds, trial
+from tests.trials import MODEL, TARGET, figure, known, rounds, trial
 
 
-def ranked(objective: Objective, *trials: Trial) -> list[str]:
-    return [t.name for t in rank.ranking(list(trials), objective, TARGET)]
+def ranked(goal: str, *trials: Trial) -> list[str]:
+    return [t.name for t in rank.ranking(list(trials), costs.goal(goal), TARGET)]
 
 
 def against(trials: list[Trial]) -> list[Trial]:
@@ -99,7 +100,7 @@ def test_the_fastest_wins() -> None:
 
 
 @pytest.mark.parametrize("objective", ["latency", "throughput"])
-def test_among_equally_fast_ones_the_most_exact_wins(objective: Objective) -> None:
+def test_among_equally_fast_ones_the_most_exact_wins(objective: str) -> None:
     inexact, exact = trial("bf16@openvino", 1.0), trial("fp32@openvino", 1.003, seed=1)
     assert inexact.latency_ms
     assert exact.latency_ms
@@ -108,7 +109,7 @@ def test_among_equally_fast_ones_the_most_exact_wins(objective: Objective) -> No
 
 
 @pytest.mark.parametrize("objective", ["latency", "throughput"])
-def test_among_equally_fast_and_exact_ones_plan_order_decides(objective: Objective) -> None:
+def test_among_equally_fast_and_exact_ones_plan_order_decides(objective: str) -> None:
     first, second = trial("fp32@onnxruntime", 1.003, seed=1), trial("fp32@openvino", 1.0)
     assert ranked(objective, first, second) == [first.name, second.name]
     assert ranked(objective, second, first) == [second.name, first.name]
@@ -130,7 +131,7 @@ def spiky(name: str, ms: float) -> Trial:
         trial(name, ms),
         rounds=taken,
         latency_ms=statistics.latency(taken),
-        throughput_per_s=statistics.throughput(taken, 1),
+        figures={"throughput_per_s": statistics.throughput(taken, 1)},
     )
 
 
@@ -142,10 +143,10 @@ def test_throughput_looks_at_means_and_latency_at_medians() -> None:
 
 def test_equal_medians_are_not_equal_throughput() -> None:
     uneven, steady = spiky("fp32@openvino", 1.0), trial("bf16@openvino", 1.0, seed=1)
-    assert rank.alike(uneven, steady, "latency")
-    assert not rank.alike(uneven, steady, "throughput")
+    assert rank.alike(uneven, steady, LATENCY)
+    assert not rank.alike(uneven, steady, THROUGHPUT)
     assert ranked("throughput", uneven, steady) == [steady.name, uneven.name]
-    assert rank.why_not(uneven, steady, "throughput", TARGET).startswith("slower")
+    assert rank.why_not(uneven, steady, THROUGHPUT, TARGET).startswith("slower")
 
 
 def test_the_smallest_wins_and_of_equal_sizes_the_most_exact() -> None:
@@ -177,12 +178,12 @@ def test_of_equal_sizes_the_smaller_arena_wins_where_nothing_is_timed() -> None:
         replace(trial("int16x8@tflm", size=9_856, memory=8e4)),
         replace(trial("int8@tflm", size=10_000, memory=4e4)),
     )
-    assert next(rank.ranking([wide, narrow], "size", chip)).name == narrow.name
+    assert next(rank.ranking([wide, narrow], SIZE, chip)).name == narrow.name
     cycles = [
         replace(t, latency_ms=Latency(ms, ms, None, None, 0, 0, "modelled"))
         for t, ms in ((wide, 1.0), (narrow, 1.6))
     ]
-    assert next(rank.ranking(cycles, "size", chip)).name == wide.name
+    assert next(rank.ranking(cycles, SIZE, chip)).name == wide.name
 
 
 def test_integers_from_end_to_end_come_before_dynamic_ranges() -> None:
@@ -190,8 +191,8 @@ def test_integers_from_end_to_end_come_before_dynamic_ranges() -> None:
     dynamic, static = trial("int8-dynamic@litert", size=9_900), trial("int8@litert", size=10_000)
     assert phone.exactness(dynamic.recipe) < phone.exactness(static.recipe)
     for trials in ([dynamic, static], [static, dynamic]):
-        assert next(rank.ranking(trials, "size", phone)).name == static.name
-    why = rank.why_not(dynamic, static, "size", phone)
+        assert next(rank.ranking(trials, SIZE, phone)).name == static.name
+    why = rank.why_not(dynamic, static, SIZE, phone)
     assert "integers from end to end" in why
 
 
@@ -240,10 +241,10 @@ def test_alike_is_what_noise_cannot_tell_apart() -> None:
         trial("fp32@onnxruntime", 1.0, seed=1),
         trial("bf16@openvino", 1.2, seed=2),
     )
-    assert rank.alike(one, one, "energy")
-    assert rank.alike(same, one, "latency")
-    assert not rank.alike(slower, one, "latency")
-    assert not rank.alike(trial("bf16@openvino"), one, "latency")
+    assert rank.alike(one, one, ENERGY)
+    assert rank.alike(same, one, LATENCY)
+    assert not rank.alike(slower, one, LATENCY)
+    assert not rank.alike(trial("bf16@openvino"), one, LATENCY)
 
 
 def test_the_front_holds_what_nothing_beats() -> None:
@@ -297,7 +298,7 @@ def test_what_the_hardware_has_limits_too() -> None:
 
 def test_the_budget_is_objected_to_as_well() -> None:
     found = trial("bf16@openvino", 3.0, drop=0.02)
-    limits = Budget(max_accuracy_drop=0.01, max_latency_ms=2.0)
+    limits = Budget(max_accuracy_drop=0.01, limits={"latency": 2.0})
     assert len(rank.objections(found, limits, TARGET, True)) == 2
     assert len(rank.objections(trial("fp32@openvino", 3.0), limits, TARGET, True)) == 1
 
@@ -305,25 +306,24 @@ def test_the_budget_is_objected_to_as_well() -> None:
 def test_why_not_says_how_much_slower() -> None:
     chosen, slow = trial("bf16@openvino", 1.0), trial("fp32@openvino", 2.0, seed=1)
     assert (
-        rank.why_not(slow, chosen, "latency", TARGET)
-        == "slower than bf16@openvino: 0.50x its speed"
+        rank.why_not(slow, chosen, LATENCY, TARGET) == "slower than bf16@openvino: 0.50x its speed"
     )
 
 
 def test_why_not_says_when_noise_cannot_tell() -> None:
     chosen, same = trial("fp32@openvino", 1.0), trial("fp32@onnxruntime", 1.0, seed=1)
     assert "no measurable difference in latency from fp32@openvino" in rank.why_not(
-        same, chosen, "latency", TARGET
+        same, chosen, LATENCY, TARGET
     )
 
 
 def test_why_not_says_what_is_more() -> None:
     chosen, larger = trial("fp16@openvino", size=500), trial("fp32@openvino", size=1000)
-    why = rank.why_not(larger, chosen, "size", TARGET)
+    why = rank.why_not(larger, chosen, SIZE, TARGET)
     assert why == "larger than fp16@openvino: 1 kB against 500 B"
     equal = trial("bf16@openvino", size=500)
     assert "fp16@openvino (500 B against 500 B), which is more exact" in rank.why_not(
-        equal, chosen, "size", TARGET
+        equal, chosen, SIZE, TARGET
     )
 
 
@@ -332,19 +332,19 @@ def energy(value: float, interval: tuple[float, float] | None = None) -> Figure:
 
 
 def test_whether_it_pays_is_judged_by_what_is_minimized() -> None:
-    exact = replace(trial("fp32@openvino", 1.0), energy_mj=energy(10.0))
-    half = replace(trial("int8-u8s8@openvino", 1.0, seed=1), energy_mj=energy(5.0))
-    assert rank.does_not_pay(half, exact, "latency")
-    assert rank.does_not_pay(half, exact, "energy") is None
+    exact = trial("fp32@openvino", 1.0).with_figures(energy_mj=energy(10.0))
+    half = trial("int8-u8s8@openvino", 1.0, seed=1).with_figures(energy_mj=energy(5.0))
+    assert rank.does_not_pay(half, exact, LATENCY)
+    assert rank.does_not_pay(half, exact, ENERGY) is None
     assert ranked("energy", exact, half) == [half.name, exact.name]
-    same = replace(half, energy_mj=energy(9.9))
-    assert rank.does_not_pay(same, exact, "energy")
-    unsure = replace(half, energy_mj=energy(9.0, (8.0, 10.5)))
-    assert rank.does_not_pay(unsure, replace(exact, energy_mj=energy(10, (9.9, 10.1))), "energy")
-    fast = replace(trial("int8-u8s8@openvino", 0.5, seed=1), energy_mj=energy(11.0))
-    assert rank.does_not_pay(fast, exact, "latency") is None
-    assert "worse" in str(rank.does_not_pay(fast, exact, "energy"))
-    assert rank.does_not_pay(half, exact, "size") is None
+    same = half.with_figures(energy_mj=energy(9.9))
+    assert rank.does_not_pay(same, exact, ENERGY)
+    unsure = half.with_figures(energy_mj=energy(9.0, (8.0, 10.5)))
+    assert rank.does_not_pay(unsure, exact.with_figures(energy_mj=energy(10, (9.9, 10.1))), ENERGY)
+    fast = trial("int8-u8s8@openvino", 0.5, seed=1).with_figures(energy_mj=energy(11.0))
+    assert rank.does_not_pay(fast, exact, LATENCY) is None
+    assert "worse" in str(rank.does_not_pay(fast, exact, ENERGY))
+    assert rank.does_not_pay(half, exact, SIZE) is None
 
 
 @pytest.mark.parametrize("again_ms", [0.7, 1.05, 2.0])
@@ -356,7 +356,7 @@ def test_what_was_measured_again_on_a_slower_machine_stays_on_the_front(again_ms
         fast,
         status="chosen",
         latency_ms=statistics.latency(fresh),
-        throughput_per_s=statistics.throughput(fresh, 1),
+        figures={"throughput_per_s": statistics.throughput(fresh, 1)},
     )
     assert rank.pareto([exact, chosen], TARGET) == [exact.name, chosen.name]
     slow = replace(chosen, rounds=rounds(1.2, 1))
@@ -403,8 +403,8 @@ def timed_once(name: str, ms: float | None) -> Trial:
     st.randoms(use_true_random=False),
 )
 def test_what_is_chosen_is_never_dominated(
-    costs: list[tuple[float | None, int, float, float | None, float | None]],
-    objective: Objective,
+    spent: list[tuple[float | None, int, float, float | None, float | None]],
+    objective: str,
     random: Random,
 ) -> None:
     trials = [
@@ -412,12 +412,15 @@ def test_what_is_chosen_is_never_dominated(
             timed_once(name, ms),
             candidate=Candidate(name, "", "", "1", MODEL, (), "", size, {}),
             accuracy=Accuracy("top1", 0.9 - drop, drop, (drop - 1e-3, drop + 1e-3), 100),
-            peak_memory_bytes=None if ram is None else Figure(ram, None, 1, "measured", "read"),
-            energy_mj=None if mj is None else energy(mj),
+        ).with_figures(
+            **known(
+                peak_memory_bytes=None if ram is None else figure(ram),
+                energy_mj=None if mj is None else energy(mj),
+            )
         )
-        for name, (ms, size, drop, ram, mj) in zip(NAMES, costs, strict=False)
+        for name, (ms, size, drop, ram, mj) in zip(NAMES, spent, strict=False)
     ]
     random.shuffle(trials)
-    pick = next(rank.ranking(trials, objective, TARGET), None)
+    pick = next(rank.ranking(trials, costs.goal(objective), TARGET), None)
     if pick:
         assert pick.name in rank.pareto(trials, TARGET)

@@ -52,7 +52,7 @@ def refused(folder: Path, text: str) -> str:
 
 # --- those that ship
 
-ON_ARM = "fp32@litert,onnxruntime fp16@litert int16x8@litert wi8@onnxruntime"
+ON_ARM = "fp32@litert,onnxruntime fp16@litert fp16-compute@litert int16x8@litert wi8@onnxruntime"
 ON_ARM += " int8-dynamic@litert,onnxruntime int8@litert int8-s8s8@onnxruntime"
 QDQ = ("int8-s8s8", "int8-u8s8", "int8-nncf", "int8-u8u8", "int8-u8s8-rr", "int8-fast")
 ON_BOTH = " ".join(
@@ -90,6 +90,7 @@ def test_every_target_tries_what_it_should() -> None:
 STEPS = {
     "fp32": ((), "f32"),
     "bf16": ((), "bf16"),
+    "fp16-compute": (("half",), "f16"),
     "int16x8": (("static",), "i16"),
     "int8": (("static",), "i8"),
     "int8-split": (("static", "split"), "i8"),
@@ -110,7 +111,8 @@ def test_recipes_do_what_their_names_stand_for() -> None:
                     does == {"litert": (("half",), "f32"), "openvino": ((), "f16")}[way.runtimes[0]]
                 )
             else:
-                assert does == STEPS[name] and not way.runtimes
+                assert does == STEPS[name]
+                assert way.runtimes == (("litert",) if name == "fp16-compute" else ())
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -23,6 +23,7 @@ from onmetal.profilers.devices.remote import device as remote
 from onmetal.profilers.devices.remote import ssh as sshs
 from onmetal.profilers.devices.remote.folder import Folder
 from onmetal.progress import Progress
+from onmetal.records import plain
 from tests import adbd
 from tests.conftest import DIGITS, Ran
 from tests.conftest import deploy_here as deploy
@@ -479,8 +480,8 @@ def test_one_candidate_hangs(
         mode="quick",
     )
     with (tmp_path / "progress").open("w") as stream, whenever(stop):
-        document = run.deploy(request, Progress(7, stream))
-    found = candidates(document)
+        report = run.deploy(request, Progress(7, stream))
+    found = candidates(plain(report.document))
     assert stopped and found[ONNXRUNTIME]["status"] == "failed"
     assert "in time and was ended" in found[ONNXRUNTIME]["reason"]
     assert found[LITERT]["status"] == "chosen" and found[LITERT]["latency_ms"]

@@ -1,36 +1,34 @@
 """The text for people: the sentence of the decision, a table that fits, the reasons that matter."""
 
 import math
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from onmetal.calibration.fidelity import PERFECT_DB
-from onmetal.records import (
-    LEFT_OUT,
-    NO_DATA,
-    Accuracy,
-    Candidate,
-    Figure,
-    Latency,
-    Model,
-    Rounds,
-    Trial,
-    Versus,
-)
+from onmetal.records import LEFT_OUT, NO_DATA, Figure, Latency, Lineage
+from onmetal.reports import reasons, sentence, table
 from onmetal.reports import text as summary
-from onmetal.reports.text import Setting
+from onmetal.reports.chip_record import (
+    Arena,
+    ArenaPlan,
+    Chip,
+    Embedded,
+    Flash,
+    HostArena,
+    LiteRtAgreement,
+    Npu,
+    OnCpu,
+)
+from onmetal.reports.record import Accuracy, Candidate, Fidelity, Versus
+from onmetal.reports.setting import Setting
 from onmetal.runtimes import RUNTIMES
 from onmetal.texts import terminal
 from onmetal.texts.terminal import PLAIN, Screen, rendered
 
-PATH = Path("net.onnx")
-MODEL = Model(PATH, PATH, "", "onnx", "", 400_000, (), (), 0, 500, {}, 1)
 TERMINAL = Screen(80, colour=True, terminal=True)
 TOP1 = Setting(metric="top1", original_size_bytes=400_000)
 UNTIMED = replace(TOP1, decided_by="size")
@@ -40,22 +38,33 @@ def figure(value: float, basis: Any = "measured") -> Figure:
     return Figure(value, None, 1, basis, "read")
 
 
-def trial(name: str, **fields: Any) -> Trial:
-    """A candidate with every figure; `fields` replace them."""
+def trial(name: str, **fields: Any) -> Candidate:
+    """The record of a candidate with every figure; `fields` replace them."""
     recipe, _, runtime = name.rpartition("/")[2].partition("@")
-    size_bytes = fields.pop("size_bytes", 400_000)
-    candidate = Candidate(name, recipe, runtime, "1", MODEL, (), "", size_bytes, {})
     usual: dict[str, Any] = {
-        "candidate": candidate,
+        **dict.fromkeys(Candidate.__struct_fields__),
+        "name": name,
+        "recipe": recipe,
+        "runtime": runtime,
+        "model": name.rpartition("/")[0] or "net",
+        "status": "ok",
+        "warnings": [],
+        "details": {},
+        "missing": {},
+        "lineage": Lineage(),
+        "size_bytes": 400_000,
         "accuracy": Accuracy("top1", 0.95, 0.0, (0.0, 0.0), 900),
-        "sqnr_db": {"logits": 90.0},
+        "fidelity": fidelity(logits=90.0),
         "latency_ms": Latency(2.0, 2.5, (1.9, 2.1), (2.4, 2.6), 900, 30),
         "throughput_per_s": figure(500.0),
         "peak_memory_bytes": figure(20e6),
         "versus_baseline": Versus(1.0, (0.99, 1.01), "inconclusive"),
     }
-    model = name.rpartition("/")[0] or "net"
-    return Trial(name, recipe, runtime, model, **{**usual, **fields})
+    return Candidate(**{**usual, **fields})
+
+
+def fidelity(**sqnr_db: float) -> Fidelity:
+    return Fidelity(dict(sqnr_db), {}, {})
 
 
 BASE = trial("fp32@openvino", reason="slower than int8-u8s8@openvino: 0.43x its speed")
@@ -69,8 +78,8 @@ FAST = trial(
 )
 
 
-def said(chosen: Trial, base: Trial | None, setting: Setting) -> str:
-    return summary.sentence(chosen, base, setting)
+def said(chosen: Candidate, base: Candidate | None, setting: Setting) -> str:
+    return sentence.sentence(chosen, base, setting)
 
 
 # --- the decision
@@ -158,13 +167,8 @@ def test_a_drop_that_is_not_known_is_said(drop: float | None) -> None:
     ],
 )
 def test_without_labels_fidelity_is_said(decibels: dict[str, float], shown: str) -> None:
-    chosen = replace(FAST, accuracy=None, sqnr_db=decibels)
+    chosen = replace(FAST, accuracy=None, fidelity=fidelity(**decibels))
     assert said(chosen, BASE, replace(TOP1, metric=None)).endswith(shown)
-
-
-def rounds(ms: float) -> Rounds:
-    taken = np.full(20, int(ms * 1e6), np.int64)
-    return Rounds({(block, number): taken for block in range(3) for number in range(5)}, (1.0,))
 
 
 @pytest.mark.parametrize(
@@ -179,15 +183,15 @@ def rounds(ms: float) -> Rounds:
     ],
 )
 def test_what_was_minimized_comes_first(goal: str, start: str) -> None:
-    base = replace(BASE, rounds=rounds(2.0), energy_mj=figure(3.0))
+    base = replace(BASE, energy_mj=figure(3.0))
     chosen = replace(
         FAST,
-        rounds=rounds(1.0),
         throughput_per_s=figure(1000.0),
         energy_mj=figure(1.5),
         peak_memory_bytes=figure(12.5e6),
     )
-    setting = replace(TOP1, decided_by=goal, minimize=goal)
+    twice = Versus(2.0, (1.98, 2.02), "faster")
+    setting = replace(TOP1, decided_by=goal, minimize=goal, throughput=twice)
     assert said(chosen, base, setting).startswith(f"int8-u8s8 on OpenVINO: {start}")
     assert summary.replaced(setting, None) == ""
 
@@ -223,8 +227,8 @@ def test_timings_of_an_emulator_are_not_shown() -> None:
 # --- the table
 
 
-def shown(trials: list[Trial], base: Trial | None = BASE, **fields: Any) -> list[str]:
-    return summary.table(trials, base, replace(TOP1, **fields), PLAIN)
+def shown(trials: list[Candidate], base: Candidate | None = BASE, **fields: Any) -> list[str]:
+    return table.table(trials, base, replace(TOP1, **fields), PLAIN)
 
 
 def row(lines: list[str], name: str) -> str:
@@ -248,14 +252,13 @@ def test_the_table_marks_what_was_chosen_the_baseline_and_what_is_over_the_budge
 )
 def test_the_baseline_of_when_the_chosen_one_was_measured_again(ms: float, said: str) -> None:
     """A speed-up that the figures of the table do not give: the machine was slower by then."""
-    then = Rounds({(0, 0): np.array([ms * 1e6] * 5, np.int64)}, (1.0,))
-    chosen = replace(FAST, again={BASE.name: then, FAST.name: then})
-    legend = summary.table([BASE, chosen], BASE, TOP1, PLAIN)[-1]
+    setting = replace(TOP1, baseline_again_ms=ms)
+    legend = table.table([BASE, FAST], BASE, setting, PLAIN)[-1]
     assert legend == f"* chosen, = the baseline, fp32@openvino{said}"
 
 
 def test_the_chosen_one_comes_first_then_by_speed_then_what_is_over_the_budget() -> None:
-    def at(name: str, p50: float, status: Any) -> Trial:
+    def at(name: str, p50: float, status: Any) -> Candidate:
         return trial(name, latency_ms=Latency(p50, p50, None, None, 1, 1), status=status)
 
     trials = [at("d@x", 0.1, "over-budget"), at("c@x", 9.0, "ok"), at("b@x", 3.0, "ok")]
@@ -334,17 +337,31 @@ def test_no_line_of_the_table_is_wider_than_the_terminal(
 
 
 def test_what_a_microcontroller_takes_fits_too() -> None:
-    embedded = {
-        "chip": {"ram_kib": 256, "flash_kib": 1024},
-        "flash": {"total_bytes": 218280, "weights_bytes": 92848, "graph_bytes": 1, "code_bytes": 2},
-        "npu": {
-            "accelerator": "Ethos_U55_128",
-            "clock_mhz": 500.0,
-            "cycles": {"total": 238258},
-            "cpu_operators": 1,
-            "on_cpu": [{"operator": "SOFTMAX", "output": "x" * 99, "reason": "unsupported " * 20}],
-        },
-    }
+    npu = Npu(
+        vela="5",
+        accelerator="Ethos_U55_128",
+        system_config="",
+        memory_mode="",
+        clock_mhz=500.0,
+        cycles={"total": 238258},
+        inferences_per_s=None,
+        inference_ms=0.4,
+        memory_bytes={},
+        macs=1,
+        utilisation=None,
+        layers=[],
+        on_cpu=[OnCpu("SOFTMAX", "x" * 99, "unsupported " * 20)],
+        cpu_operators=1,
+        basis="modelled",
+    )
+    embedded = Embedded(
+        arena=Arena(HostArena(1, 1, 0, {}), None),
+        flash=Flash(92848, 1, 2, 218280, "modelled", [], True),
+        plan=ArenaPlan(1, None, [], ""),
+        agreement_with_litert=LiteRtAgreement(missing="not run"),
+        npu=npu,
+        chip=Chip("cortex-m55", 500, 1024, 256, 0, 0),
+    )
     memory = Figure(20976.0, None, 1, "modelled", "the arena, the larger of two figures " * 5)
     chosen = trial(
         "int8@tflm",
@@ -383,7 +400,7 @@ def test_whatever_the_figures_the_table_fits(
         )
         for name in names
     ]
-    lines = summary.table(trials, trials[0], TOP1, Screen(columns))
+    lines = table.table(trials, trials[0], TOP1, Screen(columns))
     assert [line for line in lines[:-1] if terminal.width(line) > columns] == []
 
 
@@ -395,7 +412,7 @@ def test_reasons_that_differ_in_numbers_alone_are_said_once() -> None:
         trial(f"int8-{form}@onnxruntime", status="skipped", reason=f"{ratio} times as slow as x8@y")
         for form, ratio in (("u8s8", "1.29"), ("s8s8", "13.6"), ("u8u8", "2.45"))
     ]
-    lines = summary.reasons([FAST, BASE, *others], TOP1, PLAIN)
+    lines = reasons.reasons([FAST, BASE, *others], TOP1, PLAIN)
     assert lines == [
         "",
         "Not chosen:",
@@ -406,27 +423,27 @@ def test_reasons_that_differ_in_numbers_alone_are_said_once() -> None:
 
 
 def test_numbers_in_names_are_not_mixed() -> None:
-    reasons = ["slower than fp16@openvino: 0.5x its speed", "slower than fp32@openvino: 0.5x"]
-    assert summary.NUMBER.findall(reasons[0]) == ["0.5"]
-    trials = [trial(f"{number}@x", reason=why) for number, why in enumerate(reasons)]
-    assert len(summary.reasons(trials, TOP1, PLAIN)) == 4
+    texts = ["slower than fp16@openvino: 0.5x its speed", "slower than fp32@openvino: 0.5x"]
+    assert reasons.NUMBER.findall(texts[0]) == ["0.5"]
+    trials = [trial(f"{number}@x", reason=why) for number, why in enumerate(texts)]
+    assert len(reasons.reasons(trials, TOP1, PLAIN)) == 4
 
 
 def test_what_was_never_possible_is_one_line_in_all() -> None:
     never = [
-        trial(f"{name}@litert", status="skipped", reason="litert does not run it", candidate=None)
+        trial(f"{name}@litert", status="skipped", reason="litert does not run it", size_bytes=None)
         for name in ("wi8", "int8-nncf", "int8-u8u8")
     ]
     left = trial("fp16@litert", status="skipped", reason=LEFT_OUT)
     names = frozenset(t.name for t in (*never, left))
-    lines = summary.reasons([FAST, *never, left], replace(TOP1, impossible=names), PLAIN)
+    lines = reasons.reasons([FAST, *never, left], replace(TOP1, impossible=names), PLAIN)
     assert lines == ["", "3 more candidates are not possible here; --dry-run and --json say why."]
 
 
 def test_reasons_that_ask_for_data_are_said() -> None:
     skipped = trial("int8@litert", status="skipped", reason=NO_DATA)
     setting = replace(TOP1, impossible=frozenset([skipped.name]))
-    assert any(NO_DATA in line for line in summary.reasons([skipped], setting, PLAIN))
+    assert any(NO_DATA in line for line in reasons.reasons([skipped], setting, PLAIN))
 
 
 def test_without_a_choice_the_table_comes_all_the_same() -> None:
@@ -462,5 +479,5 @@ def test_colours_are_for_terminals_and_change_no_word() -> None:
 
 def test_a_baseline_that_is_only_the_reference_is_named_below_the_table() -> None:
     reference = replace(BASE, status="skipped", reason=LEFT_OUT)
-    lines = summary.table([FAST, reference], reference, TOP1, PLAIN)
+    lines = table.table([FAST, reference], reference, TOP1, PLAIN)
     assert f"the baseline, {BASE.name}, is run as the reference only" in " ".join(lines)

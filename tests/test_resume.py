@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from onmetal import cli
+from onmetal.commands import ending
 from onmetal.profilers.measure import MODES, Schedule
 from tests.conftest import DIGITS
 from tests.conftest import deploy_here as deploy
@@ -257,7 +258,7 @@ def test_nohup_is_respected() -> None:
     """A hang-up that was ignored when the program began does not end it."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with cli._orderly_end():
+        with ending.orderly_end():
             os.kill(os.getpid(), signal.SIGHUP)
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
             assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL

@@ -9,7 +9,6 @@ from msgspec.structs import replace
 from onmetal.budget import Budget
 from onmetal.deploy import choose
 from onmetal.deploy.propose.plan import Planned
-from onmetal.deploy.rank import Objective
 from onmetal.deploy.request import Clock, Request, Task
 from onmetal.files.cache import Cache
 from onmetal.profilers import statistics
@@ -36,6 +35,14 @@ def rounds(ms: float, seed: int = 0) -> Rounds:
     )
 
 
+def figure(value: float) -> Figure:
+    return Figure(value, None, 1, "measured", "read")
+
+
+def known(**figures: Figure | None) -> dict[str, Figure]:
+    return {key: measured for key, measured in figures.items() if measured}
+
+
 def trial(
     name: str,
     ms: float | None = None,
@@ -58,8 +65,10 @@ def trial(
         accuracy=None if drop is None else Accuracy("top1", 0.9 - drop, drop, interval, 100),
         rounds=taken,
         latency_ms=statistics.latency(taken) if taken else None,
-        throughput_per_s=statistics.throughput(taken, 1) if taken else None,
-        peak_memory_bytes=None if memory is None else Figure(memory, None, 1, "measured", "read"),
+        figures=known(
+            throughput_per_s=statistics.throughput(taken, 1) if taken else None,
+            peak_memory_bytes=None if memory is None else figure(memory),
+        ),
     )
 
 
@@ -67,7 +76,7 @@ def facts(*flags: str) -> DeviceFacts:
     return DeviceFacts("local", "a cpu", "x86_64", "an os", 2, 2**30, False, flags, {})
 
 
-def task(cache: Cache, minimize: Objective = "latency", *, timed: bool = True) -> Task:
+def task(cache: Cache, minimize: str = "latency", *, timed: bool = True) -> Task:
     """A task whose trials are made up."""
     local = Local(cache)
     request = Request((Path("net.onnx"),), "x86-64", minimize=minimize)
@@ -92,7 +101,7 @@ def task(cache: Cache, minimize: Objective = "latency", *, timed: bool = True) -
 def chosen_of(
     cache: Cache,
     *trials: Trial,
-    minimize: Objective = "latency",
+    minimize: str = "latency",
     reference_only: tuple[str, ...] = (),
     budget: Budget | None = None,
 ) -> tuple[str | None, dict[str, Trial]]:

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
 import psutil
 
 from onmetal import limits
@@ -34,10 +33,11 @@ from onmetal.profilers.devices import Device
 from onmetal.profilers.devices.local import Local
 from onmetal.profilers.devices.local_worker import LocalWorker, quiet_environment
 from onmetal.profilers.operation import asked
-from onmetal.records import Artifact, shown
+from onmetal.records import Artifact, plain, shown
+from onmetal.reports.command_records import Verification
+from onmetal.reports.json import encode, spelled
 from onmetal.runtimes import install, pinned, running, spec
 from onmetal.runtimes import operations as runtime_operations
-from onmetal.texts import terminal
 from onmetal.texts.suggest import near
 
 SUMS = "SHA256SUMS"
@@ -59,26 +59,6 @@ KNOWN_RUNNERS = frozenset(
 that holds nothing else to import, they are as safe."""
 NO_VECTORS = "none"
 """Of a check by golden vectors, where the bundle holds none: nothing was checked."""
-
-
-def encode(document: dict[str, Any]) -> bytes:
-    """JSON for people and programs; what is no number (NaN, infinity) becomes null, and of names
-    that are no UTF-8 each odd byte is spelled out."""
-    try:
-        content = msgspec.json.encode(document)
-    except UnicodeEncodeError:
-        content = msgspec.json.encode(_spelled(document))
-    return terminal.spelled(msgspec.json.format(content, indent=2)) + b"\n"
-
-
-def _spelled(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()
-    if isinstance(value, dict):
-        return {_spelled(key): _spelled(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_spelled(inner) for inner in value]
-    return value
 
 
 # --- the output folder
@@ -261,16 +241,14 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def verify(
-    folder: Path, host: Local, device: Device, *, run: bool, scratch: Path
-) -> dict[str, Any]:
+def verify(folder: Path, host: Local, device: Device, *, run: bool, scratch: Path) -> Verification:
     """Check a bundle; what is checked only where all before it held, but that a run.py of another
     version is no reason to leave the golden vectors out. They run on the device.
 
     `scratch`: a folder in which a private copy is made, of the very bytes that are hashed; nothing
     else is looked at afterwards.
 
-    -> the document of `--json`. Raises UsageError where the folder is no bundle, VerificationError
+    Raises UsageError where the folder is no bundle, VerificationError
     (with the document) where it is not what it says.
     """
     check_folder(folder)
@@ -282,7 +260,7 @@ def verify(
 
     def check(name: str, found: list[str]) -> bool:
         checks[name] = "failed" if found else "ok"
-        problems.extend(_spelled(problem)[:PROBLEM_LENGTH] for problem in found[:MOST_PROBLEMS])
+        problems.extend(spelled(problem)[:PROBLEM_LENGTH] for problem in found[:MOST_PROBLEMS])
         return not found
 
     if check("files", _copy_files(folder, copy)):
@@ -301,18 +279,14 @@ def verify(
                 check("run.py", _execute(copy, host))
             elif run and same and held:
                 checks["run.py"] = NO_VECTORS
-    document = {
-        "schema": 1,
-        "bundle": shown(folder),
-        "ok": not problems,
-        "checks": checks,
-        "problems": problems,
-        "chosen": manifest.get("chosen"),
-    }
+    chosen = manifest.get("chosen")
+    verification = Verification(1, shown(folder), not problems, checks, problems, chosen)
     if problems:
-        said = "; ".join(problems)
-        raise VerificationError(f"{shown(folder)} failed verification: {said}", document)
-    return document
+        reasons = "; ".join(problems)
+        raise VerificationError(
+            f"{shown(folder)} failed verification: {reasons}", plain(verification)
+        )
+    return verification
 
 
 def _check_runtime(runtime: str, device: Device) -> None:

@@ -1,45 +1,39 @@
 """The commands beside the main job: each a function -> (the document of `--json`, its lines)."""
 
 import contextlib
-import secrets
 import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from onmetal import limits, runtimes, targets
+from onmetal import runtimes, targets
 from onmetal.bundles import manifest, write
 from onmetal.calibration import samples
 from onmetal.calibration.calibrated import CalibratedModel
-from onmetal.converters import operations as converter_operations
+from onmetal.commands.artifacts import from_bundle, from_own
 from onmetal.deploy import agree, model
 from onmetal.deploy.convert import convert
 from onmetal.deploy.request import check_fit, choose_threads
 from onmetal.deploy.trials import with_figures
 from onmetal.deploy.vectors import keep_raw
-from onmetal.errors import DeviceError, OnmetalError, UnsupportedError, UsageError
+from onmetal.errors import DeviceError, UnsupportedError, UsageError
 from onmetal.files import cache as caches
-from onmetal.files import copying
 from onmetal.files.cache import Cache
-from onmetal.files.reading import open_regular
 from onmetal.profilers import benchmark_model, measure, statistics
 from onmetal.profilers.devices import Device, connect
 from onmetal.profilers.devices.local import Local
 from onmetal.profilers.devices.remote import native_runner
-from onmetal.profilers.operation import asked
 from onmetal.progress import Progress
-from onmetal.records import Candidate, DeviceFacts, Model, Tensor, Trial, plain, shown
-from onmetal.reports import report, text
-from onmetal.runtimes import check_options, for_runtime, spec
-from onmetal.runtimes import operations as runtime_operations
+from onmetal.records import Candidate, DeviceFacts, Model, Trial, plain, shown
+from onmetal.reports import of_trials
+from onmetal.reports.record import Bench, BenchCandidate, Counted, CountedBench, Opinion, Report
+from onmetal.runtimes import check_options, spec
 from onmetal.runtimes.fit import load_target
 from onmetal.targets import EXACT, Recipe, Target, inline
-from onmetal.texts.suggest import near
-from onmetal.texts.terminal import PLAIN, Screen
+from onmetal.texts import units
 
 Shown = tuple[dict[str, Any], list[str]]
 FEED_BYTES = 512 << 20
@@ -112,7 +106,7 @@ def build_runner() -> Shown:
         }
     known = ", ".join(f"{name} {number}" for name, number in native_runner.versions().items())
     state = "was built already" if there else "built"
-    return document, [f"{folder}: {state}, {report.size(size)}, with {known}"]
+    return document, [f"{folder}: {state}, {units.size(size)}, with {known}"]
 
 
 def verify(folder: Path, address: str, *, run: bool) -> Shown:
@@ -123,19 +117,18 @@ def verify(folder: Path, address: str, *, run: bool) -> Shown:
         try:
             if run and address != Local.address:
                 raise UsageError("--run executes run.py on this machine: leave --device out")
-            document = write.verify(folder, Local(cache), device, run=run, scratch=scratch)
+            verified = write.verify(folder, Local(cache), device, run=run, scratch=scratch)
         finally:
             device.close(keep=True)
-    checks: dict[str, str] = document["checks"]
-    said = ", ".join(name for name, result in checks.items() if result != write.NO_VECTORS)
-    lines = [f"{shown(folder)}: verified ({said})"]
-    if write.NO_VECTORS in checks.values():
+    checks = [name for name, result in verified.checks.items() if result != write.NO_VECTORS]
+    lines = [f"{shown(folder)}: verified ({', '.join(checks)})"]
+    if write.NO_VECTORS in verified.checks.values():
         lines.append("it holds no golden vectors: what its model gives was not checked")
     lines.append(
         "known to be unchanged, and no more: README.md and whatever it holds of sources, build "
         "files and measurements; read them before you follow or build them"
     )
-    return document, lines
+    return plain(verified), lines
 
 
 # --- bench
@@ -152,8 +145,7 @@ def bench(
     seed: int,
     second_opinion: Path | None,
     progress: Progress,
-    screen: Screen = PLAIN,
-) -> Shown:
+) -> Report[Bench] | Report[CountedBench]:
     """Time artifacts against each other; the first is the baseline.
 
     `second_opinion`: a copy of Google's benchmark_model, run on .tflite artifacts besides.
@@ -194,33 +186,29 @@ def bench(
         )
         trials = [_trial(c, outcome, candidates[0].name, facts.emulated) for c in candidates]
         if device.traits.holds_one_model:
-            flashed = {"load_ms": "the model is part of the firmware, and is not loaded"}
-            trials = [replace(trial, load_ms=None, missing=flashed) for trial in trials]
+            flashed = "the model is part of the firmware, and is not loaded"
+            trials = [trial.without_figure("load_ms", flashed) for trial in trials]
         trials += failed
         opinions = _opinions(device, candidates, second_opinion, threads)
         raw = keep_raw(trials, cache)
     if not outcome.rounds:
         said = "; ".join(f"{name}: {why}" for name, why in outcome.failures.items())
         raise DeviceError(f"nothing could be measured: {said}")
-    document = {
-        "schema": 1,
-        "mode": mode,
-        "seed": seed,
-        "device": report.device_document(facts),
-        "warnings": flagged,
-        "threads": threads,
-        "baseline": candidates[0].name,
-        "raw_samples": str(raw) if raw else None,
-        "candidates": [
-            {**report.candidate_document(t), "benchmark_model": opinions.get(t.name)}
-            for t in trials
+    document = Bench(
+        schema=1,
+        mode=mode,
+        seed=seed,
+        device=of_trials.device(facts),
+        warnings=flagged,
+        threads=threads,
+        baseline=candidates[0].name,
+        raw_samples=str(raw) if raw else None,
+        candidates=[
+            BenchCandidate(**of_trials.fields(trial), benchmark_model=opinions.get(trial.name))
+            for trial in trials
         ],
-    }
-    base = next((t for t in trials if t.name == candidates[0].name), None)
-    lines = text.table(trials, base, text.Setting(p90=True), screen)
-    lines += text.notes(trials, screen)
-    lines += [f"{t.name}: {t.reason}" for t in trials if t.reason]
-    return document, [*lines, *_told(opinions)]
+    )
+    return Report(document)
 
 
 def _check_held(board: Device, host: Local, candidates: list[Candidate], feeds: "_Feeds") -> None:
@@ -233,45 +221,27 @@ def _check_held(board: Device, host: Local, candidates: list[Candidate], feeds: 
 
 def _counted(
     device: Device, candidates: list[Candidate], feeds: "_Feeds", facts: DeviceFacts
-) -> Shown:
-    """On an emulator instructions are counted: no time is told, and nothing is faster."""
-    profiles = {c.name: measure.profile(device, c, feeds[c]) for c in candidates}
-    document = {
-        "schema": 1,
-        "device": report.device_document(facts),
-        "candidates": [{"name": name, "ran_on": found} for name, found in profiles.items()],
-    }
-    lines = [
-        f"{name}: {found['instructions_per_inference']:,} instructions per inference"
-        for name, found in profiles.items()
-    ]
-    return document, lines
+) -> Report[CountedBench]:
+    """On an emulator instructions are counted: there is no time, and nothing is faster."""
+    profiles = [Counted(c.name, measure.profile(device, c, feeds[c])) for c in candidates]
+    return Report(CountedBench(1, of_trials.device(facts), profiles))
 
 
 def _opinions(
     device: Device, candidates: list[Candidate], program: Path | None, threads: int
-) -> dict[str, dict[str, Any]]:
-    """What benchmark_model says of each .tflite artifact; an error of it is its word."""
+) -> dict[str, Opinion]:
+    """What benchmark_model says of each .tflite artifact, or why it says nothing."""
     if program is None:
         return {}
-    found: dict[str, dict[str, Any]] = {}
+    opinions: dict[str, Opinion] = {}
     for candidate in candidates:
         if spec(candidate.runtime).benchmark_model:
             try:
-                found[candidate.name] = benchmark_model.run(
-                    device, program, candidate.files[0], threads
-                )
+                figures = benchmark_model.run(device, program, candidate.files[0], threads)
+                opinions[candidate.name] = of_trials.typed(figures, Opinion)
             except DeviceError as error:
-                found[candidate.name] = {"error": str(error)}
-    return found
-
-
-def _told(opinions: dict[str, dict[str, Any]]) -> list[str]:
-    lines = []
-    for name, said in opinions.items():
-        average = f"{report.milliseconds(said['avg_ms'])} on average" if "avg_ms" in said else ""
-        lines.append(f"benchmark_model of {name}: {average or said.get('error')}")
-    return lines
+                opinions[candidate.name] = Opinion(error=str(error))
+    return opinions
 
 
 def _candidates(
@@ -286,9 +256,9 @@ def _candidates(
 ) -> tuple[list[Candidate], list[Trial]]:
     """-> what can be measured of a path, and what cannot, with the reason."""
     if path.is_dir():
-        return [_from_bundle(path, device, scratch)], []
+        return [from_bundle(path, device, scratch)], []
     if name := runtimes.own(path):
-        return [_from_own(path, name, threads, device)], []
+        return [from_own(path, name, threads, device)], []
     found = model.read(path, model.parse_shapes(shapes), batch, cache, device)
     recipe = _as_it_is(path, found, target)
     made, failed = [], []
@@ -329,129 +299,6 @@ def _as_it_is(path: Path, found: Model, target: Target) -> Recipe:
     raise UnsupportedError(
         f"{path}: {target.name} runs no floats; `deploy {shlex.quote(str(path))} --target "
         f"{target.name} --data …` quantizes it"
-    )
-
-
-def _from_bundle(folder: Path, host: Local, scratch: Path) -> Candidate:
-    """The artifact of a bundle, with the options that it ships with. Its manifest is believed of
-    the artifact only what the artifact says of itself. What is checked is a private copy, and that
-    is measured."""
-    copy = scratch / f"bundle-{secrets.token_hex(8)}"
-    copy.mkdir(mode=0o700)
-    _copy_artifact(folder, copy)
-    document, problems = manifest.read(copy)
-    if not problems:
-        run = document["run"]
-        described = _described(run["runtime"], copy / run["files"][0], host)
-        problems = manifest.untrue_tensors(run, described)
-    if problems:
-        raise UsageError(f"{folder}: {'; '.join(problems[:5])}")
-    files = tuple(copy / name for name in run["files"])
-    return _candidate(
-        f"{folder.name} {document['chosen']}", run["runtime"], files, run["options"], run
-    )
-
-
-def _copy_artifact(folder: Path, copy: Path) -> None:
-    """The manifest of a bundle and the files that an artifact may have."""
-    try:
-        with copying.opened(folder) as there:
-            entries = {
-                name: state
-                for name, state in copying.inside(there).items()
-                if name == "manifest.json"
-                or ("/" not in name and manifest.kind_of(name) == "artifact")
-            }
-            copying.check_room(entries, copy)
-            for name, state in entries.items():
-                copying.copied(there, name, state.st_size, copy / name)
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise UsageError(f"{shown(folder)}: it cannot be read: {why}") from None
-
-
-def _described(runtime: str, path: Path, host: Local) -> dict[str, list[dict[str, Any]]]:
-    """An artifact's own inputs and outputs; it is a stranger's, and read in a child process.
-
-    A .tflite file that breaks its specification is refused: the runtime would not survive some.
-    """
-    title, violations = spec(runtime).title, []
-    cpu_s = limits.cpu_s(path.stat().st_size)
-    with host.worker() as worker:
-        try:
-            if spec(runtime).reads == "tflite":
-                check = asked(converter_operations.violations, path)
-                violations = worker.do(check, timeout_s=600, cpu_s=cpu_s)
-            describe = asked(runtime_operations.describe, runtime, path)
-            described = worker.do(describe, timeout_s=600, cpu_s=cpu_s)
-        except OnmetalError as error:
-            raise UsageError(f"{path}: {title} cannot read it: {error}") from None
-    if violations:
-        raise UsageError(f"{path}: it violates TFLite's specification: {violations[0]}")
-    return described
-
-
-def _from_own(path: Path, runtime: str, threads: int, device: Local) -> Candidate:
-    """A file in a runtime's own format: its inputs are asked of the runtime."""
-    first, *others = spec(runtime).own_suffixes
-    if not path.exists():
-        raise UsageError(f"{path}: there is no such file{near(path, (first,))}")
-    files = (path, *(path.with_suffix(suffix) for suffix in others))
-    for file in files:  # the runtime would wait for a FIFO, and read from a device for ever
-        if file == path or file.exists():
-            with open_regular(file):
-                pass
-    ends = _described(runtime, path, device)
-    for tensor in (*ends["inputs"], *ends["outputs"]):
-        if tensor["shape"] is None or -1 in tensor["shape"]:
-            raise UsageError(f"{path}: the shape of {tensor['name']!r} is not static")
-    if problems := manifest.impossible(_tensors(ends, "inputs"), _tensors(ends, "outputs")):
-        raise UsageError(f"{path}: {problems[0]}")
-    options = for_runtime(runtime).options("f32", threads)
-    return _candidate(f"{path.name} {EXACT}@{runtime}", runtime, files, options, ends)
-
-
-def _tensors(found: dict[str, Any], side: str) -> tuple[Tensor, ...]:
-    return msgspec.convert(found[side], tuple[Tensor, ...])
-
-
-def _candidate(
-    name: str,
-    runtime: str,
-    files: tuple[Path, ...],
-    options: dict[str, Any],
-    tensors: dict[str, Any],
-) -> Candidate:
-    from importlib.metadata import version
-
-    there = tuple(file for file in files if file.is_file())
-    digest = caches.sha256(*there)
-    inputs, outputs = _tensors(tensors, "inputs"), _tensors(tensors, "outputs")
-    firsts = {tensor.shape[0] if tensor.shape else None for tensor in (*inputs, *outputs)}
-    of = Model(
-        path=files[0],
-        prepared=files[0],
-        prepared_sha256=digest,
-        format="onnx",
-        sha256=digest,
-        size_bytes=sum(file.stat().st_size for file in there),
-        inputs=inputs,
-        outputs=outputs,
-        parameters=0,
-        macs=None,
-        operators={},
-        batch=(firsts.pop() if len(firsts) == 1 else 1) or 1,
-    )
-    return Candidate(
-        name=name,
-        recipe=name.rpartition(" ")[2].partition("@")[0].rpartition("/")[2],
-        runtime=runtime,
-        runtime_version=version(spec(runtime).packages[0]),
-        model=of,
-        files=there,
-        sha256=digest,
-        size_bytes=of.size_bytes,
-        options=options,
     )
 
 

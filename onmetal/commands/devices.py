@@ -9,10 +9,11 @@ from onmetal.files.cache import Cache
 from onmetal.profilers.devices import connect
 from onmetal.profilers.devices.local import Local
 from onmetal.profilers.devices.remote import adb, native_runner
-from onmetal.records import DeviceFacts
-from onmetal.reports import report
+from onmetal.records import DeviceFacts, plain
+from onmetal.reports import of_trials
 from onmetal.runtimes.fit import load_target
 from onmetal.targets import Target
+from onmetal.texts import units
 
 Shown = tuple[dict[str, Any], list[str]]
 
@@ -109,7 +110,7 @@ def _entry(
     if not fits:
         why = why or f"no target is for {facts.arch}"
     return {
-        **report.device_document(facts),
+        **plain(of_trials.device(facts)),
         "ready": ready and bool(fits),
         "why": why or None,
         "targets": fits,
@@ -148,7 +149,7 @@ def _lines(entry: dict[str, Any]) -> list[str]:
     named = " ".join(word for word in (entry.get("model"), entry.get("soc")) if word)
     if named:
         lines.append(f"  {named}")
-    memory = report.size(entry["memory_bytes"]) if entry["memory_bytes"] else "memory not known"
+    memory = units.size(entry["memory_bytes"]) if entry["memory_bytes"] else "memory not known"
     lines.append(
         f"  {entry['cpu']}, {entry['cores']} cores, {memory}, {entry['os']}, {entry['arch']}"
     )

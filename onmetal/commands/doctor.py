@@ -7,8 +7,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
-
 from onmetal import __version__, runtimes
 from onmetal.errors import DeviceError
 from onmetal.files.cache import Cache
@@ -16,19 +14,11 @@ from onmetal.profilers import meters
 from onmetal.profilers.devices.remote import adb, native_runner
 from onmetal.profilers.meters import Missing
 from onmetal.records import plain
+from onmetal.reports.command_records import Check, Doctor
 
 Shown = tuple[dict[str, Any], list[str]]
 FREE_BYTES = 2_000_000_000
 """Of the cache's disk: conversions and calibration data of a middling model."""
-
-
-class Check(Struct, frozen=True):
-    """One thing that was looked at. `fix`: the command or deed that mends it; None: it is well."""
-
-    name: str
-    found: str
-    enables: str
-    fix: str | None = None
 
 
 EXTRAS = (
@@ -53,8 +43,7 @@ def show() -> Shown:
         _gpu(),
         _disk(),
     ]
-    document = {"schema": 1, "checks": [plain(check) for check in checks]}
-    return document, [line for check in checks for line in _lines(check)]
+    return plain(Doctor(1, checks)), [line for check in checks for line in _lines(check)]
 
 
 def _lines(check: Check) -> list[str]:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import asdict
+
 from onmetal import runtimes
 from onmetal.bundles import manifest
 from onmetal.calibration import operations, samples
@@ -19,12 +21,16 @@ from onmetal.files.cache import Cache
 from onmetal.profilers.devices.local import Local
 from onmetal.profilers.operation import asked
 from onmetal.progress import Progress
-from onmetal.records import Model
-from onmetal.reports import report
+from onmetal.records import Model, plain
+from onmetal.reports import of_trials
+from onmetal.reports.chip_record import Npu
+from onmetal.reports.command_records import Comparison, Inspection, Sensitivity, Support
+from onmetal.reports.embedded import npu_lines
 from onmetal.runtimes import check_options, spec
 from onmetal.runtimes.fit import load_target
 from onmetal.samples import Samples
 from onmetal.targets import Recipe, Target
+from onmetal.texts import units
 from onmetal.texts.suggest import near
 
 Shown = tuple[dict[str, Any], list[str]]
@@ -57,7 +63,7 @@ def inspect(
         if target:
             check_runtimes(target, device)
         found = model.read(path, model.parse_shapes(shapes), batch, cache, device)
-        support: list[dict[str, Any]] = []
+        support: list[Support] = []
         memory: dict[str, Any] | None = None
         if target and target.micro:
             support, memory = _on_micro(target, found, device, cache, plot)
@@ -67,18 +73,18 @@ def inspect(
         if data:
             rules = target or load_target(DEFAULT_TARGET)
             sensitivity = _sensitivity(rules, found, data, follow_links, device, cache, progress)
-    document = {
-        "schema": 1,
-        **report.model_document(found),
-        "operators": found.operators,
-        "target": target.name if target else None,
-        "support": support,
-        "memory": memory,
-        "sensitivity": sensitivity,
-        "warnings": list(target.warnings) if target else [],
-    }
+    inspection = Inspection(
+        schema=1,
+        **asdict(of_trials.model(found)),
+        operators=found.operators,
+        target=target.name if target else None,
+        support=support,
+        memory=memory,
+        sensitivity=sensitivity,
+        warnings=list(target.warnings) if target else [],
+    )
     lines = [
-        f"{path}: {FORMATS[found.format]}, {report.size(found.size_bytes)}, batch {found.batch}"
+        f"{path}: {FORMATS[found.format]}, {units.size(found.size_bytes)}, batch {found.batch}"
     ]
     for kind, tensors in (("input", found.inputs), ("output", found.outputs)):
         lines += [f"{kind}  {t.name}  {t.dtype}{list(t.shape)}" for t in tensors]
@@ -86,18 +92,17 @@ def inspect(
     lines.append(f"parameters {found.parameters:,}; multiply-accumulates {macs}")
     lines.append("operators " + ", ".join(f"{n} {name}" for name, n in found.operators.items()))
     lines += [f"note: {note}" for note in found.notes]
-    for entry in support:
-        lines.append(f"{entry['candidate']}: {entry['says']}")
+    lines += [f"{entry.candidate}: {entry.says}" for entry in support]
     if memory:
         lines += _memory_lines(memory, target)
     if sensitivity:
         lines += _sensitivity_lines(sensitivity)
-    return document, lines
+    return plain(inspection), lines
 
 
 def _support(
     target: Target, found: Model, device: Local, cache: Cache, samples: bool
-) -> list[dict[str, Any]]:
+) -> list[Support]:
     """What of the target's plan can run the model, and what not and why. What is calibrated is not
     made here: whether it can be is said by the plan."""
     support = []
@@ -123,15 +128,15 @@ def _support(
                 )
             except UnsupportedError as error:
                 says, runs = f"cannot run it: {error}", False
-        support.append({"candidate": entry.name, "runs": runs, "says": says})
+        support.append(Support(entry.name, runs, says))
     return support
 
 
 def _on_micro(
     target: Target, found: Model, device: Local, cache: Cache, plot: Path | None
-) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+) -> tuple[list[Support], dict[str, Any] | None]:
     """What of the plan TFLite Micro runs, and the memory of the least exact of it."""
-    support: list[dict[str, Any]] = []
+    support: list[Support] = []
     last = None
     for entry in plan(target, [found], device.facts(), None, samples=True):
         runs = not entry.skipped
@@ -145,7 +150,7 @@ def _on_micro(
                 says, runs = f"TFLite Micro does not run {'; '.join(lacking)}", False
         if runs and not entry.recipe.does("split"):
             last = entry
-        support.append({"candidate": entry.name, "runs": runs, "says": says})
+        support.append(Support(entry.name, runs, says))
     memory = micro.preview(last, target, device, cache) if last else None
     if memory:
         drawing = memory["plan"].pop("svg")
@@ -168,7 +173,7 @@ def _memory_lines(memory: dict[str, Any], target: Target | None) -> list[str]:
     if memory["npu"]:  # Vela plans its memory by itself
         used = memory["npu"]["memory_bytes"]
         lines[1] = f"RAM {used['sram']:,} bytes of SRAM, {used['dram']:,} of DRAM, by Vela"
-        return [*lines, *report.npu_lines(memory["npu"])]
+        return [*lines, *npu_lines(of_trials.typed(memory["npu"], Npu))]
     return [*lines, *plan["timeline"].splitlines()]
 
 
@@ -180,7 +185,7 @@ def _sensitivity(
     device: Local,
     cache: Cache,
     progress: Progress,
-) -> dict[str, Any]:
+) -> Sensitivity:
     """Each operator alone in 8 bits, by the first static format of the target's that fits the
     model."""
     if found.quantized:
@@ -197,7 +202,7 @@ def _sensitivity(
     assert recipe.format
     by = calibrated.tflite if in_tflite else calibrated
     rows = by.sensitivity(recipe.format, _told(progress))
-    return {"recipe": recipe.name, "samples": calibration.count, "operators": rows}
+    return Sensitivity(recipe.name, calibration.count, rows)
 
 
 def _static(target: Target, found: Model) -> tuple[Recipe, bool]:
@@ -221,11 +226,11 @@ def _told(progress: Progress) -> Callable[[float, float, str], None]:
     return lambda done, total, what: progress(done, total, what)
 
 
-def _sensitivity_lines(found: dict[str, Any]) -> list[str]:
-    rows = found["operators"]
+def _sensitivity_lines(found: Sensitivity) -> list[str]:
+    rows = found.operators
     lines = [
         "",
-        f"sensitivity to {found['recipe']}: each operator alone in 8 bits, worst first",
+        f"sensitivity to {found.recipe}: each operator alone in 8 bits, worst first",
         "(SQNR of the worst output; an operator far below the others is one to keep in float)",
     ]
     lines += [
@@ -286,16 +291,16 @@ def compare(
                 ) from None
     first = next((row for row in rows if row["sqnr_db"] < BAD_DB), None)
     worst = min(rows, key=lambda row: float(row["sqnr_db"]))
-    document = {
-        "schema": 1,
-        "artifact": str(path),
-        "against": str(against),
-        "samples": given.count,
-        "bad_db": BAD_DB,
-        "first_bad": first["tensor"] if first else None,
-        "tensors": rows,
-    }
-    return document, _compared(rows, first, worst, given, data)
+    comparison = Comparison(
+        schema=1,
+        artifact=str(path),
+        against=str(against),
+        samples=given.count,
+        bad_db=BAD_DB,
+        first_bad=first["tensor"] if first else None,
+        tensors=rows,
+    )
+    return plain(comparison), _compared(rows, first, worst, given, data)
 
 
 def _artifact(path: Path) -> Path:

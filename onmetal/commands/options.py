@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from onmetal import __version__
+from onmetal import __version__, costs
 from onmetal.errors import UsageError
 from onmetal.texts.suggest import did_you_mean
 
@@ -51,7 +51,7 @@ switch it on in the shell's start-up file:
 """
 
 METRICS = ("top1", "top5", "accuracy", "precision", "recall", "f1", "auc", "rmse")
-OBJECTIVES = ("latency", "throughput", "size", "memory", "energy", "accuracy-drop")
+OBJECTIVES = tuple(cost.name for cost in costs.GOALS)
 TRANSPORTS = ("local", "none", "adb", "ssh://", "serial:///dev/", "socket://", "qemu:")
 GOLDEN = ("real", "random", "none")
 SHELLS = ("bash", "zsh", "fish")
@@ -137,14 +137,11 @@ def deploy() -> Parser:
         "the float model's value; default: 1%%",
     )
     add("--min-accuracy", metavar="70%", help="of the metric itself; of rmse it is the most")
-    add("--max-latency", metavar="20ms", help="judged on the 90th percentile")
-    add("--max-size", metavar="4MB|50%", help="of the artifact; a %% is of the model's file")
-    add("--max-macs", metavar="70%", help="of the model's multiply-accumulates")
-    add("--max-memory", metavar="64MB", help="peak above the loaded runtime; the arena on a chip")
-    add("--max-energy", metavar="5mJ", help="of one inference")
+    for _, limit in costs.LIMITS:
+        add(limit.option, metavar=limit.metavar, help=limit.help)
     add(
         "--minimize",
-        default="latency",
+        default=costs.LATENCY.name,
         type=one_of(*OBJECTIVES),
         metavar="|".join(OBJECTIVES),
         help="default: latency (the median)",

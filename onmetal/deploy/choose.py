@@ -3,9 +3,10 @@
 import numpy as np
 from msgspec.structs import replace
 
+from onmetal import costs
 from onmetal.budget import Budget
+from onmetal.costs import Cost
 from onmetal.deploy import rank
-from onmetal.deploy.rank import Objective
 from onmetal.deploy.request import Clock, Task
 from onmetal.deploy.trials import Feeds, timed, usable, with_figures
 from onmetal.profilers import measure, statistics
@@ -22,21 +23,18 @@ def resolve(task: Task, reference: str, value: float | None) -> Budget:
     """The budget in base units; `value`: of the metric, that the reference model has."""
     original = next(entry for entry in task.models if entry.stem == reference)
     return task.request.budget.resolve(
-        original_size_bytes=original.size_bytes,
-        original_macs=original.macs,
+        original,
         proportion=task.metric.proportion if task.metric else True,
         float_value=value,
     )
 
 
-def objective(task: Task) -> Objective:
+def objective(task: Task) -> Cost:
     """What decides: without a device, or on an emulated one, whose timings mean nothing, the
     smallest wins."""
-    wanted = task.request.minimize
-    if wanted == "memory" and task.target.micro:
-        return wanted  # the arena is known without a device
-    timed = wanted in ("latency", "throughput", "memory", "energy")
-    return "size" if timed and not task.timed else wanted
+    wanted = costs.goal(task.request.minimize)
+    known = wanted.needs == "nothing" or (wanted.known_on_chips and task.target.micro)
+    return wanted if known or task.timed else costs.stand_in()
 
 
 def settled(task: Task, budget: Budget, trials: list[Trial], reference: str) -> Settled | None:
@@ -46,7 +44,7 @@ def settled(task: Task, budget: Budget, trials: list[Trial], reference: str) -> 
     The fastest exact one is timed to the end: it is the baseline.
     """
     goal = objective(task)
-    if goal not in ("latency", "throughput"):
+    if not goal.paired:
         return None
     higher = task.metric.higher_is_better if task.metric else True
     left_out = {entry.name for entry in task.planned if entry.reference_only}
@@ -65,10 +63,10 @@ def settled(task: Task, budget: Budget, trials: list[Trial], reference: str) -> 
     return far_behind
 
 
-def _far_behind(trial: Trial, best: Trial, goal: Objective) -> bool:
+def _far_behind(trial: Trial, best: Trial, goal: Cost) -> bool:
     if trial.rounds is None or best.rounds is None or trial.name == best.name:
         return False
-    versus = statistics.compare(best.rounds, trial.rounds, mean=goal == "throughput")
+    versus = statistics.compare(best.rounds, trial.rounds, mean=goal.by_means)
     return versus.verdict == "slower" and versus.speedup < FAR_BEHIND
 
 
@@ -114,11 +112,11 @@ def choose(
         if confirmed.failure:
             by_name[pick.name] = confirmed
             continue
-        found = rank.objections(confirmed, budget, task.target, higher)
-        if not found and rival and (why := _no_longer_pays(confirmed, rival, goal)):
-            found = [why]
-        if found:
-            reason = "measured again: " + "; ".join(found)
+        reasons = rank.objections(confirmed, budget, task.target, higher)
+        if not reasons and rival and (why := _no_longer_pays(confirmed, rival, goal)):
+            reasons = [why]
+        if reasons:
+            reason = "measured again: " + "; ".join(reasons)
             by_name[pick.name] = replace(confirmed, status="over-budget", reason=reason)
             continue
         chosen = replace(confirmed, status="chosen")
@@ -130,7 +128,7 @@ def choose(
                 why = rank.why_not(trial, chosen, goal, task.target)
                 by_name[trial.name] = replace(by_name[trial.name], reason=why)
         doubts = (*chosen.warnings, *chosen.unlike)
-        task.warnings.extend(f"{chosen.name}: {said}" for said in doubts)
+        task.warnings.extend(f"{chosen.name}: {doubt}" for doubt in doubts)
     else:
         for name, trial in by_name.items():
             if trial.status == "ok":  # it fits, but nothing is known of it that it could win by
@@ -138,10 +136,9 @@ def choose(
     return [by_name[trial.name] for trial in trials], base, chosen
 
 
-def _unranked(trial: Trial, goal: Objective) -> Trial:
-    keys = {"memory": "peak_memory_bytes", "energy": "energy_mj", "throughput": "throughput_per_s"}
-    why = trial.missing.get(keys.get(goal, ""), "no reason given")
-    return replace(trial, status="skipped", reason=f"its {goal} is not known: {why}")
+def _unranked(trial: Trial, goal: Cost) -> Trial:
+    reason = f"its {goal.name} is not known: {goal.why_missing(trial)}"
+    return replace(trial, status="skipped", reason=reason)
 
 
 def _fits(trial: Trial, budget: Budget, task: Task, higher: bool) -> bool:
@@ -153,8 +150,7 @@ INSTRUCTIONS = "unmeasured: the device is emulated, where instructions are count
 
 
 def _unmeasured(trial: Trial, why: str) -> Trial:
-    keys = ("latency_ms", "throughput_per_s", "load_ms", "peak_memory_bytes", "energy_mj")
-    missing = {key: why for key in keys if getattr(trial, key) is None}
+    missing = {cost.key: why for cost in costs.MEASURED if cost.of(trial) is None}
     return replace(trial, missing={**missing, **trial.missing})
 
 
@@ -166,20 +162,20 @@ def _weigh(task: Task, trial: Trial, budget: Budget, higher: bool, left_out: set
             trial, status="skipped", reason="run as the reference; left out by --recipes"
         )
     timed = task.device is not None and not task.counted
-    if why := trial.missing.get("latency_ms", "") if timed else "":
+    if why := trial.missing.get(costs.LATENCY.key, "") if timed else "":
         return replace(trial, status="skipped", reason=why)
-    if found := rank.objections(trial, budget, task.target, higher):
-        return replace(trial, status="over-budget", reason="; ".join(found))
+    if reasons := rank.objections(trial, budget, task.target, higher):
+        return replace(trial, status="over-budget", reason="; ".join(reasons))
     return trial
 
 
 def _flagged(trial: Trial, budget: Budget, reference: str) -> Trial:
-    """Told where samples are too few to be sure; not of the reference in fp32, which is the same
-    computation in another runtime."""
+    """With a warning where samples are too few to be sure; not of the reference in fp32, which is
+    the same computation in another runtime."""
     if not budget.crossed(trial) or (trial.recipe == EXACT and trial.model == reference):
         return trial
-    said = "the 95 % interval of its accuracy drop reaches beyond the budget: give more samples"
-    return replace(trial, warnings=(*trial.warnings, said))
+    warning = "the 95 % interval of its accuracy drop reaches beyond the budget: give more samples"
+    return replace(trial, warnings=(*trial.warnings, warning))
 
 
 def _confirm(
@@ -223,7 +219,7 @@ def _confirm(
     return replace(fresh, versus_baseline=versus)
 
 
-def _no_longer_pays(trial: Trial, base: Trial, goal: Objective) -> str | None:
+def _no_longer_pays(trial: Trial, base: Trial, goal: Cost) -> str | None:
     """An inexact candidate that is not better beyond noise has no point where speed or energy is
     the aim, and a float one fits. What was measured again decides."""
     fresh = trial.again.get(base.name)

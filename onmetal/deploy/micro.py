@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from onmetal import runtimes
+from onmetal import costs, runtimes
 from onmetal.calibration.calibrated import CalibratedModel
 from onmetal.deploy import agree
 from onmetal.deploy.propose.plan import Planned
@@ -29,7 +29,8 @@ from onmetal.runtimes.protocol import Activation
 from onmetal.targets import Target
 
 LIMIT_S = 3600.0
-FIGURES = ("latency_ms", "throughput_per_s", "load_ms", "energy_mj")
+FIGURES = tuple(cost.key for cost in costs.MEASURED if not cost.known_on_chips)
+"""What only the board tells."""
 ACTIVATIONS: dict[str, Activation | None] = {"i8": "s8", "i16": "s16", "f32": None}
 
 
@@ -113,7 +114,8 @@ def _examine(task: Task, trial: Trial, feeds: Feeds) -> Trial:
         "npu": npu,
         "chip": plain(task.target.chip),
     }
-    trial = replace(trial, embedded=found, peak_memory_bytes=_memory(arena, npu))
+    memory = {costs.MEMORY.key: _memory(arena, npu)}
+    trial = replace(trial, embedded=found).with_figures(**memory)
     return _with_npu(trial, npu) if npu else trial
 
 
@@ -244,7 +246,7 @@ def _measured(
     try:
         used = measure.peak_memory(board, candidate, feed, 1)
         how = "the arena that was used, counted by the interpreter on the board"
-        trial = replace(trial, peak_memory_bytes=replace(used, how=how))
+        trial = trial.with_figures(peak_memory_bytes=replace(used, how=how))
     except OnmetalError as error:
         missing["peak_memory_on_board"] = str(error)
     if task.counted:
@@ -253,5 +255,5 @@ def _measured(
     outcome = measure.measure(board, [candidate], feeds, schedule, progress, clock.deadline(0.85))
     if outcome.cut_short:
         task.warnings.append("--time-limit ended the measurements early: their intervals are wider")
-    trial = replace(timed(task, trial, outcome), load_ms=None)
+    trial = timed(task, trial, outcome).without_figure("load_ms", missing["load_ms"])
     return with_energy(replace(trial, missing={**missing, **trial.missing}), board, feed, schedule)

@@ -5,22 +5,15 @@ Two trials are compared in one respect at a time, and differ in it only beyond i
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 from msgspec.structs import replace
 
+from onmetal import costs
 from onmetal.budget import Budget
+from onmetal.costs import Cost
 from onmetal.profilers import statistics
-from onmetal.records import Trial
-from onmetal.reports import report
+from onmetal.records import Trial, Versus
 from onmetal.targets import EXACT, Chip, Target
-
-Objective = Literal["latency", "throughput", "size", "memory", "energy", "accuracy-drop"]
-TIMED: tuple[Objective, ...] = ("latency", "throughput", "energy")
-"""Objectives of speed: an inexact candidate that is not better beyond noise has no point."""
-NOISE = 0.02
-"""Sizes, peaks of memory and energies without an interval are equal where they differ by no more:
-headers and names of a file, pages and allocators of a process."""
 
 
 def baseline(trials: list[Trial], model: str) -> Trial | None:
@@ -44,63 +37,62 @@ def against(trials: list[Trial], base: Trial | None) -> list[Trial]:
     ]
 
 
-def value(trial: Trial, objective: Objective) -> float | None:
-    """What is minimized; None where it is not known."""
-    if objective == "latency":
-        return trial.latency_ms.p50 if trial.latency_ms else None
-    if objective == "throughput":
-        return -trial.throughput_per_s.value if trial.throughput_per_s else None
-    if objective == "size":
-        return float(trial.candidate.size_bytes) if trial.candidate else None
-    if objective == "memory":
-        return trial.peak_memory_bytes.value if trial.peak_memory_bytes else None
-    if objective == "energy":
-        return trial.energy_mj.value if trial.energy_mj else None
-    if trial.accuracy is not None:
-        drop = trial.accuracy.drop
-        return None if drop is None or math.isnan(drop) else drop
-    return -min(trial.sqnr_db.values()) if trial.sqnr_db else None
-
-
-def better(mine: Trial, other: Trial, objective: Objective) -> bool:
+def better(mine: Trial, other: Trial, cost: Cost) -> bool:
     """Whether a trial is better than another in one respect, beyond noise. What is not known is
     better than nothing, and worse than all that is known.
 
     Speeds are compared by paired rounds alone: the figures of what was measured again are of
     another time, when the whole machine may have been slower.
     """
-    own, others = value(mine, objective), value(other, objective)
+    own, others = cost.minimized(mine), cost.minimized(other)
     if own is None or others is None:
         return own is not None
-    if objective in ("latency", "throughput") and mine.rounds and other.rounds:
-        mean = objective == "throughput"
+    if cost.paired and mine.rounds and other.rounds:
+        mean = cost.by_means
         if not statistics.speedup(other.rounds, mine.rounds, mean=mean) > 1:
             return False
         return statistics.compare(other.rounds, mine.rounds, mean=mean).verdict == "faster"
     if own >= others:
         return False
-    if objective == "accuracy-drop":
+    if cost.noise == "interval of the drop":
         return not (_within(own, other) or _within(others, mine))
-    if objective == "energy" and mine.energy_mj and other.energy_mj:
-        one, two = mine.energy_mj.ci95, other.energy_mj.ci95
-        if one and two:
-            return one[1] < two[0]
-    return abs(others - own) > NOISE * abs(own)
+    if cost.noise == "interval":
+        ends = _interval(mine, cost), _interval(other, cost)
+        if ends[0] and ends[1]:
+            return ends[0][1] < ends[1][0]
+    return abs(others - own) > costs.RELATIVE * abs(own)
+
+
+def _interval(trial: Trial, cost: Cost) -> tuple[float, float] | None:
+    """Of what is minimized: the least end comes first."""
+    figure = trial.figures.get(cost.key)
+    if figure is None or figure.ci95 is None:
+        return None
+    low, high = figure.ci95
+    return (-high, -low) if cost.more_is_better else (low, high)
 
 
 def _within(drop: float, trial: Trial) -> bool:
     """Whether the interval of the trial's own accuracy drop holds another's."""
     if trial.accuracy is None or trial.accuracy.drop_ci95 is None:
-        return value(trial, "accuracy-drop") == drop
+        return costs.DROP.of(trial) == drop
     low, high = trial.accuracy.drop_ci95
     return low <= drop <= high
 
 
-def alike(trial: Trial, best: Trial, objective: Objective) -> bool:
+def alike(trial: Trial, best: Trial, cost: Cost) -> bool:
     """Whether the trial cannot be distinguished from the best by what is minimized."""
     if trial.name == best.name:
         return True
-    return value(trial, objective) is not None and not better(best, trial, objective)
+    return cost.of(trial) is not None and not better(best, trial, cost)
+
+
+def latest(base: Trial, chosen: Trial, cost: Cost) -> Versus | None:
+    """How many times faster the chosen one is: of the fresh blocks, where there are any."""
+    mine, theirs = chosen.rounds, base.rounds
+    if {chosen.name, base.name} <= chosen.again.keys():
+        mine, theirs = chosen.again[chosen.name], chosen.again[base.name]
+    return statistics.compare(theirs, mine, mean=cost.by_means) if mine and theirs else None
 
 
 # --- which is better in all
@@ -108,7 +100,7 @@ def alike(trial: Trial, best: Trial, objective: Objective) -> bool:
 
 def dominates(mine: Trial, other: Trial, target: Target) -> bool:
     """Whether a trial is at least as good as another in everything (the budget, exactness,
-    accuracy, size, memory, energy, latency, throughput) and better in something, beyond noise.
+    accuracy and every cost that is a goal) and better in something, beyond noise.
 
     A difference of latency or throughput counts only beyond noise.
     """
@@ -117,21 +109,20 @@ def dominates(mine: Trial, other: Trial, target: Target) -> bool:
     if _dynamic(mine, target) and not _dynamic(other, target) and mine.latency_ms is None:
         return False  # how fast it is, which is what integers are for, is not known
     ranks = target.exactness(mine.recipe), target.exactness(other.recipe)
-    still: tuple[Objective, ...] = ("accuracy-drop", "size", "memory", "energy")
-    if ranks[0] > ranks[1] or any(_cost(mine, one) > _cost(other, one) for one in still):
+    still = [cost for cost in costs.GOALS if not cost.paired]
+    if ranks[0] > ranks[1] or any(_least(mine, one) > _least(other, one) for one in still):
         return False
-    speeds: tuple[Objective, ...] = ("latency", "throughput")
-    if any(better(other, mine, speed) for speed in speeds):
+    if any(better(other, mine, cost) for cost in costs.GOALS if cost.paired):
         return False
-    lossless = _cost(mine, "accuracy-drop") < _cost(other, "accuracy-drop")
-    costs = (*still[1:], *speeds)
-    return ranks[0] < ranks[1] or lossless or any(better(mine, other, cost) for cost in costs)
+    lossless = _least(mine, costs.DROP) < _least(other, costs.DROP)
+    spent = [cost for cost in costs.GOALS if cost is not costs.DROP]
+    return ranks[0] < ranks[1] or lossless or any(better(mine, other, cost) for cost in spent)
 
 
-def _cost(trial: Trial, objective: Objective) -> float:
-    """What is not known is no merit."""
-    known = value(trial, objective)
-    return math.inf if known is None else known
+def _least(trial: Trial, cost: Cost) -> float:
+    """What is minimized; what is not known is no merit."""
+    value = cost.minimized(trial)
+    return math.inf if value is None else value
 
 
 def front(trials: Sequence[Trial], target: Target) -> list[Trial]:
@@ -168,18 +159,18 @@ def pareto(trials: list[Trial], target: Target) -> list[str]:
 # --- which one is chosen
 
 
-def ranking(fitting: list[Trial], objective: Objective, target: Target) -> Iterator[Trial]:
+def ranking(fitting: list[Trial], goal: Cost, target: Target) -> Iterator[Trial]:
     """Best first. Among those that cannot be distinguished from the best by what is minimized, the
     most exact, then plan order; none that another one dominates comes before it.
 
     Of equal sizes the fastest; where nothing was timed, what needs the least of the chip, and
     integers from end to end before dynamic ranges, which few chips compute fast.
     """
-    left = [trial for trial in fitting if value(trial, objective) is not None]
+    left = [trial for trial in fitting if goal.of(trial) is not None]
     while left:
-        best = min(left, key=lambda t: value(t, objective) or 0.0)
-        tied = [trial for trial in left if alike(trial, best, objective)]
-        if objective == "size":
+        best = min(left, key=lambda t: _least(t, goal))
+        tied = [trial for trial in left if alike(trial, best, goal)]
+        if goal.stands_in:
             tied = _of_equal_size(tied, target)
         names = {trial.name for trial in front(left, target)}
         undominated = [trial for trial in tied if trial.name in names]
@@ -187,16 +178,16 @@ def ranking(fitting: list[Trial], objective: Objective, target: Target) -> Itera
             pick = min(undominated, key=lambda t: target.exactness(t.recipe))
         else:  # noise is no ranking: what dominates the best may be worse than it beyond noise
             rest = [trial for trial in left if trial.name in names]
-            pick = min(rest, key=lambda t: value(t, objective) or 0.0)
+            pick = min(rest, key=lambda t: _least(t, goal))
         yield pick
         left = [trial for trial in left if trial.name != pick.name]
 
 
 def _of_equal_size(tied: list[Trial], target: Target) -> list[Trial]:
     if any(trial.rounds for trial in tied):
-        return _least(tied, "latency")
-    for cost in ("latency", "memory") if target.npu else ("memory",):
-        tied = _least(tied, cost)  # of an NPU, latency is what Vela models of its cycles
+        return _best(tied, costs.LATENCY)
+    for cost in (costs.LATENCY, costs.MEMORY) if target.npu else (costs.MEMORY,):
+        tied = _best(tied, cost)  # of an NPU, latency is what Vela models of its cycles
     return [trial for trial in tied if not _dynamic(trial, target)] or tied
 
 
@@ -205,13 +196,13 @@ def _dynamic(trial: Trial, target: Target) -> bool:
     return target.recipe(trial.recipe, trial.runtime).quantized_by in ("dynamic", "weights")
 
 
-def _least(tied: list[Trial], objective: Objective) -> list[Trial]:
+def _best(tied: list[Trial], cost: Cost) -> list[Trial]:
     """Those that cannot be distinguished from the best in one respect; all, where it is unknown."""
-    known = [trial for trial in tied if value(trial, objective) is not None]
+    known = [trial for trial in tied if cost.of(trial) is not None]
     if not known:
         return tied
-    best = min(known, key=lambda t: value(t, objective) or 0.0)
-    return [trial for trial in known if alike(trial, best, objective)]
+    best = min(known, key=lambda t: _least(t, cost))
+    return [trial for trial in known if alike(trial, best, cost)]
 
 
 # --- what speaks against one
@@ -219,25 +210,25 @@ def _least(tied: list[Trial], objective: Objective) -> list[Trial]:
 
 def objections(trial: Trial, budget: Budget, target: Target, higher_is_better: bool) -> list[str]:
     """Everything that speaks against a trial that ran: the budget, and what the hardware has."""
-    found = budget.objections(trial, higher_is_better=higher_is_better)
-    found += _unlike(trial, budget)
-    limits, candidate, memory = target.limits, trial.candidate, trial.peak_memory_bytes
+    reasons = budget.objections(trial, higher_is_better=higher_is_better)
+    reasons += _unlike(trial, budget)
+    limits, candidate, memory_bytes = target.limits, trial.candidate, costs.MEMORY.of(trial)
     if limits.storage_kib and candidate and candidate.size_bytes > limits.storage_kib * 1024:
-        found.append(
+        reasons.append(
             f"size {candidate.size_bytes} bytes is over the {limits.storage_kib * 1024} bytes "
             f"({limits.storage_kib} KiB) of the target"
         )
-    if limits.memory_kib and memory is None and trial.latency_ms:
-        why = trial.missing.get("peak_memory_bytes", "no reason given")
-        found.append(f"peak memory, which the target limits, was not measured ({why})")
+    if limits.memory_kib and memory_bytes is None and trial.latency_ms:
+        why = costs.MEMORY.why_missing(trial)
+        reasons.append(f"peak memory, which the target limits, was not measured ({why})")
     if target.chip:
-        found += chip_objections(trial, target.chip)
-    if limits.memory_kib and memory and memory.value > limits.memory_kib * 1024:
-        found.append(
-            f"peak memory {memory.value:.0f} bytes is over the {limits.memory_kib * 1024} bytes "
+        reasons += chip_objections(trial, target.chip)
+    if limits.memory_kib and memory_bytes and memory_bytes > limits.memory_kib * 1024:
+        reasons.append(
+            f"peak memory {memory_bytes:.0f} bytes is over the {limits.memory_kib * 1024} bytes "
             f"({limits.memory_kib} KiB) of the target"
         )
-    return found
+    return reasons
 
 
 def likeness_objections(trial: Trial, budget: Budget, higher_is_better: bool) -> list[str]:
@@ -246,48 +237,48 @@ def likeness_objections(trial: Trial, budget: Budget, higher_is_better: bool) ->
 
 
 def _unlike(trial: Trial, budget: Budget) -> list[str]:
-    found = []
+    reasons = []
     if budget.max_accuracy_drop is not None and trial.recipe != EXACT:
         if trial.accuracy is None and not trial.sqnr_db and not trial.equal:
-            found.append("neither accuracy nor fidelity is known")
-        found += trial.unlike
-    return [*found, *trial.collapsed]
+            reasons.append("neither accuracy nor fidelity is known")
+        reasons += trial.unlike
+    return [*reasons, *trial.collapsed]
 
 
-def does_not_pay(trial: Trial, base: Trial | None, objective: Objective) -> str | None:
+def does_not_pay(trial: Trial, base: Trial | None, goal: Cost) -> str | None:
     """Why an inexact candidate has no point beside the baseline, where speed or energy is the aim;
     judged by what is minimized."""
-    if objective not in TIMED or trial.recipe == EXACT or base is None:
+    if not goal.must_pay or trial.recipe == EXACT or base is None:
         return None
-    if trial.name == base.name or value(base, objective) is None:
+    if trial.name == base.name or goal.of(base) is None:
         return None
-    if better(trial, base, objective):
+    if better(trial, base, goal):
         return None
-    how = "worse than" if better(base, trial, objective) else "no better, beyond noise, than"
-    return f"its {objective} is {how} that of {base.name}, which is exact"
+    how = "worse than" if better(base, trial, goal) else "no better, beyond noise, than"
+    return f"its {goal.name} is {how} that of {base.name}, which is exact"
 
 
 def chip_objections(trial: Trial, chip: Chip) -> list[str]:
     """By how much a candidate is too large for the chip, and what to try."""
-    found = []
-    memory, flash = trial.peak_memory_bytes, (trial.embedded or {}).get("flash")
+    reasons = []
+    memory_bytes, flash = costs.MEMORY.of(trial), (trial.embedded or {}).get("flash")
     room = (chip.ram_kib - chip.application_ram_kib) * 1024
-    if memory and memory.value > room:
-        over = int(memory.value) - room
-        found.append(
-            f"its arena of {memory.value:.0f} bytes is {over} bytes more than the {room} of RAM "
+    if memory_bytes and memory_bytes > room:
+        over = int(memory_bytes) - room
+        reasons.append(
+            f"its arena of {memory_bytes:.0f} bytes is {over} bytes more than the {room} of RAM "
             f"that are there for it; try {_smaller(trial)}a smaller --input-shape, or a model with "
             "fewer channels in its first layers"
         )
     room = (chip.flash_kib - chip.application_flash_kib) * 1024
     if flash and flash["total_bytes"] > room:
         over = flash["total_bytes"] - room
-        found.append(
+        reasons.append(
             f"it needs {flash['total_bytes']} bytes of flash (weights {flash['weights_bytes']}, "
             f"graph {flash['graph_bytes']}, code about {flash['code_bytes']}), {over} bytes more "
             f"than the {room} that are there for it; try a smaller model"
         )
-    return found
+    return reasons
 
 
 def _smaller(trial: Trial) -> str:
@@ -296,39 +287,35 @@ def _smaller(trial: Trial) -> str:
     return "" if "split" in trial.recipe else "int8-split, "
 
 
-def why_not(trial: Trial, chosen: Trial, objective: Objective, target: Target) -> str:
+def why_not(trial: Trial, chosen: Trial, goal: Cost, target: Target) -> str:
     """Why a fitting trial was not chosen, in words."""
-    if objective in ("latency", "throughput") and trial.rounds and chosen.rounds:
-        versus = statistics.compare(chosen.rounds, trial.rounds, mean=objective == "throughput")
+    if goal.paired and trial.rounds and chosen.rounds:
+        versus = statistics.compare(chosen.rounds, trial.rounds, mean=goal.by_means)
         if versus.verdict != "inconclusive":
             return f"{versus.verdict} than {chosen.name}: {versus.speedup:.2f}x its speed"
         low, high = versus.ci95
         return (
-            f"no measurable difference in {objective} from {chosen.name} "
+            f"no measurable difference in {goal.name} from {chosen.name} "
             f"({versus.speedup:.2f}x its speed [{low:.2f}, {high:.2f}]), which "
             f"{_preferred(trial, chosen, target)}"
         )
-    mine, other = value(trial, objective), value(chosen, objective)
+    mine, other = goal.of(trial), goal.of(chosen)
     if mine is None or other is None:
-        return f"its {objective} is not known"
-    show = report.size if objective in ("size", "memory") else "{:.4g}".format
-    if better(chosen, trial, objective):
-        what = "larger than" if objective == "size" else f"more {objective} than"
-        return f"{what} {chosen.name}: {show(mine)} against {show(other)}"
-    return (
-        f"no real difference in {objective} from {chosen.name} ({show(mine)} against "
-        f"{show(other)}), which {_preferred(trial, chosen, target)}"
-    )
+        return f"its {goal.name} is not known"
+    figures = f"{goal.figure(mine)} against {goal.figure(other)}"
+    if better(chosen, trial, goal):
+        return f"{goal.comparison.format(name=goal.name)} {chosen.name}: {figures}"
+    preferred = _preferred(trial, chosen, target)
+    return f"no real difference in {goal.name} from {chosen.name} ({figures}), which {preferred}"
 
 
 def _preferred(trial: Trial, chosen: Trial, target: Target) -> str:
     """What speaks for the chosen one of two that are equal in what is minimized."""
     if target.exactness(chosen.recipe) < target.exactness(trial.recipe):
         return "is more exact"
-    costs: tuple[Objective, ...] = ("latency", "memory", "size", "energy")
-    for cost in costs:
-        if value(trial, cost) is not None and better(chosen, trial, cost):
-            return f"has less {cost}" if cost != "latency" else "is faster"
+    for cost, merit in costs.MERITS:
+        if cost.of(trial) is not None and better(chosen, trial, cost):
+            return merit
     if _dynamic(trial, target) and not _dynamic(chosen, target):
         return "computes with integers from end to end"
     return "comes first in the plan"

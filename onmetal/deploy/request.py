@@ -10,13 +10,13 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from onmetal.budget import Asked, Share
+from onmetal import budget, costs
+from onmetal.budget import Asked
 from onmetal.calibration import label_forms, metric_table, metrics, sample_checks, samples
 from onmetal.calibration.metric_table import Metric
 from onmetal.deploy import model
 from onmetal.deploy.metric_check import try_metric
 from onmetal.deploy.propose.plan import Planned, calibrates, plan, without_samples
-from onmetal.deploy.rank import Objective
 from onmetal.errors import DeviceError, ShapeError, UnsupportedError, UsageError
 from onmetal.files import cache as caches
 from onmetal.files.cache import Cache
@@ -29,6 +29,7 @@ from onmetal.runtimes.fit import load_target
 from onmetal.samples import Samples
 from onmetal.targets import Target
 from onmetal.texts.suggest import did_you_mean
+from onmetal.texts.units import Share
 
 RANDOM_SAMPLES = 8
 FEW_SAMPLES = 100
@@ -47,7 +48,8 @@ class Request(Struct, frozen=True):
     budget: Asked = Asked()
     budget_given: tuple[str, ...] = ()
     """The budget options that the user gave, as against the default ones."""
-    minimize: Objective = "latency"
+    minimize: str = costs.LATENCY.name
+    """The name of a row of the table of costs."""
     recipes: tuple[str, ...] | None = None
     batch: int | None = None
     threads: int | None = None
@@ -182,12 +184,7 @@ def _prepared(
     shapes = model.parse_shapes(list(request.input_shapes))
     models = _read(request, target, shapes, cache, host)
     _check_same_task(models)
-    request.budget.check_sizes(models[0].size_bytes, models[0].macs)
-    if request.budget.max_macs is not None and models[0].macs is None:
-        raise UsageError(
-            "--max-macs: the multiply-accumulates of this model could not be counted "
-            "(a shape inside it is not static); leave the option out"
-        )
+    request.budget.check_shares(models[0])
     threads = choose_threads(request.threads, target, facts)
     if device:
         device.pin(threads)
@@ -320,36 +317,39 @@ def _check_budget(
     request: Request, target: Target, device: Device | None, facts: DeviceFacts
 ) -> None:
     """Refuse what cannot be measured, before hours are spent."""
-    budget = request.budget
-    memory = budget.max_memory_bytes and not target.micro  # whose arena is known on any machine
-    if device and facts.emulated and (budget.max_latency_ms or memory):
+    limited = [cost for cost, _ in costs.LIMITS if cost.name in request.budget.limits]
+    timed = {cost: limit.option for cost, limit in costs.LIMITS if cost.needs == "timed device"}
+    options = " and ".join(timed.values())
+    limits_timed = any(c in timed and not (c.known_on_chips and target.micro) for c in limited)
+    if device and facts.emulated and limits_timed:
         raise DeviceError(
-            "--max-latency and --max-memory cannot be judged on an emulated device, whose timings "
-            "and memory are not the hardware's: leave them out, or measure on a real one"
+            f"{options} cannot be judged on an emulated device, whose timings and memory are not "
+            "the hardware's: leave them out, or measure on a real one"
         )
-    energy = budget.max_energy_mj is not None or request.minimize == "energy"
-    if energy and (device is None or device.meter is None):
-        why = device.no_meter if device else "there is no device"
+    for cost in costs.MEASURED if device is None or device.meter is None else ():
+        if cost.needs == "meter" and (cost in limited or cost.name == request.minimize):
+            why = device.no_meter if device else "there is no device"
+            asking = [*([cost.limit.option] if cost.limit else []), f"--minimize {cost.name}"]
+            raise DeviceError(
+                f"{cost.name} cannot be measured here: {why.removeprefix('no meter: ')}; leave "
+                f"{' or '.join(asking)} out, or name a board's meter in its address"
+            )
+    if device is None and limits_timed:
         raise DeviceError(
-            f"energy cannot be measured here: {why.removeprefix('no meter: ')}; leave --max-energy "
-            "or --minimize energy out, or name a board's meter in its address"
-        )
-    if device is None and (budget.max_latency_ms or memory):
-        raise DeviceError(
-            "--max-latency and --max-memory need a device to be measured on: name one with --device"
+            f"{options} need a device to be measured on: name one with --device"
             + (", and leave --no-device out" if request.device == "none" else "")
         )
     if request.data is not None:
         return
     for option, value in (
-        ("--max-accuracy-drop", budget.max_accuracy_drop),
-        ("--min-accuracy", budget.min_accuracy),
+        (budget.DROP, request.budget.max_accuracy_drop),
+        (budget.LEAST, request.budget.min_accuracy),
     ):
         if option in request.budget_given and value is not None:
             raise UsageError(f"{option} needs labelled data: give it with --data")
-    if request.minimize == "accuracy-drop":
+    if request.minimize == costs.DROP.name:
         raise UsageError("--minimize accuracy-drop needs labelled data: give it with --data")
-    if len(request.models) > 1 and budget.max_accuracy_drop is not None:
+    if len(request.models) > 1 and request.budget.max_accuracy_drop is not None:
         raise UsageError(
             "several models are compared by accuracy too: give labelled data with --data, "
             "or switch the accuracy budget off with --max-accuracy-drop none"

@@ -2,10 +2,11 @@
 
 import platform
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
-from msgspec.structs import replace
+from msgspec import UNSET, UnsetType
+from msgspec.structs import asdict, replace
 
 from onmetal import __version__
 from onmetal.budget import Budget
@@ -29,17 +30,19 @@ from onmetal.deploy.vectors import keep_raw, write_feeds, write_golden
 from onmetal.errors import BudgetError, DeviceError, UnsupportedError, UsageError
 from onmetal.files.cache import Cache
 from onmetal.progress import Progress
-from onmetal.records import NO_DATA, Trial, plain
-from onmetal.reports import report, text
+from onmetal.records import NO_DATA, Trial, plain, restore
+from onmetal.reports import manifest_record, of_trials, record
+from onmetal.reports.manifest_record import Manifest
+from onmetal.reports.readme import readme
+from onmetal.reports.record import Document, Report
 from onmetal.runtimes.fit import load_target
 from onmetal.samples import Samples
-from onmetal.texts.terminal import PLAIN, Screen
 
 
-def deploy(request: Request, progress: Progress, screen: Screen = PLAIN) -> dict[str, Any]:
-    """Do all of it. -> the document of `--json`, and under `table` the lines for a screen.
+def deploy(request: Request, progress: Progress) -> Report[Document]:
+    """Do all of it.
 
-    Raises the errors of onmetal.errors; BudgetError and DeviceError carry the document where
+    Raises the errors of onmetal.errors; BudgetError and DeviceError carry the report where
     candidates were judged.
     """
     out = request.out or Path(f"{request.models[0].stem}-{Path(request.target).stem}")
@@ -58,12 +61,12 @@ def deploy(request: Request, progress: Progress, screen: Screen = PLAIN) -> dict
         task = prepare(request, cache, progress)
         ended_well = False
         try:
-            document = _deploy(task, out, cache, scratch, clock, progress, screen, damages)
+            report = _deploy(task, out, cache, scratch, clock, progress, damages)
             ended_well = True
         finally:
             if task.device:
                 task.device.close(keep=ended_well)
-        return document
+        return report
 
 
 def _deploy(
@@ -73,9 +76,8 @@ def _deploy(
     scratch: Path,
     clock: Clock,
     progress: Progress,
-    screen: Screen,
     damages: list[str],
-) -> dict[str, Any]:
+) -> Report[Document]:
     """What `deploy` does once all is read and checked. `damages`: of the cache, in words, as they
     are met."""
     if task.request.dry_run:
@@ -114,76 +116,84 @@ def _deploy(
     trials, base, chosen = choose(task, budget, trials, reference, feeds, clock, progress)
     after = _state_after(task)
     task.warnings.extend(damages)
-    document = _document(task, budget, trials, base, chosen)
-    document["table"] = text.text(trials, base, chosen, _setting(task, budget), screen)
+    aside = _aside(task, base, chosen)
     measurements = keep_raw(trials, cache)
     if chosen is None:
-        _refuse(task, document, trials, out)
+        _refuse(task, Report(_document(task, budget, trials, base, None), aside), trials, out)
     progress.step(estimate.WRITING)
     assert chosen
-    document["bundle"] = str(out)
+    document = _document(task, budget, trials, base, chosen, out)
     try:
-        _bundle(task, document, chosen, after, measurements, out, scratch)
-    except DeviceError as error:  # the golden vectors run on the device: its figures are told
-        document.update(chosen=None, bundle=None)
-        raise DeviceError(f"the bundle could not be written: {error}", document) from None
-    return document
+        document = _bundle(task, document, chosen, after, measurements, out, scratch)
+    except DeviceError as error:  # golden vectors run on the device, whose figures are shown
+        judged = Report(_document(task, budget, trials, base, None), aside)
+        raise DeviceError(f"the bundle could not be written: {error}", judged) from None
+    return Report(document, aside)
 
 
 def _check_plan(planned: list[Planned]) -> None:
     """Refuse where nothing that was asked for can be tried here."""
     if all(entry.skipped or entry.reference_only for entry in planned):
-        said = [f"{entry.name}: {entry.skipped}" for entry in planned if entry.skipped]
+        reasons = [f"{entry.name}: {entry.skipped}" for entry in planned if entry.skipped]
         kind = UsageError if any(e.skipped == NO_DATA for e in planned) else UnsupportedError
-        raise kind("none of the candidates asked for can run here:", details=said)
+        raise kind("none of the candidates asked for can run here:", details=reasons)
 
 
 def _document(
-    task: Task, budget: Budget, trials: list[Trial], base: Trial | None, chosen: Trial | None
-) -> dict[str, Any]:
+    task: Task,
+    budget: Budget,
+    trials: list[Trial],
+    base: Trial | None,
+    chosen: Trial | None,
+    out: Path | None = None,
+) -> Document:
+    """`out`: of the bundle, where there is one."""
     request = task.request
     ran = [trial for trial in trials if trial.status in ("chosen", "ok", "over-budget")]
-    return {
-        "schema": 1,
-        "target": task.target.name,
-        "mode": request.mode,
-        "decided_by": objective(task),
-        "models": [report.model_document(entry) for entry in task.models],
-        "data": {
-            "source": task.data[str(task.models[0].path)].source,
-            "digest": task.data[str(task.models[0].path)].digest,
-            "metric": task.metric.name if task.metric else None,
-            "output": task.output,
-            "calibration_samples": task.calibration_samples,
-            "evaluation_samples": task.data[str(task.models[0].path)].count if task.labelled else 0,
-            "warnings": task.warnings,
-        },
-        "device": report.device_document(task.facts if task.device else None),
-        "budget": plain(budget),
-        "minimize": request.minimize,
-        "batch": task.models[0].batch,
-        "threads": task.threads,
-        "candidates": [report.candidate_document(trial) for trial in trials],
-        "baseline": base.name if base else None,
-        "chosen": chosen.name if chosen else None,
-        "pareto": rank.pareto(ran, task.target),
-        "bundle": None,
-    }
+    data = task.data[str(task.models[0].path)]
+    return Document(
+        schema=1,
+        target=task.target.name,
+        mode=request.mode,
+        decided_by=objective(task).name,
+        models=[of_trials.model(entry) for entry in task.models],
+        data=record.Data(
+            source=data.source,
+            digest=data.digest,
+            metric=task.metric.name if task.metric else None,
+            output=task.output,
+            calibration_samples=task.calibration_samples,
+            evaluation_samples=data.count if task.labelled else 0,
+            warnings=list(task.warnings),
+        ),
+        device=of_trials.device(task.facts if task.device else None),
+        budget=budget.document(),
+        minimize=request.minimize,
+        batch=task.models[0].batch,
+        threads=task.threads,
+        candidates=[of_trials.candidate(trial) for trial in trials],
+        baseline=base.name if base else None,
+        chosen=chosen.name if chosen else None,
+        pareto=rank.pareto(ran, task.target),
+        bundle=str(out) if out else None,
+    )
 
 
-def _setting(task: Task, budget: Budget) -> text.Setting:
-    """What the text for people says besides the trials."""
-    return text.Setting(
-        decided_by=objective(task),
-        minimize=task.request.minimize,
-        metric=task.metric.name if task.metric else None,
+def _aside(task: Task, base: Trial | None, chosen: Trial | None) -> record.Aside:
+    """What the text for people says besides the document."""
+    again = chosen.again.get(base.name) if chosen and base else None
+    then_ms = None
+    if again:
+        then_ms = float(np.median(np.concatenate(list(again.samples_ns.values())))) / 1e6
+    throughput = None
+    if chosen and base and objective(task).by_means:
+        throughput = rank.latest(base, chosen, objective(task))
+    return record.Aside(
         higher_is_better=task.metric.higher_is_better if task.metric else True,
         proportion=task.metric.proportion if task.metric else True,
-        several_models=len(task.models) > 1,
-        original_size_bytes=task.models[0].size_bytes if len(task.models) == 1 else None,
-        emulated=task.emulated,
-        p90=budget.max_latency_ms is not None,
         impossible=frozenset(entry.name for entry in task.planned if entry.skipped),
+        throughput=of_trials.versus(throughput),
+        baseline_again_ms=then_ms,
     )
 
 
@@ -201,41 +211,37 @@ def _state_after(task: Task) -> dict[str, Any] | None:
     return after
 
 
-def _dry_run(task: Task) -> dict[str, Any]:
-    document = _document(task, resolve(task, task.models[0].stem, None), [], None, None)
+def _dry_run(task: Task) -> Report[Document]:
+    trials = []
     for entry in task.planned:
-        trial = planned_trial(entry)
         reason = "as the reference only" if entry.reference_only else entry.skipped
         status: Literal["skipped", "planned"] = "skipped" if entry.skipped else "planned"
-        document["candidates"].append(
-            report.candidate_document(replace(trial, status=status, reason=reason))
-        )
-    document["dry_run"] = True
-    document["table"] = report.planned(document)
-    return document
+        trials.append(replace(planned_trial(entry), status=status, reason=reason))
+    budget = resolve(task, task.models[0].stem, None)
+    document = _document(task, budget, trials, None, None)
+    return Report(replace(document, dry_run=True))
 
 
-def _refuse(task: Task, document: dict[str, Any], trials: list[Trial], out: Path) -> None:
+def _refuse(task: Task, report: Report[Document], trials: list[Trial], out: Path) -> NoReturn:
     """No candidate: say why, by what kind of failure it was; of what was never to be tried, the
     document says why."""
     late = [t for t in trials if "--time-limit" in (t.missing.get("latency_ms") or t.reason or "")]
     if late and not any(trial.latency_ms for trial in trials):
-        raise DeviceError("--time-limit ended before anything was measured; give more", document)
+        raise DeviceError("--time-limit ended before anything was measured; give more", report)
     tried = [trial for trial in trials if trial.status != "skipped"]
     planned = {entry.name for entry in task.planned if not entry.skipped}
-    told = [t for t in trials if t.reason and t.name in planned]
-    told.sort(key=lambda t: t.failure is None)  # what failed comes first
-    said = [f"{t.name}: {t.reason}" for t in told]
+    objected = [t for t in trials if t.reason and t.name in planned]
+    objected.sort(key=lambda t: t.failure is None)  # what failed comes first
+    reasons = [f"{t.name}: {t.reason}" for t in objected]
     if tried and all(trial.failure for trial in tried):
         if all(trial.failure == "conversion" for trial in tried):
-            raise UnsupportedError("no runtime of this target can run the model:", document, said)
-        raise DeviceError("every candidate failed:", document, said)
+            raise UnsupportedError("no runtime of this target can run the model:", report, reasons)
+        raise DeviceError("every candidate failed:", report, reasons)
     error = BudgetError(
-        f"no candidate meets the budget; {out / write.REPORT} has every figure:", document, said
+        f"no candidate meets the budget; {out / write.REPORT} has every figure:", report, reasons
     )
-    document["error"] = {"code": error.exit_code, "message": str(error)}
-    written = {key: value for key, value in document.items() if key != "table"}
-    write.write_report(out, _private(task, written, out), task.request.force)
+    failed = replace(report.document, error=record.Failure(error.exit_code, str(error)))
+    write.write_report(out, _private(task, plain(failed), out), task.request.force)
     raise error
 
 
@@ -252,13 +258,14 @@ def _tolerance(task: Task, chosen: Trial) -> float:
 
 def _bundle(
     task: Task,
-    document: dict[str, Any],
+    document: Document,
     chosen: Trial,
     after: dict[str, Any] | None,
     measurements: Path | None,
     out: Path,
     scratch: Path,
-) -> None:
+) -> Document:
+    """Write it. -> the document, with what is to be said of the bundle too."""
     candidate = chosen.candidate
     assert candidate
     tolerance = _tolerance(task, chosen)
@@ -268,49 +275,54 @@ def _bundle(
     if kind == "real" and not (task.request.data or task.request.calibration_data):
         kind = "random"
     data = task.data[str(candidate.model.path)]
-    manifest = {
-        **{key: value for key, value in document.items() if key != "table"},
-        "run": report.run_document(candidate),
-        "golden": {"vectors": vectors, "inputs": kind, "tolerance": tolerance},
-        "preprocessing": _preprocessing(data),
-        "classes": _classes(data),
-        "evaluation_indices": data.places().tolist() if task.labelled else [],
-        "digests": {
-            "models": {str(entry.path.name): entry.sha256 for entry in task.models},
-            "data": data.digest,
-            "artifact": candidate.sha256,
-        },
-        "tools": {
+    besides = builds.beside(task.target, task.device, chosen, golden, tolerance)
+    warnings = [*document.data.warnings, *besides.warnings]
+    document = replace(document, data=replace(document.data, warnings=warnings))
+    manifest = Manifest(
+        **asdict(document),
+        run=of_trials.run(candidate),
+        golden=manifest_record.Golden(vectors, kind, tolerance),
+        preprocessing=_preprocessing(data),
+        classes=_classes(data),
+        evaluation_indices=data.places().tolist() if task.labelled else [],
+        digests=manifest_record.Digests(
+            models={str(entry.path.name): entry.sha256 for entry in task.models},
+            data=data.digest,
+            artifact=candidate.sha256,
+        ),
+        tools={
             "onmetal": __version__,
             "python": platform.python_version(),
             "numpy": np.__version__,
             **task.host.facts().runtimes,
         },
-        "device_after": after,
-        "measured": task.timed,
-    }
-    if task.device is None:
-        manifest["unmeasured"] = "nothing was timed: no device was given"
-    elif task.emulated:
-        manifest["unmeasured"] = "the device is emulated: its timings are not the hardware's"
-    besides = builds.beside(task.target, task.device, chosen, golden, tolerance)
-    task.warnings.extend(besides.warnings)
-    manifest["builds"] = besides.builds
-    files = [*candidate.files, *([measurements] if measurements else [])]
-    manifest = _private(task, manifest, out)
-    readme = report.readme(manifest, _as_told(chosen, manifest), tolerance)
+        device_after=after,
+        measured=task.timed,
+        unmeasured=_unmeasured(task),
+        builds=of_trials.typed(besides.builds, manifest_record.Builds) if besides.builds else None,
+    )
+    written = _private(task, plain(manifest), out)
     write.write(
         out,
         candidate.runtime,
-        files,
+        [*candidate.files, *([measurements] if measurements else [])],
         besides.files,
         golden if vectors else None,
-        manifest,
-        readme,
+        written,
+        readme(restore(written, Manifest)),
         task.request.force,
         host=task.host,
         device=task.ships_on,
     )
+    return document
+
+
+def _unmeasured(task: Task) -> str | UnsetType:
+    if task.device is None:
+        return "nothing was timed: no device was given"
+    if task.emulated:
+        return "the device is emulated: its timings are not the hardware's"
+    return UNSET
 
 
 def _private(task: Task, document: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -318,15 +330,6 @@ def _private(task: Task, document: dict[str, Any], out: Path) -> dict[str, Any]:
     if task.request.keep_paths:
         return document
     return privacy.shared(document, _known(task, out), privacy.secret())
-
-
-def _as_told(chosen: Trial, manifest: dict[str, Any]) -> Trial:
-    """With the sentences that the manifest has of it."""
-    told = next(entry for entry in manifest["candidates"] if entry["name"] == chosen.name)
-    memory = chosen.peak_memory_bytes
-    if memory:
-        memory = replace(memory, how=told["peak_memory_bytes"]["how"])
-    return replace(chosen, missing=told["missing"], peak_memory_bytes=memory)
 
 
 def _known(task: Task, out: Path) -> privacy.Known:

@@ -7,6 +7,7 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
+from onmetal import costs
 from onmetal.budget import Budget
 from onmetal.calibration.fidelity import PERFECT_DB, compare
 from onmetal.deploy import rank
@@ -106,9 +107,9 @@ def quantized_by(task: Task, trial: Trial) -> str | None:
 def _comparable(task: Task) -> bool:
     """Whether a short timing, sizes and a few samples are all that the budget and the aim ask:
     memory and energy are not known yet."""
-    asked, limits = task.request.budget, task.target.limits
-    unknown = (asked.max_memory_bytes, asked.max_energy_mj, limits.memory_kib, task.target.chip)
-    return objective(task) in ("latency", "throughput") and not any(unknown)
+    asked, limits = task.request.budget.limits, task.target.limits
+    unknown = any(cost.name in asked and not cost.paired for cost in costs.MEASURED)
+    return objective(task).paired and not (unknown or limits.memory_kib or task.target.chip)
 
 
 def _beaten_by_any(

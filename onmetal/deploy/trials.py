@@ -172,7 +172,7 @@ def _examine(task: Task, device: Device, trial: Trial, feeds: Feeds, runs: int) 
     candidate = trial.candidate
     assert candidate
     missing = dict(trial.missing)
-    ran_on, memory = None, trial.peak_memory_bytes
+    ran_on, memory = None, trial.figures.get("peak_memory_bytes")
     try:
         ran_on = measure.profile(device, candidate, feeds(candidate))
     except OnmetalError as error:
@@ -182,7 +182,8 @@ def _examine(task: Task, device: Device, trial: Trial, feeds: Feeds, runs: int) 
         memory = memory or measure.peak_memory(device, candidate, feeds(candidate), runs)
     except OnmetalError as error:
         missing["peak_memory_bytes"] = str(error)
-    trial = replace(trial, ran_on=ran_on, peak_memory_bytes=memory, missing=missing)
+    trial = replace(trial, ran_on=ran_on, missing=missing)
+    trial = trial.with_figures(peak_memory_bytes=memory) if memory else trial
     compute = task.target.recipe(trial.recipe, trial.runtime).compute
     if compute == "f32" and trial.recipe != EXACT:
         return trial
@@ -214,7 +215,7 @@ def with_energy(trial: Trial, device: Device, feed: Path, schedule: Schedule) ->
         windows = energy.measure(device, candidate.artifact, feed, schedule.round_s)
     except OnmetalError as error:
         return replace(trial, missing={**trial.missing, "energy_mj": str(error)})
-    return replace(trial, energy_windows=windows, energy_mj=energy.figure(windows))
+    return replace(trial, energy_windows=windows).with_figures(energy_mj=energy.figure(windows))
 
 
 def measure_all(
@@ -256,10 +257,8 @@ def timed(task: Task, trial: Trial, outcome: measure.Outcome) -> Trial:
 def with_figures(trial: Trial, rounds: Rounds, batch: int, *, emulated: bool) -> Trial:
     """The trial with its rounds and what they come to."""
     basis: Basis = "emulated" if emulated else "measured"
-    return replace(
-        trial,
-        rounds=rounds,
-        latency_ms=replace(statistics.latency(rounds), basis=basis),
+    latency = replace(statistics.latency(rounds), basis=basis)
+    return replace(trial, rounds=rounds, latency_ms=latency).with_figures(
         throughput_per_s=replace(statistics.throughput(rounds, batch), basis=basis),
         load_ms=replace(measure.load_figure(rounds), basis=basis),
     )

@@ -4,15 +4,16 @@ import hashlib
 import io
 import shutil
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from onmetal import costs
 from onmetal.deploy.request import Task
 from onmetal.deploy.trials import Feeds
 from onmetal.files.cache import Cache
-from onmetal.records import Candidate, Tensor, Trial
+from onmetal.records import Candidate, Tensor, Trial, Window
 
 FEEDS = 8
 """Samples that inferences are timed with, one a round, so that no single one decides."""
@@ -106,22 +107,30 @@ def random_alike(
 
 
 def keep_raw(trials: list[Trial], cache: Cache) -> Path | None:
-    """All raw samples, in the cache whether or not there will be a bundle: int64 nanoseconds under
-    `candidate/block/round`; of the fresh blocks under `again/…`, or `rejected/PICK/…` where what
-    was picked did not hold when measured again."""
-    raw = {}
-    for trial in trials:
-        taken = [(trial.name, trial.rounds)]
-        again = "again" if trial.status == "chosen" else f"rejected/{trial.name}"
-        taken += [(f"{again}/{name}", rounds) for name, rounds in trial.again.items()]
-        for name, rounds in taken:
-            for (block, number), found in rounds.samples_ns.items() if rounds else ():
-                raw[f"{name}/{block}/{number}"] = found
+    """All raw samples, in the cache whether or not there will be a bundle. Latencies are int64
+    nanoseconds under `candidate/block/round`; of the fresh blocks under `again/…`, or
+    `rejected/PICK/…` where what was picked did not hold when measured again. A meter's windows are
+    under `candidate/energy_mj/…`, an array for each field of records.Window, and `idle_mw`."""
+    raw = {name: array for trial in trials for name, array in _raw(trial)}
     if not raw:
         return None
     content = hashlib.sha256()
-    for name, found in raw.items():
-        content.update(name.encode() + found.tobytes())
+    for name, array in raw.items():
+        content.update(name.encode() + array.tobytes())
     digest = content.hexdigest()
     folder = cache.get("raw", digest, lambda folder: write_npz(folder / "measurements.npz", raw))
     return folder / "measurements.npz"
+
+
+def _raw(trial: Trial) -> Iterator[tuple[str, np.ndarray]]:
+    again = "again" if trial.status == "chosen" else f"rejected/{trial.name}"
+    timed = [(trial.name, trial.rounds)] if trial.rounds else []
+    timed += [(f"{again}/{name}", rounds) for name, rounds in trial.again.items()]
+    for name, rounds in timed:
+        for (block, number), samples_ns in rounds.samples_ns.items():
+            yield f"{name}/{block}/{number}", samples_ns
+    if metered := trial.energy_windows:
+        name = f"{trial.name}/{costs.ENERGY.key}"
+        for field in Window.__struct_fields__:
+            yield f"{name}/{field}", np.array([getattr(one, field) for one in metered.windows])
+        yield f"{name}/idle_mw", np.array(metered.idle_mw)

@@ -25,10 +25,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from onmetal.budget import parse_bytes
 from onmetal.errors import UsageError
 from onmetal.files.reading import open_regular, read_bytes
 from onmetal.texts import terminal
+from onmetal.texts.units import parse_bytes
 
 LIMIT_BYTES = 10 * 10**9
 FOLDERS = ("entries", "building", "home", "home/intel", "logs")

@@ -26,10 +26,14 @@ RESERVED = frozenset(OPTIONS)
 def convert(prepared: str, compute: str, folder: str, hardware: Hardware) -> list[str]:
     from onmetal.converters.tflite import check
     from onmetal.converters.tflite.parsing import read
+    from onmetal.runtimes.litert import half
 
     if found := check.problems(read(Path(prepared))):
         raise UnsupportedError(f"the file violates TFLite's specification: {found[0]}")
     target = Path(folder) / "model.tflite"
+    if compute == "f16":
+        target.write_bytes(half.allow(Path(prepared).read_bytes()))
+        return ["model.tflite"]
     try:
         os.link(prepared, target)
     except OSError:

@@ -8,8 +8,11 @@ import numpy as np
 from onmetal.converters.tflite.precision import precision
 
 
-def shares(ops: list[dict[str, Any]], types: dict[int, Any]) -> dict[str, Any]:
-    """`ops`: as Interpreter._get_ops_details gives them; `types`: tensor -> its dtype.
+def shares(
+    ops: list[dict[str, Any]], types: dict[int, Any], in_float16: bool = False
+) -> dict[str, Any]:
+    """`ops`: as Interpreter._get_ops_details gives them; `types`: tensor -> its dtype;
+    `in_float16`: XNNPACK computes in float16 what the file has in float32.
 
     Shares of the operators, since LiteRT's Python has no clock for each of them.
     """
@@ -17,17 +20,12 @@ def shares(ops: list[dict[str, Any]], types: dict[int, Any]) -> dict[str, Any]:
     taken = delegated(ops)
     left = [op for op in real if op["index"] not in taken]
     share = len(taken) / max(1, len(real))
-    precisions = Counter(
-        precision(
-            str(op["op_name"]),
-            [
-                np.dtype(types[int(t)]).name
-                for t in (*op["outputs"], *op["inputs"])
-                if int(t) in types
-            ],
-        )
-        for op in real
-    )
+    precisions: Counter[str] = Counter()
+    for op in real:
+        tensors = [int(t) for t in (*op["outputs"], *op["inputs"]) if int(t) in types]
+        kind = precision(str(op["op_name"]), [np.dtype(types[t]).name for t in tensors])
+        narrowed = in_float16 and kind == "f32" and op["index"] in taken
+        precisions["f16" if narrowed else kind] += 1
     names = Counter(str(op["op_name"]) for op in real)
     total = max(1, sum(precisions.values()))
     return {

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from onmetal.errors import UnsupportedError
-from onmetal.runtimes.litert import operators
+from onmetal.runtimes.litert import on_device, operators
 from onmetal.runtimes.litert.session import Session
 from onmetal.runtimes.protocol import Feed
 
@@ -25,7 +25,14 @@ def profile(
         for entry in session.interpreter.get_tensor_details()
         if entry["name"]
     }
-    return operators.shares(session.interpreter._get_ops_details(), types)
+    ops = session.interpreter._get_ops_details()
+    in_float16 = on_device.in_float16(
+        files[0],
+        lambda scale: session.run(
+            {name: on_device.multiplied(array, scale) for name, array in feed.items()}
+        ),
+    )
+    return operators.shares(ops, types, in_float16)
 
 
 def layers(

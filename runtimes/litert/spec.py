@@ -13,7 +13,7 @@ class LiteRT(Runtime):
         reads="tflite",
         runs={
             "float": ("f32",),
-            "half": ("f32",),
+            "half": ("f32", "f16"),
             "dynamic": ("i8",),
             "static": ("i8", "i16"),
         },

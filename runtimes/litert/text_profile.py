@@ -29,6 +29,7 @@ class _Graph(Struct, frozen=True):
     ops: list[_Op]
     types: dict[Annotated[str, Meta(pattern="^[0-9]{1,9}$")], DType]
     """Of its tensors, as NumPy names them."""
+    in_float16: bool = False
 
 
 def shares(text: str, kinds: dict[str, str]) -> dict[str, Any]:
@@ -41,7 +42,9 @@ def shares(text: str, kinds: dict[str, str]) -> dict[str, Any]:
             graph = decode(text.encode(errors="replace"), _Graph)
             types = {int(index): kind for index, kind in graph.types.items()}
             return checked(
-                operators.shares([msgspec.structs.asdict(op) for op in graph.ops], types)
+                operators.shares(
+                    [msgspec.structs.asdict(op) for op in graph.ops], types, graph.in_float16
+                )
             )
         return checked(summary(text, kinds))
     except FAULTS as error:

@@ -407,19 +407,19 @@ def _memory(chosen: Trial) -> dict[str, bytes]:
 
 def _around(chosen: Trial, golden: dict[str, np.ndarray], core: str | None) -> dict[str, bytes]:
     """The sources of a firmware around the file that the chip holds."""
-    candidate, found, memory = chosen.candidate, chosen.embedded, chosen.peak_memory_bytes
-    assert candidate and found and memory
-    held = shipped(candidate.runtime, candidate.files)[0]
+    candidate, found = chosen.candidate, chosen.embedded
+    assert candidate and found
+    reserve = int(chosen.figures["peak_memory_bytes"].value)
     if found["npu"]:
-        reserve = int(memory.value) + NPU_TAIL_BYTES
+        reserve += NPU_TAIL_BYTES
     else:  # also where a board took less: other kernels may be linked the next time
         modelled = found["arena"]["modelled"] or {"total_bytes": 0}
         known = found["arena"]["host"]["total"], modelled["total_bytes"]
-        reserve = max(int(memory.value), *known)
+        reserve = max(reserve, *known)
     return files(
         candidate,
         golden,
-        shipped=held,
+        shipped=shipped(candidate.runtime, candidate.files)[0],
         arena_bytes=-(-reserve // 1024) * 1024,
         operators=found["flash"]["operators"],
         name=candidate.model.stem,

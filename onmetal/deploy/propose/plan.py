@@ -68,7 +68,7 @@ def plan(
             for runtime in target.runtimes:
                 recipe = target.recipe(recipe_name, runtime.name)
                 skipped = (
-                    _unfit(recipe, runtime.name, facts)
+                    _unfit(recipe, runtime.name, target, facts)
                     or _foreign(model, runtime.name)
                     or (LEFT_OUT if left_out and recipe.name != EXACT else None)
                     or _needless(recipe, runtime.name, model, samples, timed, has_float)
@@ -108,13 +108,15 @@ def _belongs(recipe: str, family: str) -> bool:
     return recipe.startswith(family) and family != ""
 
 
-def _unfit(recipe: Recipe, runtime: str, facts: DeviceFacts) -> str | None:
+def _unfit(recipe: Recipe, runtime: str, target: Target, facts: DeviceFacts) -> str | None:
     """Why this runtime or CPU cannot run the recipe."""
     if runtime not in recipe.runtimes:
         what = f"run {recipe.name}" if recipe.quantized_by else f"compute in {recipe.compute}"
         return f"{runtime} does not {what} on this target"
     if recipe.requires_any_flag and not set(recipe.requires_any_flag) & set(facts.flags):
         wanted = " or ".join(recipe.requires_any_flag)
+        if target.arch not in (facts.arch, "any"):  # without a device, the facts are this machine's
+            return f"needs a CPU with {wanted}, as only a device can show (--device)"
         return f"this CPU has no {wanted}, so it cannot compute in {recipe.compute}"
     if recipe.does("nncf") and not find_spec("nncf"):
         return "NNCF is not installed; `pip install 'onmetal[nncf]'` to try its quantization too"
