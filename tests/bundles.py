@@ -14,7 +14,8 @@ import pytest
 
 from onmetal import cli
 from onmetal.profilers.devices.local_worker import quiet_environment
-from tests.conftest import DIGITS, deploy, once
+from tests.conftest import DIGITS, once
+from tests.conftest import deploy_here as deploy
 
 MODEL = DIGITS / "digits_cnn.onnx"
 RUNTIMES = ("onnxruntime", "openvino", "litert")

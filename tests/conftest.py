@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import io
 import os
 import signal
 import subprocess
@@ -12,7 +13,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from onmetal import cli
 from onmetal.files.cache import Cache
+from onmetal.profilers.measure import MODES, Schedule
 from tests import schemas
 from tests.arm64 import Missing
 
@@ -34,6 +37,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = ROOT / "examples" / "digits"
+BRIEF = Schedule(2, 3, 0.01, 0.01, 0.0, 1)
+"""A `--quick` that measures for an instant."""
 FLOAT = ("--recipes", "fp,bf")
 """For what is not about 8 bits: nothing is calibrated, and all of DATA is evaluated."""
 
@@ -97,6 +102,24 @@ def deploy(*words: str | Path, cwd: Path | None = None, env: dict[str, str] | No
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
+def deploy_here(
+    *words: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> Ran:
+    """The same in this process, which spares what a new one takes to import everything."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.chdir(cwd or Path.cwd()),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        for name, value in (env or {}).items():
+            patch.setenv(name, value)
+        code = cli.main([*map(str, words)])
+    assert "Traceback" not in err.getvalue(), err.getvalue()
+    return Ran(code, out.getvalue(), err.getvalue())
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """One process of this run of the tests at a time."""
@@ -121,7 +144,9 @@ def bundle(shared_home: Path, shared_folder: Path) -> Path:
     words = (model, "--target", "x86-64", "--data", data, "--quick", "--json", "--out", out)
 
     def make() -> None:
-        ran = deploy(*words, env={"ONMETAL_HOME": str(shared_home)})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(MODES, "quick", BRIEF)
+            ran = deploy_here(*words, env={"ONMETAL_HOME": str(shared_home)})
         assert ran.code == 0, ran.err
         (shared_folder / "digits.json").write_text(ran.out)
 

@@ -11,9 +11,9 @@ import pytest
 from onnx import numpy_helper
 
 from onmetal import cli
-from onmetal.profilers.measure import MODES, Schedule
+from onmetal.profilers.measure import MODES
 from tests import onnx_models
-from tests.conftest import DIGITS, FLOAT
+from tests.conftest import BRIEF, DIGITS, FLOAT
 
 MODEL = DIGITS / "digits_cnn.onnx"
 DATA = DIGITS / "digits.npz"
@@ -45,7 +45,7 @@ def run_here(
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    monkeypatch.setitem(MODES, "quick", Schedule(2, 3, 0.01, 0.01, 0.0, 1))
+    monkeypatch.setitem(MODES, "quick", BRIEF)
 
     def called(*words: str | Path) -> tuple[int, Document]:
         code = cli.main([*map(str, words), "--json"])
@@ -61,6 +61,10 @@ Run = Callable[..., tuple[int, Document]]
 FULL: tuple[str | Path, ...] = (MODEL, "--target", "x86-64", "--data", DATA)
 PLAIN: tuple[str | Path, ...] = (*FULL, *FLOAT)
 STILL: tuple[str | Path, ...] = (*PLAIN, "--no-device")
+ONE: tuple[str | Path, ...] = (
+    *(MODEL, "--target", "x86-onnxruntime", "--data", DATA, "--recipes", "fp32", "--no-device"),
+)
+"""A single candidate, where it does not matter which."""
 
 
 def candidates(found: Document) -> dict[str, Document]:

@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from onmetal.records import Candidate, Model, Tensor, restore
 from tests import onnx_models
-from tests.conftest import DIGITS, ROOT, deploy, once
+from tests.conftest import DIGITS, ROOT, once
+from tests.conftest import deploy_here as deploy
 
 KINDS = (
     "litert-fp32",

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tests import onnx_models
-from tests.conftest import Ran, deploy, once
+from tests.conftest import Ran, once
+from tests.conftest import deploy_here as deploy
 
 SMALL = """\
 description = "For tests: LiteRT alone, to be quick."

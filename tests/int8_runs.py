@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from onmetal import cli
-from onmetal.profilers.measure import MODES, Schedule
+from onmetal.profilers.measure import MODES
 from onmetal.runtimes import fit
-from tests.conftest import DIGITS, deploy, once
+from tests.conftest import BRIEF, DIGITS, once
+from tests.conftest import deploy_here as deploy
 
 MODEL = DIGITS / "digits_cnn.onnx"
 DATA = DIGITS / "digits.npz"
 CALIBRATION = DIGITS / "calibration.npz"
 JUDGED = [index for index in range(600) if index % 4 != 3]
 """Of the example's 600 samples, all but the last of every four."""
-BRIEF = Schedule(2, 3, 0.01, 0.01, 0.0, 1)
 TARGET = fit.load_target("x86-64")
 STATIC = [
     recipe

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -21,11 +21,11 @@ from onmetal.bundles.artifact_io import programs
 from onmetal.bundles.golden import opened
 from onmetal.bundles.kinds import android
 from onmetal.errors import UnsupportedError
-from onmetal.records import Tensor
+from onmetal.records import Candidate, Tensor
 from onmetal.texts.quoting import code, kotlin_string
 from tests import deployed
 from tests.arm64 import needs
-from tests.conftest import ROOT
+from tests.conftest import ROOT, once
 from tests.deployed import Deployments
 
 STUBS = ROOT / "tests/android_stubs"
@@ -81,9 +81,68 @@ def kotlin(classes: Path, sources: Iterable[Path], *more: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stubs(shared_folder: Path) -> Path:
     sources = [path for path in STUBS.glob("*.kt") if path.name != "ContractTest.kt"]
-    return kotlin(tmp_path_factory.mktemp("stubs") / "classes", sources)
+    classes = shared_folder / "android-stubs"
+    once(shared_folder / "android-stubs.made", lambda: kotlin(classes, sources))
+    return classes
+
+
+class Modules(NamedTuple):
+    """Modules, each in a package of its own, compiled together: the compiler starts slowly."""
+
+    folder: Path
+    classes: Path
+
+    def of(self, name: str) -> Path:
+        return self.folder / name / "android"
+
+
+@pytest.fixture(scope="module")
+def modules(deployments: Deployments, stubs: Path, shared_folder: Path) -> Modules:
+    """By the kind of bundle; `beside`, with weights beside the model; `types`, of other types; and
+    `odd0`, … with the names of ODD."""
+    found = Modules(shared_folder / "android", shared_folder / "android/classes")
+
+    def make() -> None:
+        for kind in deployed.KINDS:
+            made = deployments(kind)
+            golden, tolerance = deployed.golden(made), deployed.tolerance(made)
+            put(found.folder / kind, deployed.candidate(made), golden, tolerance)
+        bundle = deployments("onnxruntime-fp32")
+        base, golden = deployed.candidate(bundle), deployed.golden(bundle)
+        (found.folder / "model.data").write_bytes(bytes(range(256)) * 999)
+        more = (*base.files, found.folder / "model.data")
+        put(found.folder / "beside", replace(base, files=more), golden)
+        put(found.folder / "types", *of_other_types(base))
+        for number, names in enumerate(ODD):
+            put(found.folder / f"odd{number}", *deployed.renamed(bundle, names))
+        kotlin(found.classes, found.folder.rglob("*.kt"), stubs)
+
+    once(shared_folder / "android.made", make)
+    return found
+
+
+def put(
+    folder: Path, candidate: Candidate, golden: dict[str, np.ndarray], tolerance: float = 1e-4
+) -> None:
+    """The module of a candidate, in a package that is named by the folder."""
+    model = replace(candidate.model, path=Path(f"{folder.name}.onnx"))
+    unpack(android.files(replace(candidate, model=model), golden, tolerance), folder)
+
+
+def of_other_types(base: Candidate) -> tuple[Candidate, dict[str, np.ndarray]]:
+    """A candidate of ONNX Runtime with an input and an output of every type."""
+    values = np.array([[0, 1, 2], [1, 100, 3]])
+    tensors = tuple(Tensor(dtype, dtype, (2, 3)) for dtype in artifact_io.DTYPES)
+    model = replace(base.model, inputs=tensors, outputs=tensors)
+    options = {"intra_op_num_threads": 1}
+    golden = {
+        f"{kind}/{dtype}/0": values.astype(dtype)
+        for kind in ("input", "output")
+        for dtype in artifact_io.DTYPES
+    }
+    return replace(base, model=model, runtime="onnxruntime", options=options), golden
 
 
 def joined(*paths: Path) -> str:
@@ -151,10 +210,9 @@ def unparsed(source: bytes) -> list[str]:
 
 class TestTheModule:
     def test_compiles_and_its_golden_test_passes(
-        self, bundle: Path, stubs: Path, tmp_path: Path
+        self, bundle: Path, modules: Modules, stubs: Path, tmp_path: Path
     ) -> None:
-        module = unpack(written(bundle), tmp_path)
-        classes = kotlin(tmp_path / "classes", module.rglob("*.kt"), stubs)
+        module, classes = modules.of(bundle.name), modules.classes
         tape = record(bundle, tmp_path / "tape")
         done = run(module, [classes, stubs], f"{package(module)}.GoldenTest", tape)
         assert done.returncode == 0 and done.stdout == "1 tests passed\n", done.stderr
@@ -187,22 +245,19 @@ class TestTheModule:
             assert f'"{file.name}" to "{digest}"' in constants
 
     def test_weights_beside_the_model_are_assets_too(
-        self, stubs: Path, deployments: Deployments, tmp_path: Path
+        self, stubs: Path, deployments: Deployments, modules: Modules, tmp_path: Path
     ) -> None:
         """And are unpacked beside it, where ONNX Runtime looks for them."""
-        bundle = Path(shutil.copytree(deployments("onnxruntime-fp32"), tmp_path / "bundle"))
-        (bundle / "model.data").write_bytes(bytes(range(256)) * 999)
-        base = deployed.candidate(bundle)
-        candidate = replace(base, files=(*base.files, bundle / "model.data"))
-        module = unpack(android.files(candidate, deployed.golden(bundle), 1e-4), tmp_path)
+        bundle = deployments("onnxruntime-fp32")
+        module = Path(shutil.copytree(modules.of("beside"), tmp_path / "android"))
+        files = (*deployed.candidate(bundle).files, modules.folder / "model.data")
         assert 'listOf("data", "onnx")' in (module / "build.gradle.kts").read_text()
-        classes = kotlin(tmp_path / "classes", module.rglob("*.kt"), stubs)
         tape = record(bundle, tmp_path / "tape")
         for _ in ("unpacks", "finds it unpacked"):
-            done = run(module, [classes, stubs], f"{package(module)}.GoldenTest", tape)
+            done = run(module, [modules.classes, stubs], f"{package(module)}.GoldenTest", tape)
             assert done.returncode == 0, done.stderr
             found = {p.name: p.read_bytes() for p in (module / "src/main/files").rglob("model.*")}
-            assert found == {file.name: file.read_bytes() for file in candidate.files}
+            assert found == {file.name: file.read_bytes() for file in files}
 
     def test_is_the_same_again(self, bundle: Path) -> None:
         assert written(bundle) == written(bundle)
@@ -221,24 +276,17 @@ class TestTheModule:
 
 
 class TestNames:
-    def test_do_not_break_out(self, stubs: Path, deployments: Deployments, tmp_path: Path) -> None:
-        bundle = deployments("onnxruntime-fp32")
-        tape = record(bundle, tmp_path / "tape")
-        sources: list[Path] = []
-        modules: list[Path] = []
-        for number, names in enumerate(ODD):
-            candidate, golden = deployed.renamed(bundle, names)
-            model = replace(candidate.model, path=Path(f"odd{number}.onnx"))
-            files = android.files(replace(candidate, model=model), golden, 1e-4)
-            modules.append(unpack(files, tmp_path / f"odd{number}"))
-            sources += modules[-1].rglob("*.kt")
-        for path in sources:
-            assert path.read_bytes().isascii() and not unparsed(path.read_bytes())
-        classes = kotlin(tmp_path / "classes", sources, stubs)
-        for module in modules:
-            done = run(module, [classes, stubs], f"{package(module)}.GoldenTest", tape)
+    def test_do_not_break_out(
+        self, stubs: Path, deployments: Deployments, modules: Modules, tmp_path: Path
+    ) -> None:
+        tape = record(deployments("onnxruntime-fp32"), tmp_path / "tape")
+        for number in range(len(ODD)):
+            module = modules.of(f"odd{number}")
+            for path in module.rglob("*.kt"):
+                assert path.read_bytes().isascii() and not unparsed(path.read_bytes())
+            done = run(module, [modules.classes, stubs], f"{package(module)}.GoldenTest", tape)
             assert done.returncode == 0, done.stderr
-        assert deployed.HOSTILE[0].encode() in decoded(classes)
+        assert deployed.HOSTILE[0].encode() in decoded(modules.classes)
 
     @pytest.mark.parametrize(
         ("stem", "part"),
@@ -339,27 +387,16 @@ class TestTheRuntime:
 
 class TestOtherTypes:
     def test_are_handed_over_to_onnx_runtime(
-        self, pictures: Path, stubs: Path, tmp_path: Path
+        self, deployments: Deployments, modules: Modules, stubs: Path, tmp_path: Path
     ) -> None:
-        base = deployed.candidate(pictures)
-        values = np.array([[0, 1, 2], [1, 100, 3]])
-        tensors = tuple(Tensor(dtype, dtype, (2, 3)) for dtype in artifact_io.DTYPES)
-        model = replace(base.model, inputs=tensors, outputs=tensors)
-        options = {"intra_op_num_threads": 1}
-        candidate = replace(base, model=model, runtime="onnxruntime", options=options)
-        golden = {
-            f"{kind}/{dtype}/0": values.astype(dtype)
-            for kind in ("input", "output")
-            for dtype in artifact_io.DTYPES
-        }
-        module = unpack(android.files(candidate, golden, 1e-4), tmp_path)
-        classes = kotlin(tmp_path / "classes", module.rglob("*.kt"), stubs)
-        tape = tmp_path / "tape"
+        base = deployed.candidate(deployments("onnxruntime-fp32"))
+        candidate, golden = of_other_types(base)
+        module, tape = modules.of("types"), tmp_path / "tape"
         tape.mkdir()
         for name, content in artifact_io.raw_vectors(artifact_io.ports(candidate), golden).items():
             short = name.replace("input", "in").replace("output", "out")
             (tape / short).write_bytes(content)
-        done = run(module, [classes, stubs], f"{package(module)}.GoldenTest", tape)
+        done = run(module, [modules.classes, stubs], f"{package(module)}.GoldenTest", tape)
         assert done.returncode == 0, done.stderr
 
     def test_of_16_bits_are_refused_by_litert(self, deployments: Deployments) -> None:

@@ -12,7 +12,7 @@ import pytest
 from onmetal import cli
 from onmetal.profilers.measure import MODES, Schedule
 from tests import onnx_models
-from tests.conftest import DIGITS
+from tests.conftest import BRIEF, DIGITS
 
 MODEL = DIGITS / "digits_cnn.onnx"
 
@@ -24,7 +24,7 @@ Run = Callable[..., tuple[int, Document]]
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """`deploy bench WORDS --quick --json` in this process, measuring for an instant."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(MODES, "quick", Schedule(2, 3, 0.01, 0.01, 0.0, 1))
+    monkeypatch.setitem(MODES, "quick", BRIEF)
 
     def called(*words: str | Path) -> tuple[int, Document]:
         code = cli.main(["bench", *map(str, words), "--quick", "--json"])

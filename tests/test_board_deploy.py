@@ -181,8 +181,9 @@ class TestWhatIsRefused:
     def test_a_board_that_holds_none_of_the_candidates(
         self, run: Run, made: Path, wrong: Path, tmp_path: Path
     ) -> None:
+        words = ("--recipes", "int8", "--quick", "--out", tmp_path / "out")
         with Peer(wrong) as there:
-            ran = run("--device", there.address, "--quick", "--out", tmp_path / "out")
+            ran = run("--device", there.address, *words)
             asked = [word for word in there.commands if word.startswith(("infer", "db"))]
         assert ran.code == 4
         assert digest(wrong)[:12] in ran.err and digest(made / "model.tflite")[:12] in ran.err
@@ -239,7 +240,8 @@ class TestFaults:
         self, run: Run, there: Peer, out: Path, fault: Fault | None, pool: ThreadPoolExecutor
     ) -> Ran:
         """A run in the middle of whose measuring the fault happens."""
-        ending = pool.submit(run, "--device", there.address, "--quick", "--out", out)
+        words = ("--device", there.address, "--recipes", "int8", "--quick", "--out", out)
+        ending = pool.submit(run, *words)
         if fault:
             # The vectors that tell whether it computes rightly are single inferences.
             until(lambda: ending.done() or any(count > 1 for count, _, _ in there.windows), 120)

@@ -17,7 +17,7 @@ from onmetal.converters.onnx import floats, reader
 from onmetal.converters.onnx.graph import Graph
 from onmetal.runtimes import fit
 from onmetal.targets import Format
-from tests.conftest import deploy
+from tests.conftest import deploy_here as deploy
 from tests.onnx_models import build, constant, node, save, value, weights
 
 MICROSOFT = "com.microsoft"
@@ -148,12 +148,14 @@ def test_fused_operators_are_deployed_in_8_bits_or_refused_by_name(tmp_path: Pat
     x = np.random.default_rng(1).normal(size=(40, LENGTH, DEPTH)).astype(np.float32)
     np.savez(tmp_path / "x.npz", x=x)
     words = ("--target", "x86-64", "--calibration-data", tmp_path / "x.npz", "--no-device")
-    ran = deploy(path, *words, "--recipes", "int8", "--out", tmp_path / "out", "--json")
+    ran = deploy(
+        path, *words, "--recipes", "int8-u8s8,int8-dynamic", "--out", tmp_path / "out", "--json"
+    )
     assert ran.code == 0, ran.err
     found = {entry["name"]: entry for entry in ran.document["candidates"]}
     for name in ("int8-u8s8@onnxruntime", "int8-u8s8@openvino"):
         assert found[name]["status"] in ("ok", "chosen"), found[name]["reason"]
-    assert "BiasGelu" in found["int8@litert"]["reason"]
+    assert "BiasGelu" in found["int8-dynamic@litert"]["reason"]
 
 
 # --- a graph that ONNX Runtime has optimized before

@@ -16,6 +16,7 @@ from tests.deploy_runs import (
     DATA,
     FULL,
     MODEL,
+    ONE,
     PLAIN,
     STILL,
     Run,
@@ -96,8 +97,8 @@ mistakes.higher_is_better = False
 
 def test_data_and_metric_from_a_module_here(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(MODULE.format(data=str(DATA)))
-    words: tuple[str | Path, ...] = (MODEL, "--target", "x86-64", *FLOAT, "--no-device")
-    words = (*words, "--metric", "own:mistakes", "--json")
+    one = (MODEL, "--target", "x86-onnxruntime", "--recipes", "fp32", "--no-device")
+    words: tuple[str | Path, ...] = (*one, "--metric", "own:mistakes", "--json")
     ran = deploy(*words, "--data", "own:samples", "--out", "one", cwd=tmp_path)
     assert ran.code == 0, ran.err
     with np.load(DATA) as data:
@@ -113,7 +114,7 @@ def test_data_and_metric_from_a_module_here(tmp_path: Path) -> None:
 
 def test_a_metric_where_less_is_better_drops_upwards(tmp_path: Path, noisy: Path) -> None:
     (tmp_path / "own.py").write_text(MODULE.format(data=str(DATA)))
-    words = (noisy, *STILL, "--metric", "own:mistakes", "--max-accuracy-drop", "none", "--json")
+    words = (noisy, *ONE, "--metric", "own:mistakes", "--max-accuracy-drop", "none", "--json")
     ran = deploy(*words, cwd=tmp_path)
     assert ran.code == 0, ran.err
     best, worse = (
@@ -177,14 +178,14 @@ def test_another_output_is_judged_where_asked(run_here: Run, tmp_path: Path) -> 
 @pytest.mark.parametrize("metric", ["own:nothing", "own:DATA", "own:samples"])
 def test_a_metric_that_is_none_exits_2(metric: str, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(MODULE.format(data=str(DATA)))
-    ran = deploy(*STILL, "--metric", metric, cwd=tmp_path)
+    ran = deploy(*ONE, "--metric", metric, cwd=tmp_path)
     assert ran.code == 2
     assert metric in ran.err
 
 
 @pytest.mark.parametrize("metric", ["top1", "top5", "accuracy", "precision", "recall", "f1", "auc"])
 def test_every_metric_judges_the_example(metric: str, run_here: Run) -> None:
-    code, found = run_here(*STILL, "--metric", metric)
+    code, found = run_here(*ONE, "--metric", metric)
     assert code == 0
     accuracy = candidates(found)["fp32@onnxruntime"]["accuracy"]
     assert accuracy["metric"] == metric
@@ -197,7 +198,8 @@ def test_every_metric_judges_the_example(metric: str, run_here: Run) -> None:
 def test_a_batch_gives_the_same_accuracy(run_here: Run, tmp_path: Path) -> None:
     with np.load(DATA) as data:
         np.savez(tmp_path / "odd.npz", x=data["x"][:398], y=data["y"][:398])
-    words = (MODEL, "--target", "x86-64", "--data", tmp_path / "odd.npz", *FLOAT, "--no-device")
+    odd = ("--data", tmp_path / "odd.npz", "--recipes", "fp32", "--no-device")
+    words = (MODEL, "--target", "x86-64", *odd)
     _, one = run_here(*words, "--out", "one")
     code, four = run_here(*words, "--batch", "4", "--out", "four")
     assert code == 0
@@ -229,29 +231,29 @@ def test_threads_reach_the_runtimes(run_here: Run) -> None:
 
 
 def test_force_replaces_a_bundle(run_here: Run) -> None:
-    assert run_here(*STILL, "--out", "out")[0] == 0
-    assert run_here(*STILL, "--out", "out")[0] == 2
+    assert run_here(*ONE, "--out", "out")[0] == 0
+    assert run_here(*ONE, "--out", "out")[0] == 2
     before = Path("out/manifest.json").stat().st_ino
-    assert run_here(*STILL, "--out", "out", "--force", "--threads", "1")[0] == 0
+    assert run_here(*ONE, "--out", "out", "--force", "--threads", "1")[0] == 0
     assert Path("out/manifest.json").stat().st_ino != before
     assert json.loads(Path("out/manifest.json").read_text())["threads"] == 1
     assert [path.name for path in Path().iterdir()] == ["out"]
 
 
 def test_force_keeps_the_bundle_where_the_run_fails(run_here: Run) -> None:
-    assert run_here(*STILL, "--out", "out")[0] == 0
-    assert run_here(*STILL, "--out", "out", "--force", "--recipes", "int9")[0] == 2
+    assert run_here(*ONE, "--out", "out")[0] == 0
+    assert run_here(*ONE, "--out", "out", "--force", "--recipes", "int9")[0] == 2
     assert cli.main(["verify", "out"]) == 0
 
 
 def test_an_empty_folder_is_written_to(run_here: Run) -> None:
     Path("out").mkdir()
-    assert run_here(*STILL, "--out", "out")[0] == 0
+    assert run_here(*ONE, "--out", "out")[0] == 0
     assert Path("out/manifest.json").is_file()
 
 
 def test_the_folder_that_one_stands_in_is_written_to_or_refused_at_once(tmp_path: Path) -> None:
-    ran = deploy(*STILL, "--out", ".", cwd=tmp_path)
+    ran = deploy(*ONE, "--out", ".", cwd=tmp_path)
     if ran.code == 0:
         assert (tmp_path / "manifest.json").is_file()
     else:
@@ -260,7 +262,7 @@ def test_the_folder_that_one_stands_in_is_written_to_or_refused_at_once(tmp_path
 
 
 def test_a_deep_out_is_made(run_here: Run) -> None:
-    assert run_here(*STILL, "--out", "deep/er/out")[0] == 0
+    assert run_here(*ONE, "--out", "deep/er/out")[0] == 0
     assert Path("deep/er/out/manifest.json").is_file()
 
 
@@ -268,7 +270,7 @@ def test_the_model_is_never_written_to(run_here: Run) -> None:
     shutil.copyfile(MODEL, "copy.onnx")
     Path("copy.onnx").chmod(0o444)
     before = Path("copy.onnx").stat()
-    assert run_here("copy.onnx", "--target", "x86-64", "--no-device")[0] == 0
+    assert run_here("copy.onnx", "--target", "x86-onnxruntime", "--no-device")[0] == 0
     after = Path("copy.onnx").stat()
     assert (after.st_ino, after.st_mtime_ns, after.st_nlink) == (
         before.st_ino,
@@ -284,8 +286,8 @@ def test_the_model_is_never_written_to(run_here: Run) -> None:
 def test_force_keeps_a_folder_of_something_else_beside(run_here: Run) -> None:
     Path("out").mkdir()
     Path("out/notes.txt").write_text("kept")
-    assert run_here(*STILL, "--out", "out")[0] == 2
-    assert run_here(*STILL, "--out", "out", "--force")[0] == 0
+    assert run_here(*ONE, "--out", "out")[0] == 2
+    assert run_here(*ONE, "--out", "out", "--force")[0] == 0
     assert Path("out/manifest.json").is_file()
     assert Path("out.replaced-1/notes.txt").read_text() == "kept"
 

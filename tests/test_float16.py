@@ -22,7 +22,7 @@ from onmetal.errors import UnsupportedError
 from onmetal.profilers import tensor_bytes
 from onmetal.profilers.devices.answers import Port
 from tests import deployed
-from tests.conftest import deploy
+from tests.conftest import deploy_here as deploy
 from tests.onnx_models import build, node, save, value
 from tests.tflite_graphs import Arrays, floats
 

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from onmetal.converters.onnx import reader
 from onmetal.errors import UnsupportedError, UsageError
-from tests.conftest import deploy
+from tests.conftest import deploy_here as deploy
 from tests.onnx_models import build, constant, node, save, value, weights
 
 OWN = "pkg.local"
@@ -351,10 +351,12 @@ def test_a_model_of_functions_is_deployed_in_8_bits(tmp_path: Path) -> None:
     x = np.random.default_rng(1).normal(size=(48, 3, 12, 12)).astype(np.float32)
     np.savez(tmp_path / "data.npz", x=x)
     words = ("--target", "x86-64", "--calibration-data", tmp_path / "data.npz", "--no-device")
-    ran = deploy(path, *words, "--recipes", "int8", "--out", tmp_path / "out", "--json")
+    ran = deploy(
+        path, *words, "--recipes", "int8-u8s8,int8-dynamic", "--out", tmp_path / "out", "--json"
+    )
     assert ran.code == 0, ran.err
     found = ran.document
     assert found["models"][0]["macs"] == 12 * 12 * 8 * (27 + 72)
     status = {c["name"]: c["status"] for c in found["candidates"]}
-    for name in ("int8-u8s8@onnxruntime", "int8-u8s8@openvino", "int8@litert"):
+    for name in ("int8-u8s8@onnxruntime", "int8-u8s8@openvino", "int8-dynamic@litert"):
         assert status[name] in ("ok", "chosen"), (name, ran.err)

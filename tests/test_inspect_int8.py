@@ -17,7 +17,8 @@ from onnx import TensorProto, numpy_helper
 from onmetal import cli
 from onmetal.converters.onnx import reader
 from onmetal.converters.tflite import convert
-from tests.conftest import DIGITS, deploy
+from tests.conftest import DIGITS
+from tests.conftest import deploy_here as deploy
 from tests.onnx_models import build, constant, node, relu, save, value
 
 MODEL = DIGITS / "digits_cnn.onnx"

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from onmetal.calibration import mixed, placement
 from onmetal.converters.onnx.graph import Graph
 from onmetal.ranges import BINS
-from onmetal.records import plain
 from tests.int8_models import random
 from tests.int8_runs import FORMAT, Document, Made, candidates
 from tests.onnx_models import build, constant, node, save, value
@@ -51,7 +50,7 @@ def layers(times: Iterable[tuple[str, float]]) -> Layers:
 
 
 def cut(path: Path, folder: Path, in_float: Layers, in_8_bits: Layers) -> list[list[str]]:
-    return mixed.cuts(str(path), str(no_statistics(folder)), plain(FORMAT), in_float, in_8_bits)
+    return mixed.cuts(str(path), str(no_statistics(folder)), FORMAT, in_float, in_8_bits)
 
 
 def wild(random_of: np.random.Generator, count: int) -> Any:

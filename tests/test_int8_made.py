@@ -20,7 +20,8 @@ from onmetal.profilers.devices.local import Local
 from onmetal.profilers.devices.local_worker import quiet_environment
 from onmetal.ranges import ESTIMATORS
 from onmetal.records import plain
-from tests.conftest import deploy, locked
+from tests.conftest import deploy_here as deploy
+from tests.conftest import locked
 from tests.int8_models import uniform
 from tests.int8_runs import (
     DATA,

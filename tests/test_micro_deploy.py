@@ -16,7 +16,8 @@ from onmetal.converters.tflite import io, quantize
 from onmetal.converters.tflite.parsing import read
 from onmetal.converters.tflite.writing import write
 from tests import onnx_models
-from tests.conftest import DIGITS, ROOT, Ran, deploy
+from tests.conftest import DIGITS, ROOT, Ran
+from tests.conftest import deploy_here as deploy
 
 MODEL, DATA = DIGITS / "digits_cnn.onnx", DIGITS / "digits.npz"
 CALIBRATION = DIGITS / "calibration.npz"
@@ -103,25 +104,13 @@ class TestTheDecision:
         found = by_recipe(made[1])["int8"]["embedded"]["agreement_with_litert"]
         assert found["same_argmax"] and found["largest_difference"] < 0.1 * found["peak"]
 
-    def test_memory_decides_where_that_is_asked_for(
+    def test_a_chip_of_too_little_memory_says_by_how_much(
         self, tmp_path: Path, shared_home: Path
     ) -> None:
-        document = made_for(
-            "cortex-m4", tmp_path / "out", shared_home, "--no-device", "--minimize", "memory"
-        )
-        used = {
-            entry["name"]: entry["peak_memory_bytes"]["value"]
-            for entry in document["candidates"]
-            if entry["peak_memory_bytes"]
-        }
-        assert document["decided_by"] == "memory"
-        assert used[document["chosen"]] == min(used.values())
-
-    def test_a_chip_of_too_little_ram_says_by_how_much(
-        self, tmp_path: Path, shared_home: Path
-    ) -> None:
+        """What the application needs is left to it."""
+        board = chip(tmp_path, ram_kib=5, application_ram_kib=1, flash_kib=64)
         ran = deploy(
-            *(MODEL, "--target", chip(tmp_path, ram_kib=4), *JUDGED, "--no-device", "--json"),
+            *(MODEL, "--target", board, *JUDGED, "--no-device", "--json"),
             *("--out", tmp_path / "out"),
             env={"ONMETAL_HOME": str(shared_home)},
         )
@@ -129,37 +118,27 @@ class TestTheDecision:
         used = by_recipe(ran.document)["int8"]["peak_memory_bytes"]["value"]
         assert f"{int(used) - 4096} bytes more than the 4096 of RAM" in ran.err
         assert "int8, which halves it" in ran.err and "--input-shape" in ran.err
+        assert "bytes of flash (weights" in ran.err and "more than the 65536" in ran.err
         assert (tmp_path / "out/report.json").is_file()
         assert not (tmp_path / "out/manifest.json").exists()
 
-    def test_what_the_application_needs_is_left_to_it(
+    def test_memory_is_a_budget_and_decides_without_a_device(
         self, tmp_path: Path, shared_home: Path
     ) -> None:
-        board = chip(tmp_path, application_ram_kib=255)
-        ran = deploy(
-            *(MODEL, "--target", board, *JUDGED, *INT8, "--no-device", "--out", tmp_path / "out"),
-            env={"ONMETAL_HOME": str(shared_home)},
-        )
-        assert ran.code == 5 and "more than the 1024 of RAM" in ran.err
-
-    def test_a_chip_of_too_little_flash_says_what_takes_it(
-        self, tmp_path: Path, shared_home: Path
-    ) -> None:
-        ran = deploy(
-            *(MODEL, "--target", chip(tmp_path, flash_kib=64), *JUDGED, "--no-device"),
-            *(*INT8, "--out", tmp_path / "out"),
-            env={"ONMETAL_HOME": str(shared_home)},
-        )
-        assert ran.code == 5
-        assert "bytes of flash (weights" in ran.err and "more than the 65536" in ran.err
-
-    def test_a_memory_budget_needs_no_device(self, tmp_path: Path, shared_home: Path) -> None:
-        words = (MODEL, "--target", "cortex-m4", *JUDGED, *INT8, "--no-device")
+        words = (MODEL, "--target", "cortex-m4", *JUDGED, "--no-device", "--json")
         words = (*words, "--out", tmp_path / "out")
         env = {"ONMETAL_HOME": str(shared_home)}
-        ran = deploy(*words, "--max-memory", "2kB", env=env)
+        ran = deploy(*words, *INT8, "--max-memory", "2kB", env=env)
         assert ran.code == 5 and "2000" in ran.err
-        assert deploy(*words, "--max-memory", "200kB", "--force", env=env).code == 0
+        ran = deploy(*words, "--max-memory", "200kB", "--minimize", "memory", "--force", env=env)
+        assert ran.code == 0, ran.err
+        used = {
+            entry["name"]: entry["peak_memory_bytes"]["value"]
+            for entry in ran.document["candidates"]
+            if entry["peak_memory_bytes"]
+        }
+        assert ran.document["decided_by"] == "memory"
+        assert used[ran.document["chosen"]] == min(used.values())
 
 
 class TestWhatIsRefusedFirst:

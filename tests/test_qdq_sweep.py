@@ -490,8 +490,11 @@ def lost(opset: int, form: Format, runtime: str, kept: frozenset[str]) -> dict[s
 FORMS = formats()
 
 
-@pytest.mark.parametrize("runtime", RUN)
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize(
+    ("name", "runtime"),
+    # OpenVINO takes seconds to compile a graph, and one of 7 bits is that of 8 with other numbers.
+    [(n, r) for n, r in itertools.product(FORMS, RUN) if (n, r) != ("int8-u8s8-rr", "openvino")],
+)
 def test_every_operator_in_8_bits_is_what_the_graph_says(name: str, runtime: str) -> None:
     """Each form of numbers in one opset, in turn."""
     opset = OPSETS[list(FORMS).index(name) % len(OPSETS)]

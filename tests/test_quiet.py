@@ -128,23 +128,6 @@ def test_bench_is_quiet(tmp_path: Path) -> None:
     assert_quiet(observe([*DEPLOY, "bench", MODEL, "--quick"], tmp_path))
 
 
-@pytest.fixture(scope="session")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One unmeasured bundle a runtime."""
-    folder = tmp_path_factory.mktemp("quiet")
-    made = {}
-    for runtime in ("onnxruntime", "openvino"):
-        made[runtime] = folder / runtime
-        words = (MODEL, "--target", f"x86-{runtime}", "--no-device", "--out", made[runtime])
-        subprocess.run(
-            [*DEPLOY, *map(str, words)],
-            env={**os.environ, "ONMETAL_HOME": str(folder / "home")},
-            check=True,
-            capture_output=True,
-        )
-    return made
-
-
 LONG = """
 import runpy, sys, time
 sys.argv = ["run.py"]

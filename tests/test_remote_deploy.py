@@ -25,7 +25,8 @@ from onmetal.profilers.devices.remote.folder import Folder
 from onmetal.progress import Progress
 from onmetal.records import plain
 from tests import adbd
-from tests.conftest import DIGITS, Ran, deploy
+from tests.conftest import DIGITS, Ran
+from tests.conftest import deploy_here as deploy
 from tests.devices import CLIENTS, Board, Phone, adb_client, free_port, wait_for
 
 MODEL = DIGITS / "digits_cnn.onnx"
@@ -108,7 +109,7 @@ def whenever(condition: Callable[[], object]) -> Iterator[None]:
         while not over.is_set():
             with contextlib.suppress(psutil.Error, OSError):
                 condition()
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -173,7 +174,6 @@ def device(
         yield made
 
 
-PHONES = pytest.mark.parametrize("device", CLIENTS, indirect=True)
 PHONE = pytest.mark.parametrize("device", CLIENTS[:1], indirect=True)
 BOARD = pytest.mark.parametrize("device", ["board"], indirect=True)
 BOTH = pytest.mark.parametrize("device", [CLIENTS[0], "board"], indirect=True)
@@ -374,7 +374,7 @@ def test_hostile_addresses(hostile: str, code: int, few: Path, tmp_path: Path) -
     failed(deploy(*asked, cwd=tmp_path), code)
 
 
-@PHONES
+@PHONE
 def test_phones_that_cannot_be_used(
     device: Phone, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -437,7 +437,7 @@ def test_a_device_in_use(device: Phone | Board, few: Path, tmp_path: Path) -> No
 # --- What fails on the way ------------------------------------------------------------------------
 
 
-@BOTH
+@PHONE
 def test_one_candidate_crashes(device: Phone | Board, few: Path, tmp_path: Path) -> None:
     """All runners of one runtime are killed as they come, as by a phone that is short of memory."""
 
@@ -490,7 +490,7 @@ def test_one_candidate_hangs(
     assert not any(process.is_running() for process in stopped)
 
 
-@BOTH
+@BOARD
 def test_every_candidate_crashes(device: Phone | Board, few: Path, tmp_path: Path) -> None:
     def crash() -> None:
         for process in runners(device):
@@ -526,7 +526,7 @@ def test_the_disk_is_full_for_one(device: Phone, few: Path, tmp_path: Path) -> N
     only_kept(device)
 
 
-@PHONES
+@PHONE
 def test_the_disk_is_full(device: Phone, few: Path, tmp_path: Path) -> None:
     device.faults(quota=1_000_000)
     aim = target(tmp_path, device, ("litert",))
@@ -535,7 +535,7 @@ def test_the_disk_is_full(device: Phone, few: Path, tmp_path: Path) -> None:
     left_clean(device)
 
 
-@PHONES
+@PHONE
 def test_the_line_is_cut_amid_a_push(device: Phone, few: Path, tmp_path: Path) -> None:
     """It comes back at once, as a loose plug does."""
     device.faults(cut_after_pushed=3_000_000, keep_partial=True)
@@ -546,7 +546,7 @@ def test_the_line_is_cut_amid_a_push(device: Phone, few: Path, tmp_path: Path) -
     left_clean(device)
 
 
-@pytest.mark.parametrize("device", (*CLIENTS, "board"), indirect=True)
+@BOTH
 def test_the_line_is_cut_amid_a_run(device: Phone | Board, few: Path, tmp_path: Path) -> None:
     """For good: who is asked later is not there either."""
 
@@ -594,8 +594,16 @@ def test_the_line_is_cut_once(device: Phone | Board, few: Path, tmp_path: Path) 
         left_clean(device)
 
 
-@pytest.mark.parametrize("device", (*CLIENTS, "board"), indirect=True)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("device", "number"),
+    [
+        (CLIENTS[0], signal.SIGINT),
+        (CLIENTS[0], signal.SIGTERM),
+        *((name, signal.SIGKILL) for name in (*CLIENTS, "board")),
+        ("board", signal.SIGINT),
+    ],
+    indirect=["device"],
+)
 def test_an_interrupted_deployment(
     device: Phone | Board, number: signal.Signals, few: Path, tmp_path: Path
 ) -> None:

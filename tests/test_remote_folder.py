@@ -154,7 +154,7 @@ def test_a_device_that_sends_more_than_is_wanted(far: Far, tmp_path: Path) -> No
     far.device.wait_until_idle()
 
 
-@PHONE
+@PHONES
 def test_a_full_phone(far: Far, tmp_path: Path) -> None:
     assert isinstance(far.device, Phone)
     small, large = sized(tmp_path, "small", 5000), sized(tmp_path, "large", 200_000)

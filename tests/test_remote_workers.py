@@ -254,7 +254,6 @@ def a_round(worker: RemoteWorker, seconds: float, timeout_s: float = LONG_S) -> 
     return worker.round(seconds, 1, warm_s=0.0, feed=0, timeout_s=timeout_s)
 
 
-@BOTH
 def test_a_line_cut_amid_a_run(
     far: Far, built: Path, shared_home: Path, artifacts: Artifacts, tmp_path: Path
 ) -> None:

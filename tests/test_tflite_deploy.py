@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from onmetal.files import cache
 from onmetal.profilers import memory
 from onmetal.runtimes import fit
 from onmetal.runtimes.litert import operators
-from tests.conftest import DIGITS, ROOT, deploy
+from tests.conftest import DIGITS, ROOT, once
+from tests.conftest import deploy_here as deploy
 
 MODEL, DATA = DIGITS / "digits_cnn.onnx", DIGITS / "digits.npz"
 CALIBRATION = DIGITS / "calibration.npz"
@@ -72,6 +74,42 @@ def unmeasured(*words: str | Path, out: Path) -> Document:
 
 def by_recipe(document: Document) -> dict[str, Document]:
     return {entry["recipe"]: entry for entry in document["candidates"]}
+
+
+Integers = Callable[[str, str], tuple[Path, Document]]
+
+
+@pytest.fixture(scope="module")
+def integers(shared_folder: Path) -> Integers:
+    """The example in int8 alone, by the layout and the type of its ends: a bundle, and what was
+    said; each made once. Copy it before changing anything in it."""
+    top = shared_folder / "integers"
+    top.mkdir(exist_ok=True)
+
+    def integer(layout: str, dtype: str) -> tuple[Path, Document]:
+        folder = top / f"{layout}-{dtype}"
+
+        def make() -> None:
+            folder.mkdir()
+            found = in_integers(folder, layout, dtype)
+            (folder / "said.json").write_text(json.dumps(found))
+
+        once(top / f"{folder.name}.made", make)
+        return folder / "out", json.loads((folder / "said.json").read_text())
+
+    return integer
+
+
+def in_integers(folder: Path, layout: str, dtype: str) -> Document:
+    return unmeasured(
+        *(MODEL, "--target", int8_alone(target_with(folder, layout, dtype)), "--data", DATA),
+        *("--max-accuracy-drop", "none", "--calibration-data", CALIBRATION, "--recipes", "int8"),
+        out=folder / "out",
+    )
+
+
+def integer_net(integers: Integers) -> Net:
+    return read(integers("onnx", "float32")[0] / "model.tflite")
 
 
 class TestTheMainJob:
@@ -119,13 +157,13 @@ class TestTheMainJob:
         assert np.array_equal(np.load(tmp_path / "out.npz")["logits"], wanted)
 
     def test_the_same_recipe_gives_the_same_bytes(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, integers: Integers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Whatever is in the cache."""
-        first = write(integer_net(tmp_path))
-        (tmp_path / "again").mkdir()
+        first = integers("onnx", "float32")[0] / "model.tflite"
         monkeypatch.setenv("ONMETAL_HOME", str(tmp_path / "home"))
-        assert write(integer_net(tmp_path / "again")) == first
+        in_integers(tmp_path, "onnx", "float32")
+        assert (tmp_path / "out/model.tflite").read_bytes() == first.read_bytes()
 
     def test_it_competes_in_x86_64(self, tmp_path: Path) -> None:
         ran = deploy(MODEL, "--target", "x86-64", "--data", DATA, "--dry-run", "--json")
@@ -156,25 +194,20 @@ class TestWithoutADevice:
 class TestInputsAndOutputs:
     @pytest.mark.parametrize("dtype", ["float32", "int8"])
     @pytest.mark.parametrize("layout", ["onnx", "nhwc"])
-    def test_are_as_the_target_says(self, layout: str, dtype: str, tmp_path: Path) -> None:
-        board = int8_alone(target_with(tmp_path, layout, dtype))
-        found = unmeasured(
-            *(MODEL, "--target", board, "--data", DATA, "--max-accuracy-drop", "none"),
-            *("--calibration-data", CALIBRATION, "--recipes", "int8"),
-            out=tmp_path / "out",
-        )
+    def test_are_as_the_target_says(self, layout: str, dtype: str, integers: Integers) -> None:
+        out, found = integers(layout, dtype)
         entry = by_recipe(found)["int8"]
         assert abs(entry["accuracy"]["drop"]) < 0.03
-        net = read(tmp_path / "out/model.tflite")
+        net = read(out / "model.tflite")
         kinds = [op.kind for op in net.ops]
         assert found["chosen"] == "int8@litert"
         assert ("QUANTIZE" in kinds) == (dtype == "float32")
         assert net.inputs[0].dtype == np.dtype(dtype)
         assert entry["details"]["io"]["layout"] == layout
         # run.py takes and gives what the model itself does
-        assert deploy("verify", tmp_path / "out", "--run").code == 0
+        assert deploy("verify", out, "--run").code == 0
         image = np.load(DATA)["x"][:1]
-        given = golden.opened(tmp_path / "out", "litert").run({"image": image})[0]
+        given = golden.opened(out, "litert").run({"image": image})[0]
         assert given.dtype == np.float32 and given.shape == (1, 10)
 
     def test_transposed_images_are_taken_as_the_model_has_them(self, tmp_path: Path) -> None:
@@ -276,9 +309,9 @@ class TestTfliteModels:
             assert ran.code == 2 and "damaged" in ran.err and not (tmp_path / "o").exists()
 
     def test_a_file_against_the_specification_is_refused(
-        self, made: tuple[Path, Document], tmp_path: Path
+        self, integers: Integers, tmp_path: Path
     ) -> None:
-        net = integer_net(tmp_path)
+        net = integer_net(integers)
         softened = next(op for op in net.ops if op.kind == "CONV_2D")
         assert softened.taken[2].scale is not None
         softened.taken[2].scale = softened.taken[2].scale * 2
@@ -287,23 +320,12 @@ class TestTfliteModels:
         ran = deploy(path, "--target", "tflite-x86", "--data", DATA, "--out", tmp_path / "out")
         assert ran.code == 3 and "bias" in ran.err and "CONV_2D" in ran.err
 
-    def test_a_quantized_one_ships_as_it_is(self, tmp_path: Path) -> None:
+    def test_a_quantized_one_ships_as_it_is(self, integers: Integers, tmp_path: Path) -> None:
         path = tmp_path / "int8.tflite"
-        path.write_bytes(write(integer_net(tmp_path)))
+        path.write_bytes(write(integer_net(integers)))
         found = unmeasured(path, "--target", "tflite-x86", "--data", DATA, out=tmp_path / "shipped")
         assert found["chosen"] == "fp32@litert"
         assert "quantized already" in by_recipe(found)["int8"]["reason"]
-
-
-def integer_net(tmp_path: Path) -> Net:
-    out = tmp_path / "integer"
-    board = int8_alone(target_with(tmp_path, "onnx", "float32"))
-    unmeasured(
-        *(MODEL, "--target", board, "--data", DATA, "--max-accuracy-drop", "none"),
-        *("--calibration-data", CALIBRATION, "--recipes", "int8"),
-        out=out,
-    )
-    return read(out / "model.tflite")
 
 
 class TestRefusals:
@@ -343,10 +365,10 @@ class TestRefusals:
             assert ran.code == 2 and part in ran.err, (old, ran.err)
 
     def test_verify_finds_a_file_against_the_specification(
-        self, made: tuple[Path, Document], tmp_path: Path
+        self, integers: Integers, tmp_path: Path
     ) -> None:
-        net = integer_net(tmp_path)
-        folder = tmp_path / "integer"
+        net = integer_net(integers)
+        folder = Path(shutil.copytree(integers("onnx", "float32")[0], tmp_path / "integer"))
         conv = next(op for op in net.ops if op.kind == "CONV_2D")
         assert conv.taken[1].zero_point is not None
         conv.taken[1].zero_point = conv.taken[1].zero_point + 1
@@ -370,10 +392,9 @@ def resum(folder: Path) -> None:
 
 
 class TestBeside:
-    def test_an_artifact_is_compared_with_its_float(self, tmp_path: Path) -> None:
-        integer_net(tmp_path)
+    def test_an_artifact_is_compared_with_its_float(self, integers: Integers) -> None:
         ran = deploy(
-            *("inspect", tmp_path / "integer", "--against", MODEL, "--data", CALIBRATION),
+            *("inspect", integers("onnx", "float32")[0], "--against", MODEL, "--data", CALIBRATION),
             "--json",
         )
         assert ran.code == 0, ran.err
@@ -381,9 +402,9 @@ class TestBeside:
         assert len(rows) >= 4 and all(row["sqnr_db"] > 12 for row in rows)
         assert {"CONV_2D", "FULLY_CONNECTED"} <= {row["operator"] for row in rows}
 
-    def test_files_are_benched(self, tmp_path: Path) -> None:
+    def test_files_are_benched(self, integers: Integers, tmp_path: Path) -> None:
         path = tmp_path / "int8.tflite"
-        path.write_bytes(write(integer_net(tmp_path)))
+        path.write_bytes(write(integer_net(integers)))
         ran = deploy("bench", MODEL, path, "--target", "tflite-x86", "--quick", "--json")
         assert ran.code == 0, ran.err
         names = [entry["name"] for entry in ran.document["candidates"]]
@@ -396,17 +417,12 @@ class TestBeside:
         assert supported.rendered(text) == text
         assert supported.operators().count("\n") >= 70
 
-    def test_vela_leaves_nothing_to_the_cpu(self, tmp_path: Path) -> None:
+    def test_vela_leaves_nothing_to_the_cpu(self, integers: Integers, tmp_path: Path) -> None:
         """Arm's compiler for Ethos-U, which takes integers in and out alone."""
-        board = int8_alone(target_with(tmp_path, "nhwc", "int8"))
-        unmeasured(
-            *(MODEL, "--target", board, "--data", DATA, "--max-accuracy-drop", "none"),
-            *("--calibration-data", CALIBRATION, "--recipes", "int8"),
-            out=tmp_path / "out",
-        )
+        out, _ = integers("nhwc", "int8")
         done = subprocess.run(
             [
-                *(str(Path(sys.executable).parent / "vela"), tmp_path / "out/model.tflite"),
+                *(str(Path(sys.executable).parent / "vela"), out / "model.tflite"),
                 *("--accelerator-config", "ethos-u55-128", "--output-dir", tmp_path / "vela"),
             ],
             capture_output=True,
