@@ -16,7 +16,7 @@ from onmetal.calibration.statistics import Statistics
 from onmetal.converters.onnx.floats import simplify
 from onmetal.files.cache import Cache
 from onmetal.ranges import BINS, Grid, Seen
-from onmetal.records import Model, plain
+from onmetal.records import Model
 from onmetal.samples import Samples
 from tests.conftest import DIGITS
 from tests.float_graphs import plainly
@@ -65,8 +65,8 @@ def streamed(given: Case, folder: Path, parts: int = 1) -> Path:
     shared: dict[str, Any] = {
         "path": str(given.graph),
         "tensors": given.tensors,
-        "samples": plain(given.samples),
-        "model": plain(given.model),
+        "samples": given.samples,
+        "model": given.model,
         "parts": parts,
         "folder": str(folder),
     }

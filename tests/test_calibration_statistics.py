@@ -334,12 +334,16 @@ import json, sys
 from pathlib import Path
 from onmetal.calibration import statistics
 from onmetal.converters.onnx import reference
+from onmetal.records import Model, restore
+from onmetal.samples import Samples
 
 def memory(field):  # getrusage would tell the parent's peak, which a child starts with
     status = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith(field)) * 1024
 
 given = json.loads(Path(sys.argv[1]).read_text())
+given["samples"] = restore(given["samples"], Samples)
+given["model"] = restore(given["model"], Model)
 before = memory("VmRSS")
 statistics.extremes(**given)
 ranges = statistics.ranges_of(given["folder"], 1)

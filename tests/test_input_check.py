@@ -17,7 +17,6 @@ from onmetal.deploy.request import Request
 from onmetal.errors import UsageError
 from onmetal.files.cache import Cache
 from onmetal.progress import Progress
-from onmetal.records import plain
 from tests.conftest import DIGITS
 from tests.onnx_models import build, constant, node, read, value
 
@@ -41,7 +40,7 @@ def said_of(built: Any, folder: Path, cache: Cache, x: np.ndarray) -> list[str]:
     of = read(built, folder)
     np.savez(folder / "data.npz", x=x.astype(np.float32))
     data = samples.load(str(folder / "data.npz"), of, cache, option="--data", labelled=False)
-    return sanity.examine_inputs(str(of.prepared), plain(data), plain(of))
+    return sanity.examine_inputs(str(of.prepared), data, of)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from onmetal.calibration import search
 from onmetal.calibration.quantize import quantize
 from onmetal.converters.onnx.graph import Graph
 from onmetal.errors import UnsupportedError
-from onmetal.records import plain
 from onmetal.targets import Format
 from tests.onnx_models import node, save
 from tests.qdq_checks import (
@@ -43,7 +42,7 @@ def test_a_model_with_nothing_to_quantize_is_told_so(tmp_path: Path) -> None:
     path = save(model, tmp_path / "model.onnx")
     assert not placed(model).integer
     with pytest.raises(UnsupportedError, match="nothing in it can be quantized"):
-        search.tensors(str(path), [plain(ALL)])
+        search.tensors(str(path), [ALL])
     m = quantized(model)
     assert [entry.op_type for entry in m.written.graph.node] == ["Sigmoid", "Mul"]
 

@@ -12,7 +12,6 @@ from onmetal.calibration import sanity, search, statistics
 from onmetal.converters.onnx.floats import simplify
 from onmetal.deploy.likeness import LOST_DB
 from onmetal.files.cache import Cache
-from onmetal.records import plain
 from tests.int8_models import balanced, convolutions, labelled, rooted, two_by_two
 from tests.int8_runs import (
     DATA,
@@ -51,9 +50,9 @@ def warned(
         graph = str(folder / "model.onnx")
         shared: dict[str, Any] = {
             "path": graph,
-            "tensors": search.tensors(graph, [plain(FORMAT)]),
-            "samples": plain(found["calibration"]),
-            "model": plain(of),
+            "tensors": search.tensors(graph, [FORMAT]),
+            "samples": found["calibration"],
+            "model": of,
             "folder": str(folder),
             "parts": 1,
         }
@@ -65,8 +64,8 @@ def warned(
             str(of.prepared),
             str(folder),
             shared["samples"],
-            plain(found["judged"]) if judged is not None else None,
-            plain(of),
+            found["judged"] if judged is not None else None,
+            of,
         )
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from onmetal.calibration import weights
 from onmetal.errors import UnsupportedError
-from onmetal.records import plain
 from onmetal.targets import Format
 from tests.onnx_models import build, constant, node, save, value
 from tests.qdq_checks import CONV, W, feeds_for, floats, small
@@ -21,10 +20,10 @@ WI8 = Format(operators=("MatMul", "Gemm", "Gather"))
 
 def made_by(function: Any, model: Any, folder: Path, form: Format | None = None) -> tuple[Any, Any]:
     path = save(model, folder / "float.onnx")
-    facts = function(str(path), None if form is None else plain(form), str(folder))
+    facts = function(str(path), form, str(folder))
     written = onnx.load(folder / "model.onnx")
     first = (folder / "model.onnx").read_bytes()
-    function(str(path), None if form is None else plain(form), str(folder))
+    function(str(path), form, str(folder))
     assert (folder / "model.onnx").read_bytes() == first
     onnx.checker.check_model(written, full_check=True)
     return written, facts
