@@ -1,6 +1,7 @@
 """Google's benchmark_model beside onmetal's runner: its logs, here and on a phone."""
 
 import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from onmetal.profilers import benchmark_model
 from onmetal.profilers.devices.local import Local
 from onmetal.profilers.devices.remote import adb as adbs
 from onmetal.profilers.devices.remote.device import Remote
+from onmetal.reports import text
+from onmetal.texts import terminal
 from tests.attached import BY_EACH_ADB, Capture, here
 from tests.conftest import deploy
 from tests.devices import Phone, wait_for
@@ -245,14 +248,14 @@ def test_bench_shows_its_word(
     other = tmp_path / "other.tflite"
     other.write_bytes(artifact.read_bytes() + bytes(16))
     tool = program(tmp_path / "benchmark_model", "/bin/sh", artifact, 1)
-    texts: list[list[str]] = []
-    show = cli._print
+    reports: list[Any] = []
+    show = cli._render
 
-    def keep(document: dict[str, Any], as_json: bool, lines: list[str]) -> None:
-        texts.append(lines)  # what would be printed without --json: to measure once is enough
-        show(document, as_json, lines)
+    def keep(report: Any, as_json: bool) -> None:
+        reports.append(report)  # rendered without --json, too: to measure once is enough
+        show(report, as_json)
 
-    monkeypatch.setattr(cli, "_print", keep)
+    monkeypatch.setattr(cli, "_render", keep)
     words = ("--threads", "1", "--quick", "--benchmark-model", str(tool), "--json")
     ran = here(capsys, "bench", str(artifact), str(other), *words)
     assert ran.code == 0, ran.err
@@ -262,7 +265,8 @@ def test_bench_shows_its_word(
     for candidate in (first, second):
         assert candidate["status"] == "ok"
         assert candidate["latency_ms"]["basis"] == "measured"
-    (lines,) = texts
+    (report,) = reports
+    lines = text.render(report, terminal.of(io.StringIO()))
     assert "benchmark_model of model.tflite fp32@litert: 145.5 ms on average" in lines
     (failed,) = [line for line in lines if line.startswith("benchmark_model of other.tflite")]
     assert "fp32@litert: benchmark_model failed" in failed

@@ -218,7 +218,7 @@ class TestWhatIsRefused:
         with Peer(made / "model.tflite") as there:
             ran = run("--device", there.address, *words, "--out", tmp_path / "out")
         assert ran.code == 4
-        assert "no power meter" in ran.err and "meter in its address" in ran.err
+        assert "no meter" in ran.err and "meter in its address" in ran.err
         assert "calibrating" not in ran.err
 
     def test_the_plan_is_told_by_a_board_that_computes_nothing(self, run: Run, made: Path) -> None:

@@ -356,7 +356,7 @@ class TestRefusals:
             ("int8", 'activation = "s8"', 'activation = "u8"', "TFLite"),
             ("int8", 'activation = "s8"', 'activation = "s8"\nper_channel = false', "TFLite"),
             ("int16x8", 'activation = "s16"', 'activation = "s8"', "i8"),
-            ("int8-dynamic", '["dynamic"]\ncompute = "i8"', '["half"]\ncompute = "f16"', "half"),
+            ("int8-dynamic", '["dynamic"]\ncompute = "i8"', '["half"]\ncompute = "bf16"', "half"),
         ):
             text = (ROOT / f"targets/recipes/{recipe}.toml").read_text()
             assert text.count(old) == 1

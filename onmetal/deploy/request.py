@@ -130,7 +130,7 @@ def check_budget(
             why = device.no_meter if device else "there is no device"
             asking = [*([cost.limit.option] if cost.limit else []), f"--minimize {cost.name}"]
             raise DeviceError(
-                f"{cost.name} cannot be measured here: {why.removeprefix('no meter: ')}; leave "
+                f"{cost.name} cannot be measured here: {why}; leave "
                 f"{' or '.join(asking)} out, or name a board's meter in its address"
             )
     if device is None and limits_timed:

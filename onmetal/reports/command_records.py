@@ -2,9 +2,10 @@
 
 from typing import Any, Literal
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from onmetal.records import Tensor
+from onmetal.reports.record import Failure
 
 
 class Verification(Struct, frozen=True):
@@ -18,6 +19,8 @@ class Verification(Struct, frozen=True):
     not reached."""
     problems: list[str]
     chosen: str | None
+    error: Failure | UnsetType = UNSET
+    """Where a check failed."""
 
 
 class Check(Struct, frozen=True):
