@@ -10,7 +10,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from onmetal.bundles import manifest, write
+from onmetal.bundles import manifest
+from onmetal.bundles import verify as verifying
+from onmetal.bundles.sums import SUMS
 from onmetal.errors import VerificationError
 from onmetal.files import cache as caches
 from onmetal.files.arrays import read_npz
@@ -54,11 +56,11 @@ def honest() -> dict[str, bytes]:
     }
     files["manifest.json"] = encode(document)
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    files[write.SUMS] = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
+    files[SUMS] = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
     return files
 
 
-KINDS = ("manifest.json", write.SUMS, "golden.npz", "inputs.npz")
+KINDS = ("manifest.json", SUMS, "golden.npz", "inputs.npz")
 
 
 def seeds() -> list[tuple[str, bytes]]:
@@ -85,14 +87,14 @@ def read(kind: str, data: bytes, folder: Path) -> None:
     problems: list[str] = []
     if kind == "golden.npz":
         read_npz(place / kind, 64 << 20)
-    elif kind == write.SUMS:
+    elif kind == SUMS:
         copy = folder / "copy"
         shutil.rmtree(copy, ignore_errors=True)
         copy.mkdir()
-        problems = write._copy_files(place, copy)
+        problems = verifying._copy_files(place, copy)
     else:
         document, problems = manifest.read(place)
-        names = [name for name in honest() if name != write.SUMS]
+        names = [name for name in honest() if name != SUMS]
         problems = problems or manifest.strangers(document, names)
         json.dumps(document)
     if problems:

@@ -14,6 +14,7 @@ import pytest
 
 from onmetal import cli
 from onmetal.bundles import manifest
+from onmetal.bundles import verify as verifying
 from onmetal.bundles import write as package
 from onmetal.commands import artifacts
 from onmetal.converters.tflite import check
@@ -190,7 +191,7 @@ def test_other_requirements_are_refused(text: str, spoiled: Path, capsys: Captur
 def test_what_is_exchanged_after_the_check_is_not_used(
     name: str, spoiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    original, sentinel = package._check_files, tmp_path / "executed"
+    original, sentinel = verifying._check_files, tmp_path / "executed"
 
     def and_then_exchanged(there: int, copy: Path) -> list[str]:
         found = original(there, copy)
@@ -228,7 +229,7 @@ def test_what_is_exchanged_while_it_is_read_is_not_followed(
 def test_the_copy_is_private_and_goes(
     spoiled: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    modes, original = {}, package._check_runner
+    modes, original = {}, verifying._check_runner
 
     def looked(copy: Path, document: dict[str, Any]) -> list[str]:
         modes[copy] = {path.stat().st_mode & 0o777 for path in (copy, *copy.iterdir())}

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onmetal.bundles import write as package
+from onmetal.bundles import verify as verifying
 from tests.bundles import ARTIFACT, RUNTIMES, Capture, change_manifest, refused, sign, verify
 from tests.conftest import deploy
 
@@ -336,7 +336,7 @@ def test_no_byte_of_the_sums_can_be_changed_unseen(spoiled: Path, tmp_path: Path
 
     def checked() -> list[str]:
         with tempfile.TemporaryDirectory(dir=tmp_path) as copy:
-            return package._copy_files(spoiled, Path(copy))
+            return verifying._copy_files(spoiled, Path(copy))
 
     assert checked() == []
     content = sums.read_bytes()

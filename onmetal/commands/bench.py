@@ -10,7 +10,8 @@ import numpy as np
 from msgspec.structs import replace
 
 from onmetal import runtimes, targets
-from onmetal.bundles import manifest, write
+from onmetal.bundles import manifest
+from onmetal.bundles import verify as verifying
 from onmetal.calibration import samples
 from onmetal.calibration.calibrated import CalibratedModel
 from onmetal.commands.artifacts import from_bundle, from_own
@@ -112,17 +113,17 @@ def build_runner() -> Shown:
 def verify(folder: Path, address: str, *, run: bool) -> Shown:
     with Cache() as cache, cache.scratch() as scratch:
         connect.check_address(address)
-        write.check_folder(folder)
+        verifying.check_folder(folder)
         device = connect.reach(address, cache)
         try:
             if run and address != Local.address:
                 raise UsageError("--run executes run.py on this machine: leave --device out")
-            verified = write.verify(folder, Local(cache), device, run=run, scratch=scratch)
+            verified = verifying.verify(folder, Local(cache), device, run=run, scratch=scratch)
         finally:
             device.close(keep=True)
-    checks = [name for name, result in verified.checks.items() if result != write.NO_VECTORS]
+    checks = [name for name, result in verified.checks.items() if result != verifying.NO_VECTORS]
     lines = [f"{shown(folder)}: verified ({', '.join(checks)})"]
-    if write.NO_VECTORS in verified.checks.values():
+    if verifying.NO_VECTORS in verified.checks.values():
         lines.append("it holds no golden vectors: what its model gives was not checked")
     lines.append(
         "known to be unchanged, and no more: README.md and whatever it holds of sources, build "

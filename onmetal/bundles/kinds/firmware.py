@@ -6,13 +6,11 @@ for an Ethos-U, Vela's. It takes and gives the same tensors.
 """
 
 import hashlib
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from msgspec import Struct
 
 from onmetal.bundles.artifact_io import (
     TEMPLATES,
@@ -24,6 +22,7 @@ from onmetal.bundles.artifact_io import (
     template,
 )
 from onmetal.bundles.kinds import PART, BundleKind, Contents
+from onmetal.bundles.processors import processor
 from onmetal.errors import UnsupportedError
 from onmetal.profilers.tensor_bytes import NHWC
 from onmetal.records import Candidate, Shape, Trial
@@ -107,7 +106,7 @@ def files(
         **_resolver(operators),
         **_golden(vectors),
         **_readme(found, operators, shipped, content, arena_bytes),
-        **_processor(core),
+        **processor(core),
     }
     return {path: template(path, **fill).encode() for path in _templates()}
 
@@ -305,72 +304,6 @@ def _readme(
         "tensors": "\n".join(rows),
         "operators": ", ".join(sorted(set(operators))) or "none",
         "npu": _NPU if "ethos-u" in operators else "",
-    }
-
-
-class _Build(Struct, frozen=True):
-    """How gcc compiles for a core, as TFLite Micro's Makefile does for its TARGET_ARCH."""
-
-    target_arch: str
-    flags: str
-    note: str = ""
-
-
-_WITH_FPU = "-mfloat-abi=hard -mfpu=auto"
-BUILDS = {
-    "cortex-m0": _Build("cortex-m0", "-mfloat-abi=soft"),
-    "cortex-m0plus": _Build("cortex-m0plus", "-mfloat-abi=soft"),
-    "cortex-m3": _Build("cortex-m3", "-mfloat-abi=soft"),
-    "cortex-m4": _Build(
-        "cortex-m4+fp",
-        _WITH_FPU,
-        "That is for a Cortex-M4 with an FPU (Cortex-M4F). Without one: `TARGET_ARCH=cortex-m4`, "
-        "and below `-mcpu=cortex-m4+nofp -mthumb -mfloat-abi=soft`.",
-    ),
-    "cortex-m7": _Build(
-        "cortex-m7+fp",
-        _WITH_FPU,
-        "That is for a Cortex-M7 with an FPU of double precision. Of single precision (as in "
-        "STM32F74x): `FPU=fpv5-sp-d16` besides, and below `-mfpu=fpv5-sp-d16`. Without one: "
-        "`TARGET_ARCH=cortex-m7`, and below `-mcpu=cortex-m7+nofp -mthumb -mfloat-abi=soft`.",
-    ),
-    "cortex-m33": _Build(
-        "cortex-m33",
-        _WITH_FPU,
-        "That is for a Cortex-M33 with DSP instructions and an FPU. Without both: "
-        "`TARGET_ARCH=cortex-m33+nodsp`, and below "
-        "`-mcpu=cortex-m33+nodsp -mthumb -mfloat-abi=soft`.",
-    ),
-    "cortex-m55": _Build(
-        "cortex-m55",
-        _WITH_FPU,
-        "That is for a Cortex-M55 with an FPU. Without one: `TARGET_ARCH=cortex-m55+nofp`, and "
-        "below `-mcpu=cortex-m55+nofp -mthumb -mfloat-abi=softfp`.",
-    ),
-    "cortex-m85": _Build(
-        "cortex-m85", _WITH_FPU, "gcc knows the Cortex-M85 from its version 13 on."
-    ),
-}
-"""By core, as targets.Core has them; TFLite Micro's are in
-tensorflow/lite/micro/tools/make/targets/cortex_m_generic_makefile.inc."""
-
-
-def _processor(core: str | None) -> dict[str, str]:
-    """How TFLite Micro and the firmware are compiled for the chip."""
-    known = core or "cortex-m4"
-    build, notes = BUILDS[known], [BUILDS[known].note]
-    if core is None:
-        others = ", ".join(f"`{entry.target_arch}`" for entry in BUILDS.values())
-        notes.insert(
-            0,
-            f"The target names no chip; {known} stands for your core, which may be: {others}.",
-        )
-    text = "\n".join(textwrap.fill(note, 100) for note in notes if note)
-    return {
-        "target_arch": build.target_arch,
-        "processor": known,
-        "machine": f"-mcpu={known} -mthumb {build.flags}",
-        "processor_notes": f"{text}\n\n" if text else "",
     }
 
 
