@@ -646,7 +646,7 @@ def served(data: bytes, *, endless: bool) -> Iterator[Tcp]:
 )
 def test_a_board_that_never_stops(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "HELLO_S", 0.2)
-    monkeypatch.setattr(protocol, "DRAIN_S", 0.2)
+    monkeypatch.setattr(exchange, "DRAIN_S", 0.2)
     with served(data, endless=True) as link:
         assert link.name in refused(lambda: Tiny(link))
 
