@@ -5,6 +5,7 @@ besides these and a format.
 """
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from onmetal.ranges import Range
 from onmetal.records import Model, Source, plain
 from onmetal.runtimes import spec
 from onmetal.samples import Samples
-from onmetal.targets import Format, Recipe, Target
+from onmetal.targets import Format, Target
 
 
 class CalibratedModel(Calibrating):
@@ -35,6 +36,7 @@ class CalibratedModel(Calibrating):
         self, model: Model, target: Target, samples: Samples | None, host: Local, cache: Cache
     ) -> None:
         super().__init__(model, samples, host, cache)
+        self.target = target
         self.recipes = [
             (recipe.name, recipe.format)
             for recipe in target.recipes
@@ -43,20 +45,6 @@ class CalibratedModel(Calibrating):
             and all(spec(name).reads == "onnx" for name in recipe.runtimes)
         ]
         self.tflite = TfliteSource(self, self.float_graph, target.io)
-
-    def source(self, recipe: Recipe, runtime: str, progress: OnProgress) -> Source:
-        """What a recipe's artifact for a runtime is converted from.
-
-        Raises UnsupportedError, with the reason, where the recipe cannot be made of this model.
-        """
-        if spec(runtime).reads == "tflite":
-            return self.tflite.source(recipe, progress)
-        if recipe.quantized_by in (None, "nncf"):
-            return Source(self.model.prepared, self.model.prepared_sha256)
-        if recipe.quantized_by == "static":
-            assert recipe.format
-            return self.quantized(recipe.format, progress, self.kept_float(runtime))
-        return self._weights(recipe)
 
     def kept_float(self, runtime: str) -> frozenset[str]:
         """Which nodes of the float graph this runtime computes wrong in 8 bits
@@ -205,21 +193,24 @@ class CalibratedModel(Calibrating):
         chosen = self.chosen(choose, keys, progress)
         return {**chosen, "estimators_tried_with": name}
 
-    def _weights(self, recipe: Recipe) -> Source:
-        """8-bit weights alone, or MatMuls whose activations are quantized as they come."""
+    def without_samples(
+        self,
+        name: str,
+        write: Callable[[str, Format | None, str], dict[str, Any]],
+        form: Format | None,
+    ) -> Source:
+        """What an operation makes of the float graph, for which no sample is needed."""
         graph = self.float_graph()
         digest = caches.key(
             graph=caches.sha256(graph),
-            method=recipe.quantized_by,
-            format=plain(recipe.format),
+            method=name,
+            format=plain(form),
             runtime=self._version(),
             code=VERSION,
         )
 
         def build(folder: Path) -> None:
-            quantize = {"weights": operations.weights, "dynamic": operations.dynamic}
-            write = quantize[recipe.quantized_by or ""]
-            details = self.call(asked(write, str(graph), recipe.format, str(folder)))
+            details = self.call(asked(write, str(graph), form, str(folder)))
             (folder / "details.json").write_bytes(msgspec.json.encode(details))
 
         return self._made(self.cache.get("quantized", digest, build))

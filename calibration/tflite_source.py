@@ -30,21 +30,24 @@ class TfliteSource:
         self.calibration, self.float_graph, self.io = calibration, float_graph, io
         self.model = calibration.model
 
-    def source(self, recipe: Recipe, progress: OnProgress) -> Source:
-        """What a recipe's artifact is made of. Raises UnsupportedError where it cannot be."""
+    def in_float(self, recipe: Recipe) -> Source:
+        """The model as it is; its own file, where nothing at its ends is to be changed."""
         model = self.model
-        if recipe.quantized_by == "static" and model.quantized:
-            return self._as_it_is()
-        if recipe.quantized_by == "static":
-            assert recipe.format
-            return self._static(recipe.format, progress)
         if recipe.name == EXACT and model.format == "tflite" and self.io == Io():
             return Source(model.prepared, model.prepared_sha256)
-        name, write = {
-            None: ("float_", operations.tflite_float),
-            "half": ("half", operations.tflite_half),
-            "dynamic": ("dynamic", operations.tflite_dynamic),
-        }[recipe.quantized_by]
+        return self._without_samples("float_", operations.tflite_float)
+
+    def half(self) -> Source:
+        """Weights stored as float16."""
+        return self._without_samples("half", operations.tflite_half)
+
+    def dynamic(self) -> Source:
+        """8-bit weights; activations are quantized in every inference."""
+        return self._without_samples("dynamic", operations.tflite_dynamic)
+
+    def _without_samples(
+        self, name: str, write: Callable[[str, Io, str], dict[str, Any]]
+    ) -> Source:
         path = self.path()
         return self._written(
             name,
@@ -87,7 +90,7 @@ class TfliteSource:
         names = {key: maker.partition(" ")[2][1:-1] for key, maker in known.items()}
         return [{**row, "node": names.get(row["node"]) or row["node"]} for row in rows]
 
-    def _as_it_is(self) -> Source:
+    def as_it_is(self) -> Source:
         """A model that is quantized already; of an ONNX one the inputs and outputs become whole
         numbers where the target wants that."""
         if self.model.format == "tflite":
@@ -99,7 +102,8 @@ class TfliteSource:
             lambda folder: asked(operations.tflite_given, str(path), self.io, folder),
         )
 
-    def _static(self, form: Format, progress: OnProgress) -> Source:
+    def static(self, form: Format, progress: OnProgress) -> Source:
+        """In integers, by calibrated ranges."""
         samples, model = self.calibration.samples, self.model
         if samples is None:
             raise UnsupportedError(NO_SAMPLES)

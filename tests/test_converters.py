@@ -14,7 +14,7 @@ import pytest
 from msgspec.structs import replace
 
 from onmetal import runtimes, targets
-from onmetal.calibration import samples
+from onmetal.calibration import samples, steps
 from onmetal.calibration.calibrated import CalibratedModel
 from onmetal.converters.onnx import reference
 from onmetal.deploy import model
@@ -165,9 +165,8 @@ def made(
         read = model.read(DIGITS / "digits_cnn.onnx", {}, None, cache, device)
         target = replace(TARGET, runtimes=own)
         name = f"{recipe.name}@{runtime}"
-        source = CalibratedModel(read, target, None, device, cache).source(
-            recipe, runtime, lambda *_: None
-        )
+        made = CalibratedModel(read, target, None, device, cache)
+        source = steps.source(made, recipe, runtime)
         return (
             convert(name, read, recipe, runtime, target, 1, device, cache, source),
             read,
@@ -182,9 +181,8 @@ def quantized(
         device = device or Local(cache)
         read = model.read(path, {}, None, cache, device)
         given = samples.load(str(data), read, cache, option="--data", labelled=False)
-        source = CalibratedModel(read, TARGET, given, device, cache).source(
-            recipe, runtime, lambda *_: None
-        )
+        made = CalibratedModel(read, TARGET, given, device, cache)
+        source = steps.source(made, recipe, runtime)
         name = f"{recipe.name}@{runtime}"
         return convert(name, read, recipe, runtime, TARGET, 1, device, cache, source, given)
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from onmetal import runtimes, targets
 from onmetal.bundles import manifest
 from onmetal.bundles import verify as verifying
-from onmetal.calibration import samples
+from onmetal.calibration import samples, steps
 from onmetal.calibration.calibrated import CalibratedModel
 from onmetal.commands.artifacts import from_bundle, from_own
 from onmetal.deploy import agree, model
@@ -269,7 +269,7 @@ def _candidates(
             continue
         name = f"{path.name} {recipe.name}@{runtime}"
         try:
-            source = calibrated.source(recipe, runtime, lambda *_: None)
+            source = steps.source(calibrated, recipe, runtime)
             made.append(
                 convert(name, found, recipe, runtime, target, threads, device, cache, source)
             )

@@ -9,7 +9,7 @@ from msgspec.structs import asdict
 
 from onmetal import runtimes
 from onmetal.bundles import manifest
-from onmetal.calibration import operations, samples
+from onmetal.calibration import operations, samples, steps
 from onmetal.calibration.calibrated import CalibratedModel
 from onmetal.calibration.fidelity import BAD_DB
 from onmetal.deploy import micro, model
@@ -112,9 +112,8 @@ def _support(
             says = "can be tried" if samples else "can be tried, once calibrated with --data"
         elif runs:
             try:
-                source = CalibratedModel(found, target, None, device, cache).source(
-                    entry.recipe, entry.runtime, lambda *_: None
-                )
+                made = CalibratedModel(found, target, None, device, cache)
+                source = steps.source(made, entry.recipe, entry.runtime)
                 convert(
                     entry.name,
                     found,

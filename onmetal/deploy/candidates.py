@@ -2,6 +2,7 @@
 
 from msgspec.structs import replace
 
+from onmetal.calibration import steps
 from onmetal.calibration.calibrated import CalibratedModel
 from onmetal.deploy.context import Run
 from onmetal.deploy.convert import convert
@@ -29,7 +30,8 @@ def converted(run: Run, entry: Planned, trial: Trial, source: Source | None = No
         run.progress(done, total, f"{entry.name}: {what}")
 
     if source is None:
-        source = calibrated(run, entry.model).source(entry.recipe, entry.runtime, progress)
+        model = calibrated(run, entry.model)
+        source = steps.source(model, entry.recipe, entry.runtime, progress)
     candidate = convert(
         entry.name,
         entry.model,

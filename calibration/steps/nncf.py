@@ -1,0 +1,14 @@
+"""8 bits by a runtime's own quantizer, which is given the float model where it is converted."""
+
+from typing import Any
+
+from onmetal.calibration.steps import Making, Step
+from onmetal.records import Source
+
+
+class Nncf(Step):
+    def apply(self, variant: Source, options: dict[str, Any], making: Making) -> Source:
+        return variant
+
+
+STEP: Step = Nncf()
