@@ -47,10 +47,13 @@ class Io(Struct, frozen=True, forbid_unknown_fields=True):
     """int8: a fully quantized artifact takes and gives integers."""
 
 
+Transport = Literal["local", "adb", "ssh", "serial"]
+
+
 class Device(Struct, frozen=True, forbid_unknown_fields=True):
     """How to reach a device of this kind; which one is the user's to say (--device)."""
 
-    transport: Literal["local", "adb", "ssh", "serial"]
+    transport: Transport
     required: bool = False
     """Whether deploying without a device needs the user's word (--no-device)."""
 
@@ -137,6 +140,8 @@ class _Document(_Facts, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A target file as it is written."""
 
     recipes: tuple[str | inline.Table, ...]
+    default: bool = False
+    """Whether artifacts are measured by it on a device of its kind where no target is named."""
 
 
 class TargetFile(_Facts, frozen=True, kw_only=True):
@@ -146,6 +151,8 @@ class TargetFile(_Facts, frozen=True, kw_only=True):
     source: str
     recipes: tuple[Named, ...]
     """From the most exact to the least."""
+    default: bool = False
+    """Whether artifacts are measured by it on a device of its kind where no target is named."""
     deprecated: bool = False
     """Whether its recipes stand there as [[recipes]] tables."""
 
@@ -176,6 +183,12 @@ def names() -> list[str]:
         for entry in files(__name__).iterdir()
         if entry.name.endswith(".toml")
     )
+
+
+def default_for(transport: Transport) -> str:
+    """The target by which artifacts are measured on a device that is reached so."""
+    entries = (read(name) for name in names())
+    return next(e.name for e in entries if e.default and e.device.transport == transport)
 
 
 def read(name: str) -> TargetFile:
@@ -247,7 +260,13 @@ def _read(document: _Document, source: str) -> TargetFile:
         recipes = inline.named(tables, [runtime.name for runtime in document.runtimes])
     _check_order(recipes)
     facts = {key: getattr(document, key) for key in _Facts.__struct_fields__}
-    return TargetFile(**facts, recipes=recipes, source=source, deprecated=bool(tables))
+    return TargetFile(
+        **facts,
+        recipes=recipes,
+        source=source,
+        default=document.default,
+        deprecated=bool(tables),
+    )
 
 
 def _check_order(recipes: tuple[Named, ...]) -> None:

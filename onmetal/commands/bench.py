@@ -151,7 +151,7 @@ def bench(
 
     `second_opinion`: a copy of Google's benchmark_model, run on .tflite artifacts besides.
     """
-    default = "tflm" if connect.is_board(address) else "x86-64"
+    default = targets.default_for("serial" if connect.is_board(address) else "local")
     target = load_target(target_name or default)
     check_options(target)
     if second_opinion:

@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec.structs import asdict
 
-from onmetal import runtimes
+from onmetal import runtimes, targets
 from onmetal.bundles import manifest
 from onmetal.calibration import operations, samples, steps
 from onmetal.calibration.calibrated import CalibratedModel
@@ -37,8 +37,6 @@ Shown = tuple[dict[str, Any], list[str]]
 
 FORMATS = {"onnx": "ONNX", "tflite": "TFLite"}
 RANDOM_SAMPLES = 8
-DEFAULT_TARGET = "x86-64"
-"""Whose first calibrated format sensitivity is told of where no target is named."""
 SHOWN = 10
 """Rows of a long list that are for people; `--json` has all."""
 
@@ -71,7 +69,7 @@ def inspect(
             support = _support(target, found, device, cache, bool(data))
         sensitivity = None
         if data:
-            rules = target or load_target(DEFAULT_TARGET)
+            rules = target or load_target(targets.default_for("local"))
             sensitivity = _sensitivity(rules, found, data, follow_links, device, cache, progress)
     inspection = Inspection(
         schema=1,
@@ -217,7 +215,7 @@ def _static(target: Target, found: Model) -> tuple[Recipe, bool]:
             return recipe, in_tflite
     raise UsageError(
         f"the target {target.name} has no calibrated 8-bit recipe for {FORMATS[found.format]} "
-        f"models, by which sensitivity would be told; try --target {DEFAULT_TARGET}"
+        f"models, by which sensitivity would be told; try --target {targets.default_for('local')}"
     )
 
 
@@ -267,7 +265,9 @@ def compare(
             if artifact.suffix != ".tflite":
                 raise UsageError(f"{path}: only a .tflite file can be compared with a .tflite file")
             model.read(artifact, {}, None, cache, device)  # refused here where it is damaged
-            calibrated = CalibratedModel(found, load_target(DEFAULT_TARGET), None, device, cache)
+            calibrated = CalibratedModel(
+                found, load_target(targets.default_for("local")), None, device, cache
+            )
             reference, compare = calibrated.tflite.path(), operations.tflite_compare
         elif not runtimes.own(artifact):
             artifact = model.read(
