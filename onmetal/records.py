@@ -323,6 +323,18 @@ class Trial(Struct, frozen=True):
         return msgspec.structs.replace(self, figures=figures, missing={**self.missing, key: why})
 
 
+class Accelerator(Struct, frozen=True):
+    """A processor beside the CPU that a runtime can compute on."""
+
+    kind: Literal["gpu", "npu"]
+    name: str
+    """As its driver calls it."""
+    driver: str | None = None
+    """The driver and its version; None: it does not say."""
+    software: bool = False
+    """Whether it is computed by the CPU, so that its times mean nothing."""
+
+
 class DeviceFacts(Struct, frozen=True):
     """What a device says of itself. `flags` are the CPU's own names of its instruction sets."""
 
@@ -341,3 +353,5 @@ class DeviceFacts(Struct, frozen=True):
     """What may change while a run lasts: clock governor, load, temperatures."""
     more: dict[str, Any] = field(default_factory=dict)
     """What a device beyond a line says besides: its model and SoC, clusters of cores, meters."""
+    accelerators: tuple[Accelerator, ...] = ()
+    """Beside the CPU, those that were found; empty also where none was looked for."""

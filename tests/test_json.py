@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from onmetal import cli, records
 from onmetal.bundles import write
@@ -143,6 +144,10 @@ def test_a_devices_facts_become_its_record() -> None:
     device = of_trials.device(facts)
     assert (device.flags, device.meters, device.soc) == (["neon"], ["lpm01a"], None)
     assert list(plain(device))[-3:] == ["model", "soc", "meters"]
+    assert "accelerators" not in plain(device)
+    gpu = records.Accelerator("gpu", "Adreno 740", "0512.762")
+    found = plain(of_trials.device(replace(facts, accelerators=(gpu,))))["accelerators"]
+    assert found == [plain(gpu)]
 
 
 def test_names_that_are_no_utf8_are_spelled_out() -> None:

@@ -119,4 +119,6 @@ def device(facts: DeviceFacts | None) -> Device:
         return Device(address="none")
     values: dict[str, Any] = plain(facts)
     more = values.pop("more")
+    if not facts.accelerators:
+        del values["accelerators"]
     return typed({**values, **more}, Device)

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from onmetal import costs
-from onmetal.records import Figure, Latency, Lineage, Status, Tensor, Verdict
+from onmetal.records import Accelerator, Figure, Latency, Lineage, Status, Tensor, Verdict
 from onmetal.reports.chip_record import Agreement, Embedded, Number
 
 Interval = tuple[Number, Number]
@@ -90,6 +90,8 @@ class Device(Struct, frozen=True):
     """Runtime -> its version there."""
     state: dict[str, Any] | UnsetType = UNSET
     """What may change while a run lasts: clocks, load, temperatures."""
+    accelerators: list[Accelerator] | UnsetType = UNSET
+    """GPUs and NPUs beside the CPU; not there where none was found."""
     model: str | UnsetType | None = UNSET
     soc: str | UnsetType | None = UNSET
     abis: list[str] | UnsetType = UNSET
