@@ -310,7 +310,7 @@ import numpy as np
 from pathlib import Path
 from onmetal.calibration import collapse, outputs
 from onmetal.calibration.fidelity import compare, extent
-from onmetal.calibration.outputs import StoredArray
+from onmetal.files.stored import StoredArray
 outputs.CHUNK_BYTES = 1 << 19
 collapse.MOST_BYTES = 1 << 20
 before, after = (StoredArray.at(Path(path)) for path in sys.argv[1:3])
