@@ -308,10 +308,11 @@ SCRIPT = """
 import resource, sys
 import numpy as np
 from pathlib import Path
-from onmetal.calibration import collapse, outputs
+from onmetal.calibration import collapse
 from onmetal.calibration.fidelity import compare, extent
+from onmetal.files import stored
 from onmetal.files.stored import StoredArray
-outputs.CHUNK_BYTES = 1 << 19
+stored.CHUNK_BYTES = 1 << 19
 collapse.MOST_BYTES = 1 << 20
 before, after = (StoredArray.at(Path(path)) for path in sys.argv[1:3])
 start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
