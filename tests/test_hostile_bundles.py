@@ -15,7 +15,6 @@ import pytest
 from onmetal import cli
 from onmetal.bundles import manifest
 from onmetal.bundles import verify as verifying
-from onmetal.bundles import write as package
 from onmetal.commands import artifacts
 from onmetal.converters.tflite import check
 from onmetal.errors import OnmetalError
@@ -199,7 +198,7 @@ def test_what_is_exchanged_after_the_check_is_not_used(
         (spoiled / name).write_text(f"open({str(sentinel)!r}, 'w')\n")
         return found
 
-    monkeypatch.setattr(package, "_check_files", and_then_exchanged)
+    monkeypatch.setattr(verifying, "_check_files", and_then_exchanged)
     code, document = verify(spoiled, capsys, "--run")
     assert code == 0 and document["checks"]["run.py"] == "ok"
     assert not sentinel.exists()
@@ -235,7 +234,7 @@ def test_the_copy_is_private_and_goes(
         modes[copy] = {path.stat().st_mode & 0o777 for path in (copy, *copy.iterdir())}
         return original(copy, document)
 
-    monkeypatch.setattr(package, "_check_runner", looked)
+    monkeypatch.setattr(verifying, "_check_runner", looked)
     assert verify(spoiled, capsys)[0] == 0
     ((copy, found),) = modes.items()
     assert found == {0o700, 0o600}

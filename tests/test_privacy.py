@@ -334,7 +334,7 @@ def test_those_who_make_it_at_once_have_the_same(how: str, home: Path) -> None:
     home.mkdir()
     if how == "short":
         spoil(home / privacy.SECRET, how)
-    code = "from onmetal import privacy; print(privacy.secret().hex())"
+    code = "from onmetal.bundles import privacy; print(privacy.secret().hex())"
     words = [sys.executable, "-c", code]
     processes = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
