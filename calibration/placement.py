@@ -41,7 +41,7 @@ MOVERS = frozenset(
 in the range of the input."""
 UNARY = MOVERS | {"AveragePool", "GlobalAveragePool", "ReduceMean", "Sigmoid", "Tanh", "LeakyRelu"}
 UNARY |= {"HardSigmoid", "HardSwish", "Elu", "Softmax"}
-FELT = 2.0
+WIDEST_MASK = 2.0
 """A mask that is added to attention's scores may be this many times as wide as the scores and still
 share a grid with them."""
 _ROLES: dict[str, unlike.Role] = {
@@ -99,7 +99,7 @@ def place(
         n for n, bounds in extremes.items() if 0.0 < unlike.width(bounds) < unlike.LEAST_WIDTH
     }
     steps = [_step(graph, node, extremes) for node in graph.nodes]
-    keep_float |= unlike.stay_float(steps, graph.outputs, extremes, FELT)
+    keep_float |= unlike.stay_float(steps, graph.outputs, extremes, WIDEST_MASK)
     listed = {
         node.name: node
         for node in graph.nodes
