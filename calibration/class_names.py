@@ -99,11 +99,11 @@ def _reason_to_ask(
                 f"and by letters ({', '.join(names[:3])} …) differ"
             )
     if scores != len(names):
-        gives = "no score per class" if scores is None else f"{count_of(scores, 'score')}"
+        score_count = "no score per class" if scores is None else f"{count_of(scores, 'score')}"
         return (
             f"{count_of(len(names), 'class name')} ({', '.join(names[:4])}"
-            f"{' …' if len(names) > 4 else ''}), and the model gives {gives}: which name is which "
-            "cannot be known"
+            f"{' …' if len(names) > 4 else ''}), and the model gives {score_count}: which name is "
+            "which cannot be known"
         )
     return None
 

@@ -47,10 +47,10 @@ def choose(asked: str | None, output: Tensor, shape: Shape, labels: np.ndarray) 
 def _check_fit(
     name: str, output: Tensor, shape: tuple[int, ...], labels: np.ndarray, integer_labels: bool
 ) -> None:
-    def refuse(why: str) -> None:
+    def refuse(reason: str) -> None:
         raise UsageError(
             f"--metric {name} on output {output.name!r} (a sample gives {output.dtype}"
-            f"{list(shape)}) with labels {labels.dtype}{list(labels.shape[1:])}: {why}; "
+            f"{list(shape)}) with labels {labels.dtype}{list(labels.shape[1:])}: {reason}; "
             "choose another --metric or --output, or give MODULE:FUNCTION"
         )
 

@@ -66,8 +66,8 @@ class _Units:
         self.times = {True: self._events(in_float), False: self._events(in_8_bits)}
         for events in self.times.values():
             for names, _ in events:
-                for other in names[1:]:
-                    self._join(names[0], other)
+                for member in names[1:]:
+                    self._join(names[0], member)
         self.cost = {kind: self._costs(events) for kind, events in self.times.items()}
 
     def root(self, name: str) -> str:

@@ -115,11 +115,11 @@ def _uneven_parts(
                 float_steps.add(step.name)
             continue
         widths |= dict.fromkeys(step.given, parts)
-    floats: set[str] = set()
+    float_tensors: set[str] = set()
     for step in last:  # once in float, all that follows up to the output is in float
-        if step.name in float_steps or floats & set(step.taken):
+        if step.name in float_steps or float_tensors & set(step.taken):
             float_steps.add(step.name)
-            floats |= set(step.given)
+            float_tensors |= set(step.given)
     return float_steps
 
 
@@ -214,26 +214,26 @@ def _masked_steps(
     for step in steps:
         for name in step.taken:
             takers.setdefault(name, []).append(step)
-    unmasked_widths: dict[str, float] = {}
+    masked_widths: dict[str, float] = {}
     """Tensor that contains a mask -> the width of the values that were masked."""
     float_steps: set[str] = set()
     for step in steps:
-        input_widths = [unmasked_widths[name] for name in step.taken if name in unmasked_widths]
+        input_widths = [masked_widths[name] for name in step.taken if name in masked_widths]
         if input_widths:
             float_steps.add(step.name)
             if step.role != "heavy":
-                _carry_mask(step, max(input_widths), unmasked_widths, ranges)
+                _carry_mask(step, max(input_widths), masked_widths, ranges)
         elif step.role in ("sum", "bound") or (step.role == "join" and _pads_with_constant(step)):
             mask = _mask(step, ranges, makers, takers, widest_mask)
             if mask is not None:
                 narrow, chain = mask
                 float_steps |= {step.name, *chain}
-                unmasked_widths |= dict.fromkeys(step.given, narrow)
+                masked_widths |= dict.fromkeys(step.given, narrow)
     return float_steps
 
 
 def _carry_mask(
-    step: Step, narrow: float, unmasked_widths: dict[str, float], ranges: Mapping[str, Range]
+    step: Step, narrow: float, masked_widths: dict[str, float], ranges: Mapping[str, Range]
 ) -> None:
     """Mark a step's outputs as masked if they are still much wider than the masked values."""
     for array in step.constants if step.role == "product" else ():
@@ -244,7 +244,7 @@ def _carry_mask(
         narrow = max(narrow, 1.0)
     for name in step.given:
         if name not in ranges or width(ranges[name]) > APART * narrow:
-            unmasked_widths[name] = narrow
+            masked_widths[name] = narrow
 
 
 def _mask(

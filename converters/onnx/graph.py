@@ -81,7 +81,8 @@ class Graph:
         return self.values.get(name, (0, None))[1]
 
     def only_consumer(self, name: str) -> onnx.NodeProto | None:
-        """The only node that reads the tensor, once and as no graph output; else None."""
+        """The node that alone reads the tensor, and only once; None where there are other readers,
+        among them the graph's outputs and subgraphs."""
         takers = self.consumers.get(name, [])
         if len(takers) != 1 or name in self.outputs or name in self.inner:
             return None

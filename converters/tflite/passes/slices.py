@@ -51,8 +51,8 @@ def goes_forward(op: Op) -> bool:
 
 def shortcut_convolutions(net: Net) -> bool:
     """Replace a STRIDED_SLICE of rows and columns with a PAD of channels by zeros (a ResNet's
-    shortcut without weights) by a 1x1 convolution by ones: one fast operator instead of two slow
-    ones."""
+    shortcut without weights) by a 1x1 convolution by ones: one fast operator instead of several
+    slow ones."""
     changed = False
     producers, consumers = net.producers(), net.consumers()
     for op in list(net.ops):
