@@ -10,34 +10,35 @@ from onmetal.calibration.metrics import Scorer
 from onmetal.records import Accuracy
 
 
-def judge(found: Scorer, reference: Scorer | None) -> Accuracy:
-    """How the candidate scores, and how far that is below the reference on the same samples."""
-    metric, samples = found.metric, len(found.labels)
-    value = found(None)
+def judge(candidate: Scorer, reference: Scorer | None) -> Accuracy:
+    """The candidate's score, and its drop from the reference's score on the same samples."""
+    metric, samples = candidate.metric, len(candidate.labels)
+    value = candidate(None)
     if reference is None:
         return Accuracy(metric.name, value, None, None, samples)
-    if found is reference:
+    if candidate is reference:
         return Accuracy(metric.name, value, 0.0, (0.0, 0.0), samples)
     sign = 1.0 if metric.higher_is_better else -1.0
     drop = sign * (reference(None) - value)
     interval: tuple[float, float] | None
-    if found.large:
+    if candidate.large:
         interval = None  # each resample would be a copy of all outputs
     elif metric.mean:
-        interval = paired_interval(reference.kept > found.kept, reference.kept < found.kept)
+        interval = paired_interval(reference.kept > candidate.kept, reference.kept < candidate.kept)
     else:
-        interval = _bootstrap(metric, found, reference, samples, sign)
+        interval = _bootstrap(metric, candidate, reference, samples, sign)
     return Accuracy(metric.name, value, drop, interval, samples)
 
 
 BOOTSTRAP_S = 30.0
-"""A user's metric may take seconds a call: resampling ends then, with what there is."""
+"""Seconds after which resampling ends, with the resamples made so far: a call of a user's metric
+may take seconds."""
 FEWEST = 40
-"""Resamples without which there is no 95 % interval: its ends are the outermost of them."""
+"""The fewest resamples that give a 95 % interval: its ends are then the outermost of them."""
 
 
 def _bootstrap(
-    metric: Metric, found: Scorer, reference: Scorer, samples: int, sign: float
+    metric: Metric, candidate: Scorer, reference: Scorer, samples: int, sign: float
 ) -> tuple[float, float] | None:
     """Percentile interval of the drop over resamples of the samples, the same for both models.
 
@@ -48,13 +49,13 @@ def _bootstrap(
     end = time.monotonic() + BOOTSTRAP_S
     for _ in range(metric.resamples):
         picked = random.integers(0, samples, samples)
-        drops.append(sign * (reference(picked) - found(picked)))
+        drops.append(sign * (reference(picked) - candidate(picked)))
         if time.monotonic() > end:
             break
-    known = [drop for drop in drops if not math.isnan(drop)]
-    if len(known) < FEWEST:
+    defined = [drop for drop in drops if not math.isnan(drop)]
+    if len(defined) < FEWEST:
         return None
-    low, high = np.percentile(known, [2.5, 97.5])
+    low, high = np.percentile(defined, [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -77,8 +78,8 @@ def paired_interval(lost: np.ndarray, won: np.ndarray) -> tuple[float, float]:
 
     def upper(tilt: float, tilt_high: float) -> float:
         side = share_high - share if tilt > 0 else share - share_low
-        found = share * tilt + math.hypot(tilt * side, share * (tilt_high - tilt))
-        return min(found, share_low * tilt_high) if tilt_high < 0 else found
+        bound = share * tilt + math.hypot(tilt * side, share * (tilt_high - tilt))
+        return min(bound, share_low * tilt_high) if tilt_high < 0 else bound
 
     return -upper(-tilt, -tilt_low), upper(tilt, tilt_high)
 

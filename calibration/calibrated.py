@@ -1,7 +1,7 @@
 """From a model to the ONNX file that a candidate is converted from: itself, or a quantized graph.
 
-The float graph is kept a model, the statistics a model and its samples, and a quantized graph
-besides these and a format.
+The cache keeps one float graph for each model, one set of statistics for each model and its
+samples, and one quantized graph for each of these and a format.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from onmetal.targets import Format, Target
 
 
 class CalibratedModel(Calibrating):
-    """One model's float graph, and what calibration saw in it: what its candidates are made of."""
+    """One model's float graph, its calibration statistics and its quantized graphs."""
 
     def __init__(
         self, model: Model, target: Target, samples: Samples | None, host: Local, cache: Cache
@@ -49,8 +49,10 @@ class CalibratedModel(Calibrating):
     def kept_float(self, runtime: str) -> frozenset[str]:
         """Which nodes of the float graph this runtime computes wrong in 8 bits
         (its folder's wrong_in_8_bits)."""
-        found = msgspec.json.decode((self.float_graph().parent / "exceptions.json").read_bytes())
-        return frozenset(found.get(runtime, ()))
+        exceptions = msgspec.json.decode(
+            (self.float_graph().parent / "exceptions.json").read_bytes()
+        )
+        return frozenset(exceptions.get(runtime, ()))
 
     def float_graph(self) -> Path:
         """The simplified float model."""
@@ -63,7 +65,7 @@ class CalibratedModel(Calibrating):
 
     @property
     def in_tflite(self) -> bool:
-        """Whether it is calibrated in LiteRT alone."""
+        """Whether the model is calibrated in LiteRT alone."""
         return self.model.format == "tflite" or not self.recipes
 
     def float_source(self) -> Source:
@@ -73,7 +75,8 @@ class CalibratedModel(Calibrating):
     def cuts(
         self, graph: Path, form: Format, profiles: list[list[dict[str, Any]]], progress: OnProgress
     ) -> list[list[str]]:
-        """Which nodes to keep in float, by profiles in float and in 8 bits (calibration.mixed)."""
+        """Names of nodes to keep in float, for each division worth trying, from profiles in float
+        and in 8 bits (calibration.mixed)."""
         statistics = str(self.statistics(progress))
         return self.call(asked(operations.cuts, str(graph), statistics, form, *profiles))
 
@@ -85,9 +88,9 @@ class CalibratedModel(Calibrating):
 
     def warnings(self, judged: Samples | None, progress: OnProgress) -> list[str]:
         """What is suspicious about the calibration samples (calibration.sanity)."""
-        whole = self.tflite if self.in_tflite else self
+        calibration = self.tflite if self.in_tflite else self
         path = self.tflite.path() if self.in_tflite else self.float_graph()
-        prepared, statistics = str(self.model.prepared), str(whole.statistics(progress))
+        prepared, statistics = str(self.model.prepared), str(calibration.statistics(progress))
         assert self.samples
         return self.call(
             asked(
@@ -102,20 +105,20 @@ class CalibratedModel(Calibrating):
         )
 
     def input_warnings(self, samples: Samples) -> list[str]:
-        """What is suspicious about samples with which nothing is calibrated."""
+        """What is suspicious about samples that are not used for calibration."""
         return self.call(
             asked(operations.examine_inputs, str(self.model.prepared), samples, self.model)
         )
 
     def output_ranges(self, progress: OnProgress) -> dict[str, Range]:
-        """What calibration saw of each float output (calibration.sanity.output_ranges)."""
-        whole = self.tflite if self.in_tflite else self
+        """The range of each float output in calibration (calibration.sanity.output_ranges)."""
+        calibration = self.tflite if self.in_tflite else self
         return self.call(
-            asked(operations.output_ranges, str(whole.statistics(progress)), self.model)
+            asked(operations.output_ranges, str(calibration.statistics(progress)), self.model)
         )
 
     def sensitivity(self, form: Format, progress: OnProgress) -> list[dict[str, Any]]:
-        """Each operator alone in 8 bits (calibration.sensitivity)."""
+        """The fidelity with each operator alone in 8 bits (calibration.sensitivity)."""
         graph, statistics = str(self.float_graph()), str(self.statistics(progress))
         assert self.samples
         return self.call(
@@ -157,24 +160,24 @@ class CalibratedModel(Calibrating):
             )
             (folder / "details.json").write_bytes(msgspec.json.encode(details))
 
-        made = self._made(self.cache.get("quantized", digest, build))
-        return replace(made, details={**chosen, **made.details})
+        source = self._source_in(self.cache.get("quantized", digest, build))
+        return replace(source, details={**chosen, **source.details})
 
     def estimator(self, form: Format, progress: OnProgress) -> dict[str, Any]:
-        """Which estimator serves best, by fidelity on the calibration samples.
+        """The estimator with the best fidelity on the calibration samples.
 
-        Tried once for all formats that lay activations on the same grid, by the first of them that
-        quantizes anything of the model: weights, in which they may differ, are rounded the same way
-        whatever the ranges of activations.
+        It is chosen once for all formats with the same grid of activations, with the first of them
+        that quantizes anything of the model: how they round weights, in which they may differ,
+        does not depend on the ranges of activations.
         """
-        like = [
-            (name, other)
-            for name, other in self.recipes
-            if other.activation_symmetric == form.activation_symmetric
+        alike = [
+            (name, recipe_form)
+            for name, recipe_form in self.recipes
+            if recipe_form.activation_symmetric == form.activation_symmetric
         ]
-        for name, other in like:
+        for name, recipe_form in alike:
             with contextlib.suppress(UnsupportedError):
-                return self._estimator(name, other, progress)
+                return self._estimator(name, recipe_form, progress)
         return self._estimator("its own", form, progress)
 
     def _estimator(self, name: str, form: Format, progress: OnProgress) -> dict[str, Any]:
@@ -199,7 +202,7 @@ class CalibratedModel(Calibrating):
         write: Callable[[str, Format | None, str], dict[str, Any]],
         form: Format | None,
     ) -> Source:
-        """What an operation makes of the float graph, for which no sample is needed."""
+        """The file that an operation writes from the float graph without any samples."""
         graph = self.float_graph()
         digest = caches.key(
             graph=caches.sha256(graph),
@@ -213,9 +216,9 @@ class CalibratedModel(Calibrating):
             details = self.call(asked(write, str(graph), form, str(folder)))
             (folder / "details.json").write_bytes(msgspec.json.encode(details))
 
-        return self._made(self.cache.get("quantized", digest, build))
+        return self._source_in(self.cache.get("quantized", digest, build))
 
-    def _made(self, folder: Path) -> Source:
+    def _source_in(self, folder: Path) -> Source:
         path = folder / "model.onnx"
         details = msgspec.json.decode((folder / "details.json").read_bytes())
         return Source(path, caches.sha256(path), details)

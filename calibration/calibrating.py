@@ -1,7 +1,7 @@
 """Calibration of one float graph by processes of this machine, its results kept in the cache.
 
-All that is made here is kept under content-addressed keys. One set of statistics serves every
-format and every estimator.
+All results are cached under content-addressed keys. One set of statistics serves every format and
+every estimator.
 """
 
 from collections.abc import Callable
@@ -38,13 +38,13 @@ class Calibrating:
         self.model, self.samples, self.host, self.cache = model, samples, host, cache
 
     def call(self, operation: Operation[R], progress: OnCount | None = None) -> R:
-        """In a child process: models are foreign, and runtimes may crash on them."""
+        """Run an operation in a child process, because runtimes may crash on a user's model."""
         return self.host.helped(HELPERS, lambda workers: _ask(workers[0], operation, progress))
 
     def chosen(
         self, operation: Operation[dict[str, Any]], keys: dict[str, Any], progress: OnProgress
     ) -> dict[str, Any]:
-        """What an operation says of the estimators, from the cache where it is there."""
+        """The choice of an estimator that an operation returns, or the cached one."""
 
         def build(folder: Path) -> None:
             choice = self.call(
@@ -59,8 +59,9 @@ class Calibrating:
     def collected(
         self, graph: Path, tensors: Operation[list[str]], by: Any, progress: OnProgress
     ) -> Path:
-        """The folder of calibration.statistics of the tensors that an operation names of a float
-        graph, over all samples. `by`: what else they depend on."""
+        """The folder with the files of calibration.statistics over all samples. `tensors`: an
+        operation that returns the names of the graph's tensors to observe; `by`: whatever else the
+        statistics depend on, for the cache's key."""
         samples = self.samples
         if samples is None:
             raise UnsupportedError(NO_SAMPLES)
@@ -110,15 +111,15 @@ class Calibrating:
         self,
         operation: Callable[[int], Operation[None]],
         parts: int,
-        what: str,
+        stage: str,
         progress: OnProgress,
     ) -> None:
-        """Every part in a process of its own; the first one tells how far it is."""
+        """Run every part in a process of its own; the first part reports progress."""
 
         def run(worker: LocalWorker, part: int) -> None:
             def first_part(done: int, total: int) -> None:
                 if not part:
-                    progress(done, total, f"calibrating: {what}, {done / max(total, 1):.0%}")
+                    progress(done, total, f"calibrating: {stage}, {done / max(total, 1):.0%}")
 
             _ask(worker, operation(part), first_part)
 

@@ -7,12 +7,13 @@ import numpy as np
 from onmetal.calibration.accuracy import clopper_pearson
 
 LEAST = 20
-"""Samples, below which nothing is sure."""
+"""The fewest samples from which a warning follows."""
 NO_BETTER, HARDLY = 0.3, 0.1
-"""The part of the way from chance to 1 that is surely not reached: where chance is not excluded,
-and where it is."""
+"""Parts of the way from chance to 1. There is a warning where the interval of the metric ends below
+the first one and includes chance, or below the second one though it excludes chance."""
 ONE_SIDED, TWO_SIDED = 1.645, 1.96
-"""Standard deviations: 95 % lie below, or within."""
+"""Numbers of standard deviations: 95 % of a normal distribution lie below the first, and within
+plus or minus the second."""
 CHECK = (
     "are the inputs prepared as in training (scale, mean, std, order of channels), and do the "
     "labels count as the model's scores do?"
@@ -28,7 +29,7 @@ def chance_warning(metric: str, labels: np.ndarray, value: float, samples: int) 
     if samples < LEAST or not math.isfinite(value):
         return None
     if metric == "rmse":
-        return _of_rmse(labels, value)
+        return _warn_by_rmse(labels, value)
     if labels.dtype.kind not in "iub" or labels.size != samples:
         return None
     kinds, counts = np.unique(labels, return_counts=True)
@@ -40,50 +41,56 @@ def chance_warning(metric: str, labels: np.ndarray, value: float, samples: int) 
         )
     if metric in ("top1", "accuracy"):
         answer = f"what answering {kinds[counts.argmax()]} for every sample gives"
-        return _of_share(metric, value, samples, float(shares[0]), answer)
+        return _warn_by_share(metric, value, samples, float(shares[0]), answer)
     if metric == "top5" and len(kinds) > 5:
         answer = "what answering the five commonest classes for every sample gives"
-        return _of_share(metric, value, samples, float(shares[:5].sum()), answer)
+        return _warn_by_share(metric, value, samples, float(shares[:5].sum()), answer)
     if metric in ("precision", "recall", "f1"):
         # Whatever the answers, if they ignore the input, its mean over the classes is 1 / classes.
         chance = 1 / len(kinds)
         error = math.sqrt(float(np.sum(0.25 / counts))) / len(kinds)
         answer = f"what answers that ignore the input give on {len(kinds)} classes"
-        return _judged(metric, value, chance, error, answer)
+        return _warn_by_deviation(metric, value, chance, error, answer)
     if metric == "auc" and len(kinds) > 1:
-        rest = samples - counts
-        error = float(np.mean(np.sqrt((samples + 1) / (12 * counts * rest))))
-        return _judged(metric, value, 0.5, error, "what scores that ignore the input give")
+        others = samples - counts
+        error = float(np.mean(np.sqrt((samples + 1) / (12 * counts * others))))
+        return _warn_by_deviation(
+            metric, value, 0.5, error, "what scores that ignore the input give"
+        )
     return None
 
 
-def _of_share(metric: str, value: float, samples: int, chance: float, answer: str) -> str | None:
-    """Of right answers, by their exact interval."""
+def _warn_by_share(
+    metric: str, value: float, samples: int, chance: float, answer: str
+) -> str | None:
+    """A warning by the exact interval of the share of right answers; None where it is better."""
     low, high = clopper_pearson(round(value * samples), samples)
     unsure = low <= chance and high < chance + NO_BETTER * (1 - chance)
     hardly = high < chance + HARDLY * (1 - chance) and high < 2 * chance
     if value > chance and not unsure and not hardly:
         return None
-    return _said(metric, value, chance, answer, worse=high < chance)
+    return _sentence(metric, value, chance, answer, worse=high < chance)
 
 
-def _judged(metric: str, value: float, chance: float, error: float, answer: str) -> str | None:
-    """By the metric's standard deviation where answers ignore the input."""
+def _warn_by_deviation(
+    metric: str, value: float, chance: float, error: float, answer: str
+) -> str | None:
+    """A warning by the metric's standard deviation (`error`) where answers ignore the input."""
     high = value + TWO_SIDED * error
     if value > chance + ONE_SIDED * error or high >= chance + NO_BETTER * (1 - chance):
         return None
-    return _said(metric, value, chance, answer, worse=value + TWO_SIDED * error < chance)
+    return _sentence(metric, value, chance, answer, worse=value + TWO_SIDED * error < chance)
 
 
-def _of_rmse(labels: np.ndarray, value: float) -> str | None:
+def _warn_by_rmse(labels: np.ndarray, value: float) -> str | None:
     rows = labels.reshape(len(labels), -1).astype(np.float64)
     chance = math.sqrt(float(np.mean((rows - rows.mean(axis=0)) ** 2)))
     if chance == 0 or value < chance:
         return None
-    return _said("rmse", value, chance, "what answering the mean label gives", worse=False)
+    return _sentence("rmse", value, chance, "what answering the mean label gives", worse=False)
 
 
-def _said(metric: str, value: float, chance: float, answer: str, *, worse: bool) -> str:
+def _sentence(metric: str, value: float, chance: float, answer: str, *, worse: bool) -> str:
     than = "worse than chance" if worse else "no better than chance"
     return (
         f"the float model is {than}: its {metric} is {value:.3g}, and {chance:.3g} is {answer}; "

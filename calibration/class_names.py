@@ -14,7 +14,8 @@ _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 _NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 LONG_NAME = 255
-"""Most characters of a name that is compared with others: that takes the product of the lengths."""
+"""Most characters of a name that is compared with others: the time of a comparison grows with the
+product of the lengths."""
 
 
 def count_of(number: int, noun: str) -> str:
@@ -32,16 +33,16 @@ def number_labels(
 ) -> tuple[np.ndarray, tuple[str, ...] | None, list[str]]:
     """-> the labels as numbers, the names of the scores, and warnings about these.
 
-    `places`: where each name stands, in words. Folders have names; numbers in a table are class
-    numbers or the values to be predicted, unless data.toml lists them as names.
+    `places`: where each name stands, in words. The names of folders are class names. Numbers in a
+    table are class numbers or values to be predicted, unless data.toml lists them as class names.
     """
     used: dict[str, str] = {}  # name -> where it stands first
     for name, place in zip(names, places, strict=True):
         used.setdefault(name, place)
     numeric = [name for name in used if _NUMBER.fullmatch(name)]
     if classes is not None:
-        known = set(classes)
-        unknown = [name for name in used if name not in known]
+        class_names = set(classes)
+        unknown = [name for name in used if name not in class_names]
         if not unknown:
             number_of = {name: number for number, name in enumerate(classes)}
             return np.array([number_of[name] for name in names], np.int64), classes, []
@@ -74,12 +75,13 @@ def number_labels(
 def _reason_to_ask(
     names: tuple[str, ...], numeric: list[str], used: dict[str, str], scores: int | None
 ) -> str | None:
-    """Why sorted names may not be the model's scores; None where nothing speaks against it."""
+    """Why the model's scores may be in another order than the sorted class names, so that the user
+    must say it; None where there is no sign of that."""
     if numeric and len(numeric) < len(names):
-        other = next(name for name in used if not _NUMBER.fullmatch(name))
+        word = next(name for name in used if not _NUMBER.fullmatch(name))
         return (
-            f"labels are numbers ({numeric[0]}, {used[numeric[0]]}) and names ({other!r}, "
-            f"{used[other]}) mixed"
+            f"labels are numbers ({numeric[0]}, {used[numeric[0]]}) and names ({word!r}, "
+            f"{used[word]}) mixed"
         )
     if all(_DECIMAL_COMMA.fullmatch(name) for name in names):
         return f"the labels are written with decimal commas ({names[0]}): write them with points"
@@ -97,11 +99,11 @@ def _reason_to_ask(
                 f"and by letters ({', '.join(names[:3])} …) differ"
             )
     if scores != len(names):
-        gives = "no score per class" if scores is None else f"{count_of(scores, 'score')}"
+        score_count = "no score per class" if scores is None else f"{count_of(scores, 'score')}"
         return (
             f"{count_of(len(names), 'class name')} ({', '.join(names[:4])}"
-            f"{' …' if len(names) > 4 else ''}), and the model gives {gives}: which name is which "
-            "cannot be known"
+            f"{' …' if len(names) > 4 else ''}), and the model gives {score_count}: which name is "
+            "which cannot be known"
         )
     return None
 

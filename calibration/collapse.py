@@ -1,4 +1,4 @@
-"""What a model has lost altogether, seen in its outputs beside the original model's."""
+"""Detects outputs that lost their information: invalid, dead, saturated or always of one class."""
 
 import math
 
@@ -8,28 +8,29 @@ from onmetal.calibration.fidelity import Fidelity, compare
 from onmetal.files.stored import Outputs, chunks
 
 ROWS = 512
-"""Samples, spread over all, that are looked at for saturation."""
+"""The most samples, spread over all, that are examined for saturation."""
 MOST_BYTES = 1 << 25
-"""Of one output's samples, held in memory for that."""
+"""The most bytes of one output's samples that are held in memory for that."""
 SATURATED = 0.5
-"""The share of an output's values that lie at its own least or greatest one."""
+"""The share of an output's values at its least or greatest value from which it is saturated."""
 NEARLY = 1 / 64
-"""Of the original output's span: no further off than 8 bits may be."""
+"""A difference, relative to the original output's span, that 8 bits may cause without clipping."""
 ONE_CLASS = 0.9
-"""The share of samples with one prediction that is no chance, where there are several classes."""
+"""The share of samples with one prediction that is not by chance, where there are several classes.
+"""
 ROUNDING_DB = 110.0
-"""Fidelity from which on nothing but float32's own rounding differs: what is lost is lost to a tie,
-such as the larger of two equal scores."""
+"""The fidelity from which on only float32's own rounding differs: predictions change only where
+there is a tie, such as two equal scores."""
 FEWEST = 20
-"""Samples without which the commonest prediction says nothing."""
+"""The fewest samples for which the commonest prediction is judged."""
 
 
 def collapsed(
     name: str, reference: Outputs, output: Outputs, fidelity: Fidelity | None = None
 ) -> list[str]:
-    """In words, what is wrong with an output [samples, ...] beside the original model's.
+    """What is wrong, in words, with an output [samples, ...] compared with the original model's.
 
-    `fidelity`: of the two, where it is known already.
+    `fidelity`: the result of `compare` of the two, where it is known already.
     """
     if reference.shape != output.shape:
         return []
@@ -45,32 +46,37 @@ def collapsed(
         first, count = fidelity.dead_slices[0], len(fidelity.dead_slices)
         more = f", and {count - 1} more slices" if count > 1 else ""
         reasons.append(f"the output {name!r} is dead in {first}{more}: one number for every sample")
-    before, after = one_class(reference, 2), one_class(output, 2)
-    if before is not None and after is not None and before < ONE_CLASS and after >= 0.99:
+    original_share, share = one_class(reference, 2), one_class(output, 2)
+    if (
+        original_share is not None
+        and share is not None
+        and original_share < ONE_CLASS
+        and share >= 0.99
+    ):
         reasons.append(
-            f"the output {name!r} predicts one class for {after:.0%} of the samples, "
-            f"where the original model does for {before:.0%}"
+            f"the output {name!r} predicts one class for {share:.0%} of the samples, "
+            f"where the original model does for {original_share:.0%}"
         )
     return reasons + _saturated(name, reference, output)
 
 
 def _saturated(name: str, reference: Outputs, output: Outputs) -> list[str]:
-    """Whether values are cut off at an output's own least or greatest one."""
+    """The problem, in words, where values are clipped at an output's least or greatest value."""
     row_bytes = max(1, math.prod(output.shape[1:]) * output.dtype.itemsize)
     count = min(ROWS, len(output), max(2, MOST_BYTES // row_bytes))
     rows = np.unique(np.linspace(0, len(output) - 1, count).astype(np.int64))
     if len(rows) * math.prod(output.shape[1:]) < 64 or output.dtype.kind != "f":
         return []
-    before, after = np.asarray(reference[rows]), np.asarray(output[rows])
-    # Where the original is nearly there too (a softmax at 0 or 1), nothing is cut off.
+    original, values = np.asarray(reference[rows]), np.asarray(output[rows])
+    # Where the original's value is near the extreme too (a softmax at 0 or 1), nothing is clipped.
     with np.errstate(invalid="ignore"):  # of infinities in both
-        away = np.abs(after - before) > NEARLY * float(before.max() - before.min())
-    edge = float(np.mean((before == before.min()) | (before == before.max())))
-    cut = float(np.mean(((after == after.min()) | (after == after.max())) & away))
-    if not cut >= SATURATED > 2 * edge:
+        away = np.abs(values - original) > NEARLY * float(original.max() - original.min())
+    edge = float(np.mean((original == original.min()) | (original == original.max())))
+    clipped = float(np.mean(((values == values.min()) | (values == values.max())) & away))
+    if not clipped >= SATURATED > 2 * edge:
         return []
     return [
-        f"the output {name!r} is saturated: {cut:.0%} of its values lie at its extremes, where "
+        f"the output {name!r} is saturated: {clipped:.0%} of its values lie at its extremes, where "
         f"{edge:.0%} of the original model's do"
     ]
 

@@ -1,6 +1,6 @@
-"""Where a quantized artifact leaves its float model: tensor by tensor, in the order of computation.
+"""How far a quantized artifact is from its float model, tensor by tensor in computation order.
 
-Runs in a child process. Tensors are matched by name; nothing but sums is kept of a sample.
+Runs in a child process. Tensors are matched by name; only sums over the samples are kept.
 """
 
 from typing import Any
@@ -25,60 +25,66 @@ def tensors(
     model: Model,
     progress: OnCount = lambda done, total: None,
 ) -> list[dict[str, Any]]:
-    """Of every tensor that both know: its name, its operator in the float model, its SQNR in dB
-    over all samples, and the peaks of both.
+    """For every tensor that both files have: its name, its operator in the float model, its SQNR in
+    dB over all samples, and its peaks in both.
 
     `artifact`: an ONNX or an OpenVINO (.xml) file; `reference`: the float ONNX model. In the order
     of the float model. Raises UnsupportedError where they have no tensor in common.
     """
-    data, of = samples, model
+    data, entry = samples, model
     original = onnx.load(reference)
     graph = Graph(onnx.shape_inference.infer_shapes(original))
-    known = _inner(artifact).known(artifact)
+    artifact_tensors = _inner_module(artifact).known(artifact)
     names = [
         name
         for node in graph.nodes
         for name in node.output
-        if name in known and name and (graph.is_float(name) or name in graph.outputs)
+        if name in artifact_tensors and name and (graph.is_float(name) or name in graph.outputs)
     ]
     if not names:
         raise UnsupportedError(
             "the two files have no tensor of the same name: was one made from the other?"
         )
-    mine, theirs = (
-        _inner(artifact).opened(artifact, names),
-        _inner(reference).opened(reference, names),
+    run_artifact, run_reference = (
+        _inner_module(artifact).opened(artifact, names),
+        _inner_module(reference).opened(reference, names),
     )
     sums = Sums(len(names))
-    count = max(1, data.count // of.batch)
+    count = max(1, data.count // entry.batch)
     for number in range(count):
         progress(number, count)
-        start = number * of.batch
-        feed = data.feed(of, [min(start + place, data.count - 1) for place in range(of.batch)])
-        for place, (wanted, given) in enumerate(zip(theirs(feed), mine(feed), strict=True)):
-            sums.add(place, wanted, given)
+        start = number * entry.batch
+        feed = data.feed(
+            entry, [min(start + place, data.count - 1) for place in range(entry.batch)]
+        )
+        for place, (expected, actual) in enumerate(
+            zip(run_reference(feed), run_artifact(feed), strict=True)
+        ):
+            sums.add(place, expected, actual)
     return [sums.row(place, name, graph.producer[name].op_type) for place, name in enumerate(names)]
 
 
 class Sums:
-    """What is kept of every compared tensor: signal, noise and peaks."""
+    """The sums of signal and noise, and the peaks, of every compared tensor."""
 
     def __init__(self, count: int) -> None:
         self.sums = np.zeros((count, 2))
         self.peaks = np.zeros((count, 2))
 
-    def add(self, place: int, wanted: np.ndarray, given: np.ndarray) -> None:
-        if wanted.shape != given.shape:
+    def add(self, place: int, expected: np.ndarray, actual: np.ndarray) -> None:
+        if expected.shape != actual.shape:
             self.sums[place, 1] = np.inf
             return
         with np.errstate(all="ignore"):
-            real, other = wanted.astype(np.float64), given.astype(np.float64)
-            alike = (real == other) | (np.isnan(real) & np.isnan(other))
-            self.sums[place, 0] += np.sum(real[np.isfinite(real)] ** 2)
-            self.sums[place, 1] += np.sum((real[~alike] - other[~alike]) ** 2)
+            expected_values, actual_values = expected.astype(np.float64), actual.astype(np.float64)
+            alike = (expected_values == actual_values) | (
+                np.isnan(expected_values) & np.isnan(actual_values)
+            )
+            self.sums[place, 0] += np.sum(expected_values[np.isfinite(expected_values)] ** 2)
+            self.sums[place, 1] += np.sum((expected_values[~alike] - actual_values[~alike]) ** 2)
             self.peaks[place] = np.maximum(
                 self.peaks[place],
-                [np.abs(real).max(initial=0.0), np.abs(other).max(initial=0.0)],
+                [np.abs(expected_values).max(initial=0.0), np.abs(actual_values).max(initial=0.0)],
             )
 
     def row(self, place: int, name: str, operator: str) -> dict[str, Any]:
@@ -99,6 +105,6 @@ def _db(signal: float, noise: float) -> float:
     return float(np.clip(10 * np.log10(signal / noise), -PERFECT_DB, PERFECT_DB))
 
 
-def _inner(path: str) -> Any:
-    """The module that looks into files of this kind: a runtime's own, else ONNX's."""
+def _inner_module(path: str) -> Any:
+    """The module that reads inner tensors of such a file: a runtime's own, else ONNX's."""
     return runtimes.inner(path) or onnx_inner

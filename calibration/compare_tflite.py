@@ -1,7 +1,7 @@
-"""Where a .tflite artifact leaves the float graph that it was made from: tensor by tensor.
+"""How far a .tflite artifact is from the float graph that it was made from, tensor by tensor.
 
-Runs in a child process. Both graphs hold tensors of the same layout; what was quantized is called
-after its float (`name/quantized`) and compared as the numbers that it stands for.
+Runs in a child process. Tensors of both graphs have the same layout. A quantized tensor has the
+float tensor's name with a suffix (`name/quantized`), and is dequantized to be compared.
 """
 
 from pathlib import Path
@@ -27,39 +27,51 @@ def tensors(
     model: Model,
     progress: OnCount = lambda done, total: None,
 ) -> list[dict[str, Any]]:
-    """As calibration.compare.tensors, of two .tflite files, the one in float.
+    """As calibration.compare.tensors, for two .tflite files; `reference` is the float one.
 
     Raises UnsupportedError where they have no tensor in common.
     """
-    data, of = samples, model
-    mine, theirs = read(Path(artifact)), read(Path(reference))
-    known = {tensor.name: tensor for tensor in mine.tensors() if tensor.data is None}
+    data, entry = samples, model
+    artifact_net, reference_net = read(Path(artifact)), read(Path(reference))
+    artifact_tensors = {
+        tensor.name: tensor for tensor in artifact_net.tensors() if tensor.data is None
+    }
     pairs: list[tuple[str, Tensor, str]] = []
-    for op in theirs.ops:
+    for op in reference_net.ops:
         for tensor in op.outputs:
-            found = known.get(f"{tensor.name}/quantized") or known.get(tensor.name)
-            if found is not None and found.size == tensor.size and tensor.is_float:
-                pairs.append((tensor.name, found, op.kind))
+            counterpart = artifact_tensors.get(f"{tensor.name}/quantized") or artifact_tensors.get(
+                tensor.name
+            )
+            if counterpart is not None and counterpart.size == tensor.size and tensor.is_float:
+                pairs.append((tensor.name, counterpart, op.kind))
     if not pairs:
         raise UnsupportedError(
             "the two files have no tensor of the same name: was one made from the other?"
         )
-    given = Exposed(mine, [found.name for _, found, _ in pairs])
-    wanted = Exposed(theirs, [name for name, _, _ in pairs])
+    artifact_run = Exposed(artifact_net, [counterpart.name for _, counterpart, _ in pairs])
+    reference_run = Exposed(reference_net, [name for name, _, _ in pairs])
     sums = Sums(len(pairs))
-    count = max(1, data.count // of.batch)
+    count = max(1, data.count // entry.batch)
     for number in range(count):
         progress(number, count)
-        start = number * of.batch
-        feed = data.feed(of, [min(start + place, data.count - 1) for place in range(of.batch)])
-        real = wanted.run(dict(zip(signature_names(theirs)[0], feed.values(), strict=True)))
-        other = given.run(_fed(mine, list(feed.values())))
+        start = number * entry.batch
+        feed = data.feed(
+            entry, [min(start + place, data.count - 1) for place in range(entry.batch)]
+        )
+        expected = reference_run.run(
+            dict(zip(signature_names(reference_net)[0], feed.values(), strict=True))
+        )
+        actual = artifact_run.run(_artifact_inputs(artifact_net, list(feed.values())))
         for place, (name, tensor, _) in enumerate(pairs):
-            sums.add(place, real[name], _real(tensor, other[tensor.name]).reshape(real[name].shape))
+            sums.add(
+                place,
+                expected[name],
+                _dequantized(tensor, actual[tensor.name]).reshape(expected[name].shape),
+            )
     return [sums.row(place, name, kind) for place, (name, _, kind) in enumerate(pairs)]
 
 
-def _fed(net: Net, arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
+def _artifact_inputs(net: Net, arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
     """The inputs in the layout and type that the artifact takes them in."""
     feed = {}
     for name, tensor, array in zip(signature_names(net)[0], net.inputs, arrays, strict=True):
@@ -76,7 +88,7 @@ def _fed(net: Net, arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
     return feed
 
 
-def _real(tensor: Tensor, array: np.ndarray) -> np.ndarray:
+def _dequantized(tensor: Tensor, array: np.ndarray) -> np.ndarray:
     if tensor.scale is None or array.dtype.kind == "f":
         return array
     assert tensor.zero_point is not None

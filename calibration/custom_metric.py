@@ -32,8 +32,8 @@ def call_custom(metric: Metric, outputs: dict[str, np.ndarray], labels: np.ndarr
     except (Exception, SystemExit) as error:  # the user's own code
         raise UsageError(
             f"--metric {metric.name}: it failed with {named(error)}"
-            f"{_where(error)}; it was given the outputs {_listed(outputs)} and the labels "
-            f"{labels.dtype}{list(labels.shape)}"
+            f"{_place_of_error(error)}; it was given the outputs {_described_outputs(outputs)} and "
+            f"the labels {labels.dtype}{list(labels.shape)}"
         ) from None
     try:
         if isinstance(value, (str, bytes)) or np.ndim(value) or not hasattr(value, "__float__"):
@@ -50,14 +50,18 @@ def call_custom(metric: Metric, outputs: dict[str, np.ndarray], labels: np.ndarr
         ) from None
 
 
-def _where(error: BaseException) -> str:
-    """The last place of a user's own file that an error came through."""
+def _place_of_error(error: BaseException) -> str:
+    """The last line of the user's own code in an error's traceback, as text; else empty."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
-    own = [f for f in frames if "site-packages" not in f.filename] or frames
-    return f" ({own[-1].filename} line {own[-1].lineno}: {own[-1].line})" if own else ""
+    own_frames = [f for f in frames if "site-packages" not in f.filename] or frames
+    return (
+        f" ({own_frames[-1].filename} line {own_frames[-1].lineno}: {own_frames[-1].line})"
+        if own_frames
+        else ""
+    )
 
 
-def _listed(outputs: dict[str, np.ndarray]) -> str:
+def _described_outputs(outputs: dict[str, np.ndarray]) -> str:
     return ", ".join(f"{name!r} {o.dtype}{list(o.shape)}" for name, o in outputs.items())
 
 
@@ -70,13 +74,13 @@ def try_custom(metric: Metric, outputs: dict[str, np.ndarray], labels: np.ndarra
     if not math.isfinite(value):
         raise UsageError(
             f"--metric {metric.name}: it returned {value} for the original model's outputs "
-            f"{_listed(outputs)} on {len(labels)} samples: it must be a finite number"
+            f"{_described_outputs(outputs)} on {len(labels)} samples: it must be a finite number"
         )
 
 
 MOST_BYTES = 1 << 28
-"""Most bytes of all outputs together of which copies are made: a user's metric is called on copies
-of resamples."""
+"""Most bytes of all outputs together that may be copied: for each resample, a user's metric is
+called with copies."""
 
 
 class ReadOutputs(dict[str, np.ndarray]):
@@ -97,8 +101,8 @@ class ReadOutputs(dict[str, np.ndarray]):
         return array
 
     def __iter__(self) -> Iterator[str]:
-        """As a dict's own. Because it is not that itself, dict(outputs), **outputs, outputs | {}
-        and the like take the arrays by __getitem__, and not past it."""
+        """As a dict's own. Since this class overrides it, dict(outputs), **outputs, outputs | {}
+        and the like call __getitem__ for each array instead of bypassing it."""
         return super().__iter__()
 
     def get(self, name: str, default: Any = None) -> Any:

@@ -1,9 +1,9 @@
-"""How closely outputs follow the original model's: in the whole, and slice by slice.
+"""How closely outputs follow the original model's: over the whole output, and slice by slice.
 
 One output may hold values of different kinds, such as boxes in pixels beside scores of 0 to 1. A
-figure of the whole then says nothing of the small ones, so where the ranges of slices differ much,
-each slice is compared by itself. Everything is accumulated a part at a time; what is kept is a few
-arrays of one sample's shape.
+figure over the whole output then says nothing of the small values, so where the ranges of slices
+differ much, each slice is compared by itself. Everything is accumulated a part of the samples at a
+time; only a few arrays of one sample's shape are held in memory.
 """
 
 import math
@@ -16,76 +16,79 @@ from onmetal.files.stored import Outputs, chunks
 from onmetal.records import Slice
 
 PERFECT_DB = 300.0
-"""Said where not one bit differs: a ratio to no noise at all is not a number."""
+"""The value where not one bit differs: the ratio to a noise of zero is not a number."""
 
 
 BAD_DB = 10.0
 """Fidelity under which a tensor is called bad: the noise is a third of the signal."""
 
 UNEVEN = 32.0
-"""Slices whose ranges differ by more than this are compared one by one: of 8 bits for the larger,
-less than three are left for the smaller."""
+"""Slices whose ranges differ by more than this factor are compared one by one: where 8 bits cover
+the larger range, fewer than three of them are left for the smaller."""
 SHARES = 1e-3
-"""Values along an axis that sum to 1 this closely are shares of one whole, as a softmax gives."""
+"""Values along an axis whose sum differs from 1 by at most this are shares of one whole, such as a
+softmax's outputs."""
 ROUNDING = 1e-6
-"""Of an output's largest magnitude: a root mean square of differences below it is float32's own
-rounding, whatever slice it is in; so is all that a constant output varies by."""
+"""Relative to an output's largest magnitude: a root mean square of differences below it is
+float32's own rounding, in whichever slice; so is the variation of an output that counts as
+constant."""
 DEAD_ROWS = 2
-"""So many samples it takes to see that a value never changes."""
+"""The least number of samples by which a value is found never to change."""
 
 
 class Fidelity(Struct, frozen=True):
     """How one output follows the original model's."""
 
     sqnr_db: float | None
-    """Of the whole; None: whole numbers, of which `equal` is said."""
+    """Of the whole output; None for whole numbers, for which `equal` is set."""
     worst_slice: Slice | None
-    """Where ranges of slices differ by more than UNEVEN; None: there is no need to look there."""
+    """The slice with the least SQNR, where ranges of slices differ by more than UNEVEN; else
+    None."""
     equal: float | None
     """The share of equal elements of an output of whole numbers or booleans."""
     invalid: bool
     """Whether it holds NaN or infinity where the original has none."""
     constant: bool
-    """Whether the original is the same for every sample, but for rounding."""
+    """Whether the original output is the same for every sample, but for rounding."""
     dead: bool
-    """Whether it is the same for every sample, where the original is not."""
+    """Whether the output is the same for every sample, where the original is not."""
     dead_slices: tuple[Slice, ...]
-    """Slices that never change, where the original's do, and by as much as its other slices (up to
-    UNEVEN times less)."""
+    """Slices that never change, where the same slices of the original do, with a range at most
+    UNEVEN times narrower than that of its widest slice."""
 
     @property
     def least_db(self) -> float | None:
-        """Of the whole and of the worst slice."""
+        """The smaller SQNR of the whole output's and the worst slice's."""
         if self.sqnr_db is None or self.worst_slice is None:
             return self.sqnr_db
         return min(self.sqnr_db, self.worst_slice.sqnr_db)
 
 
-def sqnr_db(reference: Outputs, found: Outputs) -> float:
-    """Signal to quantization noise, 10 log10(sum ref^2 / sum (ref - found)^2), streamed.
+def sqnr_db(reference: Outputs, output: Outputs) -> float:
+    """Signal to quantization noise, 10 log10(sum ref^2 / sum (ref - output)^2), streamed.
 
-    Both [samples, ...]. 0 dB or less is no likeness at all;
+    Both [samples, ...]. At 0 dB the noise is as large as the signal;
     -300 dB stands for NaN or infinity where the reference has none.
     """
-    if reference.shape != found.shape:
+    if reference.shape != output.shape:
         return -PERFECT_DB
     peak = max((_peak(np.asarray(reference[part])) for part in chunks(reference)), default=0.0)
     signal = noise = 0.0
     for part in chunks(reference):
-        wanted = np.asarray(reference[part], np.float64) / (peak or 1.0)
-        given = np.asarray(found[part], np.float64) / (peak or 1.0)
-        signals, noises = _squares(wanted, given)
+        expected = np.asarray(reference[part], np.float64) / (peak or 1.0)
+        actual = np.asarray(output[part], np.float64) / (peak or 1.0)
+        signals, noises = _squares(expected, actual)
         signal += float(np.sum(signals))
         noise += float(np.sum(noises))
     return _decibels(signal, noise)
 
 
-def _squares(wanted: np.ndarray, given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _squares(expected: np.ndarray, actual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Squares of the signal where it is finite, and of the differences."""
-    alike = (wanted == given) | (np.isnan(wanted) & np.isnan(given))
-    with np.errstate(over="ignore", invalid="ignore"):  # said as no likeness at all
-        gaps = np.subtract(wanted, given, out=np.zeros_like(wanted), where=~alike)
-        return np.where(np.isfinite(wanted), wanted, 0.0) ** 2, gaps**2
+    alike = (expected == actual) | (np.isnan(expected) & np.isnan(actual))
+    with np.errstate(over="ignore", invalid="ignore"):  # gives -PERFECT_DB
+        gaps = np.subtract(expected, actual, out=np.zeros_like(expected), where=~alike)
+        return np.where(np.isfinite(expected), expected, 0.0) ** 2, gaps**2
 
 
 def _decibels(signal: float, noise: float) -> float:
@@ -97,13 +100,14 @@ def _decibels(signal: float, noise: float) -> float:
 
 
 def _peak(values: np.ndarray) -> float:
-    """The largest finite magnitude; squares are taken of parts of it, so that none overflows."""
+    """The largest finite magnitude, by which values are divided before they are squared, so that no
+    square overflows."""
     finite = values[np.isfinite(values)]
     return float(np.abs(finite.astype(np.float64)).max(initial=0.0))
 
 
 class Extent(Struct, frozen=True):
-    """What values an output takes, element by element over all samples; once per original."""
+    """The range of each element of an original output over all samples; computed once."""
 
     low: np.ndarray
     """One sample's shape, float64; of finite values."""
@@ -124,8 +128,8 @@ class Extent(Struct, frozen=True):
 
     def of_slices(self, axis: int) -> tuple[np.ndarray, np.ndarray]:
         """-> the least and the greatest value of every slice along the axis."""
-        others = tuple(place for place in range(self.low.ndim) if place != axis)
-        return self.low.min(axis=others), self.high.max(axis=others)
+        other_axes = tuple(place for place in range(self.low.ndim) if place != axis)
+        return self.low.min(axis=other_axes), self.high.max(axis=other_axes)
 
 
 def extent(reference: Outputs) -> Extent:
@@ -148,7 +152,7 @@ def extent(reference: Outputs) -> Extent:
 
 
 def perfect(output: Outputs) -> Fidelity:
-    """Of an output that is the original's own."""
+    """The fidelity of an output that is the original's own."""
     if output.dtype.kind in "biu":
         return Fidelity(None, None, 1.0, invalid=False, constant=False, dead=False, dead_slices=())
     return Fidelity(
@@ -156,8 +160,10 @@ def perfect(output: Outputs) -> Fidelity:
     )
 
 
-def compare(reference: Outputs, output: Outputs, known: Extent | None = None) -> Fidelity:
-    """How an output [samples, ...] follows the original's. `known`: extent(reference).
+def compare(
+    reference: Outputs, output: Outputs, reference_extent: Extent | None = None
+) -> Fidelity:
+    """How an output [samples, ...] follows the original's. `reference_extent`: extent(reference).
 
     Raises ValueError where the shapes differ.
     """
@@ -165,29 +171,31 @@ def compare(reference: Outputs, output: Outputs, known: Extent | None = None) ->
         raise ValueError(f"shapes {reference.shape} and {output.shape} differ")
     if not math.prod(reference.shape):
         return perfect(reference)  # there is nothing in it
-    known = known or extent(reference)
+    reference_extent = reference_extent or extent(reference)
     shape, count = reference.shape[1:], len(reference)
-    peak = known.peak or 1.0
+    peak = reference_extent.peak or 1.0
     signal, noise = np.zeros(shape), np.zeros(shape)
     low, high = np.full(shape, np.inf), np.full(shape, -np.inf)
     equal, invalid = 0, False
     for part in chunks(reference):
-        wanted, given = np.asarray(reference[part]), np.asarray(output[part])
-        equal += int(np.sum(wanted == given))
-        wanted, given = wanted.astype(np.float64), given.astype(np.float64)
-        invalid = invalid or bool((np.isfinite(wanted) & ~np.isfinite(given)).any())
-        signals, noises = _squares(wanted / peak, given / peak)
+        expected, actual = np.asarray(reference[part]), np.asarray(output[part])
+        equal += int(np.sum(expected == actual))
+        expected, actual = expected.astype(np.float64), actual.astype(np.float64)
+        invalid = invalid or bool((np.isfinite(expected) & ~np.isfinite(actual)).any())
+        signals, noises = _squares(expected / peak, actual / peak)
         signal, noise = signal + signals.sum(axis=0), noise + noises.sum(axis=0)
-        low, high = np.fmin(low, given.min(axis=0)), np.fmax(high, given.max(axis=0))
-    whole = reference.dtype.kind in "biu"
-    least = 0.0 if whole else ROUNDING * known.peak
-    constant = not (known.high - known.low > least).any()
+        low, high = np.fmin(low, actual.min(axis=0)), np.fmax(high, actual.max(axis=0))
+    whole_numbers = reference.dtype.kind in "biu"
+    least = 0.0 if whole_numbers else ROUNDING * reference_extent.peak
+    constant = not (reference_extent.high - reference_extent.low > least).any()
     dead = count >= DEAD_ROWS and bool((low == high).all()) and not constant
-    dead_slices = () if dead or count < DEAD_ROWS else tuple(_dead_slices(known, low, high, least))
+    dead_slices = (
+        () if dead or count < DEAD_ROWS else tuple(_dead_slices(reference_extent, low, high, least))
+    )
     return Fidelity(
-        sqnr_db=None if whole else _decibels(float(signal.sum()), float(noise.sum())),
-        worst_slice=None if whole else _worst_slice(known, signal, noise, count),
-        equal=equal / max(1, count * signal.size) if whole else None,
+        sqnr_db=None if whole_numbers else _decibels(float(signal.sum()), float(noise.sum())),
+        worst_slice=None if whole_numbers else _worst_slice(reference_extent, signal, noise, count),
+        equal=equal / max(1, count * signal.size) if whole_numbers else None,
         invalid=invalid,
         constant=constant,
         dead=dead,
@@ -195,25 +203,27 @@ def compare(reference: Outputs, output: Outputs, known: Extent | None = None) ->
     )
 
 
-def _uneven_axes(known: Extent) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def _uneven_axes(reference_extent: Extent) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Axes whose slices differ in range by more than UNEVEN, with the ends of each slice."""
-    for axis, size in enumerate(known.low.shape):
-        if size < 2 or axis in known.shares:
+    for axis, size in enumerate(reference_extent.low.shape):
+        if size < 2 or axis in reference_extent.shares:
             continue
-        low, high = known.of_slices(axis)
+        low, high = reference_extent.of_slices(axis)
         magnitudes = np.maximum(np.abs(low), np.abs(high))
         magnitudes = magnitudes[np.isfinite(magnitudes) & (magnitudes > 0)]
         if len(magnitudes) and magnitudes.max() > UNEVEN * magnitudes.min():
             yield axis, low, high
 
 
-def _worst_slice(known: Extent, signal: np.ndarray, noise: np.ndarray, count: int) -> Slice | None:
-    """The slice with the least SQNR. `signal` and `noise` are sums of squares, as parts of the
-    output's peak. What lies below float32's rounding of that peak is no noise."""
+def _worst_slice(
+    reference_extent: Extent, signal: np.ndarray, noise: np.ndarray, count: int
+) -> Slice | None:
+    """The slice with the least SQNR. `signal` and `noise` are sums of squares, relative to the
+    output's peak. Differences below float32's rounding of that peak are not counted as noise."""
     slices = []
-    for axis, low, high in _uneven_axes(known):
-        others = tuple(place for place in range(signal.ndim) if place != axis)
-        signals, noises = signal.sum(axis=others), noise.sum(axis=others)
+    for axis, low, high in _uneven_axes(reference_extent):
+        other_axes = tuple(place for place in range(signal.ndim) if place != axis)
+        signals, noises = signal.sum(axis=other_axes), noise.sum(axis=other_axes)
         elements = count * signal.size / signal.shape[axis]
         with np.errstate(invalid="ignore"):
             silent = np.sqrt(noises / elements) <= ROUNDING
@@ -222,19 +232,21 @@ def _worst_slice(known: Extent, signal: np.ndarray, noise: np.ndarray, count: in
             value = _decibels(float(signals[index]), float(noises[index]))
             slices.append(Slice(axis, int(index), value, ends))
     if slices:
-        return min(slices, key=lambda one: one.sqnr_db)
+        return min(slices, key=lambda entry: entry.sqnr_db)
     return None
 
 
-def _dead_slices(known: Extent, low: np.ndarray, high: np.ndarray, least: float) -> Iterator[Slice]:
-    """Slices whose every value is one number, where the original's range is more than `least`, and
-    a good part of the widest slice's."""
+def _dead_slices(
+    reference_extent: Extent, low: np.ndarray, high: np.ndarray, least: float
+) -> Iterator[Slice]:
+    """Slices that hold one number in all samples, where the original slice's range is more than
+    `least` and at least 1 / UNEVEN of the widest slice's."""
     for axis, size in enumerate(low.shape):
-        if size < 2 or axis in known.shares:
+        if size < 2 or axis in reference_extent.shares:
             continue
-        others = tuple(place for place in range(low.ndim) if place != axis)
-        constant = low.min(axis=others) == high.max(axis=others)
-        ends = known.of_slices(axis)
+        other_axes = tuple(place for place in range(low.ndim) if place != axis)
+        constant = low.min(axis=other_axes) == high.max(axis=other_axes)
+        ends = reference_extent.of_slices(axis)
         with np.errstate(invalid="ignore"):
             ranges = ends[1] - ends[0]
         widest = ranges[np.isfinite(ranges)].max(initial=0.0)

@@ -13,36 +13,39 @@ from onmetal.records import Model
 from onmetal.samples import Samples
 
 EXAMINED = 64
-"""Inferences of the float model that are examined."""
+"""How many inferences of the float model are examined."""
 LARGE, SMALL = 10.0, 0.05
-"""A channel of the first layer's outputs spreads by about 1 in a trained network (normalization
-sees to that): of six real ones the median channel by 0.5 to 1.2, the widest by 0.9 to 10. Fed raw
-bytes instead of what they were trained on, the median was 37 or more; fed values that were scaled
-once too often, the widest was 0.04 or less."""
+"""In a trained network a channel of the first layer's outputs has a standard deviation (spread) of
+about 1, because of normalization. In six real networks the median channel's was 0.5 to 1.2, and the
+widest channel's 0.9 to 10. With raw bytes as inputs instead of scaled images, the median was 37 or
+more; with values that were scaled twice, the widest was 0.04 or less."""
 STATED = 8.0
-"""How many times the spread may be larger or smaller than a BatchNormalization says of training."""
+"""The factor by which the spread may be larger or smaller than the one in training that a
+BatchNormalization holds."""
 BEYOND = 8.0
-"""The largest value of images that were normalized."""
+"""The largest magnitude to be expected of normalized images."""
 LAYOUT = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Pad")
 SCALING = ("Add", "Sub", "Mul", "Div", "Cast", "BatchNormalization")
 PREPARE = "Prepare them as in training (data.toml's scale, mean and std)"
 
 
 class FirstLayer(Struct, frozen=True):
-    """The first weighted layer of a graph, whose source is an input, but for layout and scaling."""
+    """The first weighted layer of a graph. Between an input of the graph and it are only operators
+    of layout and scaling."""
 
     input: str
     output: str
     channels: int
-    """The axis of the channels among an output's own."""
+    """The axis of the channels in the output of one inference."""
 
 
 def first_layer_of_onnx(
     path: str, data: Samples, entry: Model, most: int
 ) -> tuple[FirstLayer | None, dict[str, np.ndarray]]:
-    """-> the first weighted layer; its outputs and the model's by name, on some samples."""
+    """-> the first weighted layer, and by name the outputs of it and of the model on at most `most`
+    inferences."""
     model = onnx.load(path)
-    first = _first(Graph(model))
+    first = _find_first_layer(Graph(model))
     inner = [first.output] if first else []
     return first, spread_outputs(model, data, entry, inner, most)
 
@@ -70,7 +73,7 @@ def first_layer_of_tflite(
     names = [tensor.name for tensor in entry.outputs] + ([first.output] if first else [])
     run = Exposed(net, names).run
     return first, spread(
-        lambda feed: [found[name] for found in [run(feed)] for name in names],
+        lambda feed: [arrays[name] for arrays in [run(feed)] for name in names],
         names,
         data,
         entry,
@@ -84,20 +87,20 @@ def input_values(data: Samples, model: Model, most: int = EXAMINED) -> dict[str,
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def _first(graph: Graph) -> FirstLayer | None:
+def _find_first_layer(graph: Graph) -> FirstLayer | None:
     for node in graph.nodes:
         if node.op_type not in WEIGHTED:
             continue
-        source = _scaled(graph, node.input[0])
+        source = _scaled_input(graph, node.input[0])
         if source is None:
             return None
         return FirstLayer(source, node.output[0], 1 if node.op_type.startswith("Conv") else -1)
     return None
 
 
-def _scaled(graph: Graph, name: str) -> str | None:
-    """The graph's input that a tensor is, but for layout and scaling by constants; None where it is
-    computed in another way."""
+def _scaled_input(graph: Graph, name: str) -> str | None:
+    """The graph's input from which a tensor is computed by layout and scaling by constants alone;
+    None where other operators take part."""
     while name not in graph.inputs:
         node = graph.producer.get(name)
         if node is None or node.op_type not in (*LAYOUT, *SCALING):
@@ -112,19 +115,19 @@ def _scaled(graph: Graph, name: str) -> str | None:
 
 
 def unlike_normalization(path: str, data: Samples, entry: Model) -> list[str]:
-    """A warning where values spread otherwise than in training, as a BatchNormalization of the
-    input or of the first layer's outputs has it."""
+    """A warning where the spread of values differs from the one in training, which is known from a
+    BatchNormalization of the input or of the first layer's outputs."""
     model = onnx.load(path, load_external_data=False)
     if not any(node.op_type == "BatchNormalization" for node in model.graph.node):
         return []
     model = onnx.load(path)
     graph = Graph(model)
-    first = _first(graph)
+    first = _find_first_layer(graph)
     for node in graph.nodes:
         if node.op_type != "BatchNormalization":
             continue
         source = node.input[0]
-        if _scaled(graph, source) is None and (first is None or source != first.output):
+        if _scaled_input(graph, source) is None and (first is None or source != first.output):
             return []
         variance = graph.constant(node.input[4])
         inner = [] if source in graph.inputs else [source]
@@ -132,22 +135,22 @@ def unlike_normalization(path: str, data: Samples, entry: Model) -> list[str]:
             return []
         outputs = spread_outputs(model, data, entry, inner, EXAMINED // 4) if inner else None
         values = outputs[source] if outputs else input_values(data, entry, EXAMINED // 4)[source]
-        # [inferences, batch, channels, ...]: by channel, how it spreads against training
+        # [inferences, batch, channels, ...] -> [channels]: the spread relative to training
         ratio = _by_channel(values, 1).std(axis=1) / np.sqrt(np.maximum(variance, 1e-12))
         times = float(np.median(ratio))
         if 1 / STATED <= times <= STATED or not np.isfinite(times):
             return []
-        unlike = _sentence_begin(graph, first, source)
-        many = f"{times:.3g} times as" if times > 1 else f"only {times:.2g} times as"
+        unlike = _sentence_start(graph, first, source)
+        how_far = f"{times:.3g} times as" if times > 1 else f"only {times:.2g} times as"
         return [
-            f"{unlike}: they spread {many} far as in training, by what "
+            f"{unlike}: they spread {how_far} far as in training, by what "
             f"the model's first normalization ({node.name or source!r}) says of it; {PREPARE}"
         ]
     return []
 
 
-def _sentence_begin(graph: Graph, first: FirstLayer | None, source: str) -> str:
-    name = _scaled(graph, source) or (first.input if first else source)
+def _sentence_start(graph: Graph, first: FirstLayer | None, source: str) -> str:
+    name = _scaled_input(graph, source) or (first.input if first else source)
     return f"the values of the input {name!r} are not those that the model was trained on"
 
 

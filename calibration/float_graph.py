@@ -16,6 +16,8 @@ def simplify(prepared: str, folder: str) -> dict[str, Any]:
     to `exceptions.json` which of its nodes each runtime computes wrong in 8 bits."""
     facts = floats.simplify(prepared, folder)
     graph = Graph(onnx.load(str(Path(folder) / "model.onnx")))
-    kept = {name: rules.kept_float(graph, found) for name, found in wrong_in_8_bits().items()}
-    (Path(folder) / "exceptions.json").write_text(json.dumps(kept, sort_keys=True), "utf-8")
+    float_nodes = {
+        name: rules.kept_float(graph, exceptions) for name, exceptions in wrong_in_8_bits().items()
+    }
+    (Path(folder) / "exceptions.json").write_text(json.dumps(float_nodes, sort_keys=True), "utf-8")
     return facts

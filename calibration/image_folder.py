@@ -29,12 +29,12 @@ class Entry(NamedTuple):
     path: Path
     folder: bool
     identity: tuple[int, int]
-    """Device and number: the same by whichever links it is reached."""
+    """The device and inode numbers, which are the same whichever links lead to the entry."""
 
 
 def _entries(folder: Path, within: Path | None) -> list[Entry]:
     """The files and folders in a folder itself, sorted by name, without hidden files and those that
-    systems leave behind. Raises UsageError for what would be read and must not be."""
+    systems leave behind. Raises UsageError where an entry cannot be read or must not be."""
     try:
         paths = sorted(path for path in folder.iterdir() if not _is_junk(path.name))
     except OSError as error:
@@ -45,20 +45,20 @@ def _entries(folder: Path, within: Path | None) -> list[Entry]:
 def _entry(path: Path, within: Path | None) -> Entry:
     try:
         link = stat.S_ISLNK(path.lstat().st_mode)
-        place = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         raise UsageError(f"{path}: it is a link to what is not there; remove it") from None
     except OSError as error:  # links in a circle, among others
         raise UsageError(f"{path}: cannot look at it ({error.strerror})") from None
-    is_folder = stat.S_ISDIR(place.st_mode)
-    if not is_folder and not stat.S_ISREG(place.st_mode):
+    is_folder = stat.S_ISDIR(status.st_mode)
+    if not is_folder and not stat.S_ISREG(status.st_mode):
         raise UsageError(
-            f"{path}: it is {kind(place.st_mode)}, where only files and folders may be; remove it"
+            f"{path}: it is {kind(status.st_mode)}, where only files and folders may be; remove it"
         )
-    read = is_folder or path.name in OURS or path.suffix.lower() in SUFFIXES
-    if link and read and within and not Path(os.path.realpath(path)).is_relative_to(within):
+    is_read = is_folder or path.name in OURS or path.suffix.lower() in SUFFIXES
+    if link and is_read and within and not Path(os.path.realpath(path)).is_relative_to(within):
         raise UsageError(f"{path}: it is a link that leads out of the folder of data; {FOLLOW}")
-    return Entry(path, is_folder, (place.st_dev, place.st_ino))
+    return Entry(path, is_folder, (status.st_dev, status.st_ino))
 
 
 def images_inside(folder: Path, within: Path | None) -> tuple[list[Path], list[Path], list[Path]]:
@@ -78,25 +78,25 @@ def _split_by_kind(entries: Iterable[Entry]) -> tuple[list[Path], list[Path]]:
 def images_below(folder: Path, within: Path | None) -> tuple[list[Path], list[Path]]:
     """-> the images and the other files in a folder and all below it, sorted by path.
 
-    Links to folders are followed; one that leads to what is read already, as a circle does, is
-    refused.
+    Links to folders are followed; one that leads to a folder that is read already, as in a circle,
+    is refused.
     """
     place = folder.stat()
-    known = {(place.st_dev, place.st_ino): folder}
+    first_paths = {(place.st_dev, place.st_ino): folder}
     images: list[Path] = []
     others: list[Path] = []
     waiting = [folder]
     while waiting:
         entries = _entries(waiting.pop(), within)
-        of_images, rest = _split_by_kind(entries)
+        of_images, of_others = _split_by_kind(entries)
         images += of_images
-        others += rest
+        others += of_others
         folders = [entry for entry in entries if entry.folder]
         for entry in folders:
-            same = known.setdefault(entry.identity, entry.path)
-            if same is not entry.path:
+            first = first_paths.setdefault(entry.identity, entry.path)
+            if first is not entry.path:
                 raise UsageError(
-                    f"{entry.path}: it is the same folder as {same}, by a link, and would be read "
+                    f"{entry.path}: it is the same folder as {first}, by a link, and would be read "
                     "twice; remove the link"
                 )
         waiting += [entry.path for entry in reversed(folders)]

@@ -1,4 +1,4 @@
-"""Labels that are class numbers in another form, and outputs that are scores."""
+"""Labels that stand for class numbers in another form, and outputs that are scores."""
 
 import math
 
@@ -24,9 +24,9 @@ def scores(output: Tensor, shape: Shape) -> int | None:
 def class_labels(
     asked: str | None, output: Tensor, shape: Shape, labels: np.ndarray
 ) -> tuple[np.ndarray, list[str]]:
-    """Labels as class numbers [samples] int64 where they are those in another form: one-hot rows, a
-    column, whole floats, booleans. -> the labels, which are as they were where they are something
-    else or a metric wants them so, and a warning where their form was changed.
+    """Convert labels to class numbers [samples] int64 where they stand for these in another form:
+    one-hot rows, a column, whole floats, booleans. -> the labels, unchanged where they are
+    something else or the metric needs them as they are, and a warning where their form was changed.
     """
     classes = scores(output, shape)
     of_class_numbers = asked is None or asked.lower() in OF_CLASS_NUMBERS
@@ -40,7 +40,7 @@ def class_labels(
         return labels, []
     if labels.dtype.kind == "f":
         if asked is None and classes == 1:
-            return labels, []  # what a model of one number is to predict
+            return labels, []  # the values that a model with one output number is to predict
         warnings = ["the labels are whole floats and were taken as class numbers"]
         return flat[:, 0].astype(np.int64), warnings
     if labels.ndim == 1 and labels.dtype == np.int64:

@@ -23,8 +23,8 @@ FILE_COLUMNS = [
 LABEL_COLUMNS = [
     *("label", "labels", "class", "classes", "class_name", "class_id", "category", "target", "y"),
 ]
-"""Names that the columns of labels.csv may have; the first one counts, whichever others there are.
-"""
+"""Names that the columns of labels.csv may have. A column with the first name is used even if there
+are columns with other names of the list."""
 DELIMITERS = ",;\t|"
 SHAPE = "write two columns, the first line being `file,label`"
 MOST_ROWS = 1_500_000
@@ -45,8 +45,8 @@ def read_rows(table: Path, folder: Path, within: Path | None) -> tuple[list[str]
 
         def fits(mark: str) -> tuple[int, int]:
             rows = [cells for _, cells in first[mark] if len(cells) > 1]
-            named = sum(any(_is_image(folder, cell) for cell in cells) for cells in rows)
-            return named, max((len(cells) for cells in rows), default=0)
+            rows_with_image = sum(any(_is_image(folder, cell) for cell in cells) for cells in rows)
+            return rows_with_image, max((len(cells) for cells in rows), default=0)
 
         rows = list(_parse_rows(lines, max(DELIMITERS, key=fits)))
     except FileNotFoundError:
@@ -63,7 +63,7 @@ def read_rows(table: Path, folder: Path, within: Path | None) -> tuple[list[str]
 
 
 def _lines(content: bytes) -> list[str]:
-    """Raises UnicodeDecodeError, and ValueError where there are too many."""
+    """The file's lines. Raises UnicodeDecodeError, and ValueError where there are too many."""
     wide = content[:2] in (b"\xff\xfe", b"\xfe\xff") and b"\0" in content
     text = content.decode("utf-16" if wide else "utf-8-sig")
     if text.count("\n") + text.count("\r") - text.count("\r\n") > MOST_ROWS:
@@ -103,14 +103,14 @@ def _parse_rows(lines: list[str], delimiter: str) -> Iterator[Row]:
 
 
 def _is_image(folder: Path, cell: str) -> bool:
-    """Whether a cell of labels.csv names an image, there or not."""
+    """Whether a cell of labels.csv names an image, be the file present or missing."""
     return Path(cell).suffix.lower() in SUFFIXES or _existing_file(folder, cell) is not None
 
 
 def find_columns(
     table: Path, folder: Path, header: list[str] | None, rows: list[Row], labelled: bool
 ) -> tuple[int, int]:
-    """-> which column names the file, and which the label (the same where none is needed)."""
+    """-> the indices of the columns of files and of labels (equal where no labels are needed)."""
     at_file, at_label = (
         _column_named(header or [], names) for names in (FILE_COLUMNS, LABEL_COLUMNS)
     )
@@ -122,17 +122,17 @@ def find_columns(
     if not labelled and (at_file is not None or width == 1):
         return at_file or 0, at_file or 0
     if width == 2:
-        some = [cells for _, cells in rows[:20] if len(cells) == 2]
-        images = [sum(_is_image(folder, cells[at]) for cells in some) for at in (0, 1)]
+        first_rows = [cells for _, cells in rows[:20] if len(cells) == 2]
+        images = [sum(_is_image(folder, cells[at]) for cells in first_rows) for at in (0, 1)]
         if at_file is None and at_label is None and images[0] != images[1]:
             at_file = int(images[1] > images[0])
         if at_file is not None or at_label is not None:
             at_file = 1 - (at_label or 0) if at_file is None else at_file
             return at_file, 1 - at_file
-    shown = ", ".join(header or rows[0][1])
+    column_names = ", ".join(header or rows[0][1])
     raise UsageError(
         f"{table} line 1: which column names the image and which its label is not known "
-        f"({shown[:100]}): {SHAPE}"
+        f"({column_names[:100]}): {SHAPE}"
     )
 
 
@@ -143,10 +143,14 @@ def _column_named(header: list[str], names: list[str]) -> int | None:
 
 
 def _existing_file(folder: Path, name: str) -> Path | None:
-    """The file that a name means: as it is written, with the separators of Windows, or with its
-    letters and accents composed in another way. None where there is none."""
-    plain = name.replace("\\", "/")
-    forms = [name, plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))]
+    """The file that a name in the table stands for: the name as written, with the separators of
+    Windows, or in another Unicode normalization. None where no such file exists."""
+    posix_name = name.replace("\\", "/")
+    forms = [
+        name,
+        posix_name,
+        *(unicodedata.normalize(form, posix_name) for form in ("NFC", "NFD")),
+    ]
     try:
         for file in (folder / form for form in dict.fromkeys(forms) if form):
             if os.path.lexists(file) and not file.is_dir():
@@ -158,17 +162,19 @@ def _existing_file(folder: Path, name: str) -> Path | None:
 
 def file_of_row(table: Path, line: int, folder: Path, name: str, within: Path | None) -> Path:
     file = _existing_file(folder, name)
-    plain = name.replace("\\", "/")
+    posix_name = name.replace("\\", "/")
     shown = name if len(name) <= LONG_NAME else f"{name[:LONG_NAME]}…"
     try:
-        written = Path(os.path.normpath(folder.absolute() / plain))
+        unresolved_path = Path(os.path.normpath(folder.absolute() / posix_name))
         inside = Path(os.path.realpath(file or folder / name)).is_relative_to(
             os.path.realpath(folder)
         )
     except (OSError, ValueError) as error:
         raise UsageError(f"{table} line {line}: no name of a file ({error})") from None
-    linked_out = not inside and file is not None and written.is_relative_to(folder.absolute())
-    if not inside and not (linked_out and ".." not in Path(plain).parts):
+    linked_out = (
+        not inside and file is not None and unresolved_path.is_relative_to(folder.absolute())
+    )
+    if not inside and not (linked_out and ".." not in Path(posix_name).parts):
         raise UsageError(
             f"{table} line {line}: {shown} lies outside the folder: write paths within it"
         )

@@ -35,12 +35,13 @@ def listing(
     labelled: bool,
     within: Path | None = None,
 ) -> Listing:
-    """What a folder of images holds. `classes`: as data.toml names them; `scores`: how many the
-    model gives for a sample, None where it gives something else; `within`: the folder, resolved,
-    out of which no link may lead, None where links may lead anywhere.
+    """The images and labels of a folder. `classes`: as data.toml names them; `scores`: how many
+    scores the model has for a sample, None where its output is something else; `within`: the
+    resolved folder that no link may lead out of, None where links may lead anywhere.
 
-    Raises UsageError where a label is missing, where which score a name means is not known, and
-    where there is something in the folder that is no file to read or lies outside of it.
+    Raises UsageError where a label is missing, where it is not known which score a class name
+    stands for, and where the folder holds something that is not a readable file or a link that
+    leads out of it.
     """
     if labelled:
         _check_classes(folder, classes, scores)
@@ -52,30 +53,30 @@ def listing(
 
 
 def _check_classes(folder: Path, classes: tuple[str, ...] | None, scores: int | None) -> None:
-    named = 2 if scores == 1 else scores  # one score tells two classes apart
-    if classes is not None and named is not None and len(classes) != named:
+    class_count = 2 if scores == 1 else scores  # one score tells two classes apart
+    if classes is not None and class_count is not None and len(classes) != class_count:
         raise UsageError(
             f"{folder / 'data.toml'}: classes holds {len(classes)} names, and the model gives "
             f"{scores} score{'' if scores == 1 else 's'}: it must name every score, in order"
         )
 
 
-def _left_out(folder: Path, others: Sequence[Path]) -> list[str]:
-    if not others:
+def _left_out(folder: Path, files: Sequence[Path]) -> list[str]:
+    if not files:
         return []
     return [
-        f"{folder}: {count_of(len(others), 'file')} of a kind that is not read as an image, left "
-        f"out ({others[0].relative_to(folder)}{' among them' if len(others) > 1 else ''})"
+        f"{folder}: {count_of(len(files), 'file')} of a kind that is not read as an image, left "
+        f"out ({files[0].relative_to(folder)}{' among them' if len(files) > 1 else ''})"
     ]
 
 
 def _unlabelled(folder: Path, classes: tuple[str, ...] | None, within: Path | None) -> Listing:
     """Images alone: those in the folder itself or, where there are none, in its sub-folders."""
-    images, others, folders = images_inside(folder, within)
+    images, other_files, folders = images_inside(folder, within)
     if not images:
-        images, others = images_below(folder, within)
-        return Listing(tuple(images), None, classes, tuple(_left_out(folder, others)))
-    warnings = _left_out(folder, others)
+        images, other_files = images_below(folder, within)
+        return Listing(tuple(images), None, classes, tuple(_left_out(folder, other_files)))
+    warnings = _left_out(folder, other_files)
     if deeper := sum(len(images_below(entry, within)[0]) for entry in folders):
         warnings.append(
             f"{folder}: the {count_of(len(images), 'image')} in the folder itself "
@@ -88,7 +89,7 @@ def _from_folders(
     folder: Path, classes: tuple[str, ...] | None, scores: int | None, within: Path | None
 ) -> Listing:
     """One sub-folder a class."""
-    loose, others, folders = images_inside(folder, within)
+    loose, other_files, folders = images_inside(folder, within)
     below = {entry.name: images_below(entry, within) for entry in folders}
     images = {name: listed[0] for name, listed in below.items() if listed[0]}
     if not images:
@@ -105,15 +106,23 @@ def _from_folders(
         )
     names = [name for name, files in images.items() for _ in files]
     places = [f"the sub-folder {name}" for name in names]
-    numbers, known, warnings = number_labels(folder, names, places, classes, scores, folders=True)
+    numbers, score_names, warnings = number_labels(
+        folder, names, places, classes, scores, folders=True
+    )
     if loose:
         warnings.append(
             f"{folder}: {count_of(len(loose), 'image')} in no sub-folder of a class, left out "
             f"({loose[0].name})"
         )
-    warnings += _left_out(folder, [*others, *(file for _, rest in below.values() for file in rest)])
+    warnings += _left_out(
+        folder,
+        [
+            *other_files,
+            *(file for _, files_of_folder in below.values() for file in files_of_folder),
+        ],
+    )
     files = tuple(file for of_class in images.values() for file in of_class)
-    return Listing(files, numbers, known, tuple(warnings))
+    return Listing(files, numbers, score_names, tuple(warnings))
 
 
 def _check_depth(
@@ -123,8 +132,8 @@ def _check_depth(
     deep = all(
         len(file.relative_to(folder).parts) > 2 for files in images.values() for file in files
     )
-    named = classes is not None and set(images) <= set(classes)
-    if (deep or {name.lower() for name in images} <= PARTS) and not named:
+    named_as_classes = classes is not None and set(images) <= set(classes)
+    if (deep or {name.lower() for name in images} <= PARTS) and not named_as_classes:
         name = next(iter(images))
         raise UsageError(
             f"{folder}: its sub-folders ({', '.join(list(images)[:4])}) look like the parts of a "

@@ -34,7 +34,7 @@ def match_arrays(
         raise UsageError(
             f"{source}: {unknown[0]!r} is no input of the model (its inputs: {', '.join(inputs)}"
             f"{'; `x` for a single input' if len(inputs) == 1 else ''}; labels: y)"
-            f"{_hint(unknown[0], list(inputs), labels is None)}"
+            f"{_naming_hint(unknown[0], list(inputs), labels is None)}"
         )
     if missing := sorted(set(inputs) - set(arrays)):
         raise UsageError(f"{source}: there is no array for the model's input {missing[0]!r}")
@@ -73,8 +73,8 @@ NAMES_ARE_NO_LABELS = (
 )
 
 
-def _hint(name: str, inputs: list[str], unlabelled: bool) -> str:
-    """What may have been meant by an array's name that no input has."""
+def _naming_hint(name: str, inputs: list[str], unlabelled: bool) -> str:
+    """The name that the user may have meant by an array's name that no input has."""
     if unlabelled and name.lower() in LIKELY_LABELS | {"y"}:
         return ": labels are read under `y`; did you mean that?"
     if len(inputs) == 1 and name.lower() in LIKELY_INPUTS | {"x"}:

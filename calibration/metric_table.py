@@ -1,4 +1,4 @@
-"""The built-in metrics: what each reduces a sample to, and how it scores samples."""
+"""The built-in metrics: to which numbers each reduces a sample, and how it scores these."""
 
 import math
 from collections.abc import Callable
@@ -28,9 +28,10 @@ class Metric(Struct, frozen=True):
 
 
 def _predicted(outputs: np.ndarray) -> np.ndarray:
-    """Class numbers: of integers themselves, of scores the largest, of one probability over 0.5.
+    """Class numbers: integer outputs themselves, the largest of several scores, or whether a single
+    probability is over 0.5.
 
-    -1, which no label is, where a score is NaN: argmax would return the place of the first NaN.
+    -1, which no label is, where a score is NaN: argmax would return the index of the first NaN.
     """
     if outputs.dtype.kind in "iub":
         return outputs

@@ -19,10 +19,10 @@ from onmetal.texts.suggest import did_you_mean
 
 
 def choose(asked: str | None, output: Tensor, shape: Shape, labels: np.ndarray) -> Metric:
-    """The metric asked for, or the usual one for such labels and such an output; checked to fit.
+    """The metric that the user named, or the usual one for such labels and such an output.
 
-    `shape`: what one sample gives of the output; `labels`: as `class_labels` gives them.
-    Raises UsageError where labels, output and metric do not go together.
+    `shape`: of the output for one sample; `labels`: as `class_labels` returns them.
+    Raises UsageError where labels, output and metric do not fit each other.
     """
     integer_labels = labels.dtype.kind in "iub"
     if asked is None:
@@ -47,10 +47,10 @@ def choose(asked: str | None, output: Tensor, shape: Shape, labels: np.ndarray) 
 def _check_fit(
     name: str, output: Tensor, shape: tuple[int, ...], labels: np.ndarray, integer_labels: bool
 ) -> None:
-    def refuse(why: str) -> None:
+    def refuse(reason: str) -> None:
         raise UsageError(
             f"--metric {name} on output {output.name!r} (a sample gives {output.dtype}"
-            f"{list(shape)}) with labels {labels.dtype}{list(labels.shape[1:])}: {why}; "
+            f"{list(shape)}) with labels {labels.dtype}{list(labels.shape[1:])}: {reason}; "
             "choose another --metric or --output, or give MODULE:FUNCTION"
         )
 
@@ -92,7 +92,7 @@ class Scorer:
     def __init__(
         self, metric: Metric, outputs: Mapping[str, Outputs], name: str, labels: np.ndarray
     ) -> None:
-        """`outputs`: every output by name, first axis = samples; `name`: the one judged."""
+        """`outputs`: every output by name, first axis = samples; `name`: the judged output's."""
         self.metric, self.outputs, self.labels = metric, outputs, labels
         self.kept = np.zeros(0)
         self.read: set[str] = set()

@@ -1,8 +1,9 @@
 """Which operators to keep in float, so that an 8-bit graph is as fast as it can be.
 
-Every operator has a measured time in float and one in 8 bits, and every tensor between the two a
-cost for going from one to the other. The cheapest division of the graph is a minimum cut, which is
-found exactly. (Ford and Fulkerson, 1956; labels with pairwise costs as in Greig et al., 1989.)
+Every operator has a measured time in float and one in 8 bits, and every tensor between an operator
+in float and one in 8 bits has a cost of quantizing or dequantizing. The cheapest division of the
+graph is a minimum cut, which is found exactly. (Ford and Fulkerson, 1956; labels with pairwise
+costs as in Greig et al., 1989.)
 """
 
 import math
@@ -18,11 +19,12 @@ from onmetal.converters.onnx.graph import Graph
 from onmetal.targets import Format
 
 CROSSING_US = 0.5
-"""One more operator at a boundary, however small its tensor."""
+"""Microseconds of the additional operator at a boundary, however small its tensor."""
 CROSSING_NS = 0.25
-"""A number of the tensor that is quantized or dequantized there."""
+"""Nanoseconds for each element of the tensor that is quantized or dequantized there."""
 WEIGHTS = (1.0, 0.3, 3.0)
-"""The crossing costs are estimates: cuts are made for several times of them, and all are timed."""
+"""The crossing costs are estimates: a cut is made with each of these factors to them, and the
+resulting candidates are timed."""
 
 Layers = list[dict[str, Any]]
 
@@ -30,23 +32,25 @@ Layers = list[dict[str, Any]]
 def cuts(
     path: str, statistics: str, form: Format, in_float: Layers, in_8_bits: Layers
 ) -> list[list[str]]:
-    """Names of nodes to keep in float, for each division worth trying; none that keeps all or
-    nothing. `in_float`, `in_8_bits`: profiles of the float graph at `path` and of its QDQ graph.
+    """Names of nodes to keep in float, for each division worth trying; divisions that keep all
+    nodes or none in float are left out. `in_float`, `in_8_bits`: profiles of the float graph at
+    `path` and of its QDQ graph.
     """
     graph = Graph(onnx.load(path))
-    rules, seen = form, Statistics(Path(statistics))
-    placed = placement.place(graph, rules, frozenset(), seen.not_finite, seen.extremes)
+    rules, observed = form, Statistics(Path(statistics))
+    placed = placement.place(graph, rules, frozenset(), observed.not_finite, observed.extremes)
     units = _Units(graph, placed, in_float, in_8_bits)
-    found: list[list[str]] = []
+    divisions: list[list[str]] = []
     for weight in WEIGHTS:
         keep = units.kept_float(weight)
-        if keep and len(keep) < len(placed.integer) and keep not in found:
-            found.append(keep)
-    return found
+        if keep and len(keep) < len(placed.integer) and keep not in divisions:
+            divisions.append(keep)
+    return divisions
 
 
 class _Units:
-    """Nodes that a runtime fused into one kernel, in either profile, must go together."""
+    """Units of nodes that must be on one side of a cut: those that a runtime fused into one kernel
+    in either profile."""
 
     def __init__(
         self, graph: Graph, placed: placement.Placement, in_float: Layers, in_8_bits: Layers
@@ -62,8 +66,8 @@ class _Units:
         self.times = {True: self._events(in_float), False: self._events(in_8_bits)}
         for events in self.times.values():
             for names, _ in events:
-                for other in names[1:]:
-                    self._join(names[0], other)
+                for member in names[1:]:
+                    self._join(names[0], member)
         self.cost = {kind: self._costs(events) for kind, events in self.times.items()}
 
     def root(self, name: str) -> str:
@@ -71,23 +75,23 @@ class _Units:
             name = self.unit[name]
         return name
 
-    def _join(self, one: str, other: str) -> None:
-        self.unit[self.root(other)] = self.root(one)
+    def _join(self, first: str, second: str) -> None:
+        self.unit[self.root(second)] = self.root(first)
 
     def _events(self, layers: Layers) -> list[tuple[list[str], float]]:
         """-> (the nodes of each kernel, its microseconds). A node without a kernel of its own was
-        fused into that of the node that takes from it."""
-        found: list[tuple[list[str], float]] = []
-        having: set[str] = set()
+        fused into the kernel of the node that reads its output."""
+        kernels: list[tuple[list[str], float]] = []
+        covered: set[str] = set()
         for layer in layers:
             names = {self.by_tensor[name] for name in layer["names"] if name in self.by_tensor}
-            mine = sorted(names & self.unit.keys())
-            if mine:
-                found.append((mine, layer["us"]))
-                having |= set(mine)
-        at = {name: names for names, _ in found for name in names}
+            members = sorted(names & self.unit.keys())
+            if members:
+                kernels.append((members, layer["us"]))
+                covered |= set(members)
+        at = {name: names for names, _ in kernels for name in names}
         for node in reversed(self.nodes):
-            if node.name in having or node.op_type not in placement.WEIGHTED:
+            if node.name in covered or node.op_type not in placement.WEIGHTED:
                 continue
             for tensor in node.output:
                 for taker in self.graph.consumers.get(tensor, []):
@@ -96,13 +100,13 @@ class _Units:
                         at[place].append(node.name)
                         at[node.name] = at[place]
                         break
-        return found
+        return kernels
 
     def _costs(self, events: list[tuple[list[str], float]]) -> dict[str, float]:
-        found: dict[str, float] = defaultdict(float)
+        costs: dict[str, float] = defaultdict(float)
         for names, us in events:
-            found[self.root(names[0])] += us
-        return found
+            costs[self.root(names[0])] += us
+        return costs
 
     def kept_float(self, weight: float) -> list[str]:
         """The nodes on the float side of the cheapest cut."""
@@ -112,17 +116,17 @@ class _Units:
             flow[source][name] += self.cost[False][name]  # cut where it runs in 8 bits
             flow[name][sink] += self.cost[True][name]
         for node in self.nodes:
-            mine = self.root(node.name)
+            unit = self.root(node.name)
             for tensor in placement.activations(node, self.graph):
                 maker = self.by_tensor.get(tensor, "")
-                other = self.root(maker) if maker in self.unit else source
-                if other == mine:
+                maker_unit = self.root(maker) if maker in self.unit else source
+                if maker_unit == unit:
                     continue
                 numbers = math.prod(self.graph.shape(tensor) or (1,))
                 price = weight * (CROSSING_US + numbers * CROSSING_NS * 1e-3)
-                flow[other][mine] += price
-                if other != source:
-                    flow[mine][other] += price
+                flow[maker_unit][unit] += price
+                if maker_unit != source:
+                    flow[unit][maker_unit] += price
         reached = _reachable(flow, source, sink)
         return sorted(node.name for node in self.nodes if self.root(node.name) in reached)
 
@@ -130,23 +134,23 @@ class _Units:
 def _reachable(flow: dict[str, dict[str, float]], source: str, sink: str) -> set[str]:
     """The source's side of a minimum cut, by augmenting shortest paths (Edmonds and Karp, 1972).
 
-    `flow` holds capacities, and is changed to what they leave.
+    `flow` holds capacities, and is changed to the residual capacities.
     """
     while True:
-        came: dict[str, str] = {source: source}
+        previous: dict[str, str] = {source: source}
         queue = deque([source])
-        while queue and sink not in came:
-            here = queue.popleft()
-            for there, left in list(flow[here].items()):
-                if left > 1e-9 and there not in came:
-                    came[there] = here
-                    queue.append(there)
-        if sink not in came:
-            return set(came)
-        path, place = [], sink
-        while place != source:
-            path.append((came[place], place))
-            place = came[place]
+        while queue and sink not in previous:
+            vertex = queue.popleft()
+            for neighbour, capacity in list(flow[vertex].items()):
+                if capacity > 1e-9 and neighbour not in previous:
+                    previous[neighbour] = vertex
+                    queue.append(neighbour)
+        if sink not in previous:
+            return set(previous)
+        path, end = [], sink
+        while end != source:
+            path.append((previous[end], end))
+            end = previous[end]
         least = min(flow[a][b] for a, b in path)
         for a, b in path:
             flow[a][b] -= least

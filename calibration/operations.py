@@ -1,4 +1,4 @@
-"""What calibration asks of worker processes. Each imports what does the work when it is called."""
+"""The functions that calibration runs in worker processes. Each imports its module when called."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ Facts = dict[str, Any]
 
 
 def _silent(done: int, total: int) -> None:
-    """Where nobody asks how far it is."""
+    """The callback where progress is not reported."""
 
 
 # --- ONNX

@@ -1,20 +1,22 @@
 """Which operators of a graph run in 8 bits and which tensors are quantized for it, by a format.
 
-Nothing is written here: `place` reads a float graph and a format and says what is to be done.
+Nothing is written here: `place` reads a float graph and a format and returns a `Placement`.
 The rules, in order:
 
 1. Conv, ConvTranspose, Gemm and MatMul by a constant run in 8 bits wherever the format lists them.
-   Their input is quantized whoever makes it. A MatMul of two computed tensors quantizes both.
-2. Any other listed operator runs in 8 bits only between such: every computed input must be
-   quantized already, or (where it only moves values) lead to one of rule 1.
-3. A Relu or Clip that alone follows such an operator belongs to it: quantized is what it gives.
-4. Operators of `same_scale` give values in the scale of what they take.
-5. Movers of values at the end, that no operator in 8 bits takes from, stay float. So does what
-   a Gemm or MatMul gives where nothing in 8 bits takes it: more exact, and no slower.
-6. What one scale cannot hold stays float (calibration.unlike): parts of an output that differ
-   much, and masks with what they mask.
+   Their input is quantized whatever operator produces it. A MatMul of two computed tensors
+   quantizes both.
+2. Any other listed operator runs in 8 bits only if every computed input is quantized already, or if
+   it only moves values and its output leads to an operator of rule 1.
+3. A Relu or Clip that is the only consumer of such an operator belongs to it: the output of the
+   Relu or Clip is quantized.
+4. Operators of `same_scale` have outputs in the scale of their inputs.
+5. Operators that only move values and have no consumer in 8 bits stay float. So does the output of
+   a Gemm or MatMul without a consumer in 8 bits: float is more exact there, and no slower.
+6. Tensors whose values one scale cannot represent stay float (converters.unlike): parts of an
+   output whose ranges differ much, and masks together with the values that they mask.
 
-Movers of values are followed by no QuantizeLinear of their own: what they give is on the grid.
+Operators that only move values have no QuantizeLinear after them: their output is on the grid.
 """
 
 from collections import defaultdict
@@ -35,11 +37,13 @@ MOVERS = frozenset(
     {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Pad", "Gather"}
     | {"MaxPool", "DepthToSpace", "SpaceToDepth", "Expand", "Tile", "Resize"}
 )
-"""Give only values that they take (or zero): their output fits in the range of their input."""
+"""Operators that only move values: each output value is an input value or zero, so the output fits
+in the range of the input."""
 UNARY = MOVERS | {"AveragePool", "GlobalAveragePool", "ReduceMean", "Sigmoid", "Tanh", "LeakyRelu"}
 UNARY |= {"HardSigmoid", "HardSwish", "Elu", "Softmax"}
-FELT = 2.0
-"""How many times as wide as attention's scores their mask may be on one grid with them."""
+WIDEST_MASK = 2.0
+"""A mask that is added to attention's scores may be this many times as wide as the scores and still
+share a grid with them."""
 _ROLES: dict[str, unlike.Role] = {
     **dict.fromkeys(MOVERS - {"MaxPool"}, "move"),
     **dict.fromkeys(("GatherElements", "GatherND", "Identity", "ReverseSequence"), "move"),
@@ -68,15 +72,16 @@ class Placement(Struct, frozen=True):
     """Outputs of nodes in 8 bits that are not quantized."""
 
     derived: frozenset[str]
-    """Quantized tensors that need no range of their own: what a mover of `same_scale` gives."""
+    """Quantized tensors that need no range of their own: outputs of operators of `same_scale` that
+    only move values."""
 
     def groups(self) -> dict[str, list[str]]:
         """Root -> the tensors of its group that have ranges of their own."""
-        found: dict[str, list[str]] = defaultdict(list)
+        members: dict[str, list[str]] = defaultdict(list)
         for name, root in self.roots.items():
             if name not in self.derived:
-                found[root].append(name)
-        return found
+                members[root].append(name)
+        return members
 
 
 def place(
@@ -86,14 +91,15 @@ def place(
     not_finite: frozenset[str] = frozenset(),
     extremes: Mapping[str, Range] | None = None,
 ) -> Placement:
-    """`keep_float`: names of nodes that must not run in 8 bits; `not_finite`: tensors that no range
-    holds; `extremes`: all that calibration saw of the others, as far as it is known."""
+    """`keep_float`: names of nodes that must not run in 8 bits; `not_finite`: tensors that were NaN
+    or infinite in calibration; `extremes`: the full range in calibration of the other tensors, as
+    far as it is known."""
     extremes = extremes or {}
     not_finite |= {
-        n for n, seen in extremes.items() if 0.0 < unlike.width(seen) < unlike.LEAST_WIDTH
+        n for n, bounds in extremes.items() if 0.0 < unlike.width(bounds) < unlike.LEAST_WIDTH
     }
     steps = [_step(graph, node, extremes) for node in graph.nodes]
-    keep_float |= unlike.stay_float(steps, graph.outputs, extremes, FELT)
+    keep_float |= unlike.stay_float(steps, graph.outputs, extremes, WIDEST_MASK)
     listed = {
         node.name: node
         for node in graph.nodes
@@ -114,7 +120,7 @@ def place(
 
 
 def _step(graph: Graph, node: onnx.NodeProto, extremes: Mapping[str, Range]) -> unlike.Step:
-    """What a node does to values, for calibration.unlike."""
+    """What a node does to values, for converters.unlike."""
     role = _ROLES.get(node.op_type, "other") if node.domain in ("", "ai.onnx") else "other"
     first = 1 if node.op_type in ("Where", "Compress") else 0
     names = [name for name in node.input[first:] if name]
@@ -144,7 +150,8 @@ def _step(graph: Graph, node: onnx.NodeProto, extremes: Mapping[str, Range]) -> 
 def _channels(
     graph: Graph, node: onnx.NodeProto, extremes: Mapping[str, Range]
 ) -> tuple[float, ...]:
-    """Of a convolution; what a last Gemm or MatMul gives stays float anyway."""
+    """About how large each output channel of a convolution is; empty for other operators (the
+    output of a last Gemm or MatMul stays float anyway)."""
     if node.op_type not in ("Conv", "ConvTranspose") or node.input[0] not in extremes:
         return ()
     weight = graph.constant(node.input[1])
@@ -167,7 +174,7 @@ def activations(node: onnx.NodeProto, graph: Graph) -> list[str]:
 
 
 def _weighted(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Rule 1: whether it can run in 8 bits for its own sake."""
+    """Rule 1: whether the node is a product that can run in 8 bits."""
     if node.op_type not in WEIGHTED:
         return False
     if not all(graph.is_float(name) for name in node.input if name):
@@ -181,10 +188,10 @@ def _weighted(graph: Graph, node: onnx.NodeProto) -> bool:
     if graph.constant(node.input[0]) is not None or graph.constant(node.input[1]) is None:
         return False
     if node.op_type == "Gemm":
-        plain = attribute(node, "alpha", 1.0) == 1.0 and attribute(node, "beta", 1.0) == 1.0
+        unscaled = attribute(node, "alpha", 1.0) == 1.0 and attribute(node, "beta", 1.0) == 1.0
         bias_shape = graph.shape(bias) if bias else None
         flat = not bias or (bias_shape is not None and len(bias_shape) == 1)
-        return plain and flat and not attribute(node, "transA", 0)
+        return unscaled and flat and not attribute(node, "transA", 0)
     return True
 
 
@@ -204,7 +211,7 @@ def _follower(graph: Graph, node: onnx.NodeProto) -> str | None:
 
 
 def result(node: onnx.NodeProto, graph: Graph, after: dict[str, str]) -> list[str]:
-    """What a node gives, after the Relu or Clip that belongs to it."""
+    """The names of a node's outputs, or of those of the Relu or Clip that belongs to it."""
     if follower := after.get(node.name):
         taker = graph.consumers[node.output[0]][0]
         assert taker.name == follower
@@ -219,7 +226,7 @@ def _forward(
     heavy: set[str],
     after: dict[str, str],
 ) -> set[str]:
-    """Rules 1 and 2, in the order of computation. -> names of nodes in 8 bits."""
+    """Apply rules 1 and 2 in the order of computation. -> names of nodes in 8 bits."""
     integer: set[str] = set()
     available: set[str] = set()
     for node in graph.nodes:
@@ -239,7 +246,7 @@ def _forward(
 def _between(
     graph: Graph, form: Format, node: onnx.NodeProto, needs: list[str], available: set[str]
 ) -> bool:
-    """Rule 2: whether all that it computes with is quantized already."""
+    """Rule 2: whether every computed input of the node is quantized already."""
     if node.op_type in WEIGHTED or not needs or not set(needs) <= available:
         return False
     if node.op_type in PAIRED:
@@ -251,7 +258,8 @@ def _between(
 
 
 def _movable(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Exceptions of operators that otherwise only move values."""
+    """Whether a node of an operator that may run in 8 bits between others can do so with its
+    attributes and inputs."""
     if not all(graph.is_float(name) for name in node.output if name):
         return (
             node.op_type == "MaxPool" and graph.is_float(node.output[0]) and len(node.output) == 1
@@ -259,8 +267,8 @@ def _movable(graph: Graph, node: onnx.NodeProto) -> bool:
     if node.op_type == "Pad":
         mode = attribute(node, "mode", b"constant")
         value = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-        given = len(node.input) > 2 and bool(node.input[2])
-        return mode != b"constant" or not given or (value is not None and not value.any())
+        has_value = len(node.input) > 2 and bool(node.input[2])
+        return mode != b"constant" or not has_value or (value is not None and not value.any())
     if node.op_type == "Resize":
         return bool(attribute(node, "mode", b"nearest") == b"nearest")
     if node.op_type == "Gather":
@@ -273,41 +281,43 @@ def _leads(
     node: onnx.NodeProto,
     listed: dict[str, onnx.NodeProto],
     heavy: set[str],
-    seen: set[str],
+    visited: set[str],
 ) -> bool:
-    """Whether what a mover gives comes, over movers only, to an operator of rule 1."""
+    """Whether the output of a node that only moves values leads, through such nodes alone, to an
+    operator of rule 1."""
     for name in node.output:
         for taker in graph.consumers.get(name, []):
             if taker.name in heavy and name in activations(taker, graph):
                 return True
-            if taker.name in seen or taker.name not in listed or taker.op_type not in MOVERS:
+            if taker.name in visited or taker.name not in listed or taker.op_type not in MOVERS:
                 continue
-            seen.add(taker.name)
-            if taker.input[0] == name and _leads(graph, taker, listed, heavy, seen):
+            visited.add(taker.name)
+            if taker.input[0] == name and _leads(graph, taker, listed, heavy, visited):
                 return True
     return False
 
 
 def _trimmed(graph: Graph, integer: set[str]) -> set[str]:
-    """Rule 5, first half."""
-    left = set(integer)
+    """Rule 5: the nodes in 8 bits without those that only move values and have no consumer in 8
+    bits."""
+    remaining = set(integer)
     for node in reversed(graph.nodes):
-        if node.name in left and node.op_type in MOVERS:
+        if node.name in remaining and node.op_type in MOVERS:
             takers = [t for name in node.output for t in graph.consumers.get(name, [])]
-            if not any(taker.name in left for taker in takers):
-                left.remove(node.name)
-    return left
+            if not any(taker.name in remaining for taker in takers):
+                remaining.remove(node.name)
+    return remaining
 
 
 def _raw(graph: Graph, integer: set[str], after: dict[str, str]) -> set[str]:
-    """Rule 5, second half."""
+    """Rule 5: the outputs of Gemm and MatMul that stay float."""
     raw: set[str] = set()
     for node in graph.nodes:
         if node.name in integer and node.op_type in MATRIX:
-            given = result(node, graph, after)
-            takers = [taker for name in given for taker in graph.consumers.get(name, [])]
+            results = result(node, graph, after)
+            takers = [taker for name in results for taker in graph.consumers.get(name, [])]
             if not any(taker.name in integer for taker in takers):
-                raw |= set(given)
+                raw |= set(results)
     return raw
 
 
@@ -326,13 +336,13 @@ def _roots(
     for node in graph.nodes:
         if node.name not in integer:
             continue
-        taken = [name for name in activations(node, graph) if name not in raw]
-        given = [name for name in result(node, graph, after) if name not in raw]
-        for name in taken + given:
+        inputs = [name for name in activations(node, graph) if name not in raw]
+        results = [name for name in result(node, graph, after) if name not in raw]
+        for name in inputs + results:
             roots.setdefault(name, name)
-        if node.op_type in form.same_scale and taken:
-            first = root(taken[0])
-            for name in taken[1:] + given:
+        if node.op_type in form.same_scale and inputs:
+            first = root(inputs[0])
+            for name in inputs[1:] + results:
                 roots[root(name)] = first
-            derived |= set(given) if node.op_type in MOVERS else set()
+            derived |= set(results) if node.op_type in MOVERS else set()
     return {name: root(name) for name in roots}, derived

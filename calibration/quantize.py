@@ -1,9 +1,9 @@
 """Writes a QDQ graph: a float graph, the ranges of its tensors and a format -> standard ONNX.
 
-A tensor that is made in 8 bits keeps its name after it was dequantized, so that whoever takes it
-takes what 8 bits left of it, and tools can compare it with the float graph by name. One that is
-made in float keeps its name as it is. Names of what is new are short and numbered (`@7.quantized`):
-exporters' names can be longer than the weights are large.
+Where an operator runs in 8 bits, its output tensor's name is given to the dequantized values, so
+that every consumer reads the values after rounding, and tools can compare the tensor with the float
+graph by name. The output of an operator in float keeps its name. New tensors get short, numbered
+names (`@7.quantized`), because exporters' names can take more bytes than the weights.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,8 @@ BIAS_MOST = 2**30
 """The accumulator begins with the bias: half of its 32 bits' range is left to the products, room
 for 33,000 of them."""
 Key = str | tuple[str, ...]
-"""A tensor; or a weight, or a bias, with the node that has it in a scale of its own."""
+"""A tensor's name; or, of a weight or a bias, its name and the name of the node that uses it, since
+each such node has a scale of its own for it."""
 _DTYPES = {"u8": np.dtype(np.uint8), "s8": np.dtype(np.int8)}
 
 
@@ -48,12 +49,12 @@ def activation_grid(form: Format) -> Grid:
     return Grid(255, False)
 
 
-def activation_scale(found: Range, form: Format) -> Scale:
+def activation_scale(bounds: Range, form: Format) -> Scale:
     """Asymmetric: the range, which holds zero, on 255 steps; symmetric: [-127, 127] steps.
 
     A range of nothing but zero gets the scale 1. (Jacob et al., 2018, arXiv:1712.05877.)
     """
-    low, high = min(found[0], 0.0), max(found[1], 0.0)
+    low, high = min(bounds[0], 0.0), max(bounds[1], 0.0)
     if not np.isfinite(high - low):
         raise UnsupportedError(f"a range of {low:g} to {high:g} cannot be represented in 8 bits")
     dtype = _DTYPES[form.activation]
@@ -105,12 +106,13 @@ def quantize_weight(
     else:
         first = -(most + 1) if form.weight == "s8" else 0
         bounds = np.asarray(first), np.asarray(first + 2 * most + 1)
-    found = np.clip(np.round(weight.astype(np.float64) / wide) + offset, *bounds)
-    return found.astype(dtype), Scale(scale, zero.astype(dtype), axis)
+    integers = np.clip(np.round(weight.astype(np.float64) / wide) + offset, *bounds)
+    return integers.astype(dtype), Scale(scale, zero.astype(dtype), axis)
 
 
 def channel_axis(node: onnx.NodeProto, rank: int) -> int | None:
-    """The axis of a weight along which the outputs of its node lie; None: scales cannot follow."""
+    """The axis of a weight's output channels; None where one scale for each channel is not
+    possible."""
     if node.op_type == "Conv":
         return 0
     if node.op_type == "ConvTranspose":
@@ -131,7 +133,7 @@ def quantize(
 
 
 class _Writer:
-    """One graph being written: the old one is only read."""
+    """Writes one QDQ graph; the float graph is only read."""
 
     def __init__(
         self,
@@ -142,34 +144,35 @@ class _Writer:
     ) -> None:
         self.graph, self.form, self.placement = Graph(model), form, placement
         self.scales = {
-            root: activation_scale(self._joined(names, ranges), form)
+            root: activation_scale(self._joined_range(names, ranges), form)
             for root, names in placement.groups().items()
         }
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
         self.dequantized: dict[str, str] = {}
-        """Tensor -> the name under which 8-bit operators take it."""
+        """Tensor -> the name of its dequantized values, which 8-bit operators read."""
         self.numbers: dict[Key, int] = {}
-        """What is quantized -> its number."""
+        """Quantized tensor, weight or bias -> the number in the names that are made for it."""
         self.mark = self.graph.mark
         self.float_only = frozenset(
             name
-            for found in wrong_in_8_bits().values()
-            for name in rules.kept_float(self.graph, found)
+            for exceptions in wrong_in_8_bits().values()
+            for name in rules.kept_float(self.graph, exceptions)
             if name not in placement.integer
         )
-        """Nodes that some runtime computes wrong in 8 bits, and that are left in float."""
+        """Names of nodes that some runtime computes wrong in 8 bits, and that are left in float."""
         self.followers = {
             follower: next(n for n in self.graph.nodes if n.name == name)
             for name, follower in placement.after.items()
         }
 
-    def _joined(self, names: list[str], ranges: Mapping[str, Range]) -> Range:
-        found = [self._range(name, ranges) for name in names]
-        return min(low for low, _ in found), max(high for _, high in found)
+    def _joined_range(self, names: list[str], ranges: Mapping[str, Range]) -> Range:
+        member_ranges = [self._range(name, ranges) for name in names]
+        return min(low for low, _ in member_ranges), max(high for _, high in member_ranges)
 
     def _range(self, name: str, ranges: Mapping[str, Range]) -> Range:
-        """A tensor's own, or what the operator that only moved its values took."""
+        """The tensor's own range or, where it has none and its producer only moves values, that of
+        the producer's input."""
         while name not in ranges and name in self.graph.producer:
             maker = self.graph.producer[name]
             if maker.op_type not in self.form.same_scale:
@@ -198,25 +201,25 @@ class _Writer:
         model.CopyFrom(self.graph.model)
         used = {name for node in self.nodes for name in node.input} | self.graph.inner
         used |= set(self.graph.outputs)
-        kept = [t for t in model.graph.initializer if t.name in used]
+        initializers = [t for t in model.graph.initializer if t.name in used]
         del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
         model.graph.node.extend(self.nodes)
-        model.graph.initializer.extend(kept)
+        model.graph.initializer.extend(initializers)
         model.graph.initializer.extend(t for n, t in self.constants.items() if n in used)
         return model
 
     # --- tensors
 
     def _after_float(self, name: str) -> None:
-        """Where 8-bit operators take what is made in float: Q and DQ beside it."""
+        """Quantize and dequantize a tensor that is computed in float and read in 8 bits."""
         if name in self.placement.roots:
             self.dequantized[name] = self._name(name, "dequantized")
-            self._qdq(name, self._apart(name), self.dequantized[name])
+            self._qdq(name, self._quantized_source(name), self.dequantized[name])
 
-    def _apart(self, name: str) -> str:
-        """What is quantized of a tensor. ONNX Runtime makes an 8-bit operator of any that it finds
-        between DequantizeLinear and QuantizeLinear, so one that must stay float gets a Sum of one
-        behind it, which it leaves alone."""
+    def _quantized_source(self, name: str) -> str:
+        """The tensor that QuantizeLinear reads. ONNX Runtime turns every operator that lies between
+        DequantizeLinear and QuantizeLinear into an 8-bit one. An operator that must stay float is
+        therefore followed by a Sum of one operand, which ONNX Runtime leaves in float."""
         maker = self.graph.producer.get(name)
         if maker is None or maker.name not in self.float_only:
             return name
@@ -224,9 +227,9 @@ class _Writer:
         self.nodes.append(helper.make_node("Sum", [name], [copy], self._name(name, "Sum")))
         return copy
 
-    def _name(self, of: Key, what: str) -> str:
-        number = self.numbers.setdefault(of, len(self.numbers))
-        return f"{self.mark}{number}.{what}"
+    def _name(self, key: Key, suffix: str) -> str:
+        number = self.numbers.setdefault(key, len(self.numbers))
+        return f"{self.mark}{number}.{suffix}"
 
     def _qdq(self, name: str, source: str, target: str) -> None:
         """QuantizeLinear and DequantizeLinear, in the scale of `name`."""
@@ -236,12 +239,12 @@ class _Writer:
             self._constant(self._name(root, "zero_point"), self.scales[root].zero_point),
         ]
         quantized = self._name(name, "quantized")
-        for kind, taken, given in (
+        for kind, input_name, output_name in (
             ("QuantizeLinear", source, quantized),
             ("DequantizeLinear", quantized, target),
         ):
             label = self._name(name, kind)
-            self.nodes.append(helper.make_node(kind, [taken, *scale], [given], label))
+            self.nodes.append(helper.make_node(kind, [input_name, *scale], [output_name], label))
 
     def _constant(self, name: str, array: np.ndarray) -> str:
         self.constants.setdefault(name, numpy_helper.from_array(np.asarray(array, order="C"), name))
@@ -265,44 +268,44 @@ class _Writer:
     # --- nodes
 
     def _integer(self, node: onnx.NodeProto) -> None:
-        taken = set(activations(node, self.graph))
-        inputs = [self._taken(name) if name in taken else name for name in node.input]
+        computed = set(activations(node, self.graph))
+        inputs = [self._input_name(name) if name in computed else name for name in node.input]
         if node.op_type in WEIGHTED:
             inputs = self._weights(node, inputs)
         elif node.op_type in PAIRED:
             inputs = [
-                self._operand(old) if old and old not in taken else new
+                self._operand(old) if old and old not in computed else new
                 for old, new in zip(node.input, inputs, strict=True)
             ]
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         del copy.input[:]
         copy.input.extend(inputs)
-        given = result(node, self.graph, self.placement.after)
+        results = result(node, self.graph, self.placement.after)
         follower = self.placement.after.get(node.name)
         last = next((n for n in self.graph.nodes if n.name == follower), None)
-        if last is not None and self._redundant(last, given[0]):
+        if last is not None and self._redundant(last, results[0]):
             last = None
-        closing = [self._closed(name) for name in given]
+        outputs = [self._output_name(name) for name in results]
         del copy.output[:]
         if last is None:
-            copy.output.extend(made for made, _ in closing)
+            copy.output.extend(output for output, _ in outputs)
             self.nodes.append(copy)
         else:
             copy.output.extend(node.output)
             relu = onnx.NodeProto()
             relu.CopyFrom(last)
             del relu.output[:]
-            relu.output.extend(made for made, _ in closing)
+            relu.output.extend(output for output, _ in outputs)
             self.nodes += [copy, relu]
-        for name, (made, quantized) in zip(given, closing, strict=True):
+        for name, (output, quantized) in zip(results, outputs, strict=True):
             if quantized:
-                self._qdq(name, made, name)
+                self._qdq(name, output, name)
                 self.dequantized[name] = name
 
-    def _closed(self, name: str) -> tuple[str, bool]:
-        """-> under which name a result is made, and whether it is quantized then. What only moved
-        is on the grid already."""
+    def _output_name(self, name: str) -> tuple[str, bool]:
+        """-> the name of the tensor that the node writes, and whether it is quantized afterwards.
+        The output of a node that only moves values is on the grid already."""
         moved = name in self.placement.derived and self._maker(name).op_type in MOVERS
         if name in self.placement.roots and name not in self.placement.raw and not moved:
             return self._name(name, "made"), True
@@ -311,16 +314,17 @@ class _Writer:
     def _maker(self, name: str) -> onnx.NodeProto:
         return self.graph.producer[name]
 
-    def _taken(self, name: str) -> str:
+    def _input_name(self, name: str) -> str:
         return self.dequantized.get(name, name)
 
     def _redundant(self, node: onnx.NodeProto, name: str) -> bool:
-        """Whether saturating to the range does what the Relu or Clip would do."""
+        """Whether saturation to the range of the tensor's scale already has the effect of the Relu
+        or Clip."""
         if name not in self.placement.roots or name in self.placement.raw:
             return False
-        found = self.scales[self.placement.roots[name]]
-        limits = np.iinfo(found.zero_point.dtype)
-        scale, zero = float(found.scale), int(found.zero_point)
+        grid = self.scales[self.placement.roots[name]]
+        limits = np.iinfo(grid.zero_point.dtype)
+        scale, zero = float(grid.scale), int(grid.zero_point)
         low, high = (limits.min - zero) * scale, (limits.max - zero) * scale
         least, most = 0.0, float("inf")
         if node.op_type == "Clip":
@@ -333,16 +337,16 @@ class _Writer:
         return low >= least - slack and high <= most + slack
 
     def _operand(self, name: str) -> str:
-        """A constant that is computed with: on the grid of activations, one scale."""
+        """Quantize a constant operand as activations are quantized, with one scale."""
         value = self.graph.constant(name)
         assert value is not None
-        found = activation_scale(
+        scale = activation_scale(
             (float(value.min(initial=0)), float(value.max(initial=0))), self.form
         )
-        limits = np.iinfo(found.zero_point.dtype)
-        integers = np.round(value.astype(np.float64) / float(found.scale)) + int(found.zero_point)
-        integers = np.clip(integers, limits.min, limits.max).astype(found.zero_point.dtype)
-        return self._stored(name, integers, found)
+        limits = np.iinfo(scale.zero_point.dtype)
+        integers = np.round(value.astype(np.float64) / float(scale.scale)) + int(scale.zero_point)
+        integers = np.clip(integers, limits.min, limits.max).astype(scale.zero_point.dtype)
+        return self._stored(name, integers, scale)
 
     def _weights(self, node: onnx.NodeProto, inputs: list[str]) -> list[str]:
         """The weight and the bias of Conv, ConvTranspose, Gemm and MatMul."""
@@ -352,13 +356,13 @@ class _Writer:
                 continue
             axis = channel_axis(node, value.ndim) if self.form.per_channel and place == 1 else None
             bias = node.input[2] if len(node.input) > 2 else ""
-            entry = None
+            input_scale = None
             if bias:
-                entry = self._input_scale(node)
-            name, integers, scale = self._weight(node, place, value, axis, bias, entry)
+                input_scale = self._input_scale(node)
+            name, integers, scale = self._weight(node, place, value, axis, bias, input_scale)
             inputs[place] = self._stored(name, integers, scale)
-            if bias and entry is not None:
-                inputs[2] = self._bias(bias, entry, scale, name)
+            if bias and input_scale is not None:
+                inputs[2] = self._bias(bias, input_scale, scale, name)
         return inputs
 
     def _input_scale(self, node: onnx.NodeProto) -> float | None:
@@ -372,21 +376,21 @@ class _Writer:
         value: np.ndarray,
         axis: int | None,
         bias: str,
-        entry: float | None,
+        input_scale: float | None,
     ) -> tuple[Key, np.ndarray, Scale]:
         least = None
-        if bias and entry is not None:
+        if bias and input_scale is not None:
             offsets = np.abs(np.asarray(self.graph.constant(bias), np.float64)).reshape(-1)
-            least = np.clip(np.maximum(offsets / BIAS_MOST, TINY) / entry, 0, HUGE)
+            least = np.clip(np.maximum(offsets / BIAS_MOST, TINY) / input_scale, 0, HUGE)
             if axis is None:
                 least = np.asarray(least.max(initial=0.0))
         integers, scale = quantize_weight(value, self.form, axis, least)
         return (node.input[place], node.name), integers, scale
 
-    def _bias(self, name: str, entry: float, weight: Scale, owner: Key) -> str:
+    def _bias(self, name: str, input_scale: float, weight: Scale, owner: Key) -> str:
         """int32 in the scale of the accumulator: input times weight, zero point 0."""
         value = np.asarray(self.graph.constant(name), np.float64)
-        product = np.maximum(entry * weight.scale.astype(np.float64), TINY)
+        product = np.maximum(input_scale * weight.scale.astype(np.float64), TINY)
         scale = np.minimum(product, HUGE).astype(np.float32)
         integers = np.round(value / scale.astype(np.float64))
         integers = np.clip(integers, -BIAS_MOST, BIAS_MOST).astype(np.int32)

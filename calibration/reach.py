@@ -1,4 +1,4 @@
-"""Whether the samples that judge reach beyond what calibration saw."""
+"""Whether evaluation samples exceed the ranges of the calibration samples."""
 
 import math
 from typing import Literal
@@ -6,15 +6,15 @@ from typing import Literal
 Range = tuple[float, float]
 
 BEYOND = 0.5
-"""How much wider than calibration's range, in parts of it, that of other samples may be without a
-word. Ten times as many samples of a normal distribution make it about 0.2 wider, of one with
-exponential tails about 0.35."""
+"""How much wider the range of other samples may be than calibration's, relative to calibration's,
+without a warning. Ten times as many samples of a normal distribution make it about 0.2 wider, of
+one with exponential tails about 0.35."""
 
 
 def range_warning(
     kind: Literal["input", "output"], name: str, calibrated: Range, judged: Range
 ) -> str | None:
-    """Says that what judges reaches far beyond what calibrated: 8 bits clip it there."""
+    """A warning where the evaluation samples' range exceeds calibration's far: 8 bits clip it."""
     low, high = calibrated
     over = max(low - judged[0], 0.0) + max(judged[1] - high, 0.0)
     if not all(map(math.isfinite, (*calibrated, *judged))) or over <= BEYOND * (high - low):

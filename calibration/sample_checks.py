@@ -1,4 +1,4 @@
-"""All samples read once: NaN, broken images, wrong sizes, duplicates."""
+"""Reads all samples once to find NaN, broken images, wrong sizes and duplicates."""
 
 import hashlib
 import json
@@ -19,7 +19,8 @@ from onmetal.samples import Samples
 
 
 def check_samples(samples: Samples, model: Model, cache: Cache, progress: OnProgress) -> Samples:
-    """Read every sample once: NaN, broken images, wrong image sizes, exact duplicates."""
+    """The samples with warnings, after every sample was read once. Exact duplicates are a warning;
+    NaN, broken images and wrong image sizes raise UsageError."""
     digests, kinds = _scan_once(samples, model, cache, progress)
     warnings = list(samples.warnings)
     if samples.preprocessing:
@@ -33,8 +34,8 @@ def check_samples(samples: Samples, model: Model, cache: Cache, progress: OnProg
     if samples.labels is not None:
         labels = samples.label_array()
         if labels.dtype.kind == "f" and not np.isfinite(labels).all():
-            where = int(np.argmin(np.isfinite(labels).reshape(len(labels), -1).all(axis=1)))
-            raise UsageError(f"{samples.source}: the label of sample {where} is NaN or infinite")
+            first = int(np.argmin(np.isfinite(labels).reshape(len(labels), -1).all(axis=1)))
+            raise UsageError(f"{samples.source}: the label of sample {first} is NaN or infinite")
     return replace(samples, warnings=tuple(warnings))
 
 

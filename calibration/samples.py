@@ -36,27 +36,28 @@ class Split(Struct, frozen=True):
     """Disjoint parts of the same samples."""
 
     training: Samples | None
-    """None: nobody asked for it."""
+    """None where no training part was requested."""
     calibration: Samples
     evaluation: Samples
 
 
 def split(samples: Samples, training: float = 0.0) -> Split | None:
-    """Parts that are the same in every run: every n-th sample calibrates, at most 512 and at most a
-    quarter; `training`, in [0, 1): this share of the others trains, and the rest evaluates. None
-    where there are too few samples for that.
+    """Divide samples into parts that are the same in every run. Every n-th sample is for
+    calibration: at most 512 samples, and at most a quarter. `training`, in [0, 1): this share of
+    the other samples is for training, and the remaining ones are for evaluation. None where there
+    are too few samples.
     """
     every = max(CALIBRATION_PART, -(-samples.count // CALIBRATION_MOST))
-    calibrating, rest = divmod(samples.count, every)
+    calibrating, remainder = divmod(samples.count, every)
     trained = min(every - 2, max(1, round(training * (every - 1)))) if training else 0
-    training_count = calibrating * trained + min(rest, trained)
+    training_count = calibrating * trained + min(remainder, trained)
     evaluating = samples.count - calibrating - training_count
     if not calibrating or evaluating < 2:
         return None
 
     def part(kind: Part, count: int) -> Samples:
-        asked = {"training": trained} if trained else {}
-        digest = caches.key(samples=samples.digest, part=kind, every=every, **asked)
+        training_key = {"training": trained} if trained else {}
+        digest = caches.key(samples=samples.digest, part=kind, every=every, **training_key)
         return replace(
             samples,
             digest=digest,
@@ -87,10 +88,10 @@ def load(
 ) -> Samples:
     """Read DATA in any of its forms and check all of it against the model.
 
-    `follow_links`: whether images may be links to what lies outside of their folder. `scores`: how
-    many the judged output gives for a sample, for which names of classes may stand.
+    `follow_links`: whether images may be links to files outside of their folder. `scores`: how many
+    scores the judged output has for a sample; class names stand for these.
 
-    Raises UsageError, saying what is wrong where: names, shapes, dtypes, counts, NaN, broken
+    Raises UsageError, with the place and the problem: names, shapes, dtypes, counts, NaN, broken
     images, missing labels.
     """
     path = Path(text)
@@ -118,9 +119,9 @@ def load(
 
 
 def _from_npz(path: Path, model: Model, cache: Cache) -> Samples:
-    """An .npz file, whose members are unpacked once into the cache to be memory-mapped.
+    """Read an .npz file, whose members are unpacked once into the cache to be memory-mapped.
 
-    Their headers are checked before: unpacking may take long.
+    The headers of the members are checked first, because unpacking may take long.
     """
     try:
         with arrays_of_files.opened(path) as archive:
@@ -151,7 +152,7 @@ def _from_npz(path: Path, model: Model, cache: Cache) -> Samples:
 
 
 def _check_room(archive: Archive, cache: Cache) -> None:
-    """Refuse an archive that unpacks to more than there is room for: a small file may."""
+    """Refuse an archive, however small, that unpacks to more bytes than are free on the disk."""
     free = shutil.disk_usage(cache.root).free
     if archive.unpacked_bytes > free:
         raise UsageError(
@@ -168,16 +169,17 @@ def _from_folder(
     scores: int | None,
     within: Path | None,
 ) -> Samples:
-    """A folder of images with data.toml and, for evaluation, labels.csv or a sub-folder a class."""
-    how = preprocessing.read_preprocessing(path, within)
+    """Read a folder of images with data.toml and, for evaluation, labels.csv or one sub-folder for
+    each class."""
+    settings = preprocessing.read_preprocessing(path, within)
     if len(model.inputs) != 1:
         raise UsageError(
             f"{path}: a folder of images gives one input; this model has {len(model.inputs)}"
         )
-    listed = listing(path, how.classes, scores, labelled=labelled, within=within)
-    how = replace(how, classes=listed.classes)
+    listed = listing(path, settings.classes, scores, labelled=labelled, within=within)
+    settings = replace(settings, classes=listed.classes)
     digest = caches.key(
-        preprocessing=plain(how),
+        preprocessing=plain(settings),
         names=[str(file.relative_to(path)) for file in listed.files],
         labels=None if listed.labels is None else listed.labels.tolist(),
         files=[_sha256(file, within) for file in listed.files],
@@ -189,7 +191,7 @@ def _from_folder(
         len(listed.files),
         images=tuple(file.absolute() for file in listed.files),
         within=within,
-        preprocessing=how,
+        preprocessing=settings,
         labels=None if listed.labels is None else _store_labels(listed.labels, digest, cache),
         warnings=listed.warnings,
     )
@@ -200,8 +202,8 @@ def _sha256(file: Path, within: Path | None) -> str:
         with open_regular(file, within) as content:
             return hashlib.file_digest(content, "sha256").hexdigest()
     except OSError as error:
-        why = f"{error.strerror}){reading.linked(error)}"
-        raise UsageError(f"{file}: cannot read it ({why}") from None
+        reason = f"{error.strerror}){reading.linked(error)}"
+        raise UsageError(f"{file}: cannot read it ({reason}") from None
 
 
 def _store_labels(labels: np.ndarray, digest: str, cache: Cache) -> ArrayFile:
@@ -210,7 +212,7 @@ def _store_labels(labels: np.ndarray, digest: str, cache: Cache) -> ArrayFile:
 
 
 def relabelled(samples: Samples, labels: np.ndarray, cache: Cache) -> Samples:
-    """The samples with other labels for all of DATA, in place of those in it."""
+    """The samples with `labels` for all of DATA in place of DATA's own."""
     digest = caches.key(samples=samples.digest, labels=labels.tolist(), dtype=labels.dtype.str)
     return replace(samples, labels=_store_labels(labels, digest, cache))
 

@@ -24,12 +24,14 @@ from onmetal.samples import Samples
 
 FEW = 32
 GROWN, GROWING = 0.10, 0.5
-"""A range that grew by so much in the second half of the samples; the share of such tensors."""
+"""The growth of a tensor's range in the second half of the samples, relative to the first half's
+range, and the share of tensors with more growth than that, above which there is a warning."""
 APART = 4.0
-"""The ratio of spreads, or the difference of means in spreads, from which on inputs differ."""
+"""The ratio of two spreads, or the difference of means relative to the larger spread, above which
+two inputs are said to differ."""
 
 MOST_READ = 2048
-"""Samples whose inputs are read for their range."""
+"""The most samples whose inputs are read to find their ranges."""
 
 
 def examine(
@@ -40,28 +42,29 @@ def examine(
     judged: Samples | None,
     model: Model,
 ) -> list[str]:
-    """Warnings about the calibration `samples`, and about `judged` where it is other data.
+    """Warnings about the calibration `samples`, and about the evaluation samples `judged` where
+    they are other data than these.
 
     `path`: the float graph that is calibrated; `prepared`: the model that it was made from.
     """
     observed = Statistics(Path(statistics))
     names = [tensor.name for tensor in model.inputs]
     warnings = [
-        *_growing(observed, samples.count),
-        *_dead(names, observed),
-        *_not_finite(observed, samples.count),
+        *_growing_ranges(observed, samples.count),
+        *_dead_tensors(names, observed),
+        *_not_finite_tensors(observed, samples.count),
     ]
-    warnings += _of_inputs(path, prepared, samples, model, EXAMINED)
+    warnings += _input_warnings(path, prepared, samples, model, EXAMINED)
     if judged is not None:
         inputs = input_values(samples, model, EXAMINED)
-        differing = _differing(inputs, input_values(judged, model))
-        warnings += differing or _beyond(samples, judged, model)
+        differing = _differing_inputs(inputs, input_values(judged, model))
+        warnings += differing or _beyond_calibration(samples, judged, model)
     return warnings
 
 
 def examine_inputs(path: str, samples: Samples, model: Model) -> list[str]:
-    """Warnings about samples with which nothing is calibrated. `path`: the model."""
-    return _of_inputs(path, path, samples, model, EXAMINED // 4)
+    """Warnings about samples that are not used for calibration. `path`: the model."""
+    return _input_warnings(path, path, samples, model, EXAMINED // 4)
 
 
 def output_ranges(statistics: str, model: Model) -> dict[str, Range]:
@@ -71,7 +74,7 @@ def output_ranges(statistics: str, model: Model) -> dict[str, Range]:
     return {name: extremes[name] for name in names if name in extremes}
 
 
-def _of_inputs(path: str, prepared: str, data: Samples, entry: Model, most: int) -> list[str]:
+def _input_warnings(path: str, prepared: str, data: Samples, entry: Model, most: int) -> list[str]:
     inputs = input_values(data, entry, most)
     first, outputs = (first_layer_of_tflite if path.endswith(".tflite") else first_layer_of_onnx)(
         path, data, entry, most
@@ -79,10 +82,10 @@ def _of_inputs(path: str, prepared: str, data: Samples, entry: Model, most: int)
     scaled = unlike_normalization(prepared, data, entry) if entry.format == "onnx" else []
     if not scaled and first:
         scaled = unlike_training(first, inputs, outputs[first.output], data)
-    return [*_constant(inputs), *scaled, *_same_prediction(outputs, entry)]
+    return [*_constant_inputs(inputs), *scaled, *_same_prediction(outputs, entry)]
 
 
-def _growing(statistics: Statistics, count: int) -> list[str]:
+def _growing_ranges(statistics: Statistics, count: int) -> list[str]:
     warnings = []
     if count < FEW:
         warnings.append(
@@ -104,7 +107,7 @@ def _growing(statistics: Statistics, count: int) -> list[str]:
     return warnings
 
 
-def _dead(inputs: list[str], statistics: Statistics) -> list[str]:
+def _dead_tensors(inputs: list[str], statistics: Statistics) -> list[str]:
     dead = [n for n, entry in statistics.seen.items() if entry.low == entry.high]
     dead = [name for name in dead if name not in inputs]
     if not dead:
@@ -115,7 +118,7 @@ def _dead(inputs: list[str], statistics: Statistics) -> list[str]:
     ]
 
 
-def _not_finite(statistics: Statistics, count: int) -> list[str]:
+def _not_finite_tensors(statistics: Statistics, count: int) -> list[str]:
     if not statistics.not_finite:
         return []
     return [
@@ -125,7 +128,7 @@ def _not_finite(statistics: Statistics, count: int) -> list[str]:
     ]
 
 
-def _constant(inputs: dict[str, np.ndarray]) -> list[str]:
+def _constant_inputs(inputs: dict[str, np.ndarray]) -> list[str]:
     return [
         f"the input {name!r} is {array.flat[0]:g} in all of the samples that were "
         "looked at: was the data prepared right?"
@@ -150,12 +153,12 @@ def _same_prediction(outputs: dict[str, np.ndarray], model: Model) -> list[str]:
     return warnings
 
 
-def _beyond(data: Samples, other: Samples, entry: Model) -> list[str]:
+def _beyond_calibration(data: Samples, judged_data: Samples, entry: Model) -> list[str]:
     """Warnings where evaluation samples exceed the calibration samples' range. Images are left out:
     their values are bounded, and reading them takes long."""
-    if data.preprocessing or other.preprocessing:
+    if data.preprocessing or judged_data.preprocessing:
         return []
-    calibrated, judged = _reached(data, entry), _reached(other, entry)
+    calibrated, judged = _input_ranges(data, entry), _input_ranges(judged_data, entry)
     warnings = [
         range_warning("input", name, calibrated[name], judged[name])
         for name in calibrated
@@ -164,7 +167,7 @@ def _beyond(data: Samples, other: Samples, entry: Model) -> list[str]:
     return [text for text in warnings if text]
 
 
-def _reached(data: Samples, entry: Model) -> dict[str, Range]:
+def _input_ranges(data: Samples, entry: Model) -> dict[str, Range]:
     """The least and the greatest value of every float input."""
     ranges: dict[str, Range] = {}
     for row in data.spread(entry, MOST_READ):
@@ -175,7 +178,9 @@ def _reached(data: Samples, entry: Model) -> dict[str, Range]:
     return ranges
 
 
-def _differing(calibrated: dict[str, np.ndarray], judged: dict[str, np.ndarray]) -> list[str]:
+def _differing_inputs(
+    calibrated: dict[str, np.ndarray], judged: dict[str, np.ndarray]
+) -> list[str]:
     warnings = []
     for name, array in calibrated.items():
         if array.dtype.kind != "f":

@@ -1,4 +1,4 @@
-"""Which operators bear 8 bits badly: each is quantized alone, and the outputs are compared.
+"""Which operators lose most fidelity in 8 bits: each is quantized alone, and outputs are compared.
 
 Runs in a child process.
 """
@@ -30,32 +30,38 @@ def each(
     model: Model,
     progress: OnCount = lambda done, total: None,
 ) -> list[dict[str, Any]]:
-    """Of every weighted operator: the SQNR in dB of the worst output where it alone is in 8 bits,
-    worst first. `node` is its name in the simplified graph; `tensor`, what it gives, is called so
-    in the user's file too.
+    """For every weighted operator: the SQNR in dB of the worst output where it alone is in 8 bits,
+    worst first. `node`: its name in the simplified graph; `tensor`: the name of its output, which
+    is the same in the user's file.
 
     Raises UnsupportedError where the format quantizes nothing of the model.
     """
-    rules, seen = form, Statistics(Path(statistics))
-    data, of = samples, model
+    rules, observed = form, Statistics(Path(statistics))
+    data, model_entry = samples, model
     original = onnx.load(path)
     graph = Graph(original)
-    whole = placement.place(graph, rules, frozenset(), seen.not_finite, seen.extremes)
-    names = [n.name for n in graph.nodes if n.name in whole.integer]
-    heavy = [n for n in graph.nodes if n.name in whole.integer and n.op_type in placement.WEIGHTED]
+    full_placement = placement.place(
+        graph, rules, frozenset(), observed.not_finite, observed.extremes
+    )
+    names = [n.name for n in graph.nodes if n.name in full_placement.integer]
+    heavy = [
+        n
+        for n in graph.nodes
+        if n.name in full_placement.integer and n.op_type in placement.WEIGHTED
+    ]
     if not heavy:
         raise UnsupportedError("nothing in it can be quantized by this format")
     grid = quantize.activation_grid(rules)
-    ranges = {name: estimate(ESTIMATOR, entry, grid) for name, entry in seen.seen.items()}
-    reference = spread_outputs(onnx.load(path), data, of)
-    found = []
+    ranges = {name: estimate(ESTIMATOR, entry, grid) for name, entry in observed.seen.items()}
+    reference = spread_outputs(onnx.load(path), data, model_entry)
+    rows = []
     for number, node in enumerate(heavy):
         progress(number, len(heavy))
         alone = frozenset(name for name in names if name != node.name)
-        placed = placement.place(graph, rules, alone, seen.not_finite, seen.extremes)
-        made = quantize.quantize(original, rules, placed, ranges)
-        value = fidelity(reference, spread_outputs(made, data, of))
-        found.append(
+        placed = placement.place(graph, rules, alone, observed.not_finite, observed.extremes)
+        quantized = quantize.quantize(original, rules, placed, ranges)
+        value = fidelity(reference, spread_outputs(quantized, data, model_entry))
+        rows.append(
             {
                 "node": node.name,
                 "operator": node.op_type,
@@ -63,4 +69,4 @@ def each(
                 "sqnr_db": round(value, 2),
             }
         )
-    return sorted(found, key=lambda entry: (entry["sqnr_db"], entry["node"]))
+    return sorted(rows, key=lambda entry: (entry["sqnr_db"], entry["node"]))

@@ -1,8 +1,8 @@
-"""Streaming statistics: what calibration samples do inside a float graph, in memory of one batch.
+"""Streaming statistics of a float graph's tensors over calibration samples, a batch in memory.
 
 Pass 1 finds every tensor's range, reduced inside the graph, so that only scalars come back. Pass 2
-counts values in bins between, batch by batch. Both run in worker processes, each over a part of the
-samples; ranges are joined and counts added, so that the result does not depend on the parts.
+counts values in bins of that range, batch by batch. Both run in worker processes, each over a part
+of the samples; ranges are joined and counts added, so that the result does not depend on the parts.
 """
 
 import json
@@ -23,24 +23,25 @@ from onmetal.samples import Samples
 
 VERSION = 1
 CHUNK = 1 << 17
-"""Values binned at once: what stays in the cache of a core."""
+"""Values binned at once: as many as stay in the cache of a core."""
 SMOOTHING = 0.01
 """A new batch's weight in the moving average, as in torch.ao's MovingAverageMinMaxObserver."""
 
 
 def session(model: onnx.ModelProto) -> Any:
-    """One thread, since parts run side by side; only the basic optimizations, so that a tensor has
-    the same bits whichever others are asked for beside it."""
+    """A session with one thread, since parts run side by side, and with the basic optimizations
+    only, so that a tensor has the same bits whichever other tensors are outputs."""
     return reference.opened(model.SerializeToString(), "ORT_ENABLE_BASIC", threads=1)
 
 
 def _batches(count: int, batch: int, part: int, parts: int) -> list[tuple[list[int], int]]:
-    """Indices of every batch of a part, and how many are not there to fill the last one up."""
+    """For every batch of a part: `batch` indices of samples, and how many of them are real. The
+    last batch is filled up with the last sample."""
     starts = range(0, count, batch)
-    mine = list(starts)[part * len(starts) // parts : (part + 1) * len(starts) // parts]
+    part_starts = list(starts)[part * len(starts) // parts : (part + 1) * len(starts) // parts]
     return [
         ([min(start + place, count - 1) for place in range(batch)], min(batch, count - start))
-        for start in mine
+        for start in part_starts
     ]
 
 
@@ -56,16 +57,16 @@ def extremes(
 ) -> None:
     """Pass 1: `extremes-<part>.npy` [batches, tensors, 2] float32, the least and greatest value of
     each tensor in each batch. (Reductions may overlook a NaN: pass 2 finds it.)"""
-    data, of = samples, model
+    data, entry = samples, model
     run = _reducing_tflite(path, tensors) if is_tflite(path) else _reducing(path, tensors)
-    batches = _batches(data.count, of.batch, part, parts)
-    found = np.lib.format.open_memmap(
+    batches = _batches(data.count, entry.batch, part, parts)
+    bounds = np.lib.format.open_memmap(
         Path(folder) / f"extremes-{part}.npy", "w+", np.float32, (len(batches), len(tensors), 2)
     )
     for row, (indices, _) in enumerate(batches):
         progress(row, len(batches))
-        found[row] = run(data.feed(of, indices))
-    found.flush()
+        bounds[row] = run(data.feed(entry, indices))
+    bounds.flush()
 
 
 Reduced = Callable[[dict[str, np.ndarray]], np.ndarray]
@@ -91,20 +92,20 @@ def _reducing(path: str, tensors: Sequence[str]) -> Reduced:
 
 
 def _reducing_tflite(path: str, tensors: Sequence[str]) -> Reduced:
-    """LiteRT has every tensor in memory once an inference is done; they are read there."""
+    """Inputs -> [tensors, 2], read from the tensors that LiteRT holds after an inference."""
     from onmetal.converters.tflite.reference import exposed
 
     run = exposed(path, tensors).run
 
     def reduced(feed: dict[str, np.ndarray]) -> np.ndarray:
-        found = run(feed)
-        return np.array([(found[name].min(), found[name].max()) for name in tensors], np.float32)
+        arrays = run(feed)
+        return np.array([(arrays[name].min(), arrays[name].max()) for name in tensors], np.float32)
 
     return reduced
 
 
 class _Exposed:
-    """A session that leaves every tensor in a buffer of its own, used again for each batch."""
+    """A session that writes every tensor to a buffer of its own, which each batch reuses."""
 
     def __init__(self, path: str, tensors: Sequence[str]) -> None:
         model = onnx.load(path)
@@ -137,11 +138,11 @@ class _Exposed:
         for name in self.free:  # anew, since what was bound to the last result has its shape
             self.binding.bind_output(name)
         self.session.run_with_iobinding(self.binding)
-        found = {**self.buffers, **{name: feed[name] for name in self.inputs}}
+        arrays = {**self.buffers, **{name: feed[name] for name in self.inputs}}
         if self.free:
-            given = dict(zip(self.order, self.binding.get_outputs(), strict=True))
-            found |= {name: given[name].numpy() for name in self.free}
-        return found
+            outputs = dict(zip(self.order, self.binding.get_outputs(), strict=True))
+            arrays |= {name: outputs[name].numpy() for name in self.free}
+        return arrays
 
 
 def histograms(
@@ -157,17 +158,17 @@ def histograms(
 ) -> None:
     """Pass 2: `counts-<part>.npy` [tensors, BINS] int64, in linear bins between `ranges`; -1 in all
     bins of a tensor that holds a NaN."""
-    data, of = samples, model
+    data, entry = samples, model
     run = _opened_tflite(path, tensors) if is_tflite(path) else _Exposed(path, tensors).run
     counts = np.zeros((len(tensors), BINS), np.int64)
     binned = [Binned(low, high) for low, high in ranges]
-    batches = _batches(data.count, of.batch, part, parts)
+    batches = _batches(data.count, entry.batch, part, parts)
     for number, (indices, real) in enumerate(batches):
         progress(number, len(batches))
-        found = run(data.feed(of, indices))
+        arrays = run(data.feed(entry, indices))
         for row, name in enumerate(tensors):
-            values = found[name]
-            if values.shape[:1] == (of.batch,):
+            values = arrays[name]
+            if values.shape[:1] == (entry.batch,):
                 values = values[:real]
             if counts[row, 0] >= 0 and not binned[row].add(values, counts[row]):
                 counts[row] = -1
@@ -206,8 +207,8 @@ class Binned:
         self.scaled = _BUFFERS[self.dtype]
 
     def add(self, values: np.ndarray, counts: np.ndarray) -> bool:
-        """-> whether all values are numbers. (A NaN, of which reductions tell nothing, becomes the
-        least integer there is.)"""
+        """Add to `counts` [BINS]. -> whether no value is NaN. (Reductions may overlook a NaN; here
+        its conversion gives the least integer, which np.bincount refuses.)"""
         flat = values.reshape(-1)
         for start in range(0, flat.size, CHUNK):
             chunk = flat[start : start + CHUNK]
@@ -217,34 +218,34 @@ class Binned:
                 np.multiply(scaled, self.slope, out=scaled)
                 np.copyto(places, scaled, casting="unsafe")
             try:
-                found = np.bincount(places, minlength=BINS + 1)
+                bin_counts = np.bincount(places, minlength=BINS + 1)
             except ValueError:
                 if not np.isfinite(chunk).all():
                     return False
-                found = np.bincount(np.clip(places, 0, BINS), minlength=BINS + 1)
-            counts += found[:BINS]
-            counts[-1] += found[BINS:].sum()
+                bin_counts = np.bincount(np.clip(places, 0, BINS), minlength=BINS + 1)
+            counts += bin_counts[:BINS]
+            counts[-1] += bin_counts[BINS:].sum()
         return True
 
 
-# --- joined
+# --- statistics of all parts together
 
 
 def extremes_of(folder: Path, parts: int) -> list[np.ndarray]:
-    """What pass 1 left of each part, in the order of the samples: mapped, not read into memory."""
+    """The file that pass 1 wrote for each part, in the order of the samples: memory-mapped."""
     return [np.load(folder / f"extremes-{part}.npy", mmap_mode="r") for part in range(parts)]
 
 
-def widest(found: list[np.ndarray]) -> np.ndarray:
+def widest(parts: list[np.ndarray]) -> np.ndarray:
     """[tensors, 2] float32: least and greatest of all batches."""
-    low = np.min([part[:, :, 0].min(axis=0) for part in found if len(part)], axis=0)
-    high = np.max([part[:, :, 1].max(axis=0) for part in found if len(part)], axis=0)
+    low = np.min([part[:, :, 0].min(axis=0) for part in parts if len(part)], axis=0)
+    high = np.max([part[:, :, 1].max(axis=0) for part in parts if len(part)], axis=0)
     return np.stack([low, high], axis=1)
 
 
-def moving_averages(found: list[np.ndarray]) -> np.ndarray:
+def moving_averages(parts: list[np.ndarray]) -> np.ndarray:
     """[tensors, 2] float32: the exponential moving average over the batches."""
-    rows = (row for part in found for row in part)
+    rows = (row for part in parts for row in part)
     average = np.array(next(rows), np.float64)
     with np.errstate(invalid="ignore"):  # of tensors that are infinite, which stay float
         for row in rows:
@@ -252,17 +253,17 @@ def moving_averages(found: list[np.ndarray]) -> np.ndarray:
     return average.astype(np.float32)
 
 
-def first_half(found: list[np.ndarray]) -> list[np.ndarray]:
-    left = (sum(map(len, found)) + 1) // 2
-    taken = []
-    for part in found:
-        taken.append(part[:left])
-        left -= len(taken[-1])
-    return taken
+def first_half(parts: list[np.ndarray]) -> list[np.ndarray]:
+    remaining = (sum(map(len, parts)) + 1) // 2
+    selected = []
+    for part in parts:
+        selected.append(part[:remaining])
+        remaining -= len(selected[-1])
+    return selected
 
 
 class Statistics:
-    """What calibration saw of every tensor that may be quantized."""
+    """The statistics in calibration of every tensor that may be quantized."""
 
     def __init__(self, folder: Path) -> None:
         self.facts: dict[str, Any] = json.loads((folder / "statistics.json").read_text("utf-8"))
@@ -281,7 +282,7 @@ class Statistics:
             if name not in self.facts["not_finite"]
         }
         self.extremes = {name: (entry.low, entry.high) for name, entry in self.seen.items()}
-        """All that was seen, whatever an estimator makes of it."""
+        """Tensor -> its least and greatest value in all samples, whichever estimator is used."""
         self.not_finite: frozenset[str] = frozenset(self.facts["not_finite"])
         """Tensors that were NaN or infinite in some sample: they stay float."""
         self.half = {
@@ -293,27 +294,27 @@ class Statistics:
 
 def ranges_of(folder: str, parts: int) -> list[list[float]]:
     """[tensors, 2] over all batches; a tensor that is not always finite is given as [0, 0]."""
-    found = widest(extremes_of(Path(folder), parts)).astype(np.float64)
+    ranges = widest(extremes_of(Path(folder), parts)).astype(np.float64)
     return [
         [float(low), float(high)] if np.isfinite(low) and np.isfinite(high) else [0.0, 0.0]
-        for low, high in found
+        for low, high in ranges
     ]
 
 
 def finish(folder: str, parts: int, tensors: Sequence[str], count: int) -> None:
     """Join the parts: `statistics.npz` and `statistics.json`."""
     place = Path(folder)
-    found = extremes_of(place, parts)
-    each = np.stack([np.load(place / f"counts-{part}.npy") for part in range(parts)])
-    whole, half = widest(found), widest(first_half(found))
-    finite = np.isfinite(whole).all(axis=1) & (each >= 0).all(axis=(0, 2))
+    bounds = extremes_of(place, parts)
+    counts = np.stack([np.load(place / f"counts-{part}.npy") for part in range(parts)])
+    ranges, half = widest(bounds), widest(first_half(bounds))
+    finite = np.isfinite(ranges).all(axis=1) & (counts >= 0).all(axis=(0, 2))
     np.savez(
         place / "statistics.npz",
-        low=whole[:, 0],
-        high=whole[:, 1],
+        low=ranges[:, 0],
+        high=ranges[:, 1],
         half=half,
-        average=moving_averages(found),
-        counts=np.where(finite[:, None], each.sum(axis=0), 0),
+        average=moving_averages(bounds),
+        counts=np.where(finite[:, None], counts.sum(axis=0), 0),
     )
     facts = {
         "tensors": list(tensors),

@@ -24,24 +24,24 @@ from onmetal.targets import Format, Io
 
 
 def observed(path: str) -> list[str]:
-    """Every tensor whose range may be asked for, and the float outputs.
+    """Names of every tensor whose range quantization may need, and of the float outputs.
 
     Raises UnsupportedError where nothing can be quantized."""
     net = read(Path(path))
-    found = quantize.observed(net)
-    if not found:
+    quantizable = quantize.observed(net)
+    if not quantizable:
         raise UnsupportedError("nothing in it can be quantized in TFLite")
     makers = net.producers()
-    named = zip(signature_names(net)[1], net.outputs, strict=True)
-    made = [name for name, tensor in named if tensor.is_float and tensor in makers]
-    return list(dict.fromkeys([*found, *made]))
+    named_outputs = zip(signature_names(net)[1], net.outputs, strict=True)
+    float_outputs = [name for name, tensor in named_outputs if tensor.is_float and tensor in makers]
+    return list(dict.fromkeys([*quantizable, *float_outputs]))
 
 
-def outputs(net: Net, data: Samples, of: Model) -> dict[str, np.ndarray]:
+def outputs(net: Net, data: Samples, entry: Model) -> dict[str, np.ndarray]:
     """[inferences, ...] of every output over some samples, spread over all."""
     names = signature_names(net)[1]
     run = Exposed(net, names).run
-    return spread(lambda feed: [run(feed)[name] for name in names], names, data, of)
+    return spread(lambda feed: [run(feed)[name] for name in names], names, data, entry)
 
 
 def choose(
@@ -52,26 +52,27 @@ def choose(
     model: Model,
     progress: OnCount = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Which estimator serves best, as calibration.search.choose tells it. With 16 bits there is
-    nothing to choose: steps are so fine that what is cut off costs more."""
+    """The best estimator, in the form of calibration.search.choose. For 16-bit activations it is
+    always `minmax`: steps are so fine that clipping a range would cost more than it gains."""
     rules = form
     if rules.activation == "s16":
         return {"estimator": "minmax"}
-    net, seen = read(Path(path)), Statistics(Path(statistics))
-    data, of = samples, model
-    reference = outputs(net, data, of)
+    net, collected = read(Path(path)), Statistics(Path(statistics))
+    data, entry = samples, model
+    reference = outputs(net, data, entry)
 
-    def tried(ranges: dict[str, Range]) -> float:
+    def measure_fidelity(ranges: dict[str, Range]) -> float:
         return fidelity(
-            reference, outputs(quantize.quantize(net, ranges, extremes=seen.extremes), data, of)
+            reference,
+            outputs(quantize.quantize(net, ranges, extremes=collected.extremes), data, entry),
         )
 
-    return best(lambda name: _ranges(name, seen), tried, progress)
+    return best(lambda name: _ranges(name, collected), measure_fidelity, progress)
 
 
-def _ranges(name: str, seen: Statistics, wide: bool = False) -> dict[str, Range]:
+def _ranges(name: str, collected: Statistics, wide: bool = False) -> dict[str, Range]:
     grid = Grid(65534, True) if wide else Grid()
-    return {tensor: estimate(name, entry, grid) for tensor, entry in seen.seen.items()}
+    return {tensor: estimate(name, entry, grid) for tensor, entry in collected.seen.items()}
 
 
 def sensitivity(
@@ -87,19 +88,19 @@ def sensitivity(
 
     Raises UnsupportedError where nothing of the graph can be quantized.
     """
-    net, seen, rules = read(Path(path)), Statistics(Path(statistics)), form
+    net, collected, rules = read(Path(path)), Statistics(Path(statistics)), form
     wide = rules.activation == "s16"
     activation: grid.Activation = "s16" if wide else "s8"
-    ranges = _ranges("minmax" if wide else ESTIMATOR, seen, wide)
-    data, of = samples, model
-    reference = outputs(net, data, of)
+    ranges = _ranges("minmax" if wide else ESTIMATOR, collected, wide)
+    data, entry = samples, model
+    reference = outputs(net, data, entry)
     heavy, names = quantize.products(net, ranges, activation)
     rows = []
     for number, op in enumerate(heavy):
         progress(number, len(heavy))
         name = op.outputs[0].name
         alone = quantize.quantize(net, ranges, activation, names - {name})
-        value = round(fidelity(reference, outputs(alone, data, of)), 2)
+        value = round(fidelity(reference, outputs(alone, data, entry)), 2)
         rows.append({"node": name, "operator": op.kind, "tensor": name, "sqnr_db": value})
     return sorted(rows, key=lambda row: (row["sqnr_db"], row["node"]))
 
@@ -114,41 +115,46 @@ def static(
     target_io: Io,
     folder: str,
 ) -> dict[str, Any]:
-    """Write `model.tflite`. -> `details`, how much of it is in integers, its fidelity; options."""
-    net, seen, rules = read(Path(path)), Statistics(Path(statistics)), form
+    """Write `model.tflite`. -> `details`, how many operators are in integers and the fidelity; and
+    `options`."""
+    net, collected, rules = read(Path(path)), Statistics(Path(statistics)), form
     wide = rules.activation == "s16"
-    ranges = _ranges(estimator, seen, wide)
-    made = quantize.quantize(net, ranges, "s16" if wide else "s8", extremes=seen.extremes)
-    data, of = samples, model
-    heavy = [op for op in made.ops if op.kind in WEIGHTED]
-    whole = [op for op in heavy if not op.outputs[0].is_float]
+    ranges = _ranges(estimator, collected, wide)
+    quantized = quantize.quantize(net, ranges, "s16" if wide else "s8", extremes=collected.extremes)
+    data, entry = samples, model
+    heavy = [op for op in quantized.ops if op.kind in WEIGHTED]
+    in_integers = [op for op in heavy if not op.outputs[0].is_float]
     details = {
-        "calibration_sqnr_db": round(fidelity(outputs(net, data, of), outputs(made, data, of)), 2),
-        "operators_in_8_bits": len(whole),
-        "operators_in_float": sorted(op.outputs[0].name for op in heavy if op not in whole),
+        "calibration_sqnr_db": round(
+            fidelity(outputs(net, data, entry), outputs(quantized, data, entry)), 2
+        ),
+        "operators_in_8_bits": len(in_integers),
+        "operators_in_float": sorted(op.outputs[0].name for op in heavy if op not in in_integers),
     }
-    return _finished(made, target_io, folder, details)
+    return _checked_and_written(quantized, target_io, folder, details)
 
 
 def float_(path: str, target_io: Io, folder: str) -> dict[str, Any]:
-    return _finished(read(Path(path)), replace(target_io, dtype="float32"), folder, {})
+    return _checked_and_written(read(Path(path)), replace(target_io, dtype="float32"), folder, {})
 
 
 def given(path: str, target_io: Io, folder: str) -> dict[str, Any]:
-    """Of a model that is quantized already."""
-    return _finished(read(Path(path)), target_io, folder, {})
+    """Write `model.tflite` of a model that is quantized already."""
+    return _checked_and_written(read(Path(path)), target_io, folder, {})
 
 
 def half(path: str, target_io: Io, folder: str) -> dict[str, Any]:
-    return _finished(weights.halved(read(Path(path))), target_io, folder, {})
+    return _checked_and_written(weights.halved(read(Path(path))), target_io, folder, {})
 
 
 def dynamic(path: str, target_io: Io, folder: str) -> dict[str, Any]:
-    return _finished(weights.dynamic(read(Path(path))), target_io, folder, {})
+    return _checked_and_written(weights.dynamic(read(Path(path))), target_io, folder, {})
 
 
-def _finished(net: Net, target_io: Io, folder: str, details: dict[str, Any]) -> dict[str, Any]:
-    """Inputs and outputs as the target has them; checked, then written."""
+def _checked_and_written(
+    net: Net, target_io: Io, folder: str, details: dict[str, Any]
+) -> dict[str, Any]:
+    """Change inputs and outputs to the target's types and layout, check the graph, and write it."""
     if target_io.dtype == "int8":
         io.integers(net)
     turned = io.channels_last(net) if target_io.layout == "nhwc" else []

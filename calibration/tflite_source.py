@@ -1,7 +1,7 @@
 """The .tflite files that candidates for LiteRT are converted from.
 
-One float file is lowered from the float ONNX graph (or is the model itself); what is calibrated is
-calibrated in that very file, by LiteRT, so that every tensor of it has a range of its own.
+One float file is lowered from the float ONNX graph, or is the model itself. Calibration runs that
+same file in LiteRT, so that every tensor of the file has a range of its own.
 """
 
 from collections.abc import Callable
@@ -24,14 +24,14 @@ VERSION = 4
 
 
 class TfliteSource:
-    """One model's float .tflite file and what was seen in it, beside its float ONNX graph."""
+    """One model's float .tflite file, its calibration statistics, and the files made of both."""
 
     def __init__(self, calibration: Calibrating, float_graph: Callable[[], Path], io: Io) -> None:
         self.calibration, self.float_graph, self.io = calibration, float_graph, io
         self.model = calibration.model
 
     def in_float(self, recipe: Recipe) -> Source:
-        """The model as it is; its own file, where nothing at its ends is to be changed."""
+        """The float model; the user's own file where no input or output is to be changed."""
         model = self.model
         if recipe.name == EXACT and model.format == "tflite" and self.io == Io():
             return Source(model.prepared, model.prepared_sha256)
@@ -74,8 +74,8 @@ class TfliteSource:
         return self.calibration.collected(path, tensors, schema_version(), progress)
 
     def sensitivity(self, form: Format, progress: OnProgress) -> list[dict[str, Any]]:
-        """Each product alone in integers; `node` is the one of the ONNX file that it was made for,
-        where it was made from one."""
+        """The fidelity with each product alone in integers. `node`: the name of the ONNX node that
+        the product was lowered from, where the file was lowered from ONNX."""
         path, samples = self.path(), self.calibration.samples
         statistics = str(self.statistics(progress))
         assert samples
@@ -84,15 +84,15 @@ class TfliteSource:
             lambda done, total: progress(done, total, f"operator {done} of {total}"),
         )
         makers = path.parent / "makers.json"
-        known: dict[str, str] = {}
+        maker_of: dict[str, str] = {}
         if makers.exists():  # "Conv 'name'" of each tensor
-            known = msgspec.json.decode(makers.read_bytes())
-        names = {key: maker.partition(" ")[2][1:-1] for key, maker in known.items()}
+            maker_of = msgspec.json.decode(makers.read_bytes())
+        names = {key: maker.partition(" ")[2][1:-1] for key, maker in maker_of.items()}
         return [{**row, "node": names.get(row["node"]) or row["node"]} for row in rows]
 
     def as_it_is(self) -> Source:
-        """A model that is quantized already; of an ONNX one the inputs and outputs become whole
-        numbers where the target wants that."""
+        """A model that is quantized already. If it is an ONNX model, its inputs and outputs become
+        integers where the target asks for that."""
         if self.model.format == "tflite":
             return Source(self.model.prepared, self.model.prepared_sha256)
         path = self.path()
@@ -103,7 +103,7 @@ class TfliteSource:
         )
 
     def static(self, form: Format, progress: OnProgress) -> Source:
-        """In integers, by calibrated ranges."""
+        """A file with integer operators, quantized by calibrated ranges."""
         samples, model = self.calibration.samples, self.model
         if samples is None:
             raise UnsupportedError(NO_SAMPLES)
@@ -143,7 +143,8 @@ class TfliteSource:
         keys: dict[str, Any],
         write: Callable[[str], Operation[dict[str, Any]]],
     ) -> Source:
-        """The file that an operation writes to the folder that it is given."""
+        """The file that an operation writes, from the cache if it is there. `write`: a folder ->
+        the operation that writes to it; `keys`: what the file depends on, for the cache's key."""
         digest = caches.key(
             **keys, function=name, io=plain(self.io), schema=schema_version(), code=VERSION
         )
@@ -159,7 +160,7 @@ class TfliteSource:
         return Source(path, caches.sha256(path), facts["details"], options)
 
     def _casts(self) -> dict[str, list[str]]:
-        """The inputs and outputs that an ONNX model has in float16, which is widened."""
+        """The names of an ONNX model's float16 inputs and outputs, which are widened to float32."""
         model = self.model
         if model.format == "tflite":
             return {}

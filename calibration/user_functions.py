@@ -22,19 +22,19 @@ from onmetal.samples import Samples
 def import_callable(text: str, option: str) -> Any:
     """MODULE:FUNCTION, from the folder that the command was started in or from an installation."""
     module_name, _, name = text.partition(":")
-    here = str(Path.cwd())
-    added = here not in sys.path
+    current_folder = str(Path.cwd())
+    added = current_folder not in sys.path
     if added:
-        sys.path.insert(0, here)
+        sys.path.insert(0, current_folder)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             return getattr(importlib.import_module(module_name), name)
     except (Exception, SystemExit) as error:  # the user's own code
         raise UsageError(f"{option} {text}: cannot import it ({named(error)})") from None
     finally:
-        if added and here in sys.path:  # for what it imports later; nothing there is in our way
-            sys.path.remove(here)
-            sys.path.append(here)
+        if added and current_folder in sys.path:  # last, for the module's later imports
+            sys.path.remove(current_folder)
+            sys.path.append(current_folder)
 
 
 def from_function(text: str, model: Model, cache: Cache, option: str) -> Samples:

@@ -13,23 +13,23 @@ from onmetal.errors import UnsupportedError
 from onmetal.targets import Format
 
 SMALLEST = 4096
-"""Numbers of a weight, from which on storing it in 8 bits saves more than its scales cost."""
+"""The least number of a weight's elements: for fewer, scales cost more than 8 bits save."""
 
 
 def weights(path: str, form: Format, folder: str) -> dict[str, Any]:
     """Write `model.onnx` with the weights of the listed operators as integers, which a
-    DequantizeLinear turns into float again. -> how many.
+    DequantizeLinear turns into float again. -> how many operators have such weights.
 
-    A table that Gather reads is read as integers, with one scale, and only what was read is
-    dequantized. Raises UnsupportedError where no weight is large enough.
+    From a table of integers with one scale, Gather reads integers, and only these are dequantized.
+    Raises UnsupportedError where no weight is large enough.
     """
     rules = form
     model = onnx.load(path)
     graph = Graph(model)
-    own = graph.mark
+    prefix = graph.mark
     nodes: list[onnx.NodeProto] = []
-    made: dict[str, str] = {}
-    done = 0
+    written: dict[str, str] = {}
+    count = 0
     for node in graph.nodes:
         place = 0 if node.op_type == "Gather" else 1
         name = node.input[place] if len(node.input) > place else ""
@@ -37,11 +37,11 @@ def weights(path: str, form: Format, folder: str) -> dict[str, Any]:
         if value is None or value.dtype != np.float32 or value.size < SMALLEST:
             nodes.append(node)
             continue
-        done += 1
+        count += 1
         table = node.op_type == "Gather"
         axis = None if table or not rules.per_channel else channel_axis(node, value.ndim)
-        stored = f"{own}{name}.{'table' if table else axis}"
-        if stored not in made:
+        stored = f"{prefix}{name}.{'table' if table else axis}"
+        if stored not in written:
             integers, scale = quantize_weight(value, rules, axis)
             for suffix, array in (
                 ("integers", integers),
@@ -51,56 +51,58 @@ def weights(path: str, form: Format, folder: str) -> dict[str, Any]:
                 tensor = numpy_helper.from_array(np.asarray(array, order="C"), f"{stored}.{suffix}")
                 model.graph.initializer.append(tensor)
         names = [f"{stored}.scale", f"{stored}.zero_point"]
-        where = {} if axis is None else {"axis": axis}
+        attributes = {} if axis is None else {"axis": axis}
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         if table:
             copy.input[0] = f"{stored}.integers"
-            copy.output[0] = f"{own}{node.output[0]}.read"
+            copy.output[0] = f"{prefix}{node.output[0]}.read"
             nodes.append(copy)
             last = [copy.output[0], *names]
             nodes.append(helper.make_node("DequantizeLinear", last, [node.output[0]]))
         else:
             copy.input[1] = f"{stored}.dequantized"
-            if stored not in made:
+            if stored not in written:
                 first = [f"{stored}.integers", *names]
-                nodes.append(helper.make_node("DequantizeLinear", first, [copy.input[1]], **where))
+                nodes.append(
+                    helper.make_node("DequantizeLinear", first, [copy.input[1]], **attributes)
+                )
             nodes.append(copy)
-        made[stored] = name
-    if not done:
+        written[stored] = name
+    if not count:
         raise UnsupportedError(f"it has no weight of {SMALLEST} numbers or more to store in 8 bits")
     del model.graph.node[:], model.graph.value_info[:]
     model.graph.node.extend(nodes)
     _drop_unused(model, graph)
     (Path(folder) / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
-    return {"weights_in_8_bits": done}
+    return {"weights_in_8_bits": count}
 
 
 def _drop_unused(model: onnx.ModelProto, graph: Graph) -> None:
     used = {name for node in model.graph.node for name in node.input}
     used |= {value.name for value in model.graph.output} | graph.inner
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    initializers = [tensor for tensor in model.graph.initializer if tensor.name in used]
     del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    model.graph.initializer.extend(initializers)
 
 
 def dynamic(path: str, form: Format | None, folder: str) -> dict[str, Any]:
-    """Write `model.onnx` with products by constants in 8 bits: activations u8, their range taken
+    """Write `model.onnx` with products by constants in 8 bits: activations u8, their range computed
     anew in every inference (DynamicQuantizeLinear), weights s8 with a scale for each column. ONNX
-    Runtime fuses this when it opens the file. -> how many.
+    Runtime fuses these nodes when it opens the file. -> how many products are in 8 bits.
 
     Raises UnsupportedError where there is no such product.
     """
     rules = Format(("MatMul", "Gemm"))
     model = onnx.load(path)
     graph = Graph(model)
-    own = graph.mark
+    prefix = graph.mark
     nodes: list[onnx.NodeProto] = []
-    done = 0
+    count = 0
     for node in graph.nodes:
         value = graph.constant(node.input[1]) if node.op_type in rules.operators else None
-        plain = all(attribute(node, name, 1.0) == 1.0 for name in ("alpha", "beta"))
-        if value is None or value.ndim != 2 or value.dtype != np.float32 or not plain:
+        unscaled = all(attribute(node, name, 1.0) == 1.0 for name in ("alpha", "beta"))
+        if value is None or value.ndim != 2 or value.dtype != np.float32 or not unscaled:
             nodes.append(node)
             continue
         if attribute(node, "transA", 0) or graph.constant(node.input[0]) is not None:
@@ -109,29 +111,29 @@ def dynamic(path: str, form: Format | None, folder: str) -> dict[str, Any]:
         if attribute(node, "transB", 0):
             value = value.T
         integers, scale = quantize_weight(value, rules, 1)
-        mark = f"{own}{done}."
+        mark = f"{prefix}{count}."
         for name, array in (("integers", integers), ("scale", scale.scale)):
             tensor = numpy_helper.from_array(np.asarray(array, order="C"), mark + name)
             model.graph.initializer.append(tensor)
         nodes += _dynamic_product(node, mark)
-        done += 1
-    if not done:
+        count += 1
+    if not count:
         raise UnsupportedError("it has no product by a constant that could be quantized so")
     del model.graph.node[:], model.graph.value_info[:]
     model.graph.node.extend(nodes)
     _drop_unused(model, graph)
     (Path(folder) / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
-    return {"products_in_8_bits": done}
+    return {"products_in_8_bits": count}
 
 
 def _dynamic_product(node: onnx.NodeProto, mark: str) -> list[onnx.NodeProto]:
-    """What takes the place of one MatMul or Gemm."""
+    """The nodes that replace one MatMul or Gemm. `mark`: the prefix of their names."""
     bias = node.input[2] if len(node.input) > 2 else ""
-    taken, step, zero = (mark + name for name in ("taken", "step", "zero_point"))
+    quantized, step, zero = (mark + name for name in ("taken", "step", "zero_point"))
     last = mark + "product" if bias else node.output[0]
     steps = [
-        ("DynamicQuantizeLinear", [node.input[0]], [taken, step, zero], {}),
-        ("MatMulInteger", [taken, mark + "integers", zero], [mark + "sum"], {}),
+        ("DynamicQuantizeLinear", [node.input[0]], [quantized, step, zero], {}),
+        ("MatMulInteger", [quantized, mark + "integers", zero], [mark + "sum"], {}),
         ("Cast", [mark + "sum"], [mark + "cast"], {"to": onnx.TensorProto.FLOAT}),
         ("Mul", [step, mark + "scale"], [mark + "steps"], {}),
         ("Mul", [mark + "cast", mark + "steps"], [last], {}),

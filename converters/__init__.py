@@ -1,6 +1,6 @@
-"""Readers and writers of the model formats: what a format must be able to do, and which there are.
+"""Readers and writers of the model formats: the interface of a format, and the list of formats.
 
-A folder here whose module `format` defines `FORMAT` is all that one more model format needs.
+One more model format needs a folder here with a module `format` that defines `FORMAT`.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ import numpy as np
 
 
 class Reference(Protocol):
-    """A model, opened by what defines its format: it computes what the model means."""
+    """A model opened in the framework that defines its format, whose results are the reference."""
 
     def run(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """Arrays by input name -> arrays in the order of the outputs asked for."""
+        """Arrays by input name -> arrays in the order of the requested outputs."""
 
 
 class ModelFormat(Protocol):
@@ -25,7 +25,7 @@ class ModelFormat(Protocol):
     name: str
     title: str
     suffixes: tuple[str, ...]
-    """Of its files; the first is that of prepared models."""
+    """The suffixes of its files; prepared models have the first one."""
 
     def recognize(self, head: bytes) -> bool:
         """Whether a file that begins so may be of this format."""
@@ -33,26 +33,30 @@ class ModelFormat(Protocol):
     def read(
         self, path: Path, shapes: dict[str, list[int]], batch: int | None, folder: Path
     ) -> dict[str, Any]:
-        """Check the file, write `model` with its suffix, static and safe, to `folder`, and give the
-        facts of records.Model. In a worker process, whose memory and time are limited.
+        """Check the file, write `model` with its suffix, with static shapes and safe to open, to
+        `folder`, and return the facts of records.Model. Runs in a worker process with limited
+        memory and time.
 
-        Raises UsageError where the file is damaged, foreign or unsafe, or shapes do not fit;
-        UnsupportedError where it is sound but beyond what can be run.
+        Raises UsageError where the file is damaged, of another format or unsafe, or shapes do not
+        fit; UnsupportedError where it is valid but cannot be run.
         """
 
     def reference(self, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Reference:
         """The prepared model in the framework that defines its format; in a worker process."""
 
     def reference_version(self) -> str:
-        """Of that framework's package, without importing it; "none" where it is not installed."""
+        """The version of that framework's package, without importing it; "none" where it is not
+        installed."""
 
 
 @cache
 def formats() -> tuple[ModelFormat, ...]:
-    """In the order in which a file is tried."""
+    """All formats, in the order in which they are tried for a file."""
     folders = sorted(path.parent.name for path in Path(__file__).parent.glob("*/format.py"))
-    found = [import_module(f"onmetal.converters.{name}.format").FORMAT for name in folders]
-    return tuple(sorted(found, key=lambda form: form.name == "onnx"))  # any other bytes may be it
+    instances = [import_module(f"onmetal.converters.{name}.format").FORMAT for name in folders]
+    return tuple(
+        sorted(instances, key=lambda form: form.name == "onnx")
+    )  # last: it accepts any bytes
 
 
 def format_named(name: str) -> ModelFormat:

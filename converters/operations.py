@@ -1,4 +1,4 @@
-"""What is asked of readers of model formats in worker processes."""
+"""The functions of model formats that run in worker processes."""
 
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ def read(
 
 
 def violations(path: Path) -> list[str]:
-    """How a .tflite file breaks TFLite's specification, as converters.tflite.check.file."""
+    """The violations of TFLite's specification in a .tflite file (converters.tflite.check.file)."""
     from onmetal.converters.tflite import check
 
     return check.file(str(path))
 
 
 def ends(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """What a .tflite file takes and gives, as converters.tflite.ends.ends."""
+    """The inputs and outputs of a .tflite file, as converters.tflite.ends.ends."""
     from onmetal.converters.tflite.ends import ends
 
     return ends(str(path))

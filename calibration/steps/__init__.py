@@ -1,7 +1,7 @@
-"""What recipes do to a model: a module a step, which defines `STEP`, a `Step`.
+"""The steps of recipes: one module for each step, which defines `STEP`, a `Step`.
 
-A recipe's steps are done in order, each to what the one before it made. What is to be known of a
-step before it is done, and its name, stand in `STEPS` of targets/recipe.py.
+A recipe's steps are done in order, each to the file that the step before it made. The name of a
+step and its properties that must be known beforehand stand in `STEPS` of targets/recipe.py.
 """
 
 from importlib import import_module
@@ -18,13 +18,13 @@ from onmetal.targets import Recipe
 
 
 class Making(Struct, frozen=True):
-    """What a step is given besides the file and its options."""
+    """What a step needs besides the file and its options."""
 
     model: CalibratedModel
     """The model as it was read, with the samples that calibrate it."""
     recipe: Recipe
     runtime: str
-    """That the candidate is for."""
+    """The name of the candidate's runtime."""
     progress: OnProgress
 
     @property
@@ -33,7 +33,7 @@ class Making(Struct, frozen=True):
         return spec(self.runtime).reads == "tflite"
 
     def on(self, variant: Source) -> CalibratedModel:
-        """The model as the steps before left it, to be calibrated as that."""
+        """The model with the file that the steps before made, to be calibrated with that file."""
         model = self.model
         if variant.sha256 == model.model.prepared_sha256:
             return model
@@ -53,8 +53,8 @@ class Step(Protocol):
 
 
 def step(name: str) -> Step:
-    found: Step = import_module(f"{__name__}.{name.replace('-', '_')}").STEP
-    return found
+    implementation: Step = import_module(f"{__name__}.{name.replace('-', '_')}").STEP
+    return implementation
 
 
 def source(

@@ -1,6 +1,6 @@
-"""8 bits, with operators left in float that the runtime's profile shows to be faster so.
+"""8 bits, with those operators left in float that are faster in float by the runtime's profile.
 
-Which ones is known once other candidates were timed: a proposer makes it
+They are known only after other candidates were timed, so a proposer makes such candidates
 (onmetal.deploy.propose.mixed).
 """
 

@@ -1,4 +1,5 @@
-"""8 bits by a runtime's own quantizer, which is given the float model where it is converted."""
+"""8 bits by a runtime's own quantizer. The conversion of the artifact runs it on the float model;
+the step itself changes nothing."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""Early operators in bands of rows: done where the artifact is converted, whose arena shrinks."""
+"""Early operators are computed in bands of rows, which makes the arena smaller. The conversion of
+the artifact does this; the step itself changes nothing."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The axes of an ONNX model: made static, by what was asked for and by what can be inferred."""
+"""The axes of an ONNX model: made static by the user's options and by shape inference."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def fix_axes(
 ) -> tuple[bool, int | None, list[str]]:
     """Make every input axis static.
 
-    -> (whether anything changed, the batch where a free batch axis was set, what to tell the user)
+    -> (whether anything changed, the batch where a free batch axis was set, notes for the user)
     """
     constants = {tensor.name for tensor in model.graph.initializer}
     values = [value for value in model.graph.input if value.name not in constants]
@@ -25,56 +25,58 @@ def fix_axes(
         names = ", ".join(value.name for value in values)
         raise UsageError(f"--input-shape {unknown[0]}: no such input; the model has: {names}")
     for value in values:
-        _give_axes(value, shapes.get(value.name))
-    named = _named_sizes(values, shapes, batch)
+        _check_axes(value, shapes.get(value.name))
+    named_sizes = _named_sizes(values, shapes, batch)
     notes: list[str] = []
-    batches = [_fix_input(value, shapes.get(value.name), named, batch, notes) for value in values]
+    batches = [
+        _fix_input(value, shapes.get(value.name), named_sizes, batch, notes) for value in values
+    ]
     changed = any(was_free for was_free, _ in batches)
     if changed:
         del model.graph.value_info[:]
     return changed, next((size for _, size in batches if size), None), notes
 
 
-def _give_axes(value: onnx.ValueInfoProto, asked: list[int] | None) -> None:
-    """Check that the input has axes, as many as were asked for; make them where it has no shape."""
+def _check_axes(value: onnx.ValueInfoProto, sizes: list[int] | None) -> None:
+    """Check that the input has as many axes as the user's shape; add them where it has no shape."""
     if value.type.WhichOneof("value") != "tensor_type":
         raise UnsupportedError(f"input {value.name!r} is not a tensor; it cannot be given data")
     if not value.type.tensor_type.HasField("shape"):
-        if not asked:
+        if not sizes:
             raise ShapeError(
                 f"input {value.name!r} has no shape in the file; "
                 f"give it by --input-shape {value.name}=…"
             )
-        for _ in asked:
+        for _ in sizes:
             value.type.tensor_type.shape.dim.add()
     rank = len(value.type.tensor_type.shape.dim)
-    if asked and len(asked) != rank:
+    if sizes and len(sizes) != rank:
         raise UsageError(
-            f"--input-shape {value.name}={','.join(map(str, asked))}: the input has {rank} axes"
+            f"--input-shape {value.name}={','.join(map(str, sizes))}: the input has {rank} axes"
         )
 
 
 def _named_sizes(
     values: list[onnx.ValueInfoProto], shapes: dict[str, list[int]], batch: int | None
 ) -> dict[str, int]:
-    """Sizes of axes that have a name, from what was asked for: one name is one size everywhere."""
-    named: dict[str, int] = {}
+    """Sizes of named axes from the user's shapes. All axes of one name must have one size."""
+    named_sizes: dict[str, int] = {}
     for value in values:
         axes = value.type.tensor_type.shape.dim
         for axis, size in zip(axes, shapes.get(value.name, []), strict=False):
-            if axis.dim_param and named.setdefault(axis.dim_param, size) != size:
+            if axis.dim_param and named_sizes.setdefault(axis.dim_param, size) != size:
                 raise UsageError(
                     f"input {value.name!r}: the axis {axis.dim_param!r} is "
-                    f"{named[axis.dim_param]} in one input and {size} in another; "
+                    f"{named_sizes[axis.dim_param]} in one input and {size} in another; "
                     "give matching --input-shape"
                 )
-    return named
+    return named_sizes
 
 
 def _fix_input(
     value: onnx.ValueInfoProto,
-    asked: list[int] | None,
-    named: dict[str, int],
+    requested: list[int] | None,
+    named_sizes: dict[str, int],
     batch: int | None,
     notes: list[str],
 ) -> tuple[bool, int | None]:
@@ -83,21 +85,21 @@ def _fix_input(
     free: list[str] = []
     was_free, size_of_batch = False, None
     for place, axis in enumerate(axes):
-        asked_size = asked[place] if asked else None
+        requested_size = requested[place] if requested else None
         if axis.dim_value > 0:
-            if asked_size not in (None, axis.dim_value):
+            if requested_size not in (None, axis.dim_value):
                 raise UsageError(
                     f"--input-shape {value.name}: axis {place} is fixed at {axis.dim_value} in the "
-                    f"model, {asked_size} was asked for; export it with a free axis"
+                    f"model, {requested_size} was asked for; export it with a free axis"
                 )
             continue
         name, was_free = axis.dim_param, True
-        size = asked_size or named.get(name)
+        size = requested_size or named_sizes.get(name)
         if place == 0:
-            size = _batch(value.name, size, batch, notes)
+            size = _batch_size(value.name, size, batch, notes)
             size_of_batch = size
             if name:
-                named.setdefault(name, size)
+                named_sizes.setdefault(name, size)
         if size is None:
             free.append(name or f"axis {place}")
             continue
@@ -112,8 +114,8 @@ def _fix_input(
     return was_free, size_of_batch
 
 
-def _batch(name: str, size: int | None, batch: int | None, notes: list[str]) -> int:
-    """The size of a free first axis: as asked for, else 1, which the user is told."""
+def _batch_size(name: str, size: int | None, batch: int | None, notes: list[str]) -> int:
+    """The size of a free first axis: the user's, else 1, with a note for the user."""
     if size is None:
         if not batch:
             notes.append(f"the free batch axis of {name!r} was set to 1")
@@ -126,14 +128,15 @@ def _batch(name: str, size: int | None, batch: int | None, notes: list[str]) -> 
 
 
 def static_batch(
-    inputs: list[dict[str, Any]], outputs: list[dict[str, Any]], asked: int | None
+    inputs: list[dict[str, Any]], outputs: list[dict[str, Any]], requested: int | None
 ) -> int:
-    """The batch of a model whose axes were static already: what all first axes share, else 1."""
+    """The batch of a model whose axes were static already: the size of all first axes if it is the
+    same, else 1."""
     firsts = {tensor["shape"][0] if tensor["shape"] else None for tensor in (*inputs, *outputs)}
     fixed = firsts.pop() if len(firsts) == 1 else 1
-    if asked and asked != (fixed or 1):
+    if requested and requested != (fixed or 1):
         raise UsageError(
-            f"--batch {asked}: this model's batch is fixed at {fixed or 1}; "
+            f"--batch {requested}: this model's batch is fixed at {fixed or 1}; "
             "export it with a free batch axis"
         )
     return fixed or 1
@@ -147,8 +150,8 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def adopt_output_shapes(model: onnx.ModelProto, inferred: onnx.ModelProto) -> None:
-    for value, known in zip(model.graph.output, inferred.graph.output, strict=True):
-        if value.type.WhichOneof("value") == "tensor_type" and is_static(known):
-            value.CopyFrom(known)
+    for value, inferred_value in zip(model.graph.output, inferred.graph.output, strict=True):
+        if value.type.WhichOneof("value") == "tensor_type" and is_static(inferred_value):
+            value.CopyFrom(inferred_value)
         elif value.type.WhichOneof("value") == "tensor_type":
             value.type.tensor_type.ClearField("shape")

@@ -1,4 +1,4 @@
-"""What must hold of an ONNX file before anything is made of it."""
+"""Checks of an ONNX file before anything else is done with it."""
 
 import math
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import onnx
 from onmetal.errors import UnsupportedError, UsageError
 
 ORT_DOMAINS = ("com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
-"""Operators that onnxruntime brings beside the standard; it says itself which it lacks."""
+"""Domains of onnxruntime's own operators; onnxruntime itself refuses those that it lacks."""
 
 
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -48,7 +48,8 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def size_bytes(tensor: onnx.TensorProto, source: Path) -> int:
-    """Of its data, as its shape and element type say. Raises UsageError where those are none."""
+    """The size of a tensor's data by its shape and element type. Raises UsageError where these are
+    invalid."""
     try:
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
     except KeyError:
@@ -62,46 +63,53 @@ def size_bytes(tensor: onnx.TensorProto, source: Path) -> int:
 
 
 def check_sizes(model: onnx.ModelProto, source: Path) -> None:
-    """Every tensor holds as much data as its shape says: runtimes find that out late, or never."""
+    """Raises UsageError where a tensor holds more or fewer bytes than its shape needs: runtimes
+    notice that late, or never."""
     for tensor in tensors(model):
-        wanted = size_bytes(tensor, source)
-        if tensor.HasField("raw_data") and len(tensor.raw_data) != wanted:
+        expected = size_bytes(tensor, source)
+        if tensor.HasField("raw_data") and len(tensor.raw_data) != expected:
             raise UsageError(
                 f"{source}: the tensor {tensor.name!r} of shape {list(tensor.dims)} holds "
-                f"{len(tensor.raw_data)} bytes instead of {wanted}: the file is cut off or damaged"
+                f"{len(tensor.raw_data)} bytes instead of {expected}: the file is cut off or "
+                "damaged"
             )
 
 
 def check_operators(model: onnx.ModelProto, source: Path) -> None:
-    own = {(function.domain, function.name) for function in model.functions}
+    local_functions = {(function.domain, function.name) for function in model.functions}
     versions = {entry.domain: entry.version for entry in model.opset_import}
     for node in nodes(model.graph):
-        _check_operator(node, versions, own, source)
+        _check_operator(node, versions, local_functions, source)
     for function in model.functions:
-        inside = versions | {entry.domain: entry.version for entry in function.opset_import}
+        function_versions = versions | {
+            entry.domain: entry.version for entry in function.opset_import
+        }
         for node in function.node:
-            _check_operator(node, inside, own, source)
+            _check_operator(node, function_versions, local_functions, source)
 
 
 def _check_operator(
-    node: onnx.NodeProto, versions: dict[str, int], own: set[tuple[str, str]], source: Path
+    node: onnx.NodeProto,
+    versions: dict[str, int],
+    local_functions: set[tuple[str, str]],
+    source: Path,
 ) -> None:
     domain = "" if node.domain == "ai.onnx" else node.domain
-    if domain in ORT_DOMAINS or (node.domain, node.op_type) in own:
+    if domain in ORT_DOMAINS or (node.domain, node.op_type) in local_functions:
         return
     newest = onnx.defs.onnx_opset_version()
     version = versions.get(node.domain, versions.get(domain, versions.get("ai.onnx", 0)))
     if not onnx.defs.has(node.op_type, min(version or newest, newest), domain):
-        where = f"node {node.name!r}" if node.name else f"the node that makes {node.output[:1]}"
+        place = f"node {node.name!r}" if node.name else f"the node that makes {node.output[:1]}"
         raise UnsupportedError(
             f"{source}: unknown operator {node.op_type!r} (domain {domain or 'ai.onnx'}, "
-            f"opset {version}) at {where}; custom operators cannot be deployed: "
+            f"opset {version}) at {place}; custom operators cannot be deployed: "
             "export the model with standard ones"
         )
 
 
 def check_wiring(model: onnx.ModelProto, source: Path) -> None:
-    """Every value is made once, by something, and not by way of itself.
+    """Raises UsageError where a value is computed twice, by nothing, or from itself.
 
     Nodes may stand in any order: onnxruntime sorts them.
     """
@@ -112,14 +120,16 @@ def _check_graph(graph: onnx.GraphProto, outside: set[str], source: Path) -> Non
     inputs = [value.name for value in graph.input]
     constants = {tensor.name for tensor in graph.initializer}
     constants |= {sparse.values.name for sparse in graph.sparse_initializer}
-    made = [name for node in graph.node for name in node.output if name]
-    own = [*inputs, *(constants - set(inputs)), *made]
-    if double := sorted({name for name in own if own.count(name) > 1} if _repeats(own) else set()):
+    produced = [name for node in graph.node for name in node.output if name]
+    defined = [*inputs, *(constants - set(inputs)), *produced]
+    if double := sorted(
+        {name for name in defined if defined.count(name) > 1} if _repeats(defined) else set()
+    ):
         raise UsageError(f"{source}: the value {double[0]!r} is made twice: a damaged ONNX file")
-    known = outside | set(own)
+    visible = outside | set(defined)
     for node in graph.node:
         for name in node.input:
-            if name and name not in known:
+            if name and name not in visible:
                 raise UsageError(
                     f"{source}: {node.op_type} {node.name!r} reads {name!r}, which nothing makes: "
                     "a damaged or incomplete ONNX file"
@@ -127,20 +137,20 @@ def _check_graph(graph: onnx.GraphProto, outside: set[str], source: Path) -> Non
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
                 if inner.node or inner.output:
-                    _check_graph(inner, known, source)
+                    _check_graph(inner, visible, source)
     for value in graph.output:
-        if value.name not in known:
+        if value.name not in visible:
             raise UsageError(f"{source}: nothing makes the output {value.name!r}: damaged")
-    _check_cycles(graph, set(made), source)
+    _check_cycles(graph, set(produced), source)
 
 
 def _repeats(names: list[str]) -> bool:
     return len(set(names)) < len(names)
 
 
-def _check_cycles(graph: onnx.GraphProto, made: set[str], source: Path) -> None:
-    """Kahn's algorithm: what can never be reached, one ready node after another, is in a cycle."""
-    waiting = [{name for name in node.input if name in made} for node in graph.node]
+def _check_cycles(graph: onnx.GraphProto, produced: set[str], source: Path) -> None:
+    """Raises UsageError where nodes form a cycle: where Kahn's algorithm cannot order them all."""
+    waiting = [{name for name in node.input if name in produced} for node in graph.node]
     readers: dict[str, list[int]] = {}
     for number, names in enumerate(waiting):
         for name in names:

@@ -1,5 +1,5 @@
-"""Weights that an ONNX model keeps in files beside it. Where they lie is a stranger's word: nothing
-outside of the model's folder is opened, and no more is read than a tensor's shape asks for.
+"""Weights that an ONNX model keeps in files beside it. The paths come from an untrusted file:
+nothing outside of the model's folder is opened, and no more is read than a tensor's shape asks for.
 """
 
 import contextlib
@@ -18,9 +18,10 @@ from onmetal.files.reading import open_regular
 
 PIECE_BYTES = 1 << 24
 SHARED = 4
-"""How often the bytes of the files may be asked for: those of tied weights are, a few times."""
+"""The most times by which the tensors' bytes may exceed the files' (tied weights are read several
+times), or the files' bytes the tensors', to which SPARE_BYTES are added."""
 SPARE_BYTES = 256 << 20
-"""More than SHARED times what is asked for: files that several models share, or with gaps."""
+"""Bytes of files that no tensor asks for: several models share them, or there are gaps."""
 _NUMBER = re.compile(r"\d{1,18}", re.ASCII)
 
 
@@ -32,14 +33,14 @@ class Place(NamedTuple):
     offset: int
     size_bytes: int
     checksum: str
-    """SHA-1 of the whole file, as the format has it; empty: none was given."""
+    """SHA-1 of the whole file, as the format defines it; empty where the model has none."""
 
 
 def take_in(model: onnx.ModelProto, source: Path, digest: Any) -> int | None:
-    """Read the data of all tensors into the model, and the files, whole, into the digest.
+    """Read the data of all tensors into the model, and add the whole files to the digest.
 
-    -> how many bytes the files have; None: there are none. Raises UsageError where one is missing,
-    cut off, no regular file, or not in the folder of the model.
+    -> how many bytes the files have; None where there are no files. Raises UsageError where a file
+    is missing, cut off, not regular, or not in the folder of the model.
     """
     external = onnx.TensorProto.EXTERNAL
     tensors = [t for t in checks.tensors(model) if t.data_location == external]
@@ -54,18 +55,18 @@ def take_in(model: onnx.ModelProto, source: Path, digest: Any) -> int | None:
         sizes = {location: file.seek(0, io.SEEK_END) for location, file in files.items()}
         for place in places:
             _check_end(place, sizes[place.location], source)
-        whole, asked = sum(sizes.values()), sum(place.size_bytes for place in places)
-        if asked > SHARED * whole:
+        file_bytes, tensor_bytes = sum(sizes.values()), sum(place.size_bytes for place in places)
+        if tensor_bytes > SHARED * file_bytes:
             raise UsageError(
-                f"{source}: its tensors ask for {asked} bytes of external data, and the files have "
-                f"{whole}: damaged"
+                f"{source}: its tensors ask for {tensor_bytes} bytes of external data, and the "
+                f"files have {file_bytes}: damaged"
             )
-        if whole > SHARED * asked + SPARE_BYTES:
+        if file_bytes > SHARED * tensor_bytes + SPARE_BYTES:
             raise UsageError(
-                f"{source}: its files of external data have {whole} bytes, of which its tensors "
-                f"ask for {asked}: give the model files of its own"
+                f"{source}: its files of external data have {file_bytes} bytes, of which its "
+                f"tensors ask for {tensor_bytes}: give the model files of its own"
             )
-        limits.widen_reading(max(whole, asked))
+        limits.widen_reading(max(file_bytes, tensor_bytes))
         checksums = {location: _hashed(file, digest) for location, file in files.items()}
         for place in places:
             if place.checksum and place.checksum.lower() != checksums[place.location]:
@@ -77,11 +78,11 @@ def take_in(model: onnx.ModelProto, source: Path, digest: Any) -> int | None:
             place.tensor.raw_data = files[place.location].read(place.size_bytes)
             place.tensor.data_location = onnx.TensorProto.DEFAULT
             del place.tensor.external_data[:]
-    return whole
+    return file_bytes
 
 
 def check(model: onnx.ModelProto, source: Path) -> None:
-    """Whether all of it can be taken in. Raises UsageError as `take_in`; nothing is read."""
+    """Check, without reading it, that `take_in` can read all external data. Raises UsageError."""
     for tensor in checks.tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             place = _place(tensor, source)
@@ -104,16 +105,16 @@ def _place(tensor: onnx.TensorProto, source: Path) -> Place:
             f"{source}: the tensor {tensor.name!r} asks for its data at {location[:300]!r}, "
             "outside the model's folder; such a file is not opened"
         )
-    wanted = checks.size_bytes(tensor, source)
-    offset, length = entries.get("offset") or "0", entries.get("length") or str(wanted)
+    expected = checks.size_bytes(tensor, source)
+    offset, length = entries.get("offset") or "0", entries.get("length") or str(expected)
     if not (_NUMBER.fullmatch(offset) and _NUMBER.fullmatch(length)):
         raise UsageError(f"{source}: {tensor.name!r} has a damaged data offset or length")
-    if int(length) not in (0, wanted):  # 0: up to the end, in some writers
+    if int(length) not in (0, expected):  # 0: up to the end, in some writers
         raise UsageError(
             f"{source}: the tensor {tensor.name!r} of shape {list(tensor.dims)} is said to lie in "
-            f"{length} bytes of external data instead of {wanted}: damaged"
+            f"{length} bytes of external data instead of {expected}: damaged"
         )
-    return Place(tensor, location, int(offset), wanted, entries.get("checksum", ""))
+    return Place(tensor, location, int(offset), expected, entries.get("checksum", ""))
 
 
 def _opened(location: str, source: Path) -> io.BufferedReader:
@@ -139,8 +140,8 @@ def _opened(location: str, source: Path) -> io.BufferedReader:
 
 
 def _unreadable(source: Path, location: str, error: Exception) -> UsageError:
-    why = getattr(error, "strerror", None) or "links in a circle"
-    return UsageError(f"{source}: cannot read its external data {location[:300]!r} ({why})")
+    cause = getattr(error, "strerror", None) or "links in a circle"
+    return UsageError(f"{source}: cannot read its external data {location[:300]!r} ({cause})")
 
 
 def _check_end(place: Place, size_bytes: int, source: Path) -> None:
@@ -153,10 +154,10 @@ def _check_end(place: Place, size_bytes: int, source: Path) -> None:
 
 
 def _hashed(file: io.BufferedReader, digest: Any) -> str:
-    """The whole file goes into the digest. -> its own SHA-1."""
-    own = hashlib.sha1(usedforsecurity=False)
+    """Add the whole file to the digest. -> the file's own SHA-1."""
+    sha1 = hashlib.sha1(usedforsecurity=False)
     file.seek(0)
     while piece := file.read(PIECE_BYTES):
         digest.update(piece)
-        own.update(piece)
-    return own.hexdigest()
+        sha1.update(piece)
+    return sha1.hexdigest()

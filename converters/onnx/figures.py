@@ -1,4 +1,4 @@
-"""Figures of an ONNX model: its parameters, its largest tensor, what it computes in."""
+"""Figures of an ONNX model: its number of parameters, its largest tensor, its number types."""
 
 import contextlib
 import math
@@ -25,7 +25,7 @@ def _size_bytes(value: onnx.ValueInfoProto) -> int:
 
 
 def count_parameters(model: onnx.ModelProto) -> int:
-    """Numbers in the weights: what is stored as a tensor of floats or of 8 bits or fewer."""
+    """How many numbers are in the weights: in stored tensors of floats or of 8 bits or fewer."""
     kinds = onnx.TensorProto
     weights = {kinds.FLOAT, kinds.FLOAT16, kinds.DOUBLE, kinds.BFLOAT16, kinds.INT8, kinds.UINT8}
     weights |= {kinds.INT4, kinds.UINT4}
@@ -33,9 +33,9 @@ def count_parameters(model: onnx.ModelProto) -> int:
 
 
 def count_quantized_operators(model: onnx.ModelProto) -> int:
-    """How many operators make integers of activations, compute with them, or take weights of 4
-    bits: a model that has any is not quantized again. (Weights that are only stored in 8 bits are
-    as good as float.)"""
+    """How many operators quantize activations, compute with integer ones, or have weights of 4
+    bits: a model with any such operator is not quantized again. (Weights that are only stored in 8
+    bits are treated as float.)"""
     kinds = onnx.TensorProto
     small = {t.name for t in model.graph.initializer if t.data_type in (kinds.INT4, kinds.UINT4)}
     return sum(
@@ -67,7 +67,7 @@ _INTEGER = frozenset(
 
 
 def matmul_share(model: onnx.ModelProto) -> float:
-    """Of all numbers in the weights, the part that MatMul and Gemm multiply by."""
+    """The share of MatMul's and Gemm's weights among all numbers in the weights."""
     sizes = {t.name: math.prod(t.dims) for t in model.graph.initializer}
     factors = {
         name

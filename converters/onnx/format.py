@@ -1,4 +1,4 @@
-"""ONNX as a model format. What is heavy is imported when it is asked for."""
+"""ONNX as a model format. Large packages are imported only when they are needed."""
 
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +14,7 @@ class Onnx(ModelFormat):
     suffixes = (".onnx",)
 
     def recognize(self, head: bytes) -> bool:
-        """Its files are protobufs, which have no mark."""
+        """Any file may be ONNX: protobufs have no identifier at their begin."""
         return True
 
     def read(

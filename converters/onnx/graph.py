@@ -1,4 +1,4 @@
-"""An ONNX graph that can be asked: who makes a tensor, who takes it, its shape, its value."""
+"""A view of an ONNX graph with the producer, the consumers, the shape and the value of a tensor."""
 
 from collections import defaultdict
 from functools import cached_property
@@ -27,7 +27,8 @@ class Graph:
                 if name:
                     self.consumers[name].append(node)
         self.inner: set[str] = set()
-        """Tensors that a subgraph (of If, Loop, Scan) takes from outside."""
+        """Names that nodes of a subgraph (of If, Loop, Scan) read; among them are all tensors that
+        they read from outside."""
         for node in self.nodes:
             for attribute in node.attribute:
                 for graph in (attribute.g, *attribute.graphs):
@@ -36,12 +37,12 @@ class Graph:
 
     @property
     def mark(self) -> str:
-        """What no name in the graph begins with."""
-        found = "@"
-        known = {*self.values, *self.initializers, *self.producer, *(n.name for n in self.nodes)}
-        while any(name.startswith(found) for name in known):
-            found += "@"
-        return found
+        """A prefix that no name in the graph begins with."""
+        prefix = "@"
+        names = {*self.values, *self.initializers, *self.producer, *(n.name for n in self.nodes)}
+        while any(name.startswith(prefix) for name in names):
+            prefix += "@"
+        return prefix
 
     def constant(self, name: str) -> np.ndarray | None:
         """The value of an initializer or a Constant node; None where it is neither."""
@@ -49,8 +50,8 @@ class Graph:
             return self._arrays[name]
         tensor = self.initializers.get(name)
         if tensor is None and name in self.producer and self.producer[name].op_type == "Constant":
-            found = [a.t for a in self.producer[name].attribute if a.name == "value"]
-            tensor = found[0] if found else None
+            tensors = [a.t for a in self.producer[name].attribute if a.name == "value"]
+            tensor = tensors[0] if tensors else None
         if tensor is None:
             return None
         self._arrays[name] = numpy_helper.to_array(tensor)
@@ -59,15 +60,15 @@ class Graph:
     @cached_property
     def values(self) -> dict[str, tuple[int, tuple[int, ...] | None]]:
         """Tensor -> its element type and its shape (None: not static), as far as they are known."""
-        found: dict[str, tuple[int, tuple[int, ...] | None]] = {}
+        entries: dict[str, tuple[int, tuple[int, ...] | None]] = {}
         graph = self.model.graph
         for value in (*graph.value_info, *graph.input, *graph.output):
             kind = value.type.tensor_type
             shape: tuple[int, ...] | None = None
             if kind.HasField("shape") and all(d.HasField("dim_value") for d in kind.shape.dim):
                 shape = tuple(d.dim_value for d in kind.shape.dim)
-            found[value.name] = (kind.elem_type, shape)
-        return found
+            entries[value.name] = (kind.elem_type, shape)
+        return entries
 
     def is_float(self, name: str) -> bool:
         if name in self.initializers:
@@ -80,7 +81,8 @@ class Graph:
         return self.values.get(name, (0, None))[1]
 
     def only_consumer(self, name: str) -> onnx.NodeProto | None:
-        """The one node that takes the tensor, where nothing else does."""
+        """The node that alone reads the tensor, and only once; None where there are other readers,
+        among them the graph's outputs and subgraphs."""
         takers = self.consumers.get(name, [])
         if len(takers) != 1 or name in self.outputs or name in self.inner:
             return None
@@ -95,10 +97,10 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
 
 
 def _names(graph: onnx.GraphProto) -> set[str]:
-    found: set[str] = set()
+    names: set[str] = set()
     for node in graph.node:
-        found |= set(node.input)
+        names |= set(node.input)
         for entry in node.attribute:
             for inner in (entry.g, *entry.graphs):
-                found |= _names(inner)
-    return found
+                names |= _names(inner)
+    return names

@@ -1,4 +1,4 @@
-"""What is inside of an ONNX model: which tensors it has, and what they hold for given inputs."""
+"""The inner tensors of an ONNX model: their names, and their values for given inputs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,16 +14,17 @@ Run = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
 
 
 def known(path: str) -> set[str]:
-    """The names of all tensors that its nodes give."""
+    """The names of all outputs of the model's nodes."""
     return {name for node in onnx.load(path).graph.node for name in node.output}
 
 
 def opened(path: str, names: list[str]) -> Run:
-    """Runs it, giving the named tensors. Raises UnsupportedError where it cannot be opened."""
+    """A function that runs the model on inputs and returns the named tensors. Raises
+    UnsupportedError where the model cannot be opened."""
     model = onnx.load(path)
-    there = {value.name for value in model.graph.output}
+    output_names = {value.name for value in model.graph.output}
     for name in names:
-        if name not in there:
+        if name not in output_names:
             model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
     try:
         session: Any = reference.opened(model.SerializeToString(), "ORT_ENABLE_ALL")

@@ -91,7 +91,7 @@ _UNCOUNTED = frozenset(
     | {"FusedMatMulActivation", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "GemmFastGelu"}
     | {"MoE", "LinearAttention", "DynamicQuantizeLSTM"}
 )
-"""Products whose work is not counted here: better no figure than one that is too small."""
+"""Products whose work is not counted here: a model with any of them has no figure."""
 _MACS = {
     "Einsum": _einsum,
     "Conv": _convolution,

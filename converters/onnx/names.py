@@ -1,7 +1,7 @@
-"""Names of constants that ONNX Runtime trips over.
+"""Names of constants with which ONNX Runtime cannot open a file.
 
-Its MatMulAddFusion (1.32) calls the shapes that it adds `gemm_input_shape` and the like without
-looking whether the graph has such a constant already, and then cannot open the file ("Attempt to
+Its MatMulAddFusion (1.32) names the shapes that it adds `gemm_input_shape` and the like, without
+checking whether the graph has such a constant already, and then cannot open the file ("Attempt to
 replace the existing tensor"). So a graph that was optimized and saved once fails when it is
 optimized again. https://github.com/microsoft/onnxruntime, core/optimizer/matmul_add_fusion.cc
 """
@@ -22,20 +22,20 @@ def collisions(model: onnx.ModelProto) -> list[str]:
 
 
 def rename_constants(model: onnx.ModelProto, names: Sequence[str]) -> bool:
-    """Give initializers names that nothing else makes up; outputs keep theirs.
+    """Give initializers new names that are not in use; those that are outputs keep their names.
 
-    -> whether there were any to rename.
+    -> whether any was renamed.
     """
     nodes = list(checks.nodes(model.graph))
-    kept = {value.name for graph in checks.graphs(model.graph) for value in graph.output}
-    known = {name for node in nodes for name in (*node.input, *node.output)} | kept
-    known |= {tensor.name for tensor in model.graph.initializer}
+    output_names = {value.name for graph in checks.graphs(model.graph) for value in graph.output}
+    used_names = {name for node in nodes for name in (*node.input, *node.output)} | output_names
+    used_names |= {tensor.name for tensor in model.graph.initializer}
     fresh: dict[str, str] = {}
-    for number, name in enumerate(name for name in names if name not in kept):
+    for number, name in enumerate(name for name in names if name not in output_names):
         new = f"folded.{number}"
-        while new in known:
+        while new in used_names:
             new += "_"
-        known.add(new)
+        used_names.add(new)
         fresh[name] = new
     for entry in (*model.graph.initializer, *model.graph.value_info, *model.graph.input):
         entry.name = fresh.get(entry.name, entry.name)

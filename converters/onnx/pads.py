@@ -1,9 +1,9 @@
-"""Padding written so that every reader of an ONNX file infers the shapes that come out.
+"""Rewrites padding so that every shape inference finds the shapes that runtimes compute.
 
-Of a ConvTranspose that asks for SAME, the specification's output is input x stride; ONNX's shape
-inference adds `output_padding` to that. Of a pool with `ceil_mode`, a last window that would begin
-behind the input is left out; some inferences count it. Every shape behind such a node is then told
-wrong, unless the node is written in another way.
+For a ConvTranspose with `auto_pad` SAME, the specification's output size is input x stride; ONNX's
+shape inference adds `output_padding` to that. For a pool with `ceil_mode`, a last window that would
+begin behind the input is left out; some inferences count it. All shapes after such a node would be
+inferred wrong, so the node is written in another way.
 """
 
 from typing import Any
@@ -15,9 +15,10 @@ from onmetal.converters.onnx import checks
 
 
 def explicit(model: onnx.ModelProto) -> bool:
-    """Write the pads of every ConvTranspose with `auto_pad` SAME as numbers. -> whether any was.
+    """Write the pads of every ConvTranspose with `auto_pad` SAME as numbers. -> whether any was
+    rewritten.
 
-    Shapes that the file tells are forgotten then, since they may be those of that inference.
+    The shapes in the file are removed then, since they may come from a wrong inference.
     """
     kernels = {tensor.name: list(tensor.dims[2:]) for tensor in checks.tensors(model)}
     rewritten = [
@@ -38,17 +39,17 @@ def _forget_shapes(model: onnx.ModelProto) -> None:
 
 
 def _write_out(node: onnx.NodeProto, kernel: list[int]) -> bool:
-    given = {entry.name: list(entry.ints) for entry in node.attribute if entry.ints}
+    attributes = {entry.name: list(entry.ints) for entry in node.attribute if entry.ints}
     auto = next((entry.s for entry in node.attribute if entry.name == "auto_pad"), b"NOTSET")
-    kernel = given.get("kernel_shape", kernel)
+    kernel = attributes.get("kernel_shape", kernel)
     settings = [
-        given.get(name, [default] * len(kernel))
+        attributes.get(name, [default] * len(kernel))
         for name, default in (("strides", 1), ("dilations", 1), ("output_padding", 0))
     ]
-    if auto not in (b"SAME_UPPER", b"SAME_LOWER") or "output_shape" in given or not kernel:
+    if auto not in (b"SAME_UPPER", b"SAME_LOWER") or "output_shape" in attributes or not kernel:
         return False
     if any(len(values) != len(kernel) for values in settings):
-        return False  # whoever opens the model says what is wrong
+        return False  # opening the model raises an error with the reason
     pads = same(auto.decode(), kernel, *settings)
     for entry in list(node.attribute):
         if entry.name in ("auto_pad", "pads"):
@@ -60,8 +61,8 @@ def _write_out(node: onnx.NodeProto, kernel: list[int]) -> bool:
 def same(
     auto: str, kernel: list[int], strides: list[int], dilations: list[int], extra: list[int]
 ) -> list[int]:
-    """The pads by which the whole product, (n - 1) * stride + reach + extra, becomes n * stride;
-    the size of the input is in neither."""
+    """The pads that reduce the full output size, (n - 1) * stride + reach + extra, to n * stride.
+    They do not depend on the input size n."""
     begin, end = [], []
     for size, stride, dilation, more in zip(kernel, strides, dilations, extra, strict=True):
         total = max(0, (size - 1) * dilation + 1 + more - stride)
@@ -71,16 +72,16 @@ def same(
 
 
 def whole_windows(model: onnx.ModelProto) -> bool:
-    """Write every pool of `ceil_mode` whose last window would begin behind the input so that no
-    such window is counted. -> whether any was. The axes of inputs are static."""
+    """Rewrite every pool with `ceil_mode` whose last window would begin behind the input, so that
+    no inference counts this window. -> whether any was rewritten. The axes of inputs are static."""
     rewritten = False
     pools = [
         node
         for node in model.graph.node
         if node.op_type in ("MaxPool", "AveragePool") and node.domain in ("", "ai.onnx")
     ]
-    while any(_setting(node, "ceil_mode", 0) for node in pools):
-        shapes = _shapes(model)  # those behind a pool that was rewritten are other ones
+    while any(_attribute(node, "ceil_mode", 0) for node in pools):
+        shapes = _shapes(model)  # anew, since a rewritten pool changes the shapes after it
         if not any(_leave_out(node, shapes.get(node.input[0], [])) for node in pools):
             break
         rewritten = True
@@ -89,10 +90,10 @@ def whole_windows(model: onnx.ModelProto) -> bool:
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
-    """Of every tensor that is known; 0 for an axis that is not."""
+    """Tensor -> its shape, as far as it can be inferred; 0 for an axis that is not known."""
     try:
         graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    except Exception:  # whoever opens the model says what is wrong
+    except Exception:  # opening the model raises an error with the reason
         return {}
     values = (*graph.input, *graph.value_info)
     return {
@@ -101,30 +102,31 @@ def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
     }
 
 
-def _setting(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    found = [entry for entry in node.attribute if entry.name == name]
-    return helper.get_attribute_value(found[0]) if found else default
+def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    entries = [entry for entry in node.attribute if entry.name == name]
+    return helper.get_attribute_value(entries[0]) if entries else default
 
 
 def _leave_out(node: onnx.NodeProto, shape: list[int]) -> bool:
-    """No `ceil_mode`, or less padding at the end, where the windows are then those that count."""
-    kernel, sizes = list(_setting(node, "kernel_shape", [])), shape[2:]
+    """Remove `ceil_mode`, or reduce the padding at the end, where a last window would begin behind
+    the input and all other windows stay as they are. -> whether the node was changed."""
+    kernel, sizes = list(_attribute(node, "kernel_shape", [])), shape[2:]
     axes = len(kernel)
-    strides = _setting(node, "strides", [1] * axes)
-    dilations = _setting(node, "dilations", [1] * axes)
-    pads = list(_setting(node, "pads", [0, 0] * axes))
-    rounded = _setting(node, "ceil_mode", 0) and len(sizes) == axes and min(sizes) > 0
-    if not rounded or _setting(node, "auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+    strides = _attribute(node, "strides", [1] * axes)
+    dilations = _attribute(node, "dilations", [1] * axes)
+    pads = list(_attribute(node, "pads", [0, 0] * axes))
+    rounded = _attribute(node, "ceil_mode", 0) and len(sizes) == axes and min(sizes) > 0
+    if not rounded or _attribute(node, "auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
         return False
     surplus, partial, fits = False, False, True
     for axis, (size, stride) in enumerate(zip(sizes, strides, strict=True)):
         reach, padded = (kernel[axis] - 1) * dilations[axis] + 1, size + pads[axis]
-        last, rest = divmod(padded + pads[axes + axis] - reach, stride)  # of whole windows
-        if rest and (last + 1) * stride >= padded:
+        last, remainder = divmod(padded + pads[axes + axis] - reach, stride)  # of whole windows
+        if remainder and (last + 1) * stride >= padded:
             surplus = True
             pads[axes + axis] = max(0, last * stride + reach - padded)
             fits = fits and padded + pads[axes + axis] == last * stride + reach
-        elif rest:
+        elif remainder:
             partial = True
     if not surplus or (partial and not fits):
         return False

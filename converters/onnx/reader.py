@@ -27,18 +27,18 @@ from onmetal.files import cache as caches
 from onmetal.files.reading import open_regular
 
 ONE_FILE_BYTES = 1_900_000_000
-"""Protobuf ends at 2 GiB; a larger model keeps its weights in a file beside it."""
+"""Below protobuf's limit of 2 GiB; a larger model is saved with its weights in a separate file."""
 MOST_BYTES = 1 << 31
 
 
 def examine(
     path: str, shapes: dict[str, list[int]], batch: int | None, folder: str
 ) -> dict[str, Any]:
-    """Check the file, write `model.onnx` (static axes, weights inside) to `folder`, return the
-    facts.
+    """Check the file, write `model.onnx` (static axes, weights inside) to `folder`, and return the
+    facts of records.Model.
 
-    Raises UsageError where the file is cut, foreign or unsafe, or shapes do not fit;
-    UnsupportedError where it is sound but beyond what can be run.
+    Raises UsageError where the file is cut off, of another format or unsafe, or shapes do not fit;
+    UnsupportedError where it is valid but cannot be run.
     """
     source, prepared = Path(path), Path(folder) / "model.onnx"
     digest = hashlib.sha256()
@@ -47,7 +47,7 @@ def examine(
     checks.check_operators(model, source)
     checks.check_wiring(model, source)
     calls, trained = bool(model.functions), bool(model.training_info)
-    del model.training_info[:]  # graphs that nothing here runs, with weights of their own
+    del model.training_info[:]  # graphs with weights of their own, which are not run
     model = functions.inline(model, source)
     if calls:
         checks.check_wiring(model, source)
@@ -98,7 +98,8 @@ def examine(
 
 
 def _copy(source: Path, place: Path, digest: Any) -> int:
-    """Copy the file, which is opened once: what is checked is used. -> its size in bytes."""
+    """Copy the file, which is opened only once, so that the bytes that are checked are those that
+    are used later. -> its size in bytes."""
     try:
         with open_regular(source) as file, place.open("wb") as copy:
             if os.fstat(file.fileno()).st_size > MOST_BYTES:
@@ -190,7 +191,7 @@ def _fold_constants(prepared: Path, place: Path) -> onnx.ModelProto | None:
     try:
         reference.opened(str(prepared), "ORT_ENABLE_BASIC", optimized_path=str(place))
         return types.complete(onnx.load_model(str(place)))
-    except Exception:  # the converters will meet the same error, and say it
+    except Exception:  # the converters will meet and report the same error
         return None
     finally:
         place.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What an ONNX file computes, by ONNX Runtime, which defines that: imported without telemetry."""
+"""Runs an ONNX file by ONNX Runtime, which is the reference; imported without telemetry."""
 
 import os
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ def opened(
     severity: int = 3,
     optimized_path: str = "",
 ) -> Any:
-    """An InferenceSession on the CPU of a file (its path) or of the bytes of one.
+    """An InferenceSession on the CPU for a file (its path) or for a file's bytes.
 
-    `level`: a name of onnxruntime.GraphOptimizationLevel. `threads`: 0, as many as there are cores.
-    `severity`: what is logged, from 0 (all) to 4 (what is fatal). `optimized_path`: where the
-    optimized graph is written. Raises the exceptions of ONNX Runtime.
+    `level`: a name of onnxruntime.GraphOptimizationLevel. `threads`: 0 for one a core.
+    `severity`: the least severity that is logged, from 0 (all) to 4 (fatal errors).
+    `optimized_path`: where the optimized graph is written. Raises ONNX Runtime's exceptions.
     """
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = severity
@@ -37,7 +37,7 @@ def opened(
 
 
 class Reference:
-    """A prepared model, with the options that ONNX Runtime has by itself."""
+    """A prepared model in ONNX Runtime with its default options."""
 
     def __init__(self, path: Path, outputs: Sequence[str]) -> None:
         self.session, self.outputs = opened(str(path), "ORT_ENABLE_ALL"), list(outputs)

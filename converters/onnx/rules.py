@@ -1,8 +1,8 @@
 """Rules of the operators that a runtime computes wrong in 8 bits, and that stay float there.
 
-Each rule of a runtime's `wrong_in_8_bits` was seen by trial: QuantizeLinear and DequantizeLinear
-around the one operator, as the quantizer writes them, against float (tests/test_qdq_sweep.py, which
-says what it covers).
+Each rule of a runtime's `wrong_in_8_bits` was found by experiment: one operator between
+DequantizeLinear and QuantizeLinear, as the quantizer writes them, is compared with float
+(tests/test_qdq_sweep.py, which lists what it covers).
 """
 
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
-"""A float16 model in float32, from which whatever is quantized or lowered is made.
+"""Converts a float16 model to float32, to be quantized or lowered.
 
-Weights and everything computed are float32; the graph's inputs and outputs keep name and type, by
-a Cast behind each input and before each output.
+Weights and all computed tensors become float32. The graph's inputs and outputs keep their names and
+types, by a Cast after each input and before each output.
 """
 
 from collections.abc import Iterator, MutableSequence
@@ -15,12 +15,12 @@ from onmetal.errors import UnsupportedError
 
 HALF, FULL = TensorProto.FLOAT16, TensorProto.FLOAT
 TYPES = ("to", "dtype", "output_dtype")
-"""Attributes that name the type of what comes out."""
+"""Attributes that hold the type of the output."""
 
 
 def widen(model: onnx.ModelProto) -> None:
-    """In place; functions must be inlined before. Raises UnsupportedError where something in it is
-    bfloat16, naming the node or the tensor."""
+    """Convert the model in place; functions must be inlined before. Raises UnsupportedError, with
+    the name of the node or tensor, where one is bfloat16."""
     _refuse_bfloat16(model)
     if not _any_half(model):
         return
@@ -107,9 +107,9 @@ def _cast_inputs(model: onnx.ModelProto) -> None:
 
 
 def _cast_outputs(model: onnx.ModelProto) -> None:
-    given = {value.name for value in model.graph.input}
+    input_names = {value.name for value in model.graph.input}
     for value in model.graph.output:
-        if value.type.tensor_type.elem_type != HALF or value.name in given:
+        if value.type.tensor_type.elem_type != HALF or value.name in input_names:
             continue
         maker = next((node for node in model.graph.node if value.name in node.output), None)
         inside = any(value.name in node.input for node in checks.nodes(model.graph))
@@ -128,7 +128,7 @@ def _cast_outputs(model: onnx.ModelProto) -> None:
 
 
 def _give_half(cast: onnx.NodeProto) -> None:
-    """The model's own Cast gives the output."""
+    """Make the model's own Cast before an output convert to float16."""
     for entry in cast.attribute:
         if entry.name == "to":
             entry.i = HALF
@@ -140,9 +140,9 @@ def _rename(names: MutableSequence[str], old: str, new: str) -> None:
             names[place] = new
 
 
-def _free(model: onnx.ModelProto, wanted: str) -> str:
+def _free(model: onnx.ModelProto, proposed: str) -> str:
     """A name that nothing in the model has."""
     used = {name for node in checks.nodes(model.graph) for name in (*node.input, *node.output)}
-    while wanted in used:
-        wanted += "_"
-    return wanted
+    while proposed in used:
+        proposed += "_"
+    return proposed

@@ -4,5 +4,5 @@ from importlib.metadata import version
 
 
 def schema_version() -> str:
-    """The version of the package whose schema files are written by."""
+    """The version of the package whose schema is used to write files."""
     return version("ai-edge-litert")

@@ -1,4 +1,4 @@
-"""Activations: TFLite's own where it has one, else of the operators that it has."""
+"""Activations: TFLite's own operator where there is one, else a composition of operators."""
 
 import math
 
@@ -10,7 +10,7 @@ from onmetal.converters.tflite.net import Tensor
 from onmetal.converters.tflite.nodes import attribute, refuse
 
 ROOT = 5e-4
-"""How near a file's root of 2 is to the number, in parts of it: float16 has 1.4140625."""
+"""The relative tolerance for a file's square root of 2: in float16 it is 1.4140625."""
 
 
 def _scaled(low: Lowering, tensor: Tensor, factor: float) -> Tensor:
@@ -22,8 +22,8 @@ def _plus(low: Lowering, tensor: Tensor, term: float) -> Tensor:
 
 
 def _bound(low: Lowering, node: ir.Node, name: str, place: int, default: float) -> float:
-    found = low.setting(node, name, place)
-    return default if found is None else float(found.reshape(-1)[0])
+    value = low.setting(node, name, place)
+    return default if value is None else float(value.reshape(-1)[0])
 
 
 @lowers("Clip", to="RELU6, RELU_N1_TO_1, RELU, MINIMUM, MAXIMUM", limits="constant bounds")
@@ -32,7 +32,7 @@ def clip(low: Lowering, node: ir.Node) -> None:
     least = _bound(low, node, "min", 1, -math.inf)
     most = _bound(low, node, "max", 2, math.inf)
     limits = np.finfo(tensor.dtype) if tensor.is_float else np.iinfo(tensor.dtype)
-    if least <= float(limits.min) and most >= float(limits.max):  # nothing is cut off
+    if least <= float(limits.min) and most >= float(limits.max):  # nothing is clipped
         low.values[node.outputs[0]] = low.value(low.input(node))
         return
     low.give(node.outputs[0], _clipped(low, tensor, least, most), order)
@@ -40,29 +40,29 @@ def clip(low: Lowering, node: ir.Node) -> None:
 
 def _clipped(low: Lowering, tensor: Tensor, least: float, most: float) -> Tensor:
     limits = np.finfo(tensor.dtype) if tensor.is_float else np.iinfo(tensor.dtype)
-    known = {(0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
-    if tensor.is_float and (least, most) in known:
-        return low.unary(known[least, most], tensor)
-    made = tensor
+    fused = {(0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
+    if tensor.is_float and (least, most) in fused:
+        return low.unary(fused[least, most], tensor)
+    result = tensor
     if least == 0 and tensor.is_float:
-        made = low.unary("RELU", made)
+        result = low.unary("RELU", result)
     elif least > float(limits.min):
-        made = low.binary("MAXIMUM", made, low.like(tensor, least))
+        result = low.binary("MAXIMUM", result, low.like(tensor, least))
     if most < float(limits.max):
-        made = low.binary("MINIMUM", made, low.like(tensor, most))
-    return made
+        result = low.binary("MINIMUM", result, low.like(tensor, most))
+    return result
 
 
 @lowers("LeakyRelu", to="LEAKY_RELU")
 def leaky_relu(low: Lowering, node: ir.Node) -> None:
     tensor, order = low.value(low.input(node))
-    made = low.unary("LEAKY_RELU", tensor, alpha=float(attribute(node, "alpha", 0.01)))
-    low.give(node.outputs[0], made, order)
+    result = low.unary("LEAKY_RELU", tensor, alpha=float(attribute(node, "alpha", 0.01)))
+    low.give(node.outputs[0], result, order)
 
 
 @lowers("PRelu", to="PRELU", limits="constant slopes")
 def prelu(low: Lowering, node: ir.Node) -> None:
-    """TFLite wants a slope for all but the batch axis; runtimes broadcast it."""
+    """TFLite's slopes have all axes but the batch axis; runtimes broadcast them."""
     value, slope_value = low.input(node, 0), low.input(node, 1)
     slope = low.constant(slope_value)
     if slope is None:
@@ -75,23 +75,23 @@ def prelu(low: Lowering, node: ir.Node) -> None:
     wide = slope.reshape((1,) * (rank - slope.ndim) + slope.shape).transpose(order)
     if wide.shape[0] != 1:
         raise refuse(node, "a slope for each sample of the batch is not supported")
-    given = low.floats(wide[0], f"{node.outputs[0].name}/slope")
-    made = low.emit("PRELU", [tensor, given], tensor.shape)
-    low.give(node.outputs[0], made, order)
+    slopes = low.floats(wide[0], f"{node.outputs[0].name}/slope")
+    result = low.emit("PRELU", [tensor, slopes], tensor.shape)
+    low.give(node.outputs[0], result, order)
 
 
 @lowers("Elu", to="ELU, RELU, MINIMUM, MUL, ADD")
 def elu(low: Lowering, node: ir.Node) -> None:
     tensor, order = low.value(low.input(node))
-    made = _elu(low, tensor, float(attribute(node, "alpha", 1.0)), 1.0)
-    low.give(node.outputs[0], made, order)
+    result = _elu(low, tensor, float(attribute(node, "alpha", 1.0)), 1.0)
+    low.give(node.outputs[0], result, order)
 
 
 def _elu(low: Lowering, tensor: Tensor, alpha: float, gamma: float) -> Tensor:
     """gamma * (max(0, x) + alpha * (exp(min(0, x)) - 1))"""
     if alpha == 1.0:
-        made = low.unary("ELU", tensor)
-        return made if gamma == 1.0 else _scaled(low, made, gamma)
+        result = low.unary("ELU", tensor)
+        return result if gamma == 1.0 else _scaled(low, result, gamma)
     negative = low.unary("ELU", low.binary("MINIMUM", tensor, low.like(tensor, 0.0)))
     positive = low.unary("RELU", tensor)
     if gamma != 1.0:
@@ -115,12 +115,12 @@ def celu(low: Lowering, node: ir.Node) -> None:
     if alpha < 0:  # written out: max(0, x) + min(0, alpha * (exp(x / alpha) - 1))
         curve = _plus(low, low.unary("EXP", _scaled(low, tensor, 1 / alpha)), -1.0)
         below = low.binary("MINIMUM", _scaled(low, curve, alpha), low.like(tensor, 0.0))
-        made = low.binary("ADD", low.unary("RELU", tensor), below)
+        result = low.binary("ADD", low.unary("RELU", tensor), below)
     elif alpha == 1.0:
-        made = low.unary("ELU", tensor)
+        result = low.unary("ELU", tensor)
     else:
-        made = _scaled(low, low.unary("ELU", _scaled(low, tensor, 1 / alpha)), alpha)
-    low.give(node.outputs[0], made, order)
+        result = _scaled(low, low.unary("ELU", _scaled(low, tensor, 1 / alpha)), alpha)
+    low.give(node.outputs[0], result, order)
 
 
 @lowers("HardSigmoid", to="MUL, ADD, RELU, MINIMUM")
@@ -139,11 +139,11 @@ def _hard_sigmoid(low: Lowering, tensor: Tensor, alpha: float, beta: float) -> T
 
 @lowers("Softplus", to="RELU, ABS, MUL, EXP, ADD, LOG")
 def softplus(low: Lowering, node: ir.Node) -> None:
-    """max(x, 0) + log(1 + exp(-|x|)), which overflows nowhere"""
+    """max(x, 0) + log(1 + exp(-|x|)), which never overflows"""
     tensor, order = low.value(low.input(node))
     small = low.unary("EXP", _scaled(low, low.unary("ABS", tensor), -1.0))
-    grown = low.unary("LOG", _plus(low, small, 1.0))
-    low.give(node.outputs[0], low.binary("ADD", low.unary("RELU", tensor), grown), order)
+    logarithm = low.unary("LOG", _plus(low, small, 1.0))
+    low.give(node.outputs[0], low.binary("ADD", low.unary("RELU", tensor), logarithm), order)
 
 
 @lowers("Softsign", to="ABS, ADD, DIV")
@@ -155,7 +155,7 @@ def softsign(low: Lowering, node: ir.Node) -> None:
 
 @lowers("Mish", to="MUL, LOGISTIC, SUB, ADD, DIV")
 def mish(low: Lowering, node: ir.Node) -> None:
-    """x * tanh(log(1 + exp(x))) = x * (1 - u^2) / (1 + u^2) with u = sigmoid(-x): all bounded"""
+    """x * tanh(log(1 + exp(x))) = x * (1 - u^2) / (1 + u^2) with u = sigmoid(-x) in [0, 1]"""
     tensor, order = low.value(low.input(node))
     below = low.unary("LOGISTIC", _scaled(low, tensor, -1.0))
     square = low.binary("MUL", below, below)
@@ -182,19 +182,19 @@ def gelu(low: Lowering, node: ir.Node) -> None:
 
 @lowers("Erf", to="GELU", limits="in the pattern of GELU only: x/2 * (1 + erf(x / sqrt(2)))")
 def erf(low: Lowering, node: ir.Node) -> None:
-    """Exporters before opset 20 write GELU out; TFLite has it whole, and no erf."""
+    """Exporters before opset 20 write GELU with Erf; TFLite has GELU as an operator, but no erf."""
     source = _halved_root(low, low.input(node))
     last = _gelu_end(low, node, source) if source is not None else None
     if source is None or last is None:
         raise refuse(node, "TFLite has no erf; only GELU written out with it is supported")
     tensor, order = low.value(source)
-    made = low.unary("GELU", tensor, approximate=False)
-    low.give(last, made, order)
+    result = low.unary("GELU", tensor, approximate=False)
+    low.give(last, result, order)
 
 
 def _scalar(low: Lowering, value: ir.Value | None) -> float | None:
-    found = low.constant(value)
-    return float(found.reshape(-1)[0]) if found is not None and found.size == 1 else None
+    array = low.constant(value)
+    return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
 
 
 def _halved_root(low: Lowering, value: ir.Value) -> ir.Value | None:
@@ -202,30 +202,31 @@ def _halved_root(low: Lowering, value: ir.Value) -> ir.Value | None:
     maker = value.producer()
     if maker is None or maker.op_type not in ("Div", "Mul"):
         return None
-    wanted = math.sqrt(2) if maker.op_type == "Div" else math.sqrt(0.5)
+    expected = math.sqrt(2) if maker.op_type == "Div" else math.sqrt(0.5)
     for place in (0, 1) if maker.op_type == "Mul" else (0,):
         factor = _scalar(low, maker.inputs[1 - place])
-        if factor is not None and math.isclose(factor, wanted, rel_tol=ROOT):
+        if factor is not None and math.isclose(factor, expected, rel_tol=ROOT):
             return maker.inputs[place]
     return None
 
 
 def _halves(low: Lowering, node: ir.Node, value: ir.Value) -> bool:
-    """Whether the node gives half of the value."""
+    """Whether the node computes half of the value."""
     if node.op_type == "Div":
         return node.inputs[0] is value and _scalar(low, node.inputs[1]) == 2.0
     return node.op_type == "Mul" and any(
-        given is value and _scalar(low, node.inputs[1 - place]) == 0.5
-        for place, given in enumerate(node.inputs)
+        operand is value and _scalar(low, node.inputs[1 - place]) == 0.5
+        for place, operand in enumerate(node.inputs)
     )
 
 
 def _gelu_end(low: Lowering, node: ir.Node, source: ir.Value) -> ir.Value | None:
-    """The tensor x/2 * (1 + erf(...)), however it is bracketed; nodes up to it are absorbed."""
+    """The tensor x/2 * (1 + erf(...)), in whichever order its factors are multiplied, with x =
+    `source`; None where the nodes after the Erf do not match. Nodes up to it are absorbed."""
     plus = low.only_consumer(node.outputs[0])
     if plus is None or plus.op_type != "Add" or 1.0 not in [_scalar(low, v) for v in plus.inputs]:
         return None
-    left, halved, passed = {source}, False, [plus]
+    unmultiplied, halved, passed = {source}, False, [plus]
     half = source.uses()
     halves = [use.node.outputs[0] for use in half if _halves(low, use.node, source)]
     current = plus.outputs[0]
@@ -236,15 +237,15 @@ def _gelu_end(low: Lowering, node: ir.Node, source: ir.Value) -> ir.Value | None
         other = taker.inputs[1] if taker.inputs[0] is current else taker.inputs[0]
         if _halves(low, taker, current) and not halved:
             halved = True
-        elif other in left and taker.op_type == "Mul":
-            left = set()
-        elif other in halves and taker.op_type == "Mul" and left and not halved:
-            left, halved = set(), True
+        elif other in unmultiplied and taker.op_type == "Mul":
+            unmultiplied = set()
+        elif other in halves and taker.op_type == "Mul" and unmultiplied and not halved:
+            unmultiplied, halved = set(), True
         else:
             break
         passed.append(taker)
         current = taker.outputs[0]
-        if halved and not left:
+        if halved and not unmultiplied:
             low.absorbed.update(passed)
             return current
     return None
@@ -255,20 +256,20 @@ def thresholded_relu(low: Lowering, node: ir.Node) -> None:
     tensor, order = low.value(low.input(node))
     limit = low.like(tensor, float(attribute(node, "alpha", 1.0)))
     above = low.binary("GREATER", tensor, limit, dtype=np.bool_)
-    made = low.emit(
+    result = low.emit(
         "SELECT_V2", [above, tensor, low.like(tensor, 0.0)], tensor.shape, dtype=np.float32
     )
-    low.give(node.outputs[0], made, order)
+    low.give(node.outputs[0], result, order)
 
 
 def _last_axis(low: Lowering, node: ir.Node) -> tuple[Tensor, Order]:
-    """The input stored so that the node's axis is last, which softmax works along."""
+    """The input stored with the node's axis last, along which TFLite's softmax computes."""
     value = low.input(node)
     rank = len(low.shape(value))
     axis = int(attribute(node, "axis", -1)) % rank
     order = low.order(value)
     if order[-1] != axis:
-        order = (*(kept for kept in order if kept != axis), axis)
+        order = (*(other for other in order if other != axis), axis)
     return low.arranged(value, order), order
 
 
@@ -276,7 +277,7 @@ def _last_axis(low: Lowering, node: ir.Node) -> tuple[Tensor, Order]:
 def softmax(low: Lowering, node: ir.Node) -> None:
     tensor, order = _last_axis(low, node)
     if node.op_type == "Softmax":
-        made = low.unary("SOFTMAX", tensor, beta=1.0)
+        result = low.unary("SOFTMAX", tensor, beta=1.0)
     else:
-        made = low.unary("LOG_SOFTMAX", tensor)
-    low.give(node.outputs[0], made, order)
+        result = low.unary("LOG_SOFTMAX", tensor)
+    low.give(node.outputs[0], result, order)

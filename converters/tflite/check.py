@@ -1,8 +1,9 @@
-"""Checks a TFLite graph against the specification, because runtimes run many violations to garbage.
+"""Checks a TFLite graph against the specification, because runtimes compute wrong results for many
+violations without an error.
 
-LiteRT, its reference kernels, XNNPACK and TFLite Micro each accept other mistakes without a word: a
-bias in another scale, a pass-through operator that changes the scale, a weight with a zero point.
-Every finding is a sentence that names the operator and the tensor.
+LiteRT, its reference kernels, XNNPACK and TFLite Micro each accept different mistakes: a bias in
+another scale, a pass-through operator that changes the scale, a weight with a zero point. Every
+violation is reported as a sentence that names the operator and the tensor.
 """
 
 import math
@@ -18,28 +19,32 @@ from onmetal.converters.tflite.versions import version
 
 _INTEGERS = {np.dtype(np.int8): "s8", np.dtype(np.int16): "s16"}
 MOST_SCALE = 1e31
-"""Of an activation: kernels shift it by up to 20 bits in float32, which must not overflow."""
+"""The largest scale of an activation: kernels shift it by up to 20 bits in float32, which must not
+overflow."""
 MOST_GAIN = 256.0
 """XNNPACK multiplies an accumulator by less than this (xnn_define_convolution_2d)."""
 
 
 def problems(net: Net) -> list[str]:
-    """What is wrong, in the order of the operators; empty if nothing is."""
-    found = list(_wiring(net))
-    looked: set[Tensor] = set()
+    """The violations as sentences, in the order of the operators; empty if there are none."""
+    sentences = list(_wiring_problems(net))
+    checked: set[Tensor] = set()
     broken: set[Tensor] = set()
     for op in net.ops:
         label = f"{op.kind} that gives {op.outputs[0].name!r}" if op.outputs else op.kind
         for tensor in dict.fromkeys((*op.taken, *op.outputs)):
-            if tensor in looked:
+            if tensor in checked:
                 continue
-            looked.add(tensor)
-            if wrong := list(_parameters(tensor)):
+            checked.add(tensor)
+            if violations := list(_parameter_problems(tensor)):
                 broken.add(tensor)
-                found += [f"{label}: {what}" for what in wrong]
-        if not broken & {*op.taken, *op.outputs}:  # what follows computes with these
-            found += [f"{label}: {what}" for what in _operator(op)]
-    return found
+                sentences += [f"{label}: {violation}" for violation in violations]
+        if not broken & {
+            *op.taken,
+            *op.outputs,
+        }:  # an operator's checks compute with its tensors' scales
+            sentences += [f"{label}: {violation}" for violation in _operator_problems(op)]
+    return sentences
 
 
 def file(path: str) -> list[str]:
@@ -47,23 +52,23 @@ def file(path: str) -> list[str]:
     return problems(read(Path(path)))
 
 
-def _wiring(net: Net) -> Iterator[str]:
-    made = {tensor for tensor in net.inputs}
+def _wiring_problems(net: Net) -> Iterator[str]:
+    available = {tensor for tensor in net.inputs}
     for op in net.ops:
         for tensor in op.taken:
-            if tensor.data is None and not tensor.variable and tensor not in made:
+            if tensor.data is None and not tensor.variable and tensor not in available:
                 yield f"{op.kind} takes {tensor.name!r}, which nothing before it gives"
         for tensor in op.outputs:
-            if tensor in made:
+            if tensor in available:
                 yield f"{tensor.name!r} is made twice"
-            made.add(tensor)
+            available.add(tensor)
     for tensor in net.outputs:
-        if tensor not in made:
+        if tensor not in available:
             yield f"the output {tensor.name!r} is made by nothing"
 
 
-def _parameters(tensor: Tensor) -> Iterator[str]:
-    """Scales and zero points by themselves."""
+def _parameter_problems(tensor: Tensor) -> Iterator[str]:
+    """Violations in the shape, scale and zero point of one tensor."""
     if any(size < 0 for size in tensor.shape):
         yield f"{tensor.name!r} has the shape {list(tensor.shape)}"
     if tensor.scale is None:
@@ -91,51 +96,51 @@ def _parameters(tensor: Tensor) -> Iterator[str]:
         yield f"{tensor.name!r} is a bias, whose zero point must be 0"
 
 
-def _operator(op: Op) -> Iterator[str]:
+def _operator_problems(op: Op) -> Iterator[str]:
     if op.kind in WEIGHTED:
-        found = list(_weighted(op))
-        yield from found
-        if found:
+        violations = list(_weight_problems(op))
+        yield from violations
+        if violations:
             return
-    yield from _shapes(op)
+    yield from _shape_problems(op)
     if op.kind not in WEIGHTED and op.kind in _CALCULATES:
-        found = list(_types(op))
-        yield from found
-        if found:
+        violations = list(_type_problems(op))
+        yield from violations
+        if violations:
             return
-    taken = [t for t in op.taken if t.scale is not None and t.dtype in _INTEGERS]
-    given = [t for t in op.outputs if t.dtype in _INTEGERS and t.scale is not None]
-    if not given or op.kind in ("QUANTIZE", "CAST"):
+    inputs = [t for t in op.taken if t.scale is not None and t.dtype in _INTEGERS]
+    outputs = [t for t in op.outputs if t.dtype in _INTEGERS and t.scale is not None]
+    if not outputs or op.kind in ("QUANTIZE", "CAST"):
         return
-    if any(t.per_channel for t in given):
+    if any(t.per_channel for t in outputs):
         yield "its output has a scale for each channel; activations have one"
     if op.kind in SHARED and op.kind not in ("SELECT_V2",):
-        for tensor in taken:
-            if not _alike(tensor, given[0]):
+        for tensor in inputs:
+            if not _same_scale(tensor, outputs[0]):
                 yield (
                     f"{tensor.name!r} and its output must share scale and zero point, "
-                    f"{_told(tensor)} against {_told(given[0])}"
+                    f"{_scale_and_zero(tensor)} against {_scale_and_zero(outputs[0])}"
                 )
-    fixed = FIXED[_INTEGERS[given[0].dtype]].get(op.kind)
-    if fixed is not None and not (
-        math.isclose(_scale(given[0]), fixed[0], rel_tol=1e-4) and _zero(given[0]) == fixed[1]
+    grid = FIXED[_INTEGERS[outputs[0].dtype]].get(op.kind)
+    if grid is not None and not (
+        math.isclose(_scale(outputs[0]), grid[0], rel_tol=1e-4) and _zero(outputs[0]) == grid[1]
     ):
-        yield f"its output has {_told(given[0])}, must have {fixed[0]:.6g} and {fixed[1]}"
-    if op.kind in ("ADD", "SUB") and taken:
-        for tensor in taken:
-            ratio = _scale(tensor) / _scale(given[0])
+        yield f"its output has {_scale_and_zero(outputs[0])}, must have {grid[0]:.6g} and {grid[1]}"
+    if op.kind in ("ADD", "SUB") and inputs:
+        for tensor in inputs:
+            ratio = _scale(tensor) / _scale(outputs[0])
             if not 2.0**-10 * 0.999 <= ratio < MOST_GAIN:
                 yield (
                     f"the scale of {tensor.name!r} is {ratio:.3g} times its output's, which "
                     "kernels cannot compute with"
                 )
-    if op.kind == "SQUARED_DIFFERENCE" and taken:
-        gain = max(map(_scale, taken)) ** 2 / _scale(given[0])
+    if op.kind == "SQUARED_DIFFERENCE" and inputs:
+        gain = max(map(_scale, inputs)) ** 2 / _scale(outputs[0])
         if gain >= MOST_GAIN:
             yield f"its squares are scaled up by {gain:.3g} to its output, which kernels cannot do"
-    if op.kind == "MUL" and len(taken) == 2:
-        gain = _scale(taken[0]) * _scale(taken[1]) / _scale(given[0])
-        most = MOST_GAIN if given[0].dtype == np.int8 else 1.0
+    if op.kind == "MUL" and len(inputs) == 2:
+        gain = _scale(inputs[0]) * _scale(inputs[1]) / _scale(outputs[0])
+        most = MOST_GAIN if outputs[0].dtype == np.int8 else 1.0
         if gain > most * 1.001 or (gain >= most and most > 1):
             yield f"its product is scaled up by {gain:.3g} to its output, which kernels cannot do"
     if op.version is not None and op.version < version(op):
@@ -154,8 +159,8 @@ _CALCULATES = (SHARED | FREE | {kind for kinds in FIXED.values() for kind in kin
 }
 
 
-def _types(op: Op) -> Iterator[str]:
-    """Integers go in and come out alike, with scales."""
+def _type_problems(op: Op) -> Iterator[str]:
+    """Violations where integer inputs and outputs have different types or no scale."""
     numbers = [t for t in (*op.taken, *op.outputs) if t.is_float or t.dtype in _INTEGERS]
     if not any(t.scale is not None for t in numbers):
         return  # floats, or whole numbers that stand for themselves
@@ -168,14 +173,14 @@ def _types(op: Op) -> Iterator[str]:
             return
 
 
-def _weighted(op: Op) -> Iterator[str]:
+def _weight_problems(op: Op) -> Iterator[str]:
     rule = WEIGHTED[op.kind]
     if len(op.inputs) <= rule.weight:
         yield "it has no weights"
         return
-    entry, weight, out = op.inputs[rule.taken], op.inputs[rule.weight], op.outputs[0]
+    source, weight, out = op.inputs[rule.taken], op.inputs[rule.weight], op.outputs[0]
     bias = op.inputs[rule.bias] if len(op.inputs) > rule.bias else None
-    if entry is None or weight is None:
+    if source is None or weight is None:
         yield "it has no input or no weights"
         return
     if weight.dtype == np.int8 and weight.scale is not None:
@@ -188,17 +193,17 @@ def _weighted(op: Op) -> Iterator[str]:
             yield f"the weight {weight.name!r} has its scales along axis {weight.axis}, not {axis}"
     elif weight.dtype == np.int8:
         yield f"the weight {weight.name!r} is int8 without a scale"
-    if entry.dtype not in _INTEGERS:
+    if source.dtype not in _INTEGERS:
         return
-    if weight.dtype != np.int8 or out.dtype != entry.dtype:
-        yield f"it takes {entry.dtype} by {weight.dtype} and gives {out.dtype}"
+    if weight.dtype != np.int8 or out.dtype != source.dtype:
+        yield f"it takes {source.dtype} by {weight.dtype} and gives {out.dtype}"
         return
-    if entry.scale is None or out.scale is None or weight.scale is None:
+    if source.scale is None or out.scale is None or weight.scale is None:
         yield "it computes with integers that have no scale"
         return
-    products = float(entry.scale[0]) * weight.scale.astype(np.float64)
+    products = float(source.scale[0]) * weight.scale.astype(np.float64)
     gain = float(products.max()) / float(out.scale[0])
-    if entry.dtype == np.int16 and weight.data is not None:
+    if source.dtype == np.int16 and weight.data is not None:
         # The sum, rescaled, must fit in 32 bits, or it wraps around.
         axes = tuple(i for i in range(weight.data.ndim) if i != (rule.axis or 0))
         sums = np.abs(weight.data.astype(np.float64)).sum(axis=axes) * 32768
@@ -207,9 +212,9 @@ def _weighted(op: Op) -> Iterator[str]:
         yield f"its products are scaled up by {gain:.3g} to its output, which kernels cannot do"
     if bias is None:
         return
-    wanted = np.int32 if entry.dtype == np.int8 else np.int64
-    if bias.dtype != wanted and not (bias.dtype == np.int32 and entry.dtype == np.int16):
-        yield f"the bias {bias.name!r} is {bias.dtype}, must be {np.dtype(wanted)}"
+    bias_dtype = np.int32 if source.dtype == np.int8 else np.int64
+    if bias.dtype != bias_dtype and not (bias.dtype == np.int32 and source.dtype == np.int16):
+        yield f"the bias {bias.name!r} is {bias.dtype}, must be {np.dtype(bias_dtype)}"
     elif bias.scale is None or bias.scale.size != products.size:
         count = 0 if bias.scale is None else bias.scale.size
         yield f"the bias {bias.name!r} has {count} scales, its weight {products.size}"
@@ -220,15 +225,15 @@ def _weighted(op: Op) -> Iterator[str]:
         )
 
 
-def _shapes(op: Op) -> Iterator[str]:
-    """Of the operators that most of a network is made of."""
+def _shape_problems(op: Op) -> Iterator[str]:
+    """Violations in the shapes of the most frequent operators."""
     out = op.outputs[0] if op.outputs else None
     if out is None or any(-1 in tensor.shape for tensor in op.taken):
         return
     if op.kind in ("RESHAPE", "SQUEEZE", "EXPAND_DIMS") and op.taken[0].size != out.size:
         yield f"{list(op.taken[0].shape)} has other numbers than {list(out.shape)}"
     if op.kind in ("CONV_2D", "DEPTHWISE_CONV_2D"):
-        yield from _convolved(op, op.taken[1].shape[1:3])
+        yield from _window_problems(op, op.taken[1].shape[1:3])
         place = 3 if op.kind == "DEPTHWISE_CONV_2D" else 0
         depth = op.taken[1].shape[-1] if op.kind == "CONV_2D" else 1
         if not depth or op.taken[0].shape[-1] % depth:
@@ -239,7 +244,7 @@ def _shapes(op: Op) -> Iterator[str]:
             yield f"it gives {out.shape[-1]} channels by {op.taken[2].size} biases"
     if op.kind in ("AVERAGE_POOL_2D", "MAX_POOL_2D"):
         kernel = (op.options["filterHeight"], op.options["filterWidth"])
-        yield from _convolved(op, kernel)
+        yield from _window_problems(op, kernel)
     if op.kind == "CONCATENATION":
         axis = op.options["axis"] % max(1, len(out.shape))
         if sum(tensor.shape[axis] for tensor in op.taken) != out.shape[axis]:
@@ -252,10 +257,12 @@ def _shapes(op: Op) -> Iterator[str]:
             yield f"it gives {list(out.shape)} by {list(op.taken[1].shape)}"
 
 
-def _convolved(op: Op, kernel: tuple[int, ...]) -> Iterator[str]:
-    taken, out = op.taken[0].shape, op.outputs[0].shape
-    if len(taken) != 4 or len(out) != 4:
-        yield f"it takes {list(taken)} and gives {list(out)}; both must have four axes"
+def _window_problems(op: Op, kernel: tuple[int, ...]) -> Iterator[str]:
+    input_shape, output_shape = op.taken[0].shape, op.outputs[0].shape
+    if len(input_shape) != 4 or len(output_shape) != 4:
+        yield (
+            f"it takes {list(input_shape)} and gives {list(output_shape)}; both must have four axes"
+        )
         return
     for axis, side in enumerate(("H", "W")):
         stride = op.options[f"stride{side}"]
@@ -263,11 +270,11 @@ def _convolved(op: Op, kernel: tuple[int, ...]) -> Iterator[str]:
             yield f"it has a stride of {stride}"
             continue
         reach = (kernel[axis] - 1) * op.options.get(f"dilation{side}Factor", 1) + 1
-        size = taken[1 + axis]
+        size = input_shape[1 + axis]
         same = op.options["padding"] == SAME
-        wanted = -(-size // stride) if same else (size - reach) // stride + 1
-        if out[1 + axis] != wanted:
-            yield f"it gives {list(out)} where {wanted} is right on axis {1 + axis}"
+        expected = -(-size // stride) if same else (size - reach) // stride + 1
+        if output_shape[1 + axis] != expected:
+            yield f"it gives {list(output_shape)} where {expected} is right on axis {1 + axis}"
 
 
 def _scale(tensor: Tensor) -> float:
@@ -280,9 +287,9 @@ def _zero(tensor: Tensor) -> int:
     return int(tensor.zero_point[0])
 
 
-def _alike(left: Tensor, right: Tensor) -> bool:
+def _same_scale(left: Tensor, right: Tensor) -> bool:
     return math.isclose(_scale(left), _scale(right), rel_tol=1e-5) and _zero(left) == _zero(right)
 
 
-def _told(tensor: Tensor) -> str:
+def _scale_and_zero(tensor: Tensor) -> str:
     return f"{_scale(tensor):.6g} and {_zero(tensor)}"

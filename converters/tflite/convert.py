@@ -1,4 +1,4 @@
-"""ONNX to a float .tflite: lowered rule by rule, then tidied by passes. Runs in a child process."""
+"""Converts ONNX to a float .tflite file by rules and passes. Runs in a child process."""
 
 import json
 import re
@@ -53,8 +53,8 @@ def _lowered(path: Path) -> tuple[Net, lowering.Lowering]:
     except UnsupportedError:
         raise
     except Exception as error:
-        what = f"{walk.node.op_type} {walk.node.name!r}" if walk.node else "it"
-        raise UnsupportedError(f"{what} cannot be lowered to TFLite: {reason(error)}") from error
+        subject = f"{walk.node.op_type} {walk.node.name!r}" if walk.node else "it"
+        raise UnsupportedError(f"{subject} cannot be lowered to TFLite: {reason(error)}") from error
     net.tell_apart()  # a constant that is stored in several ways is several tensors
     ranges = qdq.absorb(net)
     tidy(net)
@@ -66,23 +66,25 @@ def _lowered(path: Path) -> tuple[Net, lowering.Lowering]:
 
 
 def _open(net: Net, walk: lowering.Lowering) -> None:
-    """Refuse what LiteRT cannot open, while it is known what it was made of."""
+    """Raises UnsupportedError, with the ONNX node, where LiteRT cannot open the converted file."""
     try:
         interpreter(write(net))
     except Exception as error:
-        said, made = reason(error), "it"
-        number = re.search(r"Node number (\d+)", said)
+        message, subject = reason(error), "it"
+        number = re.search(r"Node number (\d+)", message)
         if number and int(number.group(1)) < len(net.ops):  # beyond are the delegates
             node = walk.makers.get(net.ops[int(number.group(1))].outputs[0])
-            made = f"{node.op_type} {node.name!r}" if node else made
-        raise UnsupportedError(f"{made}: LiteRT cannot open the converted file: {said}") from None
+            subject = f"{node.op_type} {node.name!r}" if node else subject
+        raise UnsupportedError(
+            f"{subject}: LiteRT cannot open the converted file: {message}"
+        ) from None
 
 
 def to_float(path: str, folder: str) -> None:
-    """Write `model.tflite` to the folder, and to `makers.json` which node of the ONNX graph each
-    tensor of it was made for."""
+    """Write `model.tflite` to the folder, and to `makers.json` the ONNX node for which each of its
+    tensors was written."""
     net, walk = _lowered(Path(path))
-    made = {tensor.name: node for tensor, node in walk.makers.items() if node is not None}
-    makers = {name: f"{node.op_type} {node.name or ''!r}" for name, node in made.items()}
+    nodes = {tensor.name: node for tensor, node in walk.makers.items() if node is not None}
+    makers = {name: f"{node.op_type} {node.name or ''!r}" for name, node in nodes.items()}
     (Path(folder) / "makers.json").write_text(json.dumps(makers), "utf-8")
     (Path(folder) / "model.tflite").write_bytes(write(net))

@@ -1,4 +1,4 @@
-"""Convolutions: channels last, SAME where it is exactly what the pads say, else PAD and VALID."""
+"""Convolutions: channels last, SAME where it equals the node's pads exactly, else PAD and VALID."""
 
 from collections.abc import Sequence
 
@@ -11,9 +11,10 @@ from onmetal.converters.tflite.nodes import attribute, refuse
 
 
 class Window:
-    """A sliding window over spatial axes: what Conv and pooling share.
+    """A sliding window over spatial axes, for Conv and pooling.
 
-    `begin`, `end`: padding of each axis, trimmed to what is read. `out`: the sizes that come out.
+    `begin`, `end`: padding of each axis, without padding at the end that no window reads. `out`:
+    the sizes of the output.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Window:
 
     @property
     def same(self) -> bool:
-        """Whether TFLite's SAME reads exactly this."""
+        """Whether TFLite's SAME has exactly these windows."""
         for axis, size in enumerate(self.sizes):
             stride = self.strides[axis]
             if self.out[axis] != -(-size // stride):
@@ -82,7 +83,7 @@ def spatial(low: Lowering, node: ir.Node, value: ir.Value) -> tuple[Tensor, bool
 
 
 def give_spatial(low: Lowering, value: ir.Value, tensor: Tensor, flat: bool) -> None:
-    """The other way: [n, h, w, c] is what the output is."""
+    """The reverse of `spatial`: set [n, h, w, c] as the tensor that stores a node's output."""
     if flat:
         batch, _, length, channels = tensor.shape
         low.give(value, low.reshaped(tensor, (batch, length, channels)), (0, 2, 1))
@@ -91,7 +92,7 @@ def give_spatial(low: Lowering, value: ir.Value, tensor: Tensor, flat: bool) -> 
 
 
 def deepened(values: Sequence[int], flat: bool, fill: int) -> list[int]:
-    """Settings of one spatial axis as those of two."""
+    """Settings of one spatial axis as settings of two, where the operator is one-dimensional."""
     return [fill, *values] if flat else list(values)
 
 
@@ -140,7 +141,7 @@ def conv(low: Lowering, node: ir.Node) -> None:
     if depthwise:
         options["depthMultiplier"] = outputs // channels
     sizes = deepened(window.out, flat, 1)
-    made = low.emit(
+    result = low.emit(
         "DEPTHWISE_CONV_2D" if depthwise else "CONV_2D",
         [
             tensor,
@@ -151,7 +152,7 @@ def conv(low: Lowering, node: ir.Node) -> None:
         name=f"{out.name}/conv" if flat else "",
         **options,
     )
-    give_spatial(low, out, made, flat)
+    give_spatial(low, out, result, flat)
 
 
 @lowers(
@@ -160,7 +161,7 @@ def conv(low: Lowering, node: ir.Node) -> None:
     limits="constant weights and bias; one or two spatial axes; groups become one dense product",
 )
 def conv_transpose(low: Lowering, node: ir.Node) -> None:
-    """The whole product (VALID), of which the pads are cut off; SAME where it is what they say."""
+    """The full output (VALID) is cropped by the pads; SAME is used where it equals the pads."""
     weight = low.constant(low.input(node, 1))  # [in, out / groups, kernel]
     bias_value = low.given(node, 2)
     bias = low.constant(bias_value)
@@ -168,28 +169,34 @@ def conv_transpose(low: Lowering, node: ir.Node) -> None:
         raise refuse(node, "its weights are computed, not constant")
     value, out = low.input(node), node.outputs[0]
     tensor, flat = spatial(low, node, value)
-    weight = _dense(weight, int(attribute(node, "group", 1)))
+    weight = _dense_weight(weight, int(attribute(node, "group", 1)))
     rank = weight.ndim - 2
     strides = [int(n) for n in attribute(node, "strides", [1] * rank)]
     dilations = [int(n) for n in attribute(node, "dilations", [1] * rank)]
-    weight = _dilated(weight, dilations)
+    weight = _dilated_weight(weight, dilations)
     sizes: Sequence[int] = low.shape(value)[2:]
-    begin, wanted = _transposed_window(node, sizes, strides, weight.shape[2:])
+    begin, out_sizes = _transposed_window(node, sizes, strides, weight.shape[2:])
     if flat:
         weight = weight[:, :, None, :]
         strides, begin = [1, *strides], [0, *begin]
-        sizes, wanted = [1, *sizes], [1, *wanted]
+        sizes, out_sizes = [1, *sizes], [1, *out_sizes]
     kernel = weight.transpose(1, 2, 3, 0)
-    tensor, grown = _reaching(low, tensor, list(sizes), wanted, strides, begin, kernel.shape[1:3])
-    whole = [(n - 1) * s + k for n, s, k in zip(grown, strides, kernel.shape[1:3], strict=True)]
+    tensor, in_sizes = _padded_behind(
+        low, tensor, list(sizes), out_sizes, strides, begin, kernel.shape[1:3]
+    )
+    full_sizes = [
+        (n - 1) * s + k for n, s, k in zip(in_sizes, strides, kernel.shape[1:3], strict=True)
+    ]
     same = all(
         w == n * s and b == max(0, k - s) // 2
-        for w, n, s, b, k in zip(wanted, grown, strides, begin, kernel.shape[1:3], strict=True)
+        for w, n, s, b, k in zip(
+            out_sizes, in_sizes, strides, begin, kernel.shape[1:3], strict=True
+        )
     )
-    shape = (tensor.shape[0], *(wanted if same else whole), kernel.shape[0])
+    shape = (tensor.shape[0], *(out_sizes if same else full_sizes), kernel.shape[0])
     if bias is None:
         bias = np.zeros(kernel.shape[0], np.float32)
-    made = low.emit(
+    result = low.emit(
         "TRANSPOSE_CONV",
         [
             low.ints(shape, "shape"),
@@ -204,9 +211,9 @@ def conv_transpose(low: Lowering, node: ir.Node) -> None:
         strideH=strides[0],
         strideW=strides[1],
     )
-    if tuple(made.shape[1:3]) != tuple(wanted):
-        made = crop(low, made, begin, wanted)
-    give_spatial(low, out, made, flat)
+    if tuple(result.shape[1:3]) != tuple(out_sizes):
+        result = crop(low, result, begin, out_sizes)
+    give_spatial(low, out, result, flat)
 
 
 def crop(low: Lowering, tensor: Tensor, begin: Sequence[int], sizes: Sequence[int]) -> Tensor:
@@ -222,70 +229,73 @@ def crop(low: Lowering, tensor: Tensor, begin: Sequence[int], sizes: Sequence[in
     )
 
 
-def _dense(weight: np.ndarray, groups: int) -> np.ndarray:
+def _dense_weight(weight: np.ndarray, groups: int) -> np.ndarray:
     """[in, out / groups, ...] -> [in, out, ...], zero between channels of different groups."""
     if groups == 1:
         return weight
     inputs, outputs = weight.shape[0] // groups, weight.shape[1]
-    found = np.zeros((weight.shape[0], outputs * groups, *weight.shape[2:]), weight.dtype)
+    dense = np.zeros((weight.shape[0], outputs * groups, *weight.shape[2:]), weight.dtype)
     for group in range(groups):
         rows = slice(group * inputs, (group + 1) * inputs)
-        found[rows, group * outputs : (group + 1) * outputs] = weight[rows]
-    return found
+        dense[rows, group * outputs : (group + 1) * outputs] = weight[rows]
+    return dense
 
 
-def _dilated(weight: np.ndarray, dilations: Sequence[int]) -> np.ndarray:
+def _dilated_weight(weight: np.ndarray, dilations: Sequence[int]) -> np.ndarray:
     """The kernel with zeros between its values."""
     if all(d == 1 for d in dilations):
         return weight
     sizes = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], dilations, strict=True)]
-    found = np.zeros((*weight.shape[:2], *sizes), weight.dtype)
-    found[(slice(None), slice(None), *(slice(None, None, d) for d in dilations))] = weight
-    return found
+    dilated = np.zeros((*weight.shape[:2], *sizes), weight.dtype)
+    dilated[(slice(None), slice(None), *(slice(None, None, d) for d in dilations))] = weight
+    return dilated
 
 
 def _transposed_window(
     node: ir.Node, sizes: Sequence[int], strides: Sequence[int], kernel: Sequence[int]
 ) -> tuple[list[int], list[int]]:
-    """How much of the whole product is cut off in front of each axis, and what size is left (as
-    ONNX Runtime computes ConvTranspose; `output_shape` goes before pads, and before VALID)."""
+    """-> how much of the full output is cropped at the begin of each axis, and the size that is
+    left, as ONNX Runtime computes ConvTranspose. `output_shape` takes precedence over pads and over
+    VALID."""
     rank = len(sizes)
     auto = attribute(node, "auto_pad", "NOTSET")
     pads = [int(n) for n in attribute(node, "pads", [0] * (2 * rank))]
     extra = [int(n) for n in attribute(node, "output_padding", [0] * rank)]
-    asked = [int(n) for n in attribute(node, "output_shape", [])][-rank:]
-    begin, wanted = [], []
+    output_shape = [int(n) for n in attribute(node, "output_shape", [])][-rank:]
+    begin, out_sizes = [], []
     for axis, size in enumerate(sizes):
-        whole = (size - 1) * strides[axis] + kernel[axis] + extra[axis]
-        if asked or auto.startswith("SAME"):
-            total = max(0, whole - (asked[axis] if asked else size * strides[axis]))
+        full_size = (size - 1) * strides[axis] + kernel[axis] + extra[axis]
+        if output_shape or auto.startswith("SAME"):
+            total = max(
+                0, full_size - (output_shape[axis] if output_shape else size * strides[axis])
+            )
             first = total // 2 if auto == "SAME_UPPER" else total - total // 2
         else:
             padded = auto == "NOTSET"
             total = pads[axis] + pads[axis + rank] if padded else 0
             first = pads[axis] if padded else 0
         begin.append(first)
-        wanted.append(asked[axis] if asked else whole - total)
-    return begin, wanted
+        out_sizes.append(output_shape[axis] if output_shape else full_size - total)
+    return begin, out_sizes
 
 
-def _reaching(
+def _padded_behind(
     low: Lowering,
     tensor: Tensor,
     sizes: list[int],
-    wanted: Sequence[int],
+    out_sizes: Sequence[int],
     strides: Sequence[int],
     begin: Sequence[int],
     kernel: Sequence[int],
 ) -> tuple[Tensor, list[int]]:
-    """Zeros behind the input where `output_padding` asks for more than the product has: there,
-    only the bias is left."""
+    """Pad the end of the input with zeros where `output_padding` asks for a larger output than the
+    full product: there the output is the bias alone. -> the tensor and its spatial sizes."""
     more = []
     for axis, size in enumerate(sizes):
-        whole = (size - 1) * strides[axis] + kernel[axis]
-        short = begin[axis] + wanted[axis] - whole
+        full_size = (size - 1) * strides[axis] + kernel[axis]
+        short = begin[axis] + out_sizes[axis] - full_size
         more.append(max(0, -(-short // strides[axis])))
     if not any(more):
         return tensor, sizes
-    grown = [size + extra for size, extra in zip(sizes, more, strict=True)]
-    return pad(low, tensor, [0, 0], more), grown
+    padded_sizes = [size + extra for size, extra in zip(sizes, more, strict=True)]
+    return pad(low, tensor, [0, 0], more), padded_sizes

@@ -9,8 +9,8 @@ from onmetal.converters.tflite.nodes import attribute, refuse
 
 
 def common_order(low: Lowering, values: list[ir.Value], rank: int) -> Order:
-    """The order in which the most of them are stored already, counted in numbers: the others are
-    rearranged. Constants have none."""
+    """The order in which most of the values' elements are stored already, so that the fewest are
+    rearranged. Constants do not count."""
     weights: dict[Order, int] = {}
     for value in values:
         tensor, order = low.value(value)
@@ -19,9 +19,9 @@ def common_order(low: Lowering, values: list[ir.Value], rank: int) -> Order:
         extra = rank - len(order)
         lifted = tuple(range(extra)) + tuple(axis + extra for axis in order)
         weights[lifted] = weights.get(lifted, 0) + tensor.size
-        for known, now, other in low.arranged_as:  # so it is there already
-            if known is tensor and now == order and len(other) == rank and other != lifted:
-                weights[other] = weights.get(other, 0) + tensor.size
+        for arranged, stored, target in low.arranged_as:  # a rearranged copy that exists already
+            if arranged is tensor and stored == order and len(target) == rank and target != lifted:
+                weights[target] = weights.get(target, 0) + tensor.size
     if not weights:
         return tuple(range(rank))
     return max(weights, key=lambda order: (weights[order], order == NHWC))
@@ -31,7 +31,7 @@ def aligned(low: Lowering, values: list[ir.Value]) -> tuple[list[Tensor], Order]
     """The tensors in one order, to be broadcast. Constants lose axes of length 1 in front."""
     rank = max(len(low.shape(value)) for value in values)
     order = common_order(low, values, rank)
-    found = []
+    tensors = []
     for value in values:
         tensor = low.arranged(value, order)
         if tensor.data is not None:
@@ -39,8 +39,8 @@ def aligned(low: Lowering, values: list[ir.Value]) -> tuple[list[Tensor], Order]
             while shape and shape[0] == 1:
                 shape = shape[1:]
             tensor = low.reshaped(tensor, shape)
-        found.append(tensor)
-    return found, order
+        tensors.append(tensor)
+    return tensors, order
 
 
 _BINARY = {
@@ -59,9 +59,9 @@ _BINARY = {
 }
 
 
-def _given(low: Lowering, out: ir.Value, tensor: Tensor, order: Order) -> None:
-    """Where every operand was shorter than the result's broadcast rank allows, nothing is left to
-    do; else the shape is the ONNX one in this order."""
+def _give_broadcast(low: Lowering, out: ir.Value, tensor: Tensor, order: Order) -> None:
+    """Set the tensor as a node's output, reshaped to the ONNX shape in this order where leading
+    axes of length 1 are missing."""
     sizes = low.shape(out)
     low.give(out, low.reshaped(tensor, tuple(sizes[axis] for axis in order)), order)
 
@@ -75,14 +75,14 @@ def arithmetic(low: Lowering, node: ir.Node) -> None:
     if kind == "DIV" and left.dtype.kind == "i":
         if left.dtype == np.int64:
             raise refuse(node, "whole numbers of 64 bits are not divided in TFLite")
-        made = low.binary("DIV", left, right)
+        result = low.binary("DIV", left, right)
     elif kind == "DIV" and right.data is not None and np.all(right.data != 0):
         # Runtimes multiply faster than they divide, and quantize only products.
         inverse = low.floats(1 / right.data.astype(np.float64), "inverse")
-        made = low.binary("MUL", left, inverse)
+        result = low.binary("MUL", left, inverse)
     else:
-        made = low.binary(kind, left, right)
-    _given(low, node.outputs[0], made, order)
+        result = low.binary(kind, left, right)
+    _give_broadcast(low, node.outputs[0], result, order)
 
 
 @lowers(
@@ -96,27 +96,27 @@ def arithmetic(low: Lowering, node: ir.Node) -> None:
 @lowers("And", "Or", "Xor", to="LOGICAL_AND, LOGICAL_OR, NOT_EQUAL")
 def truth(low: Lowering, node: ir.Node) -> None:
     (left, right), order = aligned(low, [low.input(node, 0), low.input(node, 1)])
-    made = low.binary(_BINARY[node.op_type], left, right, dtype=np.bool_)
-    _given(low, node.outputs[0], made, order)
+    result = low.binary(_BINARY[node.op_type], left, right, dtype=np.bool_)
+    _give_broadcast(low, node.outputs[0], result, order)
 
 
 @lowers("Max", "Min", to="MAXIMUM, MINIMUM")
 @lowers("Sum", to="ADD")
 @lowers("Mean", to="ADD, MUL")
 def variadic(low: Lowering, node: ir.Node) -> None:
-    """One after the other."""
+    """One binary operator after another."""
     kind = {"Max": "MAXIMUM", "Min": "MINIMUM"}.get(node.op_type, "ADD")
-    taken = [value for value in node.inputs if value is not None]
-    if len(taken) == 1:
-        low.values[node.outputs[0]] = low.value(taken[0])
+    values = [value for value in node.inputs if value is not None]
+    if len(values) == 1:
+        low.values[node.outputs[0]] = low.value(values[0])
         return
-    tensors, order = aligned(low, taken)
-    made = tensors[0]
+    tensors, order = aligned(low, values)
+    result = tensors[0]
     for tensor in tensors[1:]:
-        made = low.binary(kind, made, tensor)
+        result = low.binary(kind, result, tensor)
     if node.op_type == "Mean":
-        made = low.binary("MUL", made, low.like(made, 1 / len(tensors)))
-    _given(low, node.outputs[0], made, order)
+        result = low.binary("MUL", result, low.like(result, 1 / len(tensors)))
+    _give_broadcast(low, node.outputs[0], result, order)
 
 
 @lowers("Mod", to="FLOOR_MOD", limits="fmod=0")
@@ -124,33 +124,33 @@ def modulo(low: Lowering, node: ir.Node) -> None:
     if attribute(node, "fmod", 0):
         raise refuse(node, "fmod=1 is not supported")
     (left, right), order = aligned(low, [low.input(node, 0), low.input(node, 1)])
-    _given(low, node.outputs[0], low.binary("FLOOR_MOD", left, right), order)
+    _give_broadcast(low, node.outputs[0], low.binary("FLOOR_MOD", left, right), order)
 
 
 @lowers("Pow", to="MUL, SQRT, DIV, POW", limits="of whole numbers constant powers, 0 and more")
 def power(low: Lowering, node: ir.Node) -> None:
-    """Squares, cubes, roots and inverses by what runtimes are fast at."""
+    """Squares, cubes, roots and inverses by operators that are fast in runtimes."""
     value, exponent = low.input(node, 0), low.constant(low.input(node, 1))
     tensor, order = low.value(value)
-    one = float(exponent.reshape(-1)[0]) if exponent is not None and exponent.size == 1 else None
+    scalar = float(exponent.reshape(-1)[0]) if exponent is not None and exponent.size == 1 else None
     if exponent is not None and exponent.ndim > len(order):
-        one = None
+        scalar = None
     if not tensor.is_float and (exponent is None or np.any(exponent < 0)):
         raise refuse(node, "whole numbers to powers that are or may be negative are not supported")
-    if one in (2.0, 3.0) and tensor.is_float:
-        made = low.binary("MUL", tensor, tensor)
-        if one == 3.0:
-            made = low.binary("MUL", made, tensor)
-    elif one == 0.5:
-        made = low.unary("SQRT", tensor)
-    elif one == -1.0:
-        made = low.binary("DIV", low.like(tensor, 1.0), tensor)
+    if scalar in (2.0, 3.0) and tensor.is_float:
+        result = low.binary("MUL", tensor, tensor)
+        if scalar == 3.0:
+            result = low.binary("MUL", result, tensor)
+    elif scalar == 0.5:
+        result = low.unary("SQRT", tensor)
+    elif scalar == -1.0:
+        result = low.binary("DIV", low.like(tensor, 1.0), tensor)
     else:
         (left, right), order = aligned(low, [value, low.input(node, 1)])
         if right.dtype != left.dtype:
             right = low.emit("CAST", [right], right.shape, dtype=left.dtype)
-        made = low.binary("POW", left, right)
-    _given(low, node.outputs[0], made, order)
+        result = low.binary("POW", left, right)
+    _give_broadcast(low, node.outputs[0], result, order)
 
 
 _UNARY = {
@@ -182,10 +182,10 @@ def unary(low: Lowering, node: ir.Node) -> None:
 def negative(low: Lowering, node: ir.Node) -> None:
     tensor, order = low.value(low.input(node))
     if tensor.is_float:  # a product is what runtimes quantize
-        made = low.binary("MUL", tensor, low.like(tensor, -1.0))
+        result = low.binary("MUL", tensor, low.like(tensor, -1.0))
     else:
-        made = low.unary("NEG", tensor)
-    low.give(node.outputs[0], made, order)
+        result = low.unary("NEG", tensor)
+    low.give(node.outputs[0], result, order)
 
 
 @lowers("Reciprocal", to="DIV")
@@ -216,20 +216,20 @@ def cast(low: Lowering, node: ir.Node) -> None:
     if dtype == tensor.dtype:
         low.values[node.outputs[0]] = Value(tensor, order)
         return
-    made = low.emit("CAST", [tensor], tensor.shape, dtype=dtype)
-    low.give(node.outputs[0], made, order)
+    result = low.emit("CAST", [tensor], tensor.shape, dtype=dtype)
+    low.give(node.outputs[0], result, order)
 
 
 @lowers("Where", to="SELECT_V2")
 def where(low: Lowering, node: ir.Node) -> None:
     tensors, order = aligned(low, [low.input(node, place) for place in range(3)])
     shape = np.broadcast_shapes(*(tensor.shape for tensor in tensors))
-    made = low.emit("SELECT_V2", tensors, shape, dtype=tensors[1].dtype)
-    _given(low, node.outputs[0], made, order)
+    result = low.emit("SELECT_V2", tensors, shape, dtype=tensors[1].dtype)
+    _give_broadcast(low, node.outputs[0], result, order)
 
 
 @lowers("IsNaN", to="NOT_EQUAL")
 def is_nan(low: Lowering, node: ir.Node) -> None:
     tensor, order = low.value(low.input(node))
-    made = low.binary("NOT_EQUAL", tensor, tensor, dtype=np.bool_)
-    low.give(node.outputs[0], made, order)
+    result = low.binary("NOT_EQUAL", tensor, tensor, dtype=np.bool_)
+    low.give(node.outputs[0], result, order)

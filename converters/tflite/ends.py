@@ -12,10 +12,10 @@ def ends(path: str) -> dict[str, list[dict[str, Any]]]:
     tensor's dtype, shape and quantization (scale 0 where it has none)."""
     net = read(Path(path))
     inputs, outputs = signature_names(net)
-    return {"inputs": _all(inputs, net.inputs), "outputs": _all(outputs, net.outputs)}
+    return {"inputs": _described(inputs, net.inputs), "outputs": _described(outputs, net.outputs)}
 
 
-def _all(names: list[str], tensors: list[Tensor]) -> list[dict[str, Any]]:
+def _described(names: list[str], tensors: list[Tensor]) -> list[dict[str, Any]]:
     return [
         {
             "name": name,

@@ -1,4 +1,4 @@
-"""TFLite as a model format. What is heavy is imported when it is asked for."""
+"""TFLite as a model format. Large packages are imported only when they are needed."""
 
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError

@@ -35,8 +35,8 @@ class Grid:
         self.place()
 
     def raise_to(self, scale: float) -> bool:
-        """Take this scale where the one from the range is finer than kernels can compute with.
-        -> whether it changed."""
+        """Raise the scale to at least `scale`, below which kernels cannot compute. -> whether it
+        changed."""
         if self.fixed or self.scale >= scale:
             return False
         self.scale = float(np.float32(scale))

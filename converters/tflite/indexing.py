@@ -1,4 +1,4 @@
-"""What takes parts of tensors, puts them together or surrounds them."""
+"""Slices, splits, joins, paddings and gathers of tensors."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from onmetal.converters.tflite.reshape import tiled
 def strided(
     low: Lowering, tensor: Tensor, first: list[int], last: list[int], steps: list[int]
 ) -> Tensor:
-    """`last` -1 with a step backwards: up to and with the first."""
+    """A STRIDED_SLICE. `last`: exclusive; -1 with a negative step: down to index 0, inclusive."""
     shape = [len(range(*span)) for span in zip(first, last, steps, strict=True)]
     mask = sum(
         1 << axis
@@ -56,10 +56,10 @@ def slice_(low: Lowering, node: ir.Node) -> None:
         begin[axis], end[axis], step[axis] = span
     if 0 in low.shape(node.outputs[0]):
         raise refuse(node, "its output is empty")
-    made = strided(
+    result = strided(
         low, tensor, [begin[a] for a in order], [end[a] for a in order], [step[a] for a in order]
     )
-    low.give(node.outputs[0], made, order)
+    low.give(node.outputs[0], result, order)
 
 
 @lowers("Split", to="SPLIT, SPLIT_V", limits="constant sizes")
@@ -74,10 +74,10 @@ def split(low: Lowering, node: ir.Node) -> None:
     if len(set(sizes)) == 1:
         low.emit_many("SPLIT", [low.ints(place), tensor], parts, numSplits=len(parts))
     else:
-        given = [tensor, low.ints(sizes, "sizes"), low.ints(place)]
-        low.emit_many("SPLIT_V", given, parts, numSplits=len(parts))
-    for out, made in zip(node.outputs, parts, strict=True):
-        low.give(out, made, order)
+        inputs = [tensor, low.ints(sizes, "sizes"), low.ints(place)]
+        low.emit_many("SPLIT_V", inputs, parts, numSplits=len(parts))
+    for out, result in zip(node.outputs, parts, strict=True):
+        low.give(out, result, order)
 
 
 @lowers("Concat", to="CONCATENATION")
@@ -87,8 +87,8 @@ def concat(low: Lowering, node: ir.Node) -> None:
     order = common_order(low, values, rank)
     place = order.index(int(attribute(node, "axis")) % rank)
     tensors = [low.arranged(v, order) for v in values if 0 not in low.shape(v)]
-    made = joined(low, tensors, place)
-    low.give(node.outputs[0], made, order)
+    result = joined(low, tensors, place)
+    low.give(node.outputs[0], result, order)
 
 
 @lowers(
@@ -97,7 +97,7 @@ def concat(low: Lowering, node: ir.Node) -> None:
     limits="constant pads; modes constant, reflect and edge",
 )
 def pad(low: Lowering, node: ir.Node) -> None:
-    """Negative pads are cut off first."""
+    """Negative pads become a STRIDED_SLICE first."""
     value = low.input(node)
     tensor, order = low.value(value)
     rank = len(order)
@@ -116,16 +116,16 @@ def pad(low: Lowering, node: ir.Node) -> None:
     mode = attribute(node, "mode", "constant")
     if mode == "constant":
         fill = low.setting(node, "value", 2)
-        made = _filled(low, tensor, sides, 0.0 if fill is None else float(fill.reshape(-1)[0]))
+        result = _filled(low, tensor, sides, 0.0 if fill is None else float(fill.reshape(-1)[0]))
     elif mode == "reflect":
-        made = _grown(low, "MIRROR_PAD", [tensor], sides, mode=0)
+        result = _grown(low, "MIRROR_PAD", [tensor], sides, mode=0)
     elif mode == "edge":
-        made = tensor
+        result = tensor
         for place, (before, after) in enumerate(sides):
-            made = _edges(low, made, place, before, after)
+            result = _edges(low, result, place, before, after)
     else:
         raise refuse(node, f"mode {mode!r} is not supported")
-    low.give(node.outputs[0], made, order)
+    low.give(node.outputs[0], result, order)
 
 
 def _grown(
@@ -143,7 +143,7 @@ def _filled(low: Lowering, tensor: Tensor, sides: list[list[int]], fill: float) 
 
 
 def _edges(low: Lowering, tensor: Tensor, place: int, before: int, after: int) -> Tensor:
-    """The outermost values of an axis, again and again."""
+    """Pad an axis by repeating its outermost values."""
     parts = [tensor]
     if before:
         parts.insert(0, _repeated(low, part(low, tensor, place, 0, 1), place, before))
@@ -163,12 +163,12 @@ MOVES = frozenset(
     {"Cast", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose"}
     | {"Unsqueeze"}
 )
-"""Operators whose output has no other numbers than their first input."""
+"""Operators whose output values are all values of their first input."""
 
 
 def may_be_negative(value: ir.Value) -> bool:
-    """Whether indices are computed by something that can count from the end. An input of the graph
-    is taken to hold none such (docs/tflite.md)."""
+    """Whether computed indices may be negative, which counts from the end. An input of the graph is
+    assumed not to hold negative ones (docs/tflite.md)."""
     maker = value.producer()
     while maker is not None and maker.op_type in MOVES and maker.inputs[0] is not None:
         maker = maker.inputs[0].producer()
@@ -176,7 +176,8 @@ def may_be_negative(value: ir.Value) -> bool:
 
 
 def counted_from_front(low: Lowering, index: Tensor, sizes: Tensor) -> Tensor:
-    """Indices where -1 stands for the last; `sizes`: of the axes, shaped to be broadcast."""
+    """Indices from 0 on, from indices where -1 stands for the last one; `sizes`: of the axes,
+    shaped to be broadcast."""
     below = low.binary("LESS", index, low.like(index, 0), dtype=np.bool_)
     again = low.binary("ADD", index, sizes)
     return low.emit("SELECT_V2", [below, again, index], index.shape, dtype=index.dtype)
@@ -189,10 +190,10 @@ def gather(low: Lowering, node: ir.Node) -> None:
     rank = len(order)
     axis = int(attribute(node, "axis", 0)) % rank
     place = order.index(axis)
-    found = low.constant(index_value)
-    if found is not None:
-        found = np.where(found < 0, found + low.shape(value)[axis], found)
-        index = low.ints(found, "indices")
+    indices = low.constant(index_value)
+    if indices is not None:
+        indices = np.where(indices < 0, indices + low.shape(value)[axis], indices)
+        index = low.ints(indices, "indices")
     else:
         index = low.plain(index_value)
         if may_be_negative(index_value):
@@ -206,8 +207,8 @@ def gather(low: Lowering, node: ir.Node) -> None:
             new += range(axis, axis + extra)
         else:
             new.append(label if label < axis else label + extra - 1)
-    made = low.emit("GATHER", [tensor, index], shape, axis=place)
-    low.give(node.outputs[0], made, tuple(new))
+    result = low.emit("GATHER", [tensor, index], shape, axis=place)
+    low.give(node.outputs[0], result, tuple(new))
 
 
 @lowers(
@@ -219,10 +220,10 @@ def gather_nd(low: Lowering, node: ir.Node) -> None:
     if attribute(node, "batch_dims", 0):
         raise refuse(node, "batch_dims other than 0 is not supported")
     value, index_value = low.input(node, 0), low.input(node, 1)
-    found = low.constant(index_value)
-    if found is not None:
-        sizes = np.asarray(low.shape(value)[: found.shape[-1]])
-        index = low.ints(np.where(found < 0, found + sizes, found), "indices")
+    indices = low.constant(index_value)
+    if indices is not None:
+        sizes = np.asarray(low.shape(value)[: indices.shape[-1]])
+        index = low.ints(np.where(indices < 0, indices + sizes, indices), "indices")
     else:
         index = low.plain(index_value)
         if may_be_negative(index_value):
@@ -249,11 +250,11 @@ def one_hot(low: Lowering, node: ir.Node) -> None:
     rank = len(low.shape(out))
     axis = int(attribute(node, "axis", -1)) % rank
     scalars = [low.like(Tensor("", (), values.dtype), values[place]) for place in (1, 0)]
-    made = low.emit(
+    result = low.emit(
         "ONE_HOT",
         [index, low.ints(int(depth.reshape(-1)[0])), *scalars],
         low.shape(out),
         dtype=values.dtype,
         axis=axis,
     )
-    low.give(out, made)
+    low.give(out, result)

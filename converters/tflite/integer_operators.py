@@ -13,15 +13,16 @@ from onmetal.errors import UnsupportedError
 from onmetal.ranges import Range
 
 FARTHEST = 1e32
-"""No tensor that reaches farther is quantized: kernels shift its scale by up to 20 bits in float32,
-and end the process where that overflows."""
+"""The limit of a quantized tensor's range: kernels shift its scale by up to 20 bits in float32, and
+abort the process where that overflows."""
 
 
 def integer_operators(
     net: Net, ranges: Mapping[str, Range], activation: Activation, keep_float: frozenset[str]
 ) -> set[Op]:
-    """Raises UnsupportedError where none multiplies by weights or two tensors: integers are worth
-    it only for such products and for what lies between them."""
+    """The operators that are computed in integers. Raises UnsupportedError where none of them
+    multiplies by weights or two tensors: integers save time only in such products and in the
+    operators between them."""
     consumers = net.consumers()
     chosen = _computable(net, ranges, activation, keep_float)
     while True:
@@ -42,7 +43,7 @@ def integer_operators(
 
 
 def multiplies(op: Op) -> bool:
-    """Whether it multiplies by weights, or two tensors, and sums up the products."""
+    """Whether an operator multiplies by weights, or two tensors, and sums up the products."""
     return op.kind in WEIGHTED or op.kind == "BATCH_MATMUL"
 
 
@@ -64,7 +65,7 @@ def _computable(
 
 
 def has_integer_kernel(op: Op, activation: Activation) -> bool:
-    """Whether it has an integer kernel for what it computes with."""
+    """Whether there is an integer kernel for an operator with its operands."""
     if not supported(op.kind, activation):
         return False
     if not activations(op) or any(tensor.size == 0 for tensor in op.taken):
@@ -100,7 +101,7 @@ def _fits_a_grid(
 
 
 def _products_have_a_scale(op: Op, ranges: Mapping[str, Range]) -> bool:
-    """Whether the scale of its products is one that kernels can compute with."""
+    """Whether kernels can compute with the scale of an operator's products."""
     if op.kind not in (*WEIGHTED, "BATCH_MATMUL", "DIV", "MUL", "SQUARED_DIFFERENCE"):
         return True
     factors = [tensor for tensor in op.taken if tensor.is_float]
@@ -113,9 +114,9 @@ def _products_have_a_scale(op: Op, ranges: Mapping[str, Range]) -> bool:
 
 
 def _linked(net: Net, chosen: set[Op]) -> set[Op]:
-    """The chosen operators without those that only move values between operators on floats: such a
-    one stays where it leads, over others of its kind, from or to an operator that computes in
-    integers."""
+    """The chosen operators without those that only move values between float operators. One that
+    moves values is kept where it is connected, directly or through others that move values, to a
+    chosen operator that computes."""
     producers, consumers = net.producers(), net.consumers()
     waiting = [op for op in chosen if op.kind not in SHARED]
     linked = set(waiting)

@@ -1,4 +1,5 @@
-"""What a .tflite file takes and gives: channels last, or integers, where the target wants that."""
+"""Changes the inputs and outputs of a .tflite file to channels last or to integers, for targets
+that need it."""
 
 from onmetal.converters.tflite.lowering import NHWC
 from onmetal.converters.tflite.net import Net, Op, Tensor, signature_names
@@ -7,15 +8,20 @@ NCHW = (0, 3, 1, 2)
 
 
 def channels_last(net: Net) -> list[str]:
-    """Drop the TRANSPOSE between an image and the first operator, and between the last and an
-    output: who runs the file transposes. -> what the signature calls those inputs and outputs."""
+    """Drop the TRANSPOSE between an image input and the first operator, and between the last
+    operator and an output; the program that runs the file transposes instead. -> the names of those
+    inputs and outputs in the signature."""
     names = signature_names(net)
     net.names = names
     turned = []
     consumers = net.consumers()
     for place, tensor in enumerate(net.inputs):
         takers = consumers.get(tensor, [])
-        if not takers or tensor in net.outputs or any(not _turns(op, NHWC) for op in takers):
+        if (
+            not takers
+            or tensor in net.outputs
+            or any(not _transposes_to(op, NHWC) for op in takers)
+        ):
             continue
         first = takers[0].outputs[0]
         new = Tensor(tensor.name, first.shape, first.dtype, None, first.scale, first.zero_point)
@@ -27,7 +33,7 @@ def channels_last(net: Net) -> list[str]:
     producers = net.producers()
     for place, tensor in enumerate(net.outputs):
         last = producers.get(tensor)
-        if last is None or not _turns(last, NCHW) or net.consumers().get(tensor):
+        if last is None or not _transposes_to(last, NCHW) or net.consumers().get(tensor):
             continue
         if last.taken[0] in net.outputs or last.taken[0] in net.inputs:
             continue
@@ -37,7 +43,7 @@ def channels_last(net: Net) -> list[str]:
     return turned
 
 
-def _turns(op: Op, order: tuple[int, ...]) -> bool:
+def _transposes_to(op: Op, order: tuple[int, ...]) -> bool:
     if op.kind != "TRANSPOSE" or op.taken[1].data is None:
         return False
     return tuple(int(axis) for axis in op.taken[1].data.reshape(-1)) == order
@@ -51,18 +57,18 @@ def integers(net: Net) -> None:
         takers = consumers.get(tensor, [])
         if len(takers) != 1 or takers[0].kind != "QUANTIZE" or tensor in net.outputs:
             continue
-        made = takers[0].outputs[0]
+        quantized = takers[0].outputs[0]
         net.ops.remove(takers[0])
-        made.name = tensor.name
-        net.inputs[place] = made
+        quantized.name = tensor.name
+        net.inputs[place] = quantized
     producers = net.producers()
     for place, tensor in enumerate(net.outputs):
         op = producers.get(tensor)
         if op is None or op.kind != "DEQUANTIZE" or net.consumers().get(tensor):
             continue
-        made = op.taken[0]
-        if made in net.outputs or made in net.inputs or made.data is not None:
+        quantized = op.taken[0]
+        if quantized in net.outputs or quantized in net.inputs or quantized.data is not None:
             continue
         net.ops.remove(op)
-        made.name = tensor.name
-        net.outputs[place] = made
+        quantized.name = tensor.name
+        net.outputs[place] = quantized

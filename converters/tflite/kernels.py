@@ -1,4 +1,4 @@
-"""What TFLite's kernels compute with: which operators take which types and how many axes."""
+"""The types and ranks with which TFLite's kernels compute each operator."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ WHOLE = frozenset(
 )
 """Operators with kernels for integers and booleans too; all others compute with floats."""
 MOVES = frozenset({"CAST", "CONCATENATION", "GATHER", "RESHAPE", "STRIDED_SLICE", "TRANSPOSE"})
-"""Of these, operators with kernels for bytes as well, as images have them."""
+"""Operators of WHOLE that also have kernels for bytes, the type of images."""
 BYTES = (np.dtype(np.uint8), np.dtype(np.int8))
 FIVE = frozenset({"BATCH_MATMUL", "MIRROR_PAD", "PAD", "PADV2", "STRIDED_SLICE"})
 """Operators for which some kernels take five axes at most."""
@@ -30,8 +30,8 @@ _FLOATS_AND_INT32 = dict.fromkeys(
 
 
 def missing(kind: str, inputs: Sequence[Tensor], outputs: Sequence[Any]) -> str | None:
-    """Why no kernel computes an operator with these inputs and types of outputs; None where one
-    does."""
+    """Why there is no kernel for an operator with these inputs and output types; None where there
+    is one."""
     dtypes = [tensor.dtype for tensor in inputs]
     for dtype in (*dtypes, *map(np.dtype, outputs)):
         if dtype not in KNOWN and (kind not in MOVES or dtype not in BYTES):

@@ -1,12 +1,13 @@
 """Lowers a float ONNX graph of static shapes to a TFLite graph, node by node, rule by rule.
 
-Layout is lazy. A tensor is stored in some order of its ONNX axes; a rule asks for the order that
-its operator needs, and only then, if it differs, is a TRANSPOSE written (or a RESHAPE, where only
-axes of length 1 move). An ONNX Transpose writes nothing: it changes what the axes are called.
-Channels last is thus carried from convolution to convolution, with no transpose to be cancelled.
+A tensor is stored in some order of its ONNX axes. A rule asks for the order that its operator
+needs; only if the stored order differs is a TRANSPOSE written (or a RESHAPE, where only axes of
+length 1 move). An ONNX Transpose writes no operator: only the recorded order of the axes changes.
+So the layout with channels last is kept from convolution to convolution, without transposes that
+would have to be removed later.
 
-Rules are registered by `lowers` in the modules named after families of operators; `TABLE` of them
-is the documented list of what is supported.
+Rules are registered by `lowers` in the modules named after families of operators. Their `TABLE` is
+the documented list of supported operators.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ NHWC: Order = (0, 2, 3, 1)
 
 
 class Value(NamedTuple):
-    """An ONNX tensor as it is stored."""
+    """The TFLite tensor that stores an ONNX tensor, and the order of the axes in it."""
 
     tensor: Tensor
     order: Order
@@ -35,9 +36,9 @@ class Value(NamedTuple):
 class Rule(NamedTuple):
     function: Callable[["Lowering", ir.Node], None]
     to: str
-    """The TFLite operators that it becomes."""
+    """The TFLite operators that an ONNX operator becomes."""
     limits: str
-    """Which parts of the ONNX operator are not supported; empty where all are."""
+    """Which parts of the ONNX operator are supported, or which are not; empty where all are."""
 
 
 TABLE: dict[str, Rule] = {}
@@ -58,7 +59,7 @@ def lowers(*operators: str, to: str, limits: str = "") -> Callable[[_Function], 
 
 
 class Lowering:
-    """One graph being lowered. The ONNX graph is only read."""
+    """Lowers one graph. The ONNX graph is only read."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
@@ -73,16 +74,16 @@ class Lowering:
         self.absorbed: set[ir.Node] = set()
         """Nodes that a rule for an earlier node has lowered with it."""
         self.node: ir.Node | None = None
-        """The one that is being lowered."""
+        """The node that is being lowered."""
         self.makers: dict[Tensor, ir.Node | None] = {}
-        """What each tensor was made for."""
+        """Tensor -> the ONNX node for which it was written."""
         self.names: set[str] = set()
         self.outputs = set(graph.outputs)
 
     # --- reading the ONNX graph
 
     def constant(self, value: ir.Value | None) -> np.ndarray | None:
-        """The value of a constant, None for what is computed."""
+        """The value of a constant; None for a computed tensor."""
         if value is None or value.const_value is None:
             return None
         array = value.const_value.numpy()
@@ -100,7 +101,7 @@ class Lowering:
         return value
 
     def setting(self, node: ir.Node, name: str, place: int) -> np.ndarray | None:
-        """What older opsets have as an attribute and newer ones as a constant input."""
+        """A setting that is an attribute in older opsets and a constant input in newer ones."""
         if name in node.attributes:
             return np.asarray(attribute(node, name))
         value = self.given(node, place)
@@ -119,23 +120,23 @@ class Lowering:
             return tuple(tensor.shape[order.index(axis)] for axis in range(len(order)))
         if value.shape is None or not all(isinstance(axis, int) for axis in value.shape):
             maker = value.producer()
-            what = f"{maker.op_type} {maker.name!r}" if maker else "an input"
+            description = f"{maker.op_type} {maker.name!r}" if maker else "an input"
             raise UnsupportedError(
-                f"{what}: the shape of {value.name!r} is not static; give --input-shape, or export "
-                "the model with fixed sizes"
+                f"{description}: the shape of {value.name!r} is not static; give --input-shape, or "
+                "export the model with fixed sizes"
             )
         return tuple(axis for axis in value.shape if isinstance(axis, int))
 
     def dtype(self, value: ir.Value) -> np.dtype:
-        """The type that it is computed in: float16 is widened, which the program that runs the file
-        does to its inputs and outputs."""
+        """The type in which a value is computed. float16 is widened to float32; the program that
+        runs the file converts float16 inputs and outputs."""
         if value.dtype is None:
             raise UnsupportedError(f"the type of {value.name!r} is not known")
         dtype = np.dtype(value.dtype.numpy())
         return np.dtype(np.float32) if dtype == np.float16 else dtype
 
     def axes(self, node: ir.Node, listed: np.ndarray | None, rank: int) -> list[int]:
-        """Normalized axes; None: all of them."""
+        """Axes as numbers from 0 on; `listed` None: all axes."""
         if listed is None:
             return list(range(rank))
         axes = [int(axis) + rank if axis < 0 else int(axis) for axis in np.ravel(listed)]
@@ -166,26 +167,26 @@ class Lowering:
 
     def arranged(self, value: ir.Value, order: Order) -> Tensor:
         """Stored in `order`, whose length may exceed the rank: axes of length 1 go in front."""
-        tensor, now = self.value(value)
-        return self.rearranged(tensor, now, order)
+        tensor, stored = self.value(value)
+        return self.rearranged(tensor, stored, order)
 
     def plain(self, value: ir.Value) -> Tensor:
         """In the order of its ONNX axes."""
         return self.arranged(value, tuple(range(len(self.shape(value)))))
 
-    def rearranged(self, tensor: Tensor, now: Order, order: Order) -> Tensor:
-        extra = len(order) - len(now)
-        lifted = tuple(range(extra)) + tuple(axis + extra for axis in now)
+    def rearranged(self, tensor: Tensor, stored: Order, order: Order) -> Tensor:
+        extra = len(order) - len(stored)
+        lifted = tuple(range(extra)) + tuple(axis + extra for axis in stored)
         if lifted == order and not extra:
             return tensor
         shape = (1,) * extra + tensor.shape
         sizes = {axis: shape[place] for place, axis in enumerate(lifted)}
-        wanted = tuple(sizes[axis] for axis in order)
+        new_shape = tuple(sizes[axis] for axis in order)
         perm = [lifted.index(axis) for axis in order]
-        key = (tensor, now, order)
+        key = (tensor, stored, order)
         if key not in self.arranged_as and tensor.data is not None:
             data = np.ascontiguousarray(tensor.data.reshape(shape).transpose(perm))
-            self.arranged_as[key] = Tensor(tensor.name, wanted, tensor.dtype, data)
+            self.arranged_as[key] = Tensor(tensor.name, new_shape, tensor.dtype, data)
         elif key not in self.arranged_as:
             self.arranged_as[key] = self._moved(tensor, shape, sizes, lifted, order, perm)
         return self.arranged_as[key]
@@ -199,21 +200,21 @@ class Lowering:
         order: Order,
         perm: list[int],
     ) -> Tensor:
-        wanted = tuple(sizes[axis] for axis in order)
+        new_shape = tuple(sizes[axis] for axis in order)
         long = [axis for axis in lifted if sizes[axis] > 1]
         if long == [axis for axis in order if sizes[axis] > 1]:
-            return self.reshaped(tensor, wanted)
+            return self.reshaped(tensor, new_shape)
         if shape != tensor.shape:
             tensor = self.reshaped(tensor, shape)
         return self.transposed(tensor, perm)
 
     # --- writing operators
 
-    def name(self, wanted: str) -> str:
+    def name(self, proposed: str) -> str:
         """A name that no tensor has yet."""
-        name, number = wanted, 1
+        name, number = proposed, 1
         while name in self.names:
-            name, number = f"{wanted}.{number}", number + 1
+            name, number = f"{proposed}.{number}", number + 1
         self.names.add(name)
         return name
 
@@ -226,12 +227,12 @@ class Lowering:
         name: str = "",
         **options: Any,
     ) -> Tensor:
-        """Append an operator of one output. -> the output; its dtype is the first input's, unless
-        one is given."""
+        """Append an operator with one output. -> the output; its dtype is `dtype`, else the first
+        input's."""
         first = next(tensor for tensor in inputs if tensor is not None)
         self._check_kernel(kind, inputs, [dtype or first.dtype])
-        kept = tuple(int(n) for n in shape)
-        out = Tensor(self.name(name or f"{kind.lower()}"), kept, np.dtype(dtype or first.dtype))
+        sizes = tuple(int(n) for n in shape)
+        out = Tensor(self.name(name or f"{kind.lower()}"), sizes, np.dtype(dtype or first.dtype))
         self.net.ops.append(Op(kind, list(inputs), [out], options))
         self.makers[out] = self.node
         return out
@@ -244,14 +245,14 @@ class Lowering:
         self.net.ops.append(Op(kind, list(inputs), list(outputs), options))
 
     def emit_quantized(self, kind: str, tensor: Tensor, out: Tensor) -> None:
-        """QUANTIZE or DEQUANTIZE, as the ONNX graph has it."""
+        """Append a QUANTIZE or DEQUANTIZE of the ONNX graph."""
         self.net.ops.append(Op(kind, [tensor], [out]))
         self.makers[out] = self.node
 
     def _check_kernel(
         self, kind: str, inputs: Sequence[Tensor | None], outputs: Sequence[Any]
     ) -> None:
-        """Refuse what no kernel computes with."""
+        """Raises UnsupportedError where no kernel computes with these types and ranks."""
         reason = kernels.missing(kind, [tensor for tensor in inputs if tensor is not None], outputs)
         if reason and self.node is not None:
             raise refuse(self.node, reason)
@@ -295,7 +296,7 @@ class Lowering:
         )
 
     def binary(self, kind: str, left: Tensor, right: Tensor, name: str = "", **more: Any) -> Tensor:
-        """An element-wise operator on tensors stored alike; shapes broadcast as numpy's."""
+        """An element-wise operator on tensors stored in one order; shapes broadcast as in NumPy."""
         shape = np.broadcast_shapes(left.shape, right.shape)
         return self.emit(kind, [left, right], shape, name=name, **more)
 
@@ -305,7 +306,8 @@ class Lowering:
     # --- the outputs of nodes
 
     def give(self, value: ir.Value, tensor: Tensor, order: Order | None = None) -> None:
-        """`tensor` is what the node's output is; by default stored in the order of its axes."""
+        """Set `tensor` as the one that stores a node's output. `order`: that of its stored axes; by
+        default the ONNX order."""
         order = tuple(range(len(tensor.shape))) if order is None else order
         if value.shape is not None and all(isinstance(axis, int) for axis in value.shape):
             sizes = self.shape(value)
@@ -313,7 +315,7 @@ class Lowering:
             assert expected == tensor.shape, (value.name, expected, tensor.shape)
         self.values[value] = Value(tensor, order)
         if tensor.data is None and value.name and value.name not in self.names:
-            self.names.add(value.name)  # the tensor that ends a node's work has the ONNX name
+            self.names.add(value.name)  # the tensor that stores a node's output gets the ONNX name
             tensor.name = value.name
 
     # --- the walk
@@ -357,7 +359,7 @@ class Lowering:
 
 
 def check(graph: ir.Graph) -> list[str]:
-    """What of a graph has no rule at all, each node in words."""
+    """The nodes of a graph for which there is no rule, each as a sentence."""
     return [
         unknown(node) for node in graph if node.domain not in STANDARD or node.op_type not in TABLE
     ]

@@ -11,7 +11,7 @@ from onmetal.converters.tflite.nodes import attribute, refuse
 def _connected(
     low: Lowering, tensor: Tensor, weight: np.ndarray, bias: np.ndarray | None, name: str
 ) -> Tensor:
-    """`weight` [out, in]; over the last axis of the tensor."""
+    """FULLY_CONNECTED over the last axis of the tensor; `weight` [out, in]."""
     if bias is None:
         bias = np.zeros(weight.shape[0], np.float32)
     shape = (*tensor.shape[:-1], weight.shape[0])
@@ -26,7 +26,7 @@ def _connected(
 
 
 def _unscrambled(low: Lowering, value: ir.Value, weight: np.ndarray) -> np.ndarray:
-    """`weight` [out, in], its columns where a Flatten before left them."""
+    """`weight` [out, in] with its columns in the order of a Flatten's input as it is stored."""
     places = low.scrambled.get(value)
     return weight if places is None else weight[:, places]
 
@@ -50,7 +50,7 @@ def gemm(low: Lowering, node: ir.Node) -> None:
         tensor = low.transposed(tensor, [1, 0])
     transposed = bool(attribute(node, "transB", 0))
     if weight is None:
-        made = _batched(low, tensor, low.plain(right), low.shape(out), name, adjY=transposed)
+        result = _batched(low, tensor, low.plain(right), low.shape(out), name, adjY=transposed)
         bias = None
     else:
         weight = _unscrambled(low, left, (weight if transposed else weight.T) * np.float32(alpha))
@@ -59,16 +59,16 @@ def gemm(low: Lowering, node: ir.Node) -> None:
             flat = offset.reshape(-1) if offset.shape[-1:] != (1,) or offset.size == 1 else None
             if flat is not None:
                 bias = np.broadcast_to(flat * np.float32(beta), weight.shape[:1]).copy()
-        made = _connected(low, tensor, weight, bias, name)
+        result = _connected(low, tensor, weight, bias, name)
     if offset_value is not None and bias is None:
         added = low.plain(offset_value) if offset is None else low.floats(offset * beta)
-        made = low.binary("ADD", made, added, name=f"{name}/biased")
-    low.give(out, made)
+        result = low.binary("ADD", result, added, name=f"{name}/biased")
+    low.give(out, result)
 
 
 @lowers("MatMul", to="FULLY_CONNECTED, BATCH_MATMUL")
 def matmul(low: Lowering, node: ir.Node) -> None:
-    """By a constant matrix over the last axis, whatever the order of the others."""
+    """A constant matrix multiplies along the last axis, whatever the order of the others."""
     left, right = low.input(node, 0), low.input(node, 1)
     out, name = node.outputs[0], str(node.outputs[0].name)
     weight = low.constant(right)
@@ -87,8 +87,8 @@ def matmul(low: Lowering, node: ir.Node) -> None:
     if len(second.shape) == 1:
         second = low.reshaped(second, (second.shape[0], 1))
     batch = np.broadcast_shapes(first.shape[:-2], second.shape[:-2])
-    made = _batched(low, first, second, (*batch, first.shape[-2], second.shape[-1]), name)
-    low.give(out, low.reshaped(made, low.shape(out)))
+    result = _batched(low, first, second, (*batch, first.shape[-2], second.shape[-1]), name)
+    low.give(out, low.reshaped(result, low.shape(out)))
 
 
 def _batched(

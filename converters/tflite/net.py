@@ -1,7 +1,7 @@
 """A TFLite graph that can be read, changed and written: tensors and operators as plain objects.
 
-The schema is the one that ai-edge-litert ships as Python. Only one subgraph is held; whatever else
-a file has (control flow, sparse weights, buffers outside of the file) is refused by name.
+The schema is the one that ai-edge-litert ships as Python. A graph is one subgraph; control flow,
+sparse weights and buffers outside of the file are refused with an error that names them.
 """
 
 from collections import defaultdict
@@ -63,7 +63,7 @@ class Op:
     intermediates: list[Tensor] = field(default_factory=list)
     """Of a quantized LSTM: tensors without values, whose scales its kernel reads."""
     version: int | None = None
-    """Of one that was read: what the file says of it."""
+    """The version in the file, for an operator that was read."""
 
     @property
     def taken(self) -> list[Tensor]:
@@ -81,53 +81,53 @@ class Net:
     outputs: list[Tensor]
     ops: list[Op]
     names: tuple[list[str], list[str]] | None = None
-    """What the signature calls inputs and outputs, where it differs from the tensors' names."""
+    """The names of inputs and outputs in the signature; None where they are the tensors' names."""
 
     def consumers(self) -> dict[Tensor, list[Op]]:
-        found: dict[Tensor, list[Op]] = defaultdict(list)
+        takers: dict[Tensor, list[Op]] = defaultdict(list)
         for op in self.ops:
             for tensor in dict.fromkeys(op.taken):
-                found[tensor].append(op)
-        return found
+                takers[tensor].append(op)
+        return takers
 
     def producers(self) -> dict[Tensor, Op]:
         return {tensor: op for op in self.ops for tensor in op.outputs}
 
     def tensors(self) -> list[Tensor]:
         """Each once: inputs first, then in the order of the operators."""
-        found = dict.fromkeys(self.inputs)
+        ordered = dict.fromkeys(self.inputs)
         for op in self.ops:
-            found |= dict.fromkeys([*op.taken, *op.intermediates, *op.outputs])
-        return list(found | dict.fromkeys(self.outputs))
+            ordered |= dict.fromkeys([*op.taken, *op.intermediates, *op.outputs])
+        return list(ordered | dict.fromkeys(self.outputs))
 
     def replace(self, old: Tensor, new: Tensor) -> None:
-        """Whoever takes `old`, or is given it as an output, gets `new`."""
+        """Use `new` in place of `old` as an input of operators and as an output of the graph."""
         for op in self.ops:
             op.inputs = [new if tensor is old else tensor for tensor in op.inputs]
         self.outputs = [new if tensor is old else tensor for tensor in self.outputs]
 
-    def unused(self, wanted: str) -> str:
+    def unused(self, proposed: str) -> str:
         """The name, with a number behind it where a tensor has it already."""
         names = {tensor.name for tensor in self.tensors()}
-        return next(name for name in _numbered(wanted) if name not in names)
+        return next(name for name in _numbered(proposed) if name not in names)
 
     def tell_apart(self) -> None:
-        """Rename tensors so that each has a name of its own, by which it can be asked for."""
+        """Rename tensors so that no two have the same name."""
         for tensor, name in distinct(self).items():
             tensor.name = name
 
     def sweep(self) -> None:
-        """Drop operators whose results nobody takes."""
+        """Drop operators whose outputs are not used."""
         needed = set(self.outputs)
-        kept = []
+        remaining = []
         for op in reversed(self.ops):
             if any(tensor in needed for tensor in op.outputs) or any(t.variable for t in op.taken):
-                kept.append(op)
+                remaining.append(op)
                 needed.update(op.taken)
-        self.ops = kept[::-1]
+        self.ops = remaining[::-1]
 
     def sort(self) -> None:
-        """Operators in an order in which every tensor is made before it is taken."""
+        """Sort operators so that every tensor is computed before it is read."""
         producers = self.producers()
         done: set[Op] = set()
         ordered: list[Op] = []
@@ -151,7 +151,7 @@ class Net:
 
 
 def distinct(net: Net) -> dict[Tensor, str]:
-    """A name for each tensor that no other one has: its own, where none before it has that one.
+    """A unique name for each tensor: its own name, unless an earlier tensor has the same one.
     Inputs come first, then outputs, computed tensors, and constants."""
     computed = [tensor for tensor in net.tensors() if tensor.data is None]
     ordered = dict.fromkeys([*net.inputs, *net.outputs, *computed, *net.tensors()])
@@ -181,7 +181,7 @@ def constant(name: str, value: Any, dtype: Any = None) -> Tensor:
 # --- reading
 
 MOST_PARTS = 1_000_000
-"""Operators, tensors and what they are made of; the largest networks have some thousands."""
+"""The most operators, tensors and parts of these; the largest networks have some thousands."""
 
 
 # --- writing
@@ -233,7 +233,7 @@ def options_type(kind: str) -> str:
 
 
 def signature_names(net: Net) -> tuple[list[str], list[str]]:
-    """What inputs and outputs are called to users."""
+    """The names under which users see the inputs and outputs."""
     if net.names:
         return net.names
     return [tensor.name for tensor in net.inputs], [tensor.name for tensor in net.outputs]

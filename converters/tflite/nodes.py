@@ -1,4 +1,4 @@
-"""ONNX nodes as rules read them: their attributes, and the errors for those that are refused."""
+"""Attributes of ONNX nodes for the rules, and the errors for nodes that are refused."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ STANDARD = ("", "ai.onnx")
 
 
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
-    given = node.attributes.get(name)
-    return default if given is None else given.value
+    entry = node.attributes.get(name)
+    return default if entry is None else entry.value
 
 
-def refuse(node: ir.Node, why: str) -> UnsupportedError:
+def refuse(node: ir.Node, reason: str) -> UnsupportedError:
     name = node.name or (node.outputs[0].name if node.outputs else "")
-    return UnsupportedError(f"{node.op_type} {name!r}: {why}")
+    return UnsupportedError(f"{node.op_type} {name!r}: {reason}")
 
 
 def unknown(node: ir.Node) -> str:

@@ -1,4 +1,4 @@
-"""Normalization layers, of means, differences and products."""
+"""Normalization layers, composed of means, differences and products."""
 
 import numpy as np
 import onnx_ir as ir
@@ -21,7 +21,7 @@ def _standardized(low: Lowering, tensor: Tensor, places: list[int], epsilon: flo
 def _affine(
     low: Lowering, tensor: Tensor, scale: np.ndarray | None, offset: np.ndarray | None
 ) -> Tensor:
-    """Both shaped to be broadcast to the tensor as it is stored."""
+    """tensor * scale + offset; both are shaped to be broadcast to the tensor as it is stored."""
     if scale is not None and not np.all(scale == 1):
         tensor = low.binary("MUL", tensor, low.floats(scale, "scale"))
     if offset is not None and np.any(offset):
@@ -30,14 +30,14 @@ def _affine(
 
 
 def _constants(low: Lowering, node: ir.Node, first: int, count: int) -> list[np.ndarray | None]:
-    found = []
+    arrays = []
     for place in range(first, first + count):
         value = low.given(node, place)
         array = low.constant(value)
         if value is not None and array is None:
             raise refuse(node, "its scale and offset are computed, not constant")
-        found.append(array)
-    return found
+        arrays.append(array)
+    return arrays
 
 
 def _wide(values: np.ndarray, order: Order, axis: int = 1) -> np.ndarray:
@@ -54,11 +54,11 @@ def batch_norm(low: Lowering, node: ir.Node) -> None:
         raise refuse(node, "its parameters are missing")
     factor = scale / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
     tensor, order = low.value(low.input(node))
-    made = _affine(low, tensor, _wide(factor, order), _wide(offset - mean * factor, order))
-    if made is tensor:
+    result = _affine(low, tensor, _wide(factor, order), _wide(offset - mean * factor, order))
+    if result is tensor:
         low.values[node.outputs[0]] = low.value(low.input(node))
         return
-    low.give(node.outputs[0], made, order)
+    low.give(node.outputs[0], result, order)
 
 
 @lowers("InstanceNormalization", to="MEAN, SUB, MUL, ADD, RSQRT", limits="constant parameters")
@@ -67,9 +67,9 @@ def instance_norm(low: Lowering, node: ir.Node) -> None:
     tensor, order = low.value(low.input(node))
     epsilon = float(attribute(node, "epsilon", 1e-5))
     places = [place for place, axis in enumerate(order) if axis >= 2]
-    made = _standardized(low, tensor, places, epsilon)
-    given = [None if array is None else _wide(array, order) for array in (scale, offset)]
-    low.give(node.outputs[0], _affine(low, made, *given), order)
+    result = _standardized(low, tensor, places, epsilon)
+    parameters = [None if array is None else _wide(array, order) for array in (scale, offset)]
+    low.give(node.outputs[0], _affine(low, result, *parameters), order)
 
 
 @lowers(
@@ -85,41 +85,44 @@ def layer_norm(low: Lowering, node: ir.Node) -> None:
     rank = len(order)
     axis = int(attribute(node, "axis", -1)) % rank
     places = [place for place, label in enumerate(order) if label >= axis]
-    made = _standardized(low, tensor, places, float(attribute(node, "epsilon", 1e-5)))
+    result = _standardized(low, tensor, places, float(attribute(node, "epsilon", 1e-5)))
 
     def stored(array: np.ndarray | None) -> np.ndarray | None:
         if array is None:
             return None
         return array.reshape((1,) * (rank - array.ndim) + array.shape).transpose(order)
 
-    low.give(node.outputs[0], _affine(low, made, stored(scale), stored(offset)), order)
+    low.give(node.outputs[0], _affine(low, result, stored(scale), stored(offset)), order)
 
 
 @lowers(
     "GroupNormalization", to="RESHAPE, MEAN, SUB, MUL, ADD, RSQRT", limits="constant parameters"
 )
 def group_norm(low: Lowering, node: ir.Node) -> None:
-    """Each group of channels is an axis of its own: stored as the channels are, first or last."""
+    """Reshape the groups of channels to an axis of their own, before the spatial axes or after them
+    as the channels are stored."""
     scale, offset = _constants(low, node, 1, 2)
     value = low.input(node)
     rank, count = len(low.shape(value)), int(attribute(node, "num_groups"))
-    plain = low.order(value) == tuple(range(rank))
-    order: Order = tuple(range(rank)) if plain else (0, *range(2, rank), 1)
+    channels_first = low.order(value) == tuple(range(rank))
+    order: Order = tuple(range(rank)) if channels_first else (0, *range(2, rank), 1)
     tensor = low.arranged(value, order)
     batch, channels, *sizes = low.shape(value)
     space = int(np.prod(sizes))
-    # Four axes, since quantized kernels know no more.
-    four = (count, channels // count, space) if plain else (space, count, channels // count)
+    # Four axes, since quantized kernels support no more.
+    four = (
+        (count, channels // count, space) if channels_first else (space, count, channels // count)
+    )
     grouped = low.reshaped(tensor, (batch, *four))
     epsilon = float(attribute(node, "epsilon", 1e-5))
-    made = _standardized(low, grouped, [2, 3] if plain else [1, 3], epsilon)
-    made = low.reshaped(made, tensor.shape)
-    given = []
+    result = _standardized(low, grouped, [2, 3] if channels_first else [1, 3], epsilon)
+    result = low.reshaped(result, tensor.shape)
+    parameters = []
     for array in (scale, offset):
         if array is not None and array.size == count != channels:  # one a group, before opset 21
             array = np.repeat(array, channels // count)
-        given.append(None if array is None else _wide(array, order))
-    low.give(node.outputs[0], _affine(low, made, *given), order)
+        parameters.append(None if array is None else _wide(array, order))
+    low.give(node.outputs[0], _affine(low, result, *parameters), order)
 
 
 @lowers("MeanVarianceNormalization", to="MEAN, SUB, MUL, ADD, RSQRT")
@@ -137,7 +140,7 @@ def lrn(low: Lowering, node: ir.Node) -> None:
         raise refuse(node, f"an even size ({size}) is not supported")
     value = low.input(node)
     order: Order = (0, *range(2, len(low.shape(value))), 1)
-    made = low.unary(
+    result = low.unary(
         "LOCAL_RESPONSE_NORMALIZATION",
         low.arranged(value, order),
         radius=(size - 1) // 2,
@@ -145,7 +148,7 @@ def lrn(low: Lowering, node: ir.Node) -> None:
         alpha=float(attribute(node, "alpha", 1e-4)) / size,
         beta=float(attribute(node, "beta", 0.75)),
     )
-    low.give(node.outputs[0], made, order)
+    low.give(node.outputs[0], result, order)
 
 
 @lowers("LpNormalization", to="MUL, ABS, MEAN, SQRT, DIV")

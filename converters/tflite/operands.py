@@ -12,7 +12,7 @@ HUGE = 1e30
 
 
 def activations(op: Op) -> list[Tensor]:
-    """The float tensors that an operator takes as computed values or operands: not its weights."""
+    """The float inputs of an operator without its weights and bias."""
     if op.kind in WEIGHTED:
         source = op.inputs[WEIGHTED[op.kind].taken]
         return [source] if source is not None and source.is_float else []
@@ -24,7 +24,8 @@ def results(op: Op) -> list[Tensor]:
 
 
 def selects(op: Op) -> bool:
-    """A convolution that only moves values: by ones, at most one of them an output."""
+    """Whether an operator is a 1x1 convolution that only moves values: its weights are 0 or 1, with
+    at most one 1 for each output channel."""
     if op.kind != "CONV_2D" or op.activation:
         return False
     weight, bias = op.taken[1].data, op.taken[2].data if len(op.taken) > 2 else None
@@ -36,7 +37,7 @@ def selects(op: Op) -> bool:
 
 
 def pads_with_limit(pad: Op) -> bool:
-    """Whether a PADV2 pads with the least number there is, as for a maximum."""
+    """Whether a PADV2 pads with the least float, as before a maximum."""
     return holds_limit(pad.taken[2])
 
 

@@ -1,4 +1,4 @@
-"""The bytes of a .tflite file become a graph."""
+"""Parses the bytes of a .tflite file to a graph."""
 
 import struct
 from collections.abc import Iterable
@@ -39,12 +39,12 @@ _DAMAGE = (
     *(AttributeError, IndexError, KeyError, MemoryError, OverflowError, TypeError, ValueError),
     struct.error,
 )
-"""What reading a file whose numbers make no sense ends in."""
+"""Exceptions to which invalid numbers in a file lead."""
 
 
 def read(source: Path | bytes) -> Net:
-    """Raises UsageError where it is no .tflite file or a damaged one, UnsupportedError where it
-    holds what this representation cannot (the reason says what)."""
+    """The graph of a file. Raises UsageError where it is no .tflite file or a damaged one, and
+    UnsupportedError, with the reason, where `Net` cannot represent it."""
     content = source if isinstance(source, bytes) else source.read_bytes()
     if content[4:8] != IDENTIFIER:
         raise UsageError("it is not a .tflite file: its identifier is missing")
@@ -67,8 +67,8 @@ def read(source: Path | bytes) -> Net:
 
 
 def _check_parts(root: Any) -> None:
-    """Before there is an object for each: lists of a small file may name one and the same table
-    any number of times, which holds such a list too."""
+    """Raises UsageError where there are too many parts, before an object is made for each: in a
+    small damaged file, nested lists may name the same table any number of times."""
     parts = 0
     for graph in map(root.Subgraphs, range(root.SubgraphsLength())):
         parts += graph.OperatorsLength() + graph.TensorsLength()
@@ -101,27 +101,27 @@ class _Reader:
     def net(self) -> Net:
         ops = [self._op(entry) for entry in self.graph.operators or []]
         net = Net(
-            [self._at(i) for i in self.graph.inputs],
-            [self._at(i) for i in self.graph.outputs],
+            [self._tensor_at(i) for i in self.graph.inputs],
+            [self._tensor_at(i) for i in self.graph.outputs],
             ops,
         )
         net.tell_apart()
         signatures = self.model.signatureDefs or []
         if len(signatures) == 1:
             net.names = (
-                self._signed(signatures[0].inputs, self.graph.inputs),
-                self._signed(signatures[0].outputs, self.graph.outputs),
+                self._signature_names(signatures[0].inputs, self.graph.inputs),
+                self._signature_names(signatures[0].outputs, self.graph.outputs),
             )
         return net
 
-    def _at(self, place: Any) -> Tensor:
+    def _tensor_at(self, place: Any) -> Tensor:
         if int(place) < 0:
             raise ValueError(f"there is no tensor {int(place)}")
         return self.tensors[int(place)]
 
-    def _signed(self, entries: Any, places: Iterable[int]) -> list[str]:
-        known = {entry.tensorIndex: text(entry.name) for entry in entries or []}
-        return [known.get(int(place)) or self._at(place).name for place in places]
+    def _signature_names(self, entries: Any, places: Iterable[int]) -> list[str]:
+        name_by_place = {entry.tensorIndex: text(entry.name) for entry in entries or []}
+        return [name_by_place.get(int(place)) or self._tensor_at(place).name for place in places]
 
     def _tensor(self, entry: Any) -> Tensor:
         name = text(entry.name)
@@ -131,23 +131,23 @@ class _Reader:
                 f"tensor {name!r} holds {kinds.get(entry.type, entry.type)}, which is not supported"
             )
         if entry.sparsity is not None or entry.externalBuffer:
-            what = "sparse" if entry.sparsity is not None else "stored outside of the file"
-            raise UnsupportedError(f"tensor {name!r} is {what}, which is not supported")
+            storage = "sparse" if entry.sparsity is not None else "stored outside of the file"
+            raise UnsupportedError(f"tensor {name!r} is {storage}, which is not supported")
         shape = tuple(int(n) for n in (entry.shape if entry.shape is not None else ()))
         if any(size < 0 for size in shape):
             raise ValueError(f"tensor {name!r} has the shape {list(shape)}")
         tensor = Tensor(name, shape, _TYPES[entry.type], variable=bool(entry.isVariable))
         tensor.data = self._data(int(entry.buffer), tensor)
-        found = entry.quantization
-        if found is not None and found.scale is not None and len(found.scale):
-            if found.details is not None:
+        quantization = entry.quantization
+        if quantization is not None and quantization.scale is not None and len(quantization.scale):
+            if quantization.details is not None:
                 raise UnsupportedError(f"tensor {name!r} has a custom quantization")
-            tensor.scale = np.array(found.scale, np.float32)
-            zero = found.zeroPoint if found.zeroPoint is not None else []
+            tensor.scale = np.array(quantization.scale, np.float32)
+            zero = quantization.zeroPoint if quantization.zeroPoint is not None else []
             tensor.zero_point = np.zeros(tensor.scale.shape, np.int64)
             if len(zero):
                 tensor.zero_point[...] = np.array(zero, np.int64)
-            tensor.axis = int(found.quantizedDimension)
+            tensor.axis = int(quantization.quantizedDimension)
         return tensor
 
     def _data(self, place: int, tensor: Tensor) -> np.ndarray | None:
@@ -169,12 +169,12 @@ class _Reader:
         kind = _KINDS[number]
         if entry.builtinOptions2 is not None:
             raise UnsupportedError(f"operator {kind} is not supported")
-        inputs = [None if i == -1 else self._at(i) for i in map(int, entry.inputs)]
-        op = Op(kind, inputs, [self._at(i) for i in entry.outputs])
+        inputs = [None if i == -1 else self._tensor_at(i) for i in map(int, entry.inputs)]
+        op = Op(kind, inputs, [self._tensor_at(i) for i in entry.outputs])
         op.version = int(code.version)
         op.options = _options(kind, entry.builtinOptions)
         if entry.intermediates is not None:
-            op.intermediates = [self._at(i) for i in entry.intermediates]
+            op.intermediates = [self._tensor_at(i) for i in entry.intermediates]
         if kind == "CUSTOM":
             op.custom = text(code.customCode)
             if entry.customOptions is not None:
@@ -182,11 +182,11 @@ class _Reader:
         return op
 
 
-def _options(kind: str, found: Any) -> dict[str, Any]:
-    """An operator's options; where the file has none, what the schema has for them."""
+def _options(kind: str, options: Any) -> dict[str, Any]:
+    """An operator's options; the schema's defaults where the file has none."""
     expected = options_type(kind)
-    if found is None:
+    if options is None:
         return {} if expected == "NONE" else dict(vars(getattr(schema, f"{expected}T")()))
-    if expected != "NONE" and type(found).__name__ != f"{expected}T":
+    if expected != "NONE" and type(options).__name__ != f"{expected}T":
         raise ValueError(f"operator {kind} has the options of another one")
-    return dict(vars(found))
+    return dict(vars(options))

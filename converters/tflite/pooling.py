@@ -38,8 +38,10 @@ def _window(low: Lowering, node: ir.Node) -> Window:
         raise refuse(node, f"dilations {window.dilations} are not supported")
     expected = low.shape(node.outputs[0])[2:]
     if tuple(window.out) != tuple(expected):
-        what = f"its windows give {list(window.out)} values, not the {list(expected)} that follow"
-        raise refuse(node, f"{what} from the shapes in the file")
+        problem = (
+            f"its windows give {list(window.out)} values, not the {list(expected)} that follow"
+        )
+        raise refuse(node, f"{problem} from the shapes in the file")
     return window
 
 
@@ -49,7 +51,7 @@ def _window(low: Lowering, node: ir.Node) -> Window:
     limits="no dilations, no Indices output; one or two spatial axes",
 )
 def max_pool(low: Lowering, node: ir.Node) -> None:
-    """Padding is the least float there is, where SAME (which leaves it out) does not fit."""
+    """Where SAME, which ignores padding, does not fit, the input is padded with the least float."""
     if len(node.outputs) > 1 and node.outputs[1].name:
         raise refuse(node, "the output Indices is not supported")
     window = _window(low, node)
@@ -63,8 +65,10 @@ def max_pool(low: Lowering, node: ir.Node) -> None:
         tensor = low.emit(
             "PADV2", [tensor, low.ints(pads, "pads"), least], shape, name=f"{tensor.name}/padded"
         )
-    made = _pooled(low, "MAX_POOL_2D", tensor, window, flat, padding, f"{node.outputs[0].name}/max")
-    give_spatial(low, node.outputs[0], made, flat)
+    result = _pooled(
+        low, "MAX_POOL_2D", tensor, window, flat, padding, f"{node.outputs[0].name}/max"
+    )
+    give_spatial(low, node.outputs[0], result, flat)
 
 
 @lowers(
@@ -73,29 +77,30 @@ def max_pool(low: Lowering, node: ir.Node) -> None:
     limits="no dilations; one or two spatial axes",
 )
 def average_pool(low: Lowering, node: ir.Node) -> None:
-    """Where windows at the border count other numbers of values than SAME or VALID would, zeros
-    are padded and the averages are multiplied by what was counted too much."""
+    """Where windows at the border average other numbers of values than with SAME or VALID, zeros
+    are padded, and each average is multiplied by the kernel's size over the number of values that
+    ONNX counts."""
     window = _window(low, node)
     tensor, flat = spatial(low, node, low.input(node))
     name = f"{node.outputs[0].name}/average"
     include = bool(attribute(node, "count_include_pad", 0))
     if window.padded and window.same and not include:
-        made = _pooled(low, "AVERAGE_POOL_2D", tensor, window, flat, SAME, name)
-        give_spatial(low, node.outputs[0], made, flat)
+        result = _pooled(low, "AVERAGE_POOL_2D", tensor, window, flat, SAME, name)
+        give_spatial(low, node.outputs[0], result, flat)
         return
     if window.padded:
         tensor = pad(low, tensor, deepened(window.begin, flat, 0), deepened(window.end, flat, 0))
-    made = _pooled(low, "AVERAGE_POOL_2D", tensor, window, flat, VALID, name)
-    counted = [_counted(window, axis, include) for axis in range(len(window.sizes))]
+    result = _pooled(low, "AVERAGE_POOL_2D", tensor, window, flat, VALID, name)
+    counted = [_values_in_window(window, axis, include) for axis in range(len(window.sizes))]
     ones = counted if not flat else [np.ones(1), *counted]
     share = np.prod(window.kernel) / np.outer(ones[0], ones[1])
     if not np.all(share == 1):
         factor = low.floats(share[None, :, :, None], "counted")
-        made = low.binary("MUL", made, factor, name=f"{node.outputs[0].name}/corrected")
-    give_spatial(low, node.outputs[0], made, flat)
+        result = low.binary("MUL", result, factor, name=f"{node.outputs[0].name}/corrected")
+    give_spatial(low, node.outputs[0], result, flat)
 
 
-def _counted(window: Window, axis: int, include: bool) -> np.ndarray:
+def _values_in_window(window: Window, axis: int, include: bool) -> np.ndarray:
     """How many values each window averages along an axis, as ONNX counts them."""
     starts = np.arange(window.out[axis]) * window.strides[axis] - window.begin[axis]
     first, last = 0, window.sizes[axis]
@@ -110,10 +115,10 @@ def global_pool(low: Lowering, node: ir.Node) -> None:
     value = low.input(node)
     kind = "MEAN" if node.op_type == "GlobalAveragePool" else "REDUCE_MAX"
     tensor, order = low.value(value)
-    if len(order) in (3, 4):  # MEAN over height and width is what accelerators know
+    if len(order) in (3, 4):  # accelerators support MEAN over height and width
         order = (0, *range(2, len(order)), 1)
         tensor = low.arranged(value, order)
     axes = [place for place, axis in enumerate(order) if axis >= 2]
     shape = [1 if place in axes else size for place, size in enumerate(tensor.shape)]
-    made = low.emit(kind, [tensor, low.ints(axes, "axes")], shape, keepDims=True)
-    low.give(node.outputs[0], made, order)
+    result = low.emit(kind, [tensor, low.ints(axes, "axes")], shape, keepDims=True)
+    low.give(node.outputs[0], result, order)

@@ -1,10 +1,11 @@
-"""What an operator of a .tflite file computes in."""
+"""The number type in which an operator of a .tflite file computes."""
 
 _NAMES = {"float32": "f32", "float16": "f16", "int8": "i8", "uint8": "i8", "int16": "i16"}
 
 
 def precision(kind: str, types: list[str]) -> str:
-    """By what it computes with: integers where its weights are integers, also beside floats.
+    """The type of an operator: an integer type where its weights are integers, even with float
+    activations.
 
     `types`: of the operator's outputs, then its inputs.
     """

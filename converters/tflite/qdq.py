@@ -1,8 +1,8 @@
 """QuantizeLinear and DequantizeLinear: a model that is quantized already keeps its own scales.
 
-A float tensor that is quantized and at once dequantized again stands on a grid. The pair is taken
-out of the graph, the grid remembered as the tensor's range, and the quantizer writes integers by
-it. Pairs that fit no grid of TFLite's (a scale for each channel, other types) stay as they are.
+Where a float tensor is quantized and immediately dequantized, its values are on a grid. The pair is
+removed from the graph, the grid is recorded as the tensor's range, and the quantizer later uses
+that range. Pairs whose grid TFLite does not have (a scale for each channel, other types) stay.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ from onmetal.converters.tflite.specification import SHARED
 from onmetal.ranges import Range
 
 BYTE = 128
-"""TFLite's activations are int8: a zero point of uint8 is moved by this."""
+"""The difference between uint8 and int8 zero points; TFLite's activations are int8."""
 
 
 def _grid(low: Lowering, node: ir.Node) -> tuple[np.ndarray, np.ndarray]:
@@ -52,7 +52,7 @@ def dequantize_linear(low: Lowering, node: ir.Node) -> None:
 
 
 def absorb(net: Net) -> dict[str, Range]:
-    """Take the pairs out. -> the range of each tensor that stood on a grid."""
+    """Remove the pairs. -> the range of each tensor whose values are on a grid."""
     ranges: dict[str, Range] = {}
     for op in list(net.ops):
         if op.kind != "QUANTIZE" or op.outputs[0] in net.outputs:
@@ -61,8 +61,8 @@ def absorb(net: Net) -> dict[str, Range]:
         takers = net.consumers().get(integers, [])
         if not takers or any(taker.kind != "DEQUANTIZE" for taker in takers):
             continue
-        found = _range(integers)
-        if ranges.setdefault(real.name, found) != found:
+        grid_range = _range(integers)
+        if ranges.setdefault(real.name, grid_range) != grid_range:
             continue
         for taker in takers:
             net.replace(taker.outputs[0], real)
@@ -72,14 +72,14 @@ def absorb(net: Net) -> dict[str, Range]:
 
 
 def spread(net: Net, ranges: dict[str, Range]) -> None:
-    """What only moves the values of a tensor that stands on a grid stands on it too."""
+    """Add the ranges of outputs of operators that only move values which are on a grid."""
     for op in net.ops:
         if op.kind not in SHARED and not selects(op):
             continue
-        taken = next((t for t in op.taken if t.is_float and t.data is None), None)
-        if taken is not None and taken.name in ranges:
+        source = next((t for t in op.taken if t.is_float and t.data is None), None)
+        if source is not None and source.name in ranges:
             for out in op.outputs:
-                ranges.setdefault(out.name, ranges[taken.name])
+                ranges.setdefault(out.name, ranges[source.name])
 
 
 def _range(tensor: Tensor) -> Range:

@@ -25,7 +25,8 @@ from onmetal.converters.tflite.specification import BIAS_MOST, SHARED, WEIGHTED
 from onmetal.ranges import Range
 
 WIDEST_MASK: dict[Activation, float] = {"s8": 2.0, "s16": 32.0}
-"""How many times as wide as attention's scores their mask may be on one grid with them."""
+"""A mask that is added to attention's scores may be this many times as wide as the scores and still
+share a grid with them."""
 INT8, INT16 = np.dtype(np.int8), np.dtype(np.int16)
 
 
@@ -36,12 +37,12 @@ def quantize(
     keep_float: frozenset[str] = frozenset(),
     extremes: Mapping[str, Range] | None = None,
 ) -> Net:
-    """A new graph; inputs and outputs stay float.
+    """A new, quantized graph; its inputs and outputs stay float.
 
     `ranges`: name of a tensor -> (low, high), finite; a tensor without one stays float.
     `keep_float`: names of first outputs of operators that must stay float.
     `extremes`: the range of all values of each tensor, where `ranges` may be narrower; empty where
-    the scales are the model's own and must stay.
+    the scales are the model's own and must not change.
     Raises UnsupportedError where nothing can be quantized.
     """
     if extremes is None:
@@ -54,15 +55,16 @@ def quantize(
 def products(
     net: Net, ranges: Mapping[str, Range], activation: Activation = "s8"
 ) -> tuple[list[Op], frozenset[str]]:
-    """The operators that multiply by weights, or two tensors, and are computed in integers; and the
-    names of the first outputs of all that are. Raises UnsupportedError where there are none."""
+    """-> the integer operators that multiply by weights, or two tensors; and the names of the first
+    outputs of all integer operators. Raises UnsupportedError where there are none."""
     operators = integer_operators(net, ranges, activation, frozenset())
     ordered = [op for op in net.ops if op in operators]
     return [op for op in ordered if multiplies(op)], frozenset(op.outputs[0].name for op in ordered)
 
 
 def observed(net: Net) -> list[str]:
-    """Names of the tensors whose ranges decide: computed floats beside an integer operator."""
+    """Names of the tensors whose ranges are needed: computed floats that an operator with an
+    integer kernel reads or writes."""
     names: dict[str, None] = {}
     for op in net.ops:
         if has_integer_kernel(op, "s8") or has_integer_kernel(op, "s16"):
@@ -98,7 +100,8 @@ class _Quantizer:
             for tensor in op.taken
             if tensor.data is not None
         }
-        """How many forms of a constant there are: the one that stays float keeps its name."""
+        """Name of a constant -> how many tensors have a form of it; one that stays float keeps the
+        name."""
         self.floats: dict[Tensor, Tensor] = {tensor: tensor for tensor in net.inputs}
 
     def quantized(self) -> Net:
@@ -132,7 +135,7 @@ class _Quantizer:
         )
 
     def _quantized(self, tensor: Tensor) -> Tensor:
-        """The integer form of a tensor that an integer operator takes."""
+        """The integer form of a tensor that an integer operator reads."""
         if tensor.data is not None:
             return self._operand(tensor)
         if tensor not in self.integers:
@@ -142,14 +145,14 @@ class _Quantizer:
             self.integers[tensor] = new
         return self.integers[tensor]
 
-    def _name(self, wanted: str) -> str:
+    def _name(self, proposed: str) -> str:
         """A name of its own for each form of a constant that several operators take."""
-        self.named[wanted] = self.named.get(wanted, 0) + 1
-        count = self.named[wanted]
-        return wanted if count == 1 else f"{wanted}.{count}"
+        self.named[proposed] = self.named.get(proposed, 0) + 1
+        count = self.named[proposed]
+        return proposed if count == 1 else f"{proposed}.{count}"
 
     def _operand(self, tensor: Tensor, grid: Grid | None = None) -> Tensor:
-        """The integer form of a constant operand; beyond the grid it saturates."""
+        """The integer form of a constant operand; values beyond the grid saturate."""
         assert tensor.data is not None
         grid = grid or self.scales.operand(tensor)
         key = (tensor, grid.scale, grid.zero_point)
@@ -188,9 +191,9 @@ class _Quantizer:
                 self.floats[tensor] = tensor
             elif tensor in self.scales.apart:
                 grid = self.scales.grids[tensor]
-                again = self._tensor(tensor, grid.scale, grid.zero_point, f"{new.name}/rescaled")
-                self.ops.append(Op("QUANTIZE", [new], [again]))
-                self.integers[tensor] = again
+                rescaled = self._tensor(tensor, grid.scale, grid.zero_point, f"{new.name}/rescaled")
+                self.ops.append(Op("QUANTIZE", [new], [rescaled]))
+                self.integers[tensor] = rescaled
             else:
                 self.integers[tensor] = new
 
@@ -203,15 +206,15 @@ class _Quantizer:
         inputs = list(op.inputs)
         source, weight = inputs[rule.taken], inputs[rule.weight]
         assert source is not None and weight is not None and weight.data is not None
-        entry = self._quantized(source)
-        assert entry.scale is not None
+        quantized_source = self._quantized(source)
+        assert quantized_source.scale is not None
         bias = inputs[rule.bias] if len(inputs) > rule.bias else None
         channels = op.outputs[0].shape[-1]
         offsets = np.zeros(channels) if bias is None else np.asarray(bias.data, np.float64)
-        scale_in = float(entry.scale[0])
+        scale_in = float(quantized_source.scale[0])
         most = BIAS_MOST[self.activation]
         integers, scales = rounded(weight.data, rule.axis, np.abs(offsets) / most / scale_in)
-        inputs[rule.taken] = entry
+        inputs[rule.taken] = quantized_source
         inputs[rule.weight] = Tensor(
             self._name(weight.name),
             weight.shape,
@@ -225,7 +228,7 @@ class _Quantizer:
         wide = np.dtype(np.int32 if self.activation == "s8" else np.int64)
         stored = np.round(offsets / products.astype(np.float64)).astype(wide)
         name = bias.name if bias is not None else f"{weight.name}/bias"
-        given = Tensor(
+        bias_integers = Tensor(
             self._name(name),
             (channels,),
             wide,
@@ -233,5 +236,5 @@ class _Quantizer:
             products,
             np.zeros(products.shape, np.int64),
         )
-        inputs[rule.bias :] = [given]
+        inputs[rule.bias :] = [bias_integers]
         return inputs

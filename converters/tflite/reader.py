@@ -1,4 +1,4 @@
-"""Looks at a user's .tflite file, in a child process: checks it and counts its work."""
+"""Reads a user's .tflite file, in a child process: checks it and counts its operations."""
 
 import hashlib
 import math
@@ -16,16 +16,17 @@ from onmetal.files import cache as caches
 from onmetal.files.reading import read_bytes
 
 MOST_BYTES = 1 << 31
-"""A FlatBuffer's offsets end there."""
+"""The limit of a FlatBuffer's offsets."""
 
 
 def examine(
     path: str, shapes: dict[str, list[int]], batch: int | None, folder: str
 ) -> dict[str, Any]:
-    """Write `model.tflite`, a copy, to `folder`; tell the facts, as onnx_reader.examine does.
+    """Write `model.tflite`, a copy, to `folder`, and return the facts, as
+    converters.onnx.reader.examine does.
 
     Raises UsageError where the file is damaged or shapes do not fit; UnsupportedError where it is
-    sound but beyond what can be run, or against TFLite's specification.
+    valid but cannot be run, or violates TFLite's specification.
     """
     source = Path(path)
     try:
@@ -35,10 +36,10 @@ def examine(
     net = read(content)
     if not net.inputs or not net.outputs:
         raise UsageError(f"{source}: the model has no {'input' if net.outputs else 'output'}")
-    if found := check.problems(net):
+    if problems := check.problems(net):
         raise UnsupportedError(
             f"{source}: it violates TFLite's specification, so that runtimes may compute "
-            f"anything: {found[0]}; convert the model again"
+            f"anything: {problems[0]}; convert the model again"
         )
     names = signature_names(net)
     inputs = [_tensor(name, t) for name, t in zip(names[0], net.inputs, strict=True)]
@@ -52,8 +53,10 @@ def examine(
             "model with the batch that is wanted"
         )
     (Path(folder) / "model.tflite").write_bytes(content)
-    weights = {t: t.size for op in net.ops for t in op.taken if _weight(t)}
-    matrices = {t for op in net.ops if op.kind == "FULLY_CONNECTED" for t in op.taken if _weight(t)}
+    weights = {t: t.size for op in net.ops for t in op.taken if _is_weight(t)}
+    matrices = {
+        t for op in net.ops if op.kind == "FULLY_CONNECTED" for t in op.taken if _is_weight(t)
+    }
     share = sum(weights[t] for t in matrices) / max(1, sum(weights.values()))
     return {
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -67,7 +70,7 @@ def examine(
         "batch": fixed,
         "notes": [],
         "matmul_share": share,
-        "quantized": _quantized(net),
+        "quantized": _count_quantized(net),
         "wide": wide(net),
         "stateful": any(tensor.variable for tensor in net.tensors()),
         "largest_bytes": max(
@@ -78,18 +81,18 @@ def examine(
 
 
 def wide(net: Net) -> bool:
-    """Whether activations have 16 bits. (The cell state of an LSTM of 8 bits has too: it is no
-    operator's output.)"""
-    given = (tensor for op in net.ops for tensor in op.outputs)
-    return any(tensor.scale is not None and tensor.dtype == np.int16 for tensor in given)
+    """Whether activations have 16 bits. (The cell state of an 8-bit LSTM also has 16 bits, but it
+    is not an output of an operator.)"""
+    outputs = (tensor for op in net.ops for tensor in op.outputs)
+    return any(tensor.scale is not None and tensor.dtype == np.int16 for tensor in outputs)
 
 
-def _weight(tensor: Tensor) -> bool:
+def _is_weight(tensor: Tensor) -> bool:
     return tensor.data is not None and (tensor.dtype.kind == "f" or tensor.dtype.itemsize == 1)
 
 
-def _quantized(net: Net) -> int:
-    """Operators that compute with integers, or have weights in 8 bits."""
+def _count_quantized(net: Net) -> int:
+    """How many operators compute with integers, or have weights in 8 bits."""
     return sum(
         any(tensor.scale is not None and tensor.dtype.itemsize <= 2 for tensor in op.taken)
         for op in net.ops
@@ -101,28 +104,28 @@ def _tensor(name: str, tensor: Tensor) -> dict[str, Any]:
         raise UnsupportedError(f"{name!r} holds {tensor.dtype}, which cannot be given data")
     if any(size <= 0 for size in tensor.shape):
         raise UnsupportedError(f"the shape of {name!r} is not static: {list(tensor.shape)}")
-    found = {"name": name, "dtype": tensor.dtype.name, "shape": list(tensor.shape)}
+    facts = {"name": name, "dtype": tensor.dtype.name, "shape": list(tensor.shape)}
     if tensor.scale is None or tensor.per_channel or tensor.dtype.itemsize > 2:
-        return found
+        return facts
     assert tensor.zero_point is not None
     return {
-        **found,
+        **facts,
         "scale": float(tensor.scale[0]),
         "zero_point": int(tensor.zero_point[0]),
     }
 
 
 def _check_shapes(source: Path, inputs: list[dict[str, Any]], shapes: dict[str, list[int]]) -> None:
-    known = {tensor["name"]: tensor["shape"] for tensor in inputs}
+    fixed_shapes = {tensor["name"]: tensor["shape"] for tensor in inputs}
     for name, shape in shapes.items():
-        if name not in known:
+        if name not in fixed_shapes:
             raise UsageError(
-                f"--input-shape {name}: no such input; the model has: {', '.join(known)}"
+                f"--input-shape {name}: no such input; the model has: {', '.join(fixed_shapes)}"
             )
-        if known[name] != shape:
+        if fixed_shapes[name] != shape:
             raise UsageError(
-                f"--input-shape {name}: a .tflite file has fixed shapes, here {known[name]}; "
-                f"{source} cannot be given {shape}"
+                f"--input-shape {name}: a .tflite file has fixed shapes, here "
+                f"{fixed_shapes[name]}; {source} cannot be given {shape}"
             )
 
 

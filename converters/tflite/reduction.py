@@ -23,13 +23,13 @@ _KINDS = {
 }
 
 PLAIN = frozenset({"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd"})
-"""Reductions that leave single numbers as they are."""
+"""Reductions that do not change a single number."""
 
 
 def without(order: Order, axes: set[int]) -> Order:
-    """The order of what is left when axes are dropped."""
-    kept = [axis for axis in order if axis not in axes]
-    return tuple(sorted(kept).index(axis) for axis in kept)
+    """The order of the remaining axes, renumbered, after `axes` are dropped."""
+    remaining = [axis for axis in order if axis not in axes]
+    return tuple(sorted(remaining).index(axis) for axis in remaining)
 
 
 def reduce(
@@ -48,16 +48,16 @@ def reduce(
 def reduction(low: Lowering, node: ir.Node) -> None:
     value, kind = low.input(node), node.op_type
     tensor, order = low.value(value)
-    found = low.setting(node, "axes", 1)
-    if found is None or found.size == 0:
-        found = None
+    listed = low.setting(node, "axes", 1)
+    if listed is None or listed.size == 0:
+        listed = None
         if attribute(node, "noop_with_empty_axes", 0):
             if kind not in PLAIN:
                 raise refuse(node, "noop_with_empty_axes without axes is not supported")
             low.values[node.outputs[0]] = low.value(value)
             return
-    axes = set(low.axes(node, found, len(order)))
-    if len(order) == 4 and axes == {2, 3}:  # over height and width is what accelerators know
+    axes = set(low.axes(node, listed, len(order)))
+    if len(order) == 4 and axes == {2, 3}:  # accelerators support height and width
         order = (0, 2, 3, 1)
         tensor = low.arranged(value, order)
     places = [place for place, axis in enumerate(order) if axis in axes]
@@ -67,23 +67,25 @@ def reduction(low: Lowering, node: ir.Node) -> None:
         tensor = low.unary("ABS", tensor)
     elif kind in ("ReduceL2", "ReduceSumSquare"):
         tensor = low.binary("MUL", tensor, tensor)
-    elif kind == "ReduceLogSumExp":  # the largest is taken out first, so that exp stays small
+    elif (
+        kind == "ReduceLogSumExp"
+    ):  # the largest value is subtracted first, so that exp stays small
         top = reduce(low, "REDUCE_MAX", tensor, places)
         tensor = low.unary("EXP", low.binary("SUB", tensor, top))
     if _KINDS[kind] == "SUM" and tensor.is_float:
         # As a mean, since not all kernels sum integers right.
         count = float(np.prod([tensor.shape[place] for place in places]))
-        made = reduce(low, "MEAN", tensor, places, keep)
-        made = low.binary("MUL", made, low.like(made, count))
+        result = reduce(low, "MEAN", tensor, places, keep)
+        result = low.binary("MUL", result, low.like(result, count))
     else:
-        made = reduce(low, _KINDS[kind], tensor, places, keep)
+        result = reduce(low, _KINDS[kind], tensor, places, keep)
     if kind == "ReduceL2":
-        made = low.unary("SQRT", made)
+        result = low.unary("SQRT", result)
     elif kind in ("ReduceLogSum", "ReduceLogSumExp"):
-        made = low.unary("LOG", made)
+        result = low.unary("LOG", result)
     if top is not None:
-        made = low.binary("ADD", made, low.reshaped(top, made.shape))
-    low.give(node.outputs[0], made, order if keep else without(order, axes))
+        result = low.binary("ADD", result, low.reshaped(top, result.shape))
+    low.give(node.outputs[0], result, order if keep else without(order, axes))
 
 
 @lowers("ArgMax", "ArgMin", to="ARG_MAX, ARG_MIN", limits="select_last_index=0")
@@ -93,15 +95,17 @@ def arg(low: Lowering, node: ir.Node) -> None:
     tensor, order = low.value(low.input(node))
     axis = int(attribute(node, "axis", 0)) % len(order)
     place = order.index(axis)
-    shape = [size for other, size in enumerate(tensor.shape) if other != place]
+    shape = [size for position, size in enumerate(tensor.shape) if position != place]
     kind = "ARG_MAX" if node.op_type == "ArgMax" else "ARG_MIN"
     code = 4  # schema.TensorType.INT64
-    made = low.emit(kind, [tensor, low.ints(place)], shape, dtype=np.int64, outputType=code)
+    result = low.emit(kind, [tensor, low.ints(place)], shape, dtype=np.int64, outputType=code)
     if attribute(node, "keepdims", 1):
-        whole = [1 if other == place else size for other, size in enumerate(tensor.shape)]
-        low.give(node.outputs[0], low.reshaped(made, whole), order)
+        kept_shape = [
+            1 if position == place else size for position, size in enumerate(tensor.shape)
+        ]
+        low.give(node.outputs[0], low.reshaped(result, kept_shape), order)
     else:
-        low.give(node.outputs[0], made, without(order, {axis}))
+        low.give(node.outputs[0], result, without(order, {axis}))
 
 
 @lowers("TopK", to="TOPK_V2, CAST", limits="constant k, largest=1")
@@ -113,17 +117,17 @@ def top_k(low: Lowering, node: ir.Node) -> None:
     value = low.input(node)
     order = low.order(value)
     axis = int(attribute(node, "axis", -1)) % len(order)
-    order = (*(kept for kept in order if kept != axis), axis)
+    order = (*(other for other in order if other != axis), axis)
     tensor = low.arranged(value, order)
     shape = (*tensor.shape[:-1], int(count.reshape(-1)[0]))
     name = str(node.outputs[0].name or node.name)
     best = Tensor(low.name(f"{name}/best"), shape, tensor.dtype)
-    where = Tensor(low.name(f"{name}/where"), shape, np.dtype(np.int32))
-    low.emit_many("TOPK_V2", [tensor, low.ints(shape[-1])], [best, where])
+    indices = Tensor(low.name(f"{name}/where"), shape, np.dtype(np.int32))
+    low.emit_many("TOPK_V2", [tensor, low.ints(shape[-1])], [best, indices])
     if node.outputs[0].name:
         low.give(node.outputs[0], best, order)
     if len(node.outputs) > 1 and node.outputs[1].name:
-        low.give(node.outputs[1], low.emit("CAST", [where], shape, dtype=np.int64), order)
+        low.give(node.outputs[1], low.emit("CAST", [indices], shape, dtype=np.int64), order)
 
 
 @lowers("CumSum", to="CUMSUM", limits="constant axis")
@@ -136,5 +140,5 @@ def cumsum(low: Lowering, node: ir.Node) -> None:
         "exclusive": bool(attribute(node, "exclusive", 0)),
         "reverse": bool(attribute(node, "reverse", 0)),
     }
-    made = low.emit("CUMSUM", [tensor, low.ints(place)], tensor.shape, **options)
-    low.give(node.outputs[0], made, order)
+    result = low.emit("CUMSUM", [tensor, low.ints(place)], tensor.shape, **options)
+    low.give(node.outputs[0], result, order)

@@ -1,6 +1,6 @@
-"""A .tflite graph whose inner tensors can be read: how calibration sees what is in it.
+"""Runs .tflite graphs in LiteRT, with access to inner tensors for calibration.
 
-They are outputs beside the graph's own, so that the fast kernels run and compute as always.
+Inner tensors become additional outputs of the graph, so that the same fast kernels run as without.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,15 @@ from onmetal.converters.tflite.writing import write
 
 
 def interpreter(content: bytes, reference: bool = False) -> Any:
-    """Opened with one thread, tensors allocated. `reference`: by the plainest kernels."""
+    """A LiteRT interpreter with one thread and allocated tensors. `reference`: with the reference
+    kernels instead of the fast ones."""
     kind = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
     opened = Interpreter(
         model_content=content,
         num_threads=1,
         experimental_op_resolver_type=kind,
-        # LiteRT 2.3 without XNNPACK lets operators that work in place overwrite what a RESHAPE
-        # shares with others; with every tensor kept, none does.
+        # LiteRT 2.3 without XNNPACK lets operators that work in place overwrite memory that a
+        # RESHAPE shares with other tensors, unless every tensor is preserved.
         experimental_preserve_all_tensors=reference,
     )
     opened.allocate_tensors()
@@ -31,17 +32,19 @@ def interpreter(content: bytes, reference: bool = False) -> Any:
 
 
 class Exposed:
-    """Runs a graph and gives any of its tensors by name; outputs by what the graph calls them."""
+    """Runs a graph and returns its tensors by name; outputs also by their signature names."""
 
     def __init__(self, net: Net, tensors: Sequence[str], reference: bool = False) -> None:
         names = signature_names(net)
-        known = {tensor.name: tensor for tensor in net.tensors()}
-        known |= dict(zip(names[1], net.outputs, strict=True))
+        tensor_by_name = {tensor.name: tensor for tensor in net.tensors()}
+        tensor_by_name |= dict(zip(names[1], net.outputs, strict=True))
         self.fed = {
             name: name if name in tensors else tensor.name
             for name, tensor in zip(names[0], net.inputs, strict=True)
         }
-        inner = {name: known[name] for name in tensors if known[name] not in net.inputs}
+        inner = {
+            name: tensor_by_name[name] for name in tensors if tensor_by_name[name] not in net.inputs
+        }
         outputs = list(dict.fromkeys(inner.values())) or net.outputs
         self.interpreter = interpreter(
             write(Net(net.inputs, outputs, net.ops)), reference=reference
@@ -51,13 +54,13 @@ class Exposed:
             (name, entry["index"], entry["dtype"])
             for name, entry in zip(names[0], details, strict=True)
         ]
-        found = [entry["index"] for entry in self.interpreter.get_output_details()]
-        index = dict(zip(outputs, found, strict=True))
+        indices = [entry["index"] for entry in self.interpreter.get_output_details()]
+        index = dict(zip(outputs, indices, strict=True))
         self.given = {name: index[tensor] for name, tensor in inner.items()}
 
     def run(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """`feed`: by what the graph calls its inputs; float16 is widened to what they are. -> the
-        tensors by name, copied."""
+        """`feed`: arrays by the signature names of the inputs; float16 is converted to the inputs'
+        types. -> copies of the tensors by name."""
         feed = {
             name: feed[name].astype(dtype) if feed[name].dtype == np.float16 else feed[name]
             for name, _, dtype in self.places
@@ -65,9 +68,9 @@ class Exposed:
         for name, index, _ in self.places:
             self.interpreter.set_tensor(index, feed[name])
         self.interpreter.invoke()
-        found = {self.fed[name]: array for name, array in feed.items()}
-        found |= {name: self.interpreter.get_tensor(index) for name, index in self.given.items()}
-        return found
+        arrays = {self.fed[name]: array for name, array in feed.items()}
+        arrays |= {name: self.interpreter.get_tensor(index) for name, index in self.given.items()}
+        return arrays
 
 
 def exposed(path: str, tensors: Sequence[str]) -> Exposed:
@@ -75,10 +78,10 @@ def exposed(path: str, tensors: Sequence[str]) -> Exposed:
 
 
 class Reference:
-    """A prepared model by LiteRT's fast kernels, in one thread; variables begin anew each time.
+    """A prepared model in LiteRT with its fast kernels, in one thread; variables are reset before
+    each run.
 
-    Arrays are handed over and come back as the model's records have them: real numbers come back
-    for whole ones that stand for them.
+    Inputs have the dtypes of the model's records. Quantized outputs are returned dequantized.
     """
 
     def __init__(self, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:

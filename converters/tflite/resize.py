@@ -1,6 +1,6 @@
-"""Resize: TFLite's own kernels where they take exactly the same values, else by gathering.
+"""Resize: TFLite's own kernels where they read exactly the same values, else GATHER.
 
-Coordinates are computed as ONNX Runtime does, in float32: nearest takes another value where they
+Coordinates are computed in float32, as in ONNX Runtime: nearest may pick another value where they
 differ in the last bit.
 """
 
@@ -15,12 +15,13 @@ from onmetal.converters.tflite.net import Shape, Tensor
 from onmetal.converters.tflite.nodes import attribute, refuse
 
 TIE = np.float32(1e-6)
-"""A coordinate so near to the middle between two values is the middle (ONNX Runtime 1.32)."""
+"""A coordinate that is this near to the middle between two values counts as the middle (ONNX
+Runtime 1.32)."""
 HALF = np.float32(0.5)
 
 
 def _halves_to(nearest: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    """Rounding by which what lies in the middle goes up or down."""
+    """A function that rounds to the nearest integer, and from the middle by `nearest`."""
 
     def rounded(x: np.ndarray) -> np.ndarray:
         tie = np.abs(x - np.floor(x) - HALF) <= TIE
@@ -38,8 +39,8 @@ _ROUNDINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def coordinates(mode: str, size: int, out: int, scale: np.float32) -> np.ndarray | None:
-    """[out] float32: where each output lies on the axis of the input (ONNX's Resize); None for a
-    mode that is not known."""
+    """[out] float32: the coordinate of each output value on the axis of the input (ONNX's Resize);
+    None for an unknown mode."""
     x, length, size_out = np.arange(out, dtype=np.float32), np.float32(size), np.float32(out)
     if mode == "asymmetric":
         return x / scale
@@ -59,7 +60,8 @@ def coordinates(mode: str, size: int, out: int, scale: np.float32) -> np.ndarray
 
 
 class Taps(NamedTuple):
-    """What each output of an axis is the sum of: [taps, out] places, and their weights."""
+    """The terms of the sum that each output value along an axis is: [taps, out] indices of input
+    values, and their weights."""
 
     places: np.ndarray
     weights: np.ndarray
@@ -101,61 +103,63 @@ def resize(low: Lowering, node: ir.Node) -> None:
     value, out = low.input(node), node.outputs[0]
     before, after = low.shape(value), low.shape(out)
     mode = attribute(node, "mode", "nearest")
-    where = attribute(node, "coordinate_transformation_mode", "half_pixel")
+    coordinate_mode = attribute(node, "coordinate_transformation_mode", "half_pixel")
     if node.op_type == "Upsample":
-        where = "asymmetric"
+        coordinate_mode = "asymmetric"
     if attribute(node, "antialias", 0):
         raise refuse(node, "antialias is not supported")
     scales = _scales(low, node, before, after)
-    axes = [coordinates(where, *of) for of in zip(before, after, scales, strict=True)]
-    found = [axis for axis in axes if axis is not None]
-    if len(found) < len(axes):
-        raise refuse(node, f"coordinate_transformation_mode {where!r} is not supported")
+    axes = [coordinates(coordinate_mode, *of) for of in zip(before, after, scales, strict=True)]
+    positions = [axis for axis in axes if axis is not None]
+    if len(positions) < len(axes):
+        raise refuse(node, f"coordinate_transformation_mode {coordinate_mode!r} is not supported")
     if before == after and mode in ("nearest", "linear", "bilinear"):
         low.values[out] = low.value(value)
     elif mode == "nearest":
         rounding = attribute(node, "nearest_mode", "round_prefer_floor")
         if node.op_type == "Upsample":
             rounding = "floor"
-        _nearest(low, node, found, rounding)
+        _nearest(low, node, positions, rounding)
     elif mode in ("linear", "bilinear"):
-        _linear(low, node, where, found)
+        _linear(low, node, coordinate_mode, positions)
     elif mode == "cubic":
         a = float(attribute(node, "cubic_coeff_a", -0.75))
         outside = bool(attribute(node, "exclude_outside", 0))
-        taps = [cubic_taps(at, n, a, outside) for at, n in zip(found, before, strict=True)]
-        _summed(low, node, taps)
+        taps = [cubic_taps(at, n, a, outside) for at, n in zip(positions, before, strict=True)]
+        _sum_taps(low, node, taps)
     else:
         raise refuse(node, f"mode {mode!r} is not supported")
 
 
 def _scales(low: Lowering, node: ir.Node, before: Shape, after: Shape) -> list[np.float32]:
-    """Of every axis; ONNX computes coordinates with what is given, not with what comes out."""
+    """The scale of every axis. ONNX computes coordinates with the scales in the node where it has
+    any, not with the ratio of sizes."""
     scales = [np.float32(new) / np.float32(size) for size, new in zip(before, after, strict=True)]
     place = 1 if node.op_type == "Upsample" or len(node.inputs) == 2 else 2
-    given, sizes = low.setting(node, "scales", place), None
+    listed, sizes = low.setting(node, "scales", place), None
     axes = [int(axis) % len(before) for axis in attribute(node, "axes", range(len(before)))]
     policy = attribute(node, "keep_aspect_ratio_policy", "stretch")
-    if given is not None and given.size:
-        for axis, scale in zip(axes, given, strict=True):
+    if listed is not None and listed.size:
+        for axis, scale in zip(axes, listed, strict=True):
             scales[axis] = np.float32(scale)
     elif policy != "stretch":
         sizes = low.setting(node, "sizes", 3)
         assert sizes is not None
-        asked = [
+        factors = [
             np.float32(n) / np.float32(before[axis]) for n, axis in zip(sizes, axes, strict=True)
         ]
-        one = min(asked) if policy == "not_larger" else max(asked)
-        scales = [one if axis in axes else np.float32(1) for axis in range(len(before))]
+        factor = min(factors) if policy == "not_larger" else max(factors)
+        scales = [factor if axis in axes else np.float32(1) for axis in range(len(before))]
     return scales
 
 
-def _indices(found: np.ndarray, size: int, rounding: str) -> np.ndarray:
-    return np.asarray(np.clip(_ROUNDINGS[rounding](found), 0, size - 1), np.int64)
+def _indices(positions: np.ndarray, size: int, rounding: str) -> np.ndarray:
+    return np.asarray(np.clip(_ROUNDINGS[rounding](positions), 0, size - 1), np.int64)
 
 
 def _own(size: int, out: int, align: bool, half: bool) -> np.ndarray:
-    """Which values RESIZE_NEAREST_NEIGHBOR takes (TFLite's reference/resize_nearest_neighbor.h)"""
+    """The indices of the values that RESIZE_NEAREST_NEIGHBOR reads (TFLite's
+    reference/resize_nearest_neighbor.h)"""
     scale = np.float32(size - 1) / np.float32(out - 1) if align and out > 1 else None
     step = np.float32(size) / np.float32(out) if scale is None else scale
     at = (np.arange(out, dtype=np.float32) + np.float32(0.5 if half else 0)) * step
@@ -163,10 +167,10 @@ def _own(size: int, out: int, align: bool, half: bool) -> np.ndarray:
     return np.asarray(np.clip(rounded, 0, size - 1), np.int64)
 
 
-def _nearest(low: Lowering, node: ir.Node, found: list[np.ndarray], rounding: str) -> None:
+def _nearest(low: Lowering, node: ir.Node, positions: list[np.ndarray], rounding: str) -> None:
     value, out = low.input(node), node.outputs[0]
     before, after = low.shape(value), low.shape(out)
-    indices = [_indices(at, size, rounding) for at, size in zip(found, before, strict=True)]
+    indices = [_indices(at, size, rounding) for at, size in zip(positions, before, strict=True)]
     changed = [
         axis
         for axis, size in enumerate(before)
@@ -179,8 +183,8 @@ def _nearest(low: Lowering, node: ir.Node, found: list[np.ndarray], rounding: st
                 for axis in (2, 3)
             ):
                 tensor = low.arranged(value, NHWC)
-                made = _sized(low, "RESIZE_NEAREST_NEIGHBOR", tensor, after[2:], align, half)
-                low.give(out, made, NHWC)
+                result = _resized(low, "RESIZE_NEAREST_NEIGHBOR", tensor, after[2:], align, half)
+                low.give(out, result, NHWC)
                 return
     tensor, order = low.value(value)
     for axis in changed:
@@ -190,7 +194,7 @@ def _nearest(low: Lowering, node: ir.Node, found: list[np.ndarray], rounding: st
     low.give(out, tensor, order)
 
 
-def _sized(
+def _resized(
     low: Lowering, kind: str, tensor: Tensor, sizes: tuple[int, ...], align: bool, half: bool
 ) -> Tensor:
     shape = (tensor.shape[0], *sizes, tensor.shape[-1])
@@ -198,42 +202,49 @@ def _sized(
     return low.emit(kind, [tensor, low.ints(list(sizes), "size")], shape, **options)
 
 
-def _linear(low: Lowering, node: ir.Node, where: str, found: list[np.ndarray]) -> None:
-    """By RESIZE_BILINEAR, of height and width or of a length alone, where its coordinates are those
-    wanted but for rounding."""
+def _linear(
+    low: Lowering, node: ir.Node, coordinate_mode: str, positions: list[np.ndarray]
+) -> None:
+    """By RESIZE_BILINEAR, over height and width or over one length, where its coordinates equal
+    `positions` but for rounding; else by taps."""
     value, out = low.input(node), node.outputs[0]
     before, after = low.shape(value), low.shape(out)
-    align = where == "align_corners"
-    half = where in ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric")
+    align = coordinate_mode == "align_corners"
+    half = coordinate_mode in ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric")
     spatial = range(2, len(before))
     if (
         len(before) not in (3, 4)
         or before[:2] != after[:2]
-        or any(_off(found[axis], before[axis], after[axis], align, half) for axis in spatial)
+        or any(
+            _differs_from_bilinear(positions[axis], before[axis], after[axis], align, half)
+            for axis in spatial
+        )
     ):
-        _summed(low, node, [linear_taps(at, n) for at, n in zip(found, before, strict=True)])
+        _sum_taps(low, node, [linear_taps(at, n) for at, n in zip(positions, before, strict=True)])
         return
     if len(before) == 3:
         tensor = low.arranged(value, (0, 2, 1))
         batch, length, channels = tensor.shape
         wide = low.reshaped(tensor, (batch, 1, length, channels))
-        made = _sized(low, "RESIZE_BILINEAR", wide, (1, after[2]), align, half)
-        low.give(out, low.reshaped(made, (batch, after[2], channels)), (0, 2, 1))
+        result = _resized(low, "RESIZE_BILINEAR", wide, (1, after[2]), align, half)
+        low.give(out, low.reshaped(result, (batch, after[2], channels)), (0, 2, 1))
         return
-    made = _sized(low, "RESIZE_BILINEAR", low.arranged(value, NHWC), after[2:], align, half)
-    low.give(out, made, NHWC)
+    result = _resized(low, "RESIZE_BILINEAR", low.arranged(value, NHWC), after[2:], align, half)
+    low.give(out, result, NHWC)
 
 
-def _off(found: np.ndarray, size: int, out: int, align: bool, half: bool) -> bool:
-    """Whether RESIZE_BILINEAR looks at other places (reference/resize_bilinear.h)."""
+def _differs_from_bilinear(
+    positions: np.ndarray, size: int, out: int, align: bool, half: bool
+) -> bool:
+    """Whether RESIZE_BILINEAR has other coordinates (reference/resize_bilinear.h)."""
     step = (size - 1) / (out - 1) if align and out > 1 else size / out
-    own = (np.arange(out) + 0.5) * step - 0.5 if half else np.arange(out) * step
-    gap = np.abs(np.clip(own, 0, size - 1) - np.clip(found, 0, size - 1))
+    kernel_positions = (np.arange(out) + 0.5) * step - 0.5 if half else np.arange(out) * step
+    gap = np.abs(np.clip(kernel_positions, 0, size - 1) - np.clip(positions, 0, size - 1))
     return bool(gap.max(initial=0.0) > 1e-5 * size)
 
 
-def _summed(low: Lowering, node: ir.Node, taps: Sequence[Taps]) -> None:
-    """Axis by axis, values are gathered for every tap, weighted and added up."""
+def _sum_taps(low: Lowering, node: ir.Node, taps: Sequence[Taps]) -> None:
+    """Gather the values of every tap, weight them and add them up, axis by axis."""
     value, out = low.input(node), node.outputs[0]
     tensor, order = low.value(value)
     if not tensor.is_float:
@@ -245,10 +256,10 @@ def _summed(low: Lowering, node: ir.Node, taps: Sequence[Taps]) -> None:
         shape = [places.shape[1] if p == place else n for p, n in enumerate(tensor.shape)]
         wide = [-1 if p == place else 1 for p in range(len(shape))]
         parts = []
-        for where, weight in zip(places, weights, strict=True):
+        for indices, weight in zip(places, weights, strict=True):
             if not weight.any():
                 continue
-            part = low.emit("GATHER", [tensor, low.ints(where, "places")], shape, axis=place)
+            part = low.emit("GATHER", [tensor, low.ints(indices, "places")], shape, axis=place)
             if not np.all(weight == 1):
                 part = low.binary("MUL", part, low.floats(weight.reshape(wide), "weights"))
             parts.append(part)

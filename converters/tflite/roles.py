@@ -1,4 +1,4 @@
-"""What operators do to values, by which `unlike` finds tensors that no grid should hold."""
+"""The role of each operator in `unlike`, which finds tensors that one grid cannot represent."""
 
 from collections.abc import Mapping
 

@@ -25,8 +25,8 @@ from onmetal.ranges import Range
 
 
 class Scales:
-    """The grid of each tensor of the operators that are computed in integers, from its range and
-    from what TFLite's kernels can compute with."""
+    """The grid of each tensor of the integer operators, from its range and from the limits of
+    TFLite's kernels."""
 
     def __init__(
         self,
@@ -40,19 +40,20 @@ class Scales:
         self.producers = net.producers()
         self.grids: dict[Tensor, Grid] = {}
         self.apart: set[Tensor] = set()
-        """Outputs of a fixed scale that others share another scale with: requantized after."""
+        """Outputs of operators with a fixed scale that belong to a group with another scale. They
+        are requantized after the operator."""
         self._settle()
         self._coarsen()
 
     def output(self, tensor: Tensor) -> tuple[float, int]:
-        """The scale and zero point with which its operator writes a tensor."""
+        """The scale and zero point with which an operator writes its output."""
         if tensor in self.apart:
             return FIXED[self.activation][self.producers[tensor].kind]
         grid = self.grids[tensor]
         return grid.scale, grid.zero_point
 
     def operand(self, tensor: Tensor) -> Grid:
-        """The grid of a constant that is an operand, by itself."""
+        """The grid of a constant operand from its own values."""
         assert tensor.data is not None
         grid = Grid(self.activation)
         values = tensor.data[np.abs(tensor.data) < HUGE]
@@ -62,8 +63,8 @@ class Scales:
         return grid
 
     def term(self, op: Op, tensor: Tensor) -> Grid | None:
-        """The grid of a constant that is added, None for operators that do not add. One far smaller
-        than the sum (an epsilon) gets a scale that kernels can still compute with."""
+        """The grid of a constant that is added; None for operators that do not add. A constant far
+        smaller than the sum (an epsilon) gets a scale that kernels can still compute with."""
         if op.kind not in ("ADD", "SUB"):
             return None
         grid = self.operand(tensor)
@@ -91,7 +92,7 @@ class Scales:
         return {tensor: root(tensor) for tensor in roots}
 
     def _settle(self) -> None:
-        """A grid for each group, that holds the ranges of all its tensors."""
+        """Set a grid for each group that holds the ranges of all its tensors."""
         fixed = FIXED[self.activation]
         fixed_in: dict[Tensor, list[tuple[Tensor, tuple[float, int]]]] = {}
         grids: dict[Tensor, Grid] = {}
@@ -112,8 +113,9 @@ class Scales:
         self.grids = {tensor: grids[first] for tensor, first in groups.items()}
 
     def _fix(self, grid: Grid, members: list[tuple[Tensor, tuple[float, int]]]) -> None:
-        """`members`: the tensors of a group whose operators have fixed scales. The group takes the
-        one fixed scale in it if all its values fit; else these are requantized to the group's."""
+        """`members`: the tensors of a group whose operators have fixed scales. If there is only one
+        fixed scale and all values of the group fit, the group gets that scale; else the members
+        are requantized to the group's scale."""
         scales = {parameters for _, parameters in members}
         if len(scales) == 1:
             trial = Grid(self.activation)
@@ -128,8 +130,8 @@ class Scales:
             self.apart.add(tensor)
 
     def _coarsen(self) -> None:
-        """Make scales such that kernels can rescale between them: a tensor whose range is far
-        smaller than its inputs' gets a coarser scale than its range asks for."""
+        """Raise scales until kernels can rescale between them: a tensor whose range is far smaller
+        than its inputs' gets a coarser scale than its range needs."""
         for _ in range(64):
             changed = False
             for op in self.net.ops:
@@ -165,8 +167,8 @@ class Scales:
                 return
 
     def _greatest_sum(self, op: Op) -> float:
-        """The largest sum of products that 16-bit activations can give: rescaled, it must fit in
-        32 bits, or it wraps around."""
+        """The largest sum of products with 16-bit activations. After rescaling it must fit in 32
+        bits, or it wraps around."""
         if op.kind in WEIGHTED:
             rule = WEIGHTED[op.kind]
             weight, source = op.inputs[rule.weight], op.inputs[rule.taken]

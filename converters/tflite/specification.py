@@ -1,7 +1,7 @@
 """TFLite's quantization specification as data: which operators compute in integers, and how.
 
-After https://ai.google.dev/edge/litert/models/quantization_spec, and the kernels of LiteRT 2.3
-where it is silent. The quantizer writes by these rules and the checker checks by them.
+From https://ai.google.dev/edge/litert/models/quantization_spec, and from the kernels of LiteRT 2.3
+where it states nothing. The quantizer and the checker both use these tables.
 """
 
 from msgspec import Struct
@@ -33,14 +33,14 @@ class Weighted(Struct, frozen=True):
     weight: int
     bias: int
     axis: int | None
-    """Of the weight, along which its scales lie; None: it has one."""
+    """The weight's axis of per-channel scales; None where it has one scale."""
 
 
 WEIGHTED = {
     "CONV_2D": Weighted(0, 1, 2, 0),
     "DEPTHWISE_CONV_2D": Weighted(0, 1, 2, 3),
-    # Per-channel weights are newer than the runtimes of many boards, which read the first scale
-    # for all channels without a word.
+    # Per-channel weights are newer than the runtimes of many boards, which use the first scale for
+    # all channels without an error.
     "FULLY_CONNECTED": Weighted(0, 1, 2, None),
     "TRANSPOSE_CONV": Weighted(2, 1, 3, 0),
 }
@@ -74,11 +74,12 @@ INT16 = frozenset(
 """Operators that compute with 16-bit activations."""
 
 BIAS_MOST = {"s8": 2**30, "s16": 2**38}
-"""The accumulator begins with the bias: half of its 32 bits' range is left to the products. Beside
-16-bit activations it has 64 bits, of which kernels rescale up to 47."""
+"""The largest magnitude of an integer bias. The accumulator begins with the bias, so half of its
+32-bit range is left for the products. With 16-bit activations the accumulator has 64 bits, of which
+kernels rescale up to 47."""
 
 LEAST_RATIO, MOST_RATIO = 2.0**-10, 2.0**7
-"""Scales of what an element-wise operator takes over the scale of what it gives: beyond, XNNPACK
+"""The limits of an element-wise operator's input scale over its output scale. Beyond these, XNNPACK
 refuses the operator, or the file (xnnpack/src/subgraph/*.c)."""
 
 

@@ -11,7 +11,7 @@ BEGIN, END = "<!-- generated: {} -->", "<!-- end of {} -->"
 
 
 def operators() -> str:
-    """ONNX operator, what it becomes, what of it is not supported."""
+    """The table of ONNX operators: the TFLite operators that each becomes, and its limits."""
     assert convert.FAMILIES
     rows = ["| ONNX | TFLite | supported are |", "|---|---|---|"]
     for name in sorted(TABLE):
@@ -21,19 +21,21 @@ def operators() -> str:
 
 
 def integers() -> str:
-    """TFLite operators that compute in integers."""
+    """The table of TFLite operators that compute in integers."""
     rows = ["| TFLite | int8 | int16x8 |", "|---|---|---|"]
     for name in sorted(SHARED | FREE | set(WEIGHTED) | set(FIXED["s8"])):
         if name in WEIGHTED:
             axis = WEIGHTED[name].axis
-            how = "one scale" if axis is None else "a scale for each output"
-            says = f"weights with {how}, bias int32"
+            scales = "one scale" if axis is None else "a scale for each output"
+            description = f"weights with {scales}, bias int32"
         elif name in FIXED["s8"]:
             scale, zero = FIXED["s8"][name]
-            says = f"output 1/{1 / scale:g}, zero point {zero}"
+            description = f"output 1/{1 / scale:g}, zero point {zero}"
         else:
-            says = "one scale for what goes in and out" if name in SHARED else "scales of their own"
-        rows.append(f"| `{name}` | {says} | {'yes' if name in INT16 else 'stays float'} |")
+            description = (
+                "one scale for what goes in and out" if name in SHARED else "scales of their own"
+            )
+        rows.append(f"| `{name}` | {description} | {'yes' if name in INT16 else 'stays float'} |")
     return "\n".join(rows)
 
 
@@ -41,7 +43,7 @@ TABLES = {"operators": operators, "integers": integers}
 
 
 def rendered(text: str) -> str:
-    """The document with its generated parts anew."""
+    """The document with its generated parts replaced by new ones."""
     for name, table in TABLES.items():
         begin, end = BEGIN.format(name), END.format(name)
         head, _, rest = text.partition(begin)

@@ -1,4 +1,4 @@
-"""Smaller weights in a float graph: halves, or 8 bits beside activations quantized as they come."""
+"""Smaller weights in a float graph: float16, or 8 bits with activations quantized at run time."""
 
 from dataclasses import replace
 
@@ -10,23 +10,24 @@ from onmetal.converters.tflite.specification import WEIGHTED
 from onmetal.errors import UnsupportedError
 
 LEAST = 64
-"""Constants of fewer numbers stay as they are: their bookkeeping is larger than what they save."""
+"""Constants of fewer numbers stay as they are: an additional tensor takes more than is saved."""
 HALF_MOST = float(np.finfo(np.float16).max)
 
 
 def halved(net: Net) -> Net:
-    """Weights are stored as float16 and become float32 where the file is opened: half the size.
+    """Store weights as float16, in half the size; a DEQUANTIZE converts them to float32 when the
+    file is opened.
 
-    Raises UnsupportedError where nothing is large enough, or a weight is beyond what float16 holds.
+    Raises UnsupportedError where no weight is large enough, or a weight exceeds float16's range.
     """
     ops: list[Op] = []
-    made: dict[Tensor, Tensor] = {}
+    dequantized: dict[Tensor, Tensor] = {}
     for op in net.ops:
         inputs = list(op.inputs)
         for place, tensor in enumerate(inputs):
             if tensor is None or tensor.data is None or not tensor.is_float or tensor.size < LEAST:
                 continue
-            if tensor not in made:
+            if tensor not in dequantized:
                 if np.abs(tensor.data).max(initial=0.0) > HALF_MOST:
                     raise UnsupportedError(f"the weight {tensor.name!r} is beyond float16's range")
                 half = Tensor(
@@ -35,29 +36,29 @@ def halved(net: Net) -> Net:
                     np.dtype(np.float16),
                     tensor.data.astype(np.float16),
                 )
-                made[tensor] = Tensor(tensor.name, tensor.shape, tensor.dtype)
-                ops.append(Op("DEQUANTIZE", [half], [made[tensor]]))
-            inputs[place] = made[tensor]
+                dequantized[tensor] = Tensor(tensor.name, tensor.shape, tensor.dtype)
+                ops.append(Op("DEQUANTIZE", [half], [dequantized[tensor]]))
+            inputs[place] = dequantized[tensor]
         ops.append(replace(op, inputs=inputs))
-    if not made:
+    if not dequantized:
         raise UnsupportedError("it has no weights to store as float16")
     return Net(list(net.inputs), list(net.outputs), ops, net.names)
 
 
 def dynamic(net: Net) -> Net:
-    """Weights of CONV_2D and FULLY_CONNECTED in 8 bits, a scale for each output of a convolution;
-    their activations are quantized anew in every inference. No samples are needed.
+    """Store weights of CONV_2D and FULLY_CONNECTED in 8 bits, with a scale for each output channel
+    of a convolution; their activations are quantized in every inference. No samples are needed.
 
-    Raises UnsupportedError where there is none of them.
+    Raises UnsupportedError where the graph has no such operator.
     """
     ops, count = [], 0
     for op in net.ops:
         inputs, options = list(op.inputs), op.options
         if op.kind in ("CONV_2D", "FULLY_CONNECTED"):
             rule = WEIGHTED[op.kind]
-            taken, weight = inputs[rule.taken], inputs[rule.weight]
-            assert taken is not None and weight is not None
-            if weight.data is not None and weight.is_float and taken.is_float:
+            source, weight = inputs[rule.taken], inputs[rule.weight]
+            assert source is not None and weight is not None
+            if weight.data is not None and weight.is_float and source.is_float:
                 inputs[rule.weight] = _in_8_bits(weight, rule.axis)
                 if op.kind == "FULLY_CONNECTED":
                     options = {**options, "asymmetricQuantizeInputs": True}

@@ -1,4 +1,4 @@
-"""A graph becomes the bytes of a .tflite file."""
+"""Writes a graph as the bytes of a .tflite file."""
 
 from typing import Any
 
@@ -23,8 +23,8 @@ _CODES = {kind: code for code, kind in _TYPES.items()}
 
 
 def write(net: Net, description: str = "onmetal") -> bytes:
-    """The file. The same net gives the same bytes; equal constants share a buffer; tensors of one
-    name are told apart by numbers behind it."""
+    """The bytes of the file. The same graph gives the same bytes; equal constants share a buffer;
+    tensors of the same name get a number behind it."""
     return _Writer(net, description).content()
 
 
@@ -55,20 +55,20 @@ class _Writer:
         return bytes(builder.Output())
 
     def _signature(self) -> Any:
-        found = schema.SignatureDefT()
-        found.signatureKey, found.subgraphIndex = "serving_default", 0
+        signature = schema.SignatureDefT()
+        signature.signatureKey, signature.subgraphIndex = "serving_default", 0
         inputs, outputs = signature_names(self.net)
-        found.inputs = self._named(inputs, self.net.inputs)
-        found.outputs = self._named(outputs, self.net.outputs)
-        return found
+        signature.inputs = self._named(inputs, self.net.inputs)
+        signature.outputs = self._named(outputs, self.net.outputs)
+        return signature
 
     def _named(self, names: list[str], tensors: list[Tensor]) -> list[Any]:
-        found = []
+        entries = []
         for name, tensor in zip(names, tensors, strict=True):
             entry = schema.TensorMapT()
             entry.name, entry.tensorIndex = name, self.places[tensor]
-            found.append(entry)
-        return found
+            entries.append(entry)
+        return entries
 
     def _buffer(self, data: np.ndarray) -> int:
         raw = data.tobytes()
@@ -88,11 +88,11 @@ class _Writer:
             entry.buffer = self._buffer(tensor.data)
         if tensor.scale is not None:
             assert tensor.zero_point is not None
-            found = schema.QuantizationParametersT()
-            found.scale = np.asarray(tensor.scale, np.float32)
-            found.zeroPoint = np.asarray(tensor.zero_point, np.int64)
-            found.quantizedDimension = tensor.axis
-            entry.quantization = found
+            quantization = schema.QuantizationParametersT()
+            quantization.scale = np.asarray(tensor.scale, np.float32)
+            quantization.zeroPoint = np.asarray(tensor.zero_point, np.int64)
+            quantization.quantizedDimension = tensor.axis
+            entry.quantization = quantization
         return entry
 
     def _op(self, op: Op) -> Any:
@@ -123,7 +123,7 @@ class _Writer:
     def _code(self, kind: str, custom: str | None) -> Any:
         code = schema.OperatorCodeT()
         code.builtinCode = getattr(schema.BuiltinOperator, kind)
-        # Old readers know only the one byte that the code had first.
+        # Old readers know only the one-byte field that the schema first had for the code.
         code.deprecatedBuiltinCode = min(127, code.builtinCode)
         code.version = self.versions[self.codes[kind, custom]]
         code.customCode = custom

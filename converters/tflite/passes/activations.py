@@ -1,4 +1,4 @@
-"""Activations: fused into the operator before them, and HARD_SWISH found in its parts."""
+"""Activations: fused into the operator before them, and HARD_SWISH composed from its parts."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ _ACTIVATION_CODES = {"RELU_N1_TO_1": 2, "RELU": 1, "RELU6": 3}
 
 
 def fuse_activations(net: Net) -> bool:
-    """RELU, RELU6 and RELU_N1_TO_1 go into the operator before them."""
+    """Fuse RELU, RELU6 and RELU_N1_TO_1 into the operator before them."""
     consumers, dead = net.consumers(), set()
     for op in net.ops:
         if op.kind not in FUSES or op.activation:
@@ -28,7 +28,7 @@ def fuse_activations(net: Net) -> bool:
 
 
 def hard_swishes(net: Net) -> bool:
-    """x * relu6(x + 3) / 6, however it is bracketed, is HARD_SWISH."""
+    """Replace x * relu6(x + 3) / 6, in whichever order it is computed, by HARD_SWISH."""
     changed = False
     producers, consumers = net.producers(), net.consumers()
     for op in list(net.ops):
@@ -61,9 +61,9 @@ def _scalar(tensor: Tensor, value: float) -> bool:
 
 def _hard_swish(op: Op, producers: dict[Tensor, Op]) -> tuple[Tensor, bool] | None:
     """-> x, and whether the division by 6 is part of the gate."""
-    for source, other in (op.taken[:2], op.taken[1::-1]):
+    for source, gate_tensor in (op.taken[:2], op.taken[1::-1]):
         sixth = False
-        gate = producers.get(other)
+        gate = producers.get(gate_tensor)
         if gate is not None and gate.kind == "MUL" and any(_scalar(t, 1 / 6) for t in gate.taken):
             sixth = True
             gate = next((producers.get(t) for t in gate.taken if not _scalar(t, 1 / 6)), None)

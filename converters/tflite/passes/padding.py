@@ -13,19 +13,19 @@ def paddings(op: Op) -> list[list[int]]:
 
 
 def fold_pads(net: Net) -> bool:
-    """PAD before a convolution goes away where SAME pads exactly so."""
+    """Remove a PAD before a convolution where SAME pads in exactly the same way."""
     changed = False
     producers = net.producers()
     for op in net.ops:
         if op.kind not in ("CONV_2D", "DEPTHWISE_CONV_2D") or op.options["padding"] != VALID:
             continue
-        before = producers.get(op.taken[0])
-        if before is None or before.kind != "PAD":
+        producer = producers.get(op.taken[0])
+        if producer is None or producer.kind != "PAD":
             continue
-        pads = paddings(before)
+        pads = paddings(producer)
         if pads[0] != [0, 0] or pads[3] != [0, 0]:
             continue
-        source, kernel = before.taken[0], op.taken[1].shape[1:3]
+        source, kernel = producer.taken[0], op.taken[1].shape[1:3]
         if all(
             _is_same_padding(
                 source.shape[1 + axis],
@@ -48,31 +48,35 @@ def _is_same_padding(size: int, out: int, reach: int, stride: int, begin: int) -
 
 
 def trim_pads(net: Net) -> bool:
-    """Zeros behind the last value that a convolution reads are not padded."""
+    """Remove padding behind the last value that a convolution reads."""
     changed = False
     producers, consumers = net.producers(), net.consumers()
     for op in net.ops:
         if op.kind not in ("CONV_2D", "DEPTHWISE_CONV_2D") or op.options["padding"] != VALID:
             continue
-        before = producers.get(op.taken[0])
-        if before is None or before.kind != "PAD" or not only_taker(net, consumers, op.taken[0]):
+        producer = producers.get(op.taken[0])
+        if (
+            producer is None
+            or producer.kind != "PAD"
+            or not only_taker(net, consumers, op.taken[0])
+        ):
             continue
-        pads, padded = paddings(before), before.outputs[0]
+        pads, padded = paddings(producer), producer.outputs[0]
         unread = [0, 0]
         for axis, side in enumerate(("H", "W")):
             reach = (op.taken[1].shape[1 + axis] - 1) * op.options[f"dilation{side}Factor"] + 1
-            read = (op.outputs[0].shape[1 + axis] - 1) * op.options[f"stride{side}"] + reach
-            unread[axis] = min(pads[1 + axis][1], padded.shape[1 + axis] - read)
+            read_size = (op.outputs[0].shape[1 + axis] - 1) * op.options[f"stride{side}"] + reach
+            unread[axis] = min(pads[1 + axis][1], padded.shape[1 + axis] - read_size)
         if any(unread):
             for axis in (0, 1):
                 pads[1 + axis][1] -= unread[axis]
             shape = list(padded.shape)
             shape[1], shape[2] = shape[1] - unread[0], shape[2] - unread[1]
             padded.shape = tuple(shape)
-            given = before.taken[1]
-            before.inputs[1] = constant(f"{given.name}.trimmed", np.array(pads, np.int32))
+            amounts = producer.taken[1]
+            producer.inputs[1] = constant(f"{amounts.name}.trimmed", np.array(pads, np.int32))
             if not np.any(pads):
-                op.inputs[0] = before.inputs[0]
+                op.inputs[0] = producer.inputs[0]
             changed = True
     return changed
 
@@ -90,8 +94,8 @@ def _not_negative(tensor: Tensor, producers: dict[Tensor, Op], depth: int = 8) -
 
 
 def zero_pads(net: Net) -> bool:
-    """Before a MAX_POOL_2D of values that are not negative, zeros are as good as the least float,
-    and every runtime has a fast PAD."""
+    """Replace PADV2 by PAD before a MAX_POOL_2D of values that are not negative: padding with zeros
+    gives the same maximum as with the least float, and every runtime has a fast PAD."""
     changed = False
     producers, consumers = net.producers(), net.consumers()
     for op in net.ops:

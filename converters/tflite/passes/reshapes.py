@@ -7,7 +7,7 @@ from onmetal.converters.tflite.passes.takers import only_taker
 
 
 def merge_reshapes(net: Net) -> bool:
-    """A RESHAPE of a RESHAPE is one; one to the shape that is there already is none."""
+    """Merge a RESHAPE of a RESHAPE into one, and remove one that does not change the shape."""
     changed = False
     producers = net.producers()
     for op in list(net.ops):
@@ -15,9 +15,9 @@ def merge_reshapes(net: Net) -> bool:
             continue
         source, out = op.inputs[0], op.outputs[0]
         assert source is not None
-        before = producers.get(source)
-        if before is not None and before.kind == "RESHAPE":
-            op.inputs[0] = source = before.inputs[0]
+        producer = producers.get(source)
+        if producer is not None and producer.kind == "RESHAPE":
+            op.inputs[0] = source = producer.inputs[0]
             changed = True
         assert source is not None
         if source.shape == out.shape and out not in net.outputs:
@@ -25,11 +25,13 @@ def merge_reshapes(net: Net) -> bool:
             net.ops.remove(op)
             changed = True
         elif source.shape == out.shape and source in producers and source not in net.outputs:
-            # What ends in an output is made as that output.
+            # The producer writes the output of the graph directly.
             maker = producers[source]
             maker.outputs = [out if tensor is source else tensor for tensor in maker.outputs]
-            for other in net.ops:
-                other.inputs = [out if tensor is source else tensor for tensor in other.inputs]
+            for consumer in net.ops:
+                consumer.inputs = [
+                    out if tensor is source else tensor for tensor in consumer.inputs
+                ]
             net.ops.remove(op)
             producers[out] = maker
             changed = True
@@ -37,29 +39,29 @@ def merge_reshapes(net: Net) -> bool:
 
 
 def lift_reshapes(net: Net) -> bool:
-    """RESHAPE before an operator on each number by itself goes behind it, where it may meet another
-    (as between convolutions of one axis) and lets an activation be fused."""
+    """Move a RESHAPE from before an elementwise operator to behind it. There it may be merged with
+    another one (as between one-dimensional convolutions), and an activation can be fused."""
     changed = False
     producers, consumers = net.producers(), net.consumers()
     for op in net.ops:
         if op.kind not in ELEMENTWISE and not (op.kind in ("ADD", "MUL", "SUB") and _by_scalar(op)):
             continue
-        before = producers.get(op.taken[0])
+        producer = producers.get(op.taken[0])
         if (
-            before is None
-            or before.kind != "RESHAPE"
+            producer is None
+            or producer.kind != "RESHAPE"
             or not only_taker(net, consumers, op.taken[0])
         ):
             continue
-        source, middle, out = before.taken[0], before.outputs[0], op.outputs[0]
+        source, middle, out = producer.taken[0], producer.outputs[0], op.outputs[0]
         if source.data is not None or not middle.is_float or not out.is_float:
             continue
         inner = Tensor(net.unused(f"{out.name}/before"), source.shape, out.dtype)
-        kind, options, rest = op.kind, op.options, op.inputs[1:]
-        # The operator runs where the RESHAPE stood, and the RESHAPE where it stood.
-        op.kind, op.options, op.inputs = "RESHAPE", before.options, [inner, before.inputs[1]]
-        before.kind, before.options = kind, options
-        before.inputs, before.outputs = [source, *rest], [inner]
+        kind, options, other_inputs = op.kind, op.options, op.inputs[1:]
+        # The two operators change places.
+        op.kind, op.options, op.inputs = "RESHAPE", producer.options, [inner, producer.inputs[1]]
+        producer.kind, producer.options = kind, options
+        producer.inputs, producer.outputs = [source, *other_inputs], [inner]
         return True
     return changed
 
@@ -68,7 +70,7 @@ ELEMENTWISE = frozenset(
     {"ABS", "ELU", "EXP", "GELU", "HARD_SWISH", "LEAKY_RELU", "LOGISTIC", "RELU", "RELU6"}
     | {"RELU_N1_TO_1", "RSQRT", "SQRT", "TANH"}
 )
-"""Operators on each number by itself."""
+"""Operators that compute each output value from one input value."""
 
 
 def _by_scalar(op: Op) -> bool:
@@ -76,26 +78,26 @@ def _by_scalar(op: Op) -> bool:
 
 
 def lift_transposes(net: Net) -> bool:
-    """The TRANSPOSE behind what normalizes or pads an input goes to the input itself, where who
-    runs the file can do it instead."""
+    """Move a TRANSPOSE from behind operators that normalize or pad an input to the input itself,
+    where the program that runs the file can transpose instead."""
     producers, consumers = net.producers(), net.consumers()
     for op in net.ops:
         if op.kind != "TRANSPOSE" or op.taken[1].data is None:
             continue
-        before = producers.get(op.taken[0])
-        if before is None or not only_taker(net, consumers, op.taken[0]):
+        producer = producers.get(op.taken[0])
+        if producer is None or not only_taker(net, consumers, op.taken[0]):
             continue
-        if not _liftable(before) or not _from_input(net, before, producers, consumers):
+        if not _liftable(producer) or not _from_input(net, producer, producers, consumers):
             continue
         perm = [int(axis) for axis in op.taken[1].data.reshape(-1)]
-        source, out = before.taken[0], op.outputs[0]
+        source, out = producer.taken[0], op.outputs[0]
         shape = tuple(source.shape[axis] for axis in perm)
         inner = Tensor(net.unused(f"{source.name}/transposed"), shape, source.dtype)
-        kind, options = before.kind, before.options
-        rest = [_transposed_operand(before, tensor, perm) for tensor in before.taken[1:]]
-        before.kind, before.options = "TRANSPOSE", op.options
-        before.inputs, before.outputs = [source, op.inputs[1]], [inner]
-        op.kind, op.options, op.inputs, op.outputs = kind, options, [inner, *rest], [out]
+        kind, options = producer.kind, producer.options
+        operands = [_transposed_operand(producer, tensor, perm) for tensor in producer.taken[1:]]
+        producer.kind, producer.options = "TRANSPOSE", op.options
+        producer.inputs, producer.outputs = [source, op.inputs[1]], [inner]
+        op.kind, op.options, op.inputs, op.outputs = kind, options, [inner, *operands], [out]
         return True
     return False
 
@@ -110,7 +112,8 @@ def _liftable(op: Op) -> bool:
 def _from_input(
     net: Net, op: Op, producers: dict[Tensor, Op], consumers: dict[Tensor, list[Op]]
 ) -> bool:
-    """Whether nothing but liftable operators lies between it and an input of the graph."""
+    """Whether only operators over which a TRANSPOSE can be moved lie between `op` and an input of
+    the graph."""
     while True:
         source = op.taken[0]
         if source.data is not None or (source.shape != op.outputs[0].shape and op.kind != "PAD"):
@@ -125,7 +128,7 @@ def _from_input(
 
 
 def _transposed_operand(op: Op, tensor: Tensor, perm: list[int]) -> Tensor:
-    """An operand for an input whose axes are in another order."""
+    """A constant operand for an input whose axes were transposed by `perm`."""
     assert tensor.data is not None
     if op.kind == "PAD":
         return constant(f"{tensor.name}.turned", tensor.data.reshape(-1, 2)[perm])
@@ -137,16 +140,16 @@ def _transposed_operand(op: Op, tensor: Tensor, perm: list[int]) -> Tensor:
 
 
 def drop_flattens(net: Net) -> bool:
-    """FULLY_CONNECTED takes a tensor of any rank whose last axis fits: no RESHAPE before it."""
+    """Remove a RESHAPE before FULLY_CONNECTED, which accepts any rank if the last axis fits."""
     changed = False
     producers = net.producers()
     for op in net.ops:
         if op.kind != "FULLY_CONNECTED" or op.options.get("keepNumDims"):
             continue
-        before = producers.get(op.taken[0])
-        if before is None or before.kind != "RESHAPE":
+        producer = producers.get(op.taken[0])
+        if producer is None or producer.kind != "RESHAPE":
             continue
-        source, weight = before.taken[0], op.taken[1]
+        source, weight = producer.taken[0], op.taken[1]
         if source.shape[-1] == weight.shape[-1]:
             op.inputs[0] = source
             changed = True
@@ -154,7 +157,7 @@ def drop_flattens(net: Net) -> bool:
 
 
 def drop_kept_axes(net: Net) -> bool:
-    """A reduction that keeps its axes before a RESHAPE that drops them does not keep them."""
+    """Remove a RESHAPE that drops the reduced axes; the reduction then does not keep them."""
     changed = False
     consumers = net.consumers()
     for op in list(net.ops):
@@ -165,8 +168,10 @@ def drop_kept_axes(net: Net) -> bool:
         if taker is None or taker.kind != "RESHAPE" or axes is None:
             continue
         places = {int(axis) for axis in axes.reshape(-1)}
-        left = tuple(n for place, n in enumerate(op.taken[0].shape) if place not in places)
-        if taker.outputs[0].shape == left:
+        remaining_shape = tuple(
+            n for place, n in enumerate(op.taken[0].shape) if place not in places
+        )
+        if taker.outputs[0].shape == remaining_shape:
             op.options = {**op.options, "keepDims": False}
             op.outputs = taker.outputs
             net.ops.remove(taker)

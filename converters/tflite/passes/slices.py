@@ -8,27 +8,27 @@ from onmetal.converters.tflite.passes.takers import only_taker
 
 
 def merge_slices(net: Net) -> bool:
-    """A STRIDED_SLICE of a STRIDED_SLICE is one, where both go forward."""
+    """Merge a STRIDED_SLICE of a STRIDED_SLICE into one, where both have positive steps."""
     changed = False
     producers, consumers = net.producers(), net.consumers()
     for op in net.ops:
         if op.kind != "STRIDED_SLICE" or not goes_forward(op):
             continue
-        before = producers.get(op.taken[0])
-        if before is None or before.kind != "STRIDED_SLICE" or not goes_forward(before):
+        producer = producers.get(op.taken[0])
+        if producer is None or producer.kind != "STRIDED_SLICE" or not goes_forward(producer):
             continue
         if only_taker(net, consumers, op.taken[0]) is None:
             continue
-        (first, _, step), (begin, _, stride) = slice_bounds(before), slice_bounds(op)
+        (first, _, step), (begin, _, stride) = slice_bounds(producer), slice_bounds(op)
         start = first + begin * step
         size = np.array(op.outputs[0].shape)
         joined = step * stride
         values = (start, start + (size - 1) * joined + 1, joined)
-        given = [
+        bounds = [
             constant(f"{tensor.name}.joined", np.asarray(value, np.int32))
             for tensor, value in zip(op.taken[1:], values, strict=True)
         ]
-        op.inputs = [before.inputs[0], *given]
+        op.inputs = [producer.inputs[0], *bounds]
         changed = True
     return changed
 
@@ -50,8 +50,9 @@ def goes_forward(op: Op) -> bool:
 
 
 def shortcut_convolutions(net: Net) -> bool:
-    """Every second row and column, with channels of zeros around (a ResNet's shortcut without
-    weights), is a 1x1 convolution by ones: one fast operator instead of three slow ones."""
+    """Replace a STRIDED_SLICE of rows and columns with a PAD of channels by zeros (a ResNet's
+    shortcut without weights) by a 1x1 convolution by ones: one fast operator instead of several
+    slow ones."""
     changed = False
     producers, consumers = net.producers(), net.consumers()
     for op in list(net.ops):
@@ -62,8 +63,8 @@ def shortcut_convolutions(net: Net) -> bool:
         begin, _, step = slice_bounds(op)
         source = op.taken[0]
         sizes = [-(-source.shape[axis] // int(step[axis])) for axis in (1, 2)]
-        whole = not begin.any() and step[0] == step[3] == 1
-        if not whole or (step[1] == 1 and step[2] == 1):
+        from_start = not begin.any() and step[0] == step[3] == 1
+        if not from_start or (step[1] == 1 and step[2] == 1):
             continue
         if [source.shape[0], *sizes, source.shape[3]] != list(op.outputs[0].shape):
             continue
