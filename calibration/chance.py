@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from onmetal.calibration.accuracy import clopper_pearson
+from onmetal.calibration.metric_table import METRICS
 
 LEAST = 20
 """The fewest samples from which a warning follows."""
@@ -28,30 +29,31 @@ def chance_warning(metric: str, labels: np.ndarray, value: float, samples: int) 
     """
     if samples < LEAST or not math.isfinite(value):
         return None
-    if metric == "rmse":
+    rule = METRICS[metric].chance if metric in METRICS else None
+    if rule == "mean":
         return _warn_by_rmse(labels, value)
     if labels.dtype.kind not in "iub" or labels.size != samples:
         return None
     kinds, counts = np.unique(labels, return_counts=True)
     shares = np.sort(counts)[::-1] / samples
-    if len(kinds) == 1 and metric != "auc":
+    if len(kinds) == 1 and rule != "half":
         return (
             f"all {samples} labels are {kinds[0]}: {metric} {value:.3g} says nothing of the other "
             "classes; was the data cut while it was sorted by class?"
         )
-    if metric in ("top1", "accuracy"):
+    if rule == "commonest":
         answer = f"what answering {kinds[counts.argmax()]} for every sample gives"
         return _warn_by_share(metric, value, samples, float(shares[0]), answer)
-    if metric == "top5" and len(kinds) > 5:
+    if rule == "five commonest" and len(kinds) > 5:
         answer = "what answering the five commonest classes for every sample gives"
         return _warn_by_share(metric, value, samples, float(shares[:5].sum()), answer)
-    if metric in ("precision", "recall", "f1"):
+    if rule == "classes":
         # Whatever the answers, if they ignore the input, its mean over the classes is 1 / classes.
         chance = 1 / len(kinds)
         error = math.sqrt(float(np.sum(0.25 / counts))) / len(kinds)
         answer = f"what answers that ignore the input give on {len(kinds)} classes"
         return _warn_by_deviation(metric, value, chance, error, answer)
-    if metric == "auc" and len(kinds) > 1:
+    if rule == "half" and len(kinds) > 1:
         others = samples - counts
         error = float(np.mean(np.sqrt((samples + 1) / (12 * counts * others))))
         return _warn_by_deviation(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from msgspec import Struct
@@ -13,13 +13,31 @@ Score = Callable[[np.ndarray, np.ndarray], float]
 """(reduced [n, ...], labels [n]) -> the metric"""
 
 
+Chance = Literal["commonest", "five commonest", "classes", "half", "mean"]
+"""What a model that ignores its input reaches: the share of the commonest class or of the five
+commonest; one by the number of classes; a half; what answering the labels' mean gives."""
+
+
 class Metric(Struct, frozen=True):
+    """One row of METRICS is all that one more metric needs, and its name in the command line's list
+    (commands/options.py), which is read without NumPy."""
+
     name: str
     reduce: Reduce
     score: Score
     higher_is_better: bool = True
     proportion: bool = True
     """Whether it lies in [0, 1], so that a percentage of it means points."""
+    labels: Literal["class numbers", "numbers"] = "class numbers"
+    """numbers: each label has as many as the output."""
+    outputs: Literal["classes or scores", "scores", "a score per class", "whole outputs"] = (
+        "classes or scores"
+    )
+    """What it takes; whole outputs: integers of any shape too, each beside its label."""
+    two_classes: bool = False
+    """Whether the labels must be of two classes at least."""
+    chance: Chance | None = None
+    """None: it is not known, and no warning is given."""
     mean: bool = False
     """Whether the score is the plain mean of what `reduce` gives, each 0 or 1."""
     resamples: int = 2000
@@ -149,14 +167,28 @@ def _binary_auc(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 METRICS = {
-    "top1": Metric("top1", _hit, mean, mean=True),
-    "top5": Metric("top5", _hit5, mean, mean=True),
-    "accuracy": Metric("accuracy", equal, mean, mean=True),
-    "precision": Metric("precision", _class, _precision),
-    "recall": Metric("recall", _class, _recall),
-    "f1": Metric("f1", _class, _f1),
-    "auc": Metric("auc", _scores, _auc, resamples=1000),
-    "rmse": Metric("rmse", _squared, _root_mean, higher_is_better=False, proportion=False),
+    "top1": Metric("top1", _hit, mean, mean=True, outputs="a score per class", chance="commonest"),
+    "top5": Metric(
+        "top5", _hit5, mean, mean=True, outputs="a score per class", chance="five commonest"
+    ),
+    "accuracy": Metric(
+        "accuracy", equal, mean, mean=True, outputs="whole outputs", chance="commonest"
+    ),
+    "precision": Metric("precision", _class, _precision, chance="classes"),
+    "recall": Metric("recall", _class, _recall, chance="classes"),
+    "f1": Metric("f1", _class, _f1, chance="classes"),
+    "auc": Metric(
+        "auc", _scores, _auc, outputs="scores", two_classes=True, chance="half", resamples=1000
+    ),
+    "rmse": Metric(
+        "rmse",
+        _squared,
+        _root_mean,
+        higher_is_better=False,
+        proportion=False,
+        labels="numbers",
+        chance="mean",
+    ),
 }
 NAMES = tuple(METRICS)
 

@@ -40,36 +40,40 @@ def choose(asked: str | None, output: Tensor, shape: Shape, labels: np.ndarray) 
             f"--metric {asked}: unknown{did_you_mean(asked, NAMES)}; there are {', '.join(NAMES)} "
             "and MODULE:FUNCTION"
         )
-    _check_fit(asked, output, shape, labels, integer_labels)
+    _check_fit(METRICS[asked], output, shape, labels, integer_labels)
     return METRICS[asked]
 
 
 def _check_fit(
-    name: str, output: Tensor, shape: tuple[int, ...], labels: np.ndarray, integer_labels: bool
+    metric: Metric,
+    output: Tensor,
+    shape: tuple[int, ...],
+    labels: np.ndarray,
+    integer_labels: bool,
 ) -> None:
     def refuse(reason: str) -> None:
         raise UsageError(
-            f"--metric {name} on output {output.name!r} (a sample gives {output.dtype}"
+            f"--metric {metric.name} on output {output.name!r} (a sample gives {output.dtype}"
             f"{list(shape)}) with labels {labels.dtype}{list(labels.shape[1:])}: {reason}; "
             "choose another --metric or --output, or give MODULE:FUNCTION"
         )
 
-    if name == "rmse":
+    if metric.labels == "numbers":
         if math.prod(shape) != math.prod(labels.shape[1:]):
             refuse("each label must have as many numbers as the output")
         return
     if not integer_labels:
         refuse("the labels must be integers (class numbers)")
     scores = np.dtype(output.dtype).kind == "f" or stored_scores(output, shape, labels)
-    if name == "accuracy" and not scores:
+    if metric.outputs == "whole outputs" and not scores:
         if math.prod(shape) != math.prod(labels.shape[1:]):
             refuse("each label must have as many numbers as the output")
         return
     if labels.ndim != 1:
         refuse("there must be one label for each sample")
-    if name in ("top1", "top5", "auc") and not scores:
+    if metric.outputs in ("scores", "a score per class") and not scores:
         refuse("the output must be scores")
-    if name in ("top1", "top5") and (len(shape) != 1 or shape[0] < 2):
+    if metric.outputs == "a score per class" and (len(shape) != 1 or shape[0] < 2):
         refuse("the output must be one score per class")
     if len(shape) > 1 or (not scores and math.prod(shape) != 1):
         refuse("the output must be one score per class, or one class number")
@@ -82,8 +86,8 @@ def _check_fit(
                 f"the labels go from {low} to {high}, the output knows classes 0 to "
                 f"{classes - 1}{hint}"
             )
-    if name == "auc" and len(np.unique(labels)) < 2:
-        refuse("AUC needs samples of two classes")
+    if metric.two_classes and len(np.unique(labels)) < 2:
+        refuse(f"{metric.name.upper()} needs samples of two classes")
 
 
 class Scorer:

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from sklearn import metrics as reference
 
 from onmetal.calibration import custom_metric, label_forms, metric_table
+from onmetal.calibration.chance import chance_warning
 from onmetal.calibration.label_forms import class_labels
 from onmetal.calibration.metrics import Scorer, choose
 from onmetal.errors import UsageError
@@ -478,3 +479,21 @@ def test_a_users_module_that_cannot_be_imported_is_refused(
     (tmp_path / f"{own}_bad.py").write_text(text)
     with pytest.raises(UsageError, match=f"{own}_bad"):
         choose(f"{own}_bad:f", FLOATS, (CLASSES,), LABELS)
+
+
+def test_one_more_metric_of_numbers_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absolute(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return np.abs(outputs.reshape(len(labels), -1) - labels.reshape(len(labels), -1)).mean(1)
+
+    row = metric_table.Metric(
+        *("mae", absolute, lambda reduced, labels: float(reduced.mean())),
+        higher_is_better=False,
+        proportion=False,
+        labels="numbers",
+    )
+    monkeypatch.setitem(metric_table.METRICS, "mae", row)
+    labels = np.array([[0.5], [1.5], [-1.0]], np.float32)
+    assert choose("MAE", Tensor("y", "float32", (1, 1)), (1,), labels) is row
+    with pytest.raises(UsageError, match="as many numbers"):
+        choose("mae", Tensor("y", "float32", (1, 2)), (2,), labels)
+    assert chance_warning("mae", labels, 1.0, 3) is None
