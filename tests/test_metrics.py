@@ -483,7 +483,8 @@ def test_a_users_module_that_cannot_be_imported_is_refused(
 
 def test_one_more_metric_of_numbers_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     def absolute(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        return np.abs(outputs.reshape(len(labels), -1) - labels.reshape(len(labels), -1)).mean(1)
+        apart = outputs.reshape(len(labels), -1) - labels.reshape(len(labels), -1)
+        return np.asarray(np.abs(apart).mean(axis=1))
 
     row = metric_table.Metric(
         *("mae", absolute, lambda reduced, labels: float(reduced.mean())),
