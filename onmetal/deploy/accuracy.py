@@ -66,8 +66,8 @@ def judge(run: Run, standing: Standing) -> tuple[Standing, Reference]:
     trials = each(run, trials, computed, late)
     originals, warnings = {}, []
     for entry in task.models:
-        originals[entry.stem], told = _original(run, entry, trials, judged)
-        warnings += told
+        originals[entry.stem], original_warnings = _original(run, entry, trials, judged)
+        warnings += original_warnings
     reference = _reference(task, originals)
     base = originals[reference.stem]
     if base and base.scorer and reference.value is not None:
@@ -75,14 +75,14 @@ def judge(run: Run, standing: Standing) -> tuple[Standing, Reference]:
     extents = {stem: _extents(original) for stem, original in originals.items()}
 
     def compared_with_original(trial: Trial) -> Trial:
-        mine, original = judged[trial.name], originals[trial.model]
-        trial = _scored(trial, mine, base)
+        judged_trial, original = judged[trial.name], originals[trial.model]
+        trial = _scored(trial, judged_trial, base)
         if original is None:
             return trial
         recipe = task.target.recipe(trial.recipe, trial.runtime)
-        read = mine.scorer.read if mine.scorer else ()
+        read = judged_trial.scorer.read if judged_trial.scorer else ()
         extent_of = extents[trial.model]
-        return compared(trial, recipe, mine.outputs, original.outputs, extent_of, read)
+        return compared(trial, recipe, judged_trial.outputs, original.outputs, extent_of, read)
 
     trials = each(
         run,
@@ -127,22 +127,22 @@ def _agreed(run: Run, trial: Trial) -> Trial:
     if task.elsewhere is None or candidate is None or not task.holds(candidate):
         return trial
     floats = task.target.recipe(trial.recipe, trial.runtime).compute not in ("i8", "i16")
-    found = agreement(task.host, task.elsewhere, candidate, run.feeds(candidate), floats)
+    comparison = agreement(task.host, task.elsewhere, candidate, run.feeds(candidate), floats)
     warnings = list(trial.warnings)
-    if found.largest_difference > TOLERANCE[candidate.details["compute"]] * found.peak:
+    if comparison.largest_difference > TOLERANCE[candidate.details["compute"]] * comparison.peak:
         if task.one_model and task.elsewhere.holds is None:
-            raise wrong_model(task.elsewhere.address, trial.name, found)
+            raise wrong_model(task.elsewhere.address, trial.name, comparison)
         warnings.append(
             f"its outputs on the device differ from this machine's by up to "
-            f"{found.largest_difference:.3g}, where they reach {found.peak:.3g}"
+            f"{comparison.largest_difference:.3g}, where they reach {comparison.peak:.3g}"
         )
-    elif task.one_model and not found.identical:
+    elif task.one_model and not comparison.identical:
         warnings.append(
             f"the board's outputs are not TFLite Micro's here to the bit: off by "
-            f"{found.largest_difference:.3g} where outputs reach {found.peak:.3g}; its accuracy is "
-            "the board's"
+            f"{comparison.largest_difference:.3g} where outputs reach {comparison.peak:.3g}; its "
+            "accuracy is the board's"
         )
-    return replace(trial, agreement=plain(found), warnings=tuple(warnings))
+    return replace(trial, agreement=plain(comparison), warnings=tuple(warnings))
 
 
 def _on_device(trial: Trial) -> bool:
@@ -253,8 +253,8 @@ def _original(
 ) -> tuple[Judged | None, list[str]]:
     """What the original model gives, by what defines its format, on this machine; where that fails,
     by the first exact candidate that runs, and a warning."""
-    here = [trial for trial in trials if not _on_device(trial)]
-    original = original_trial(entry, here)
+    on_host = [trial for trial in trials if not _on_device(trial)]
+    original = original_trial(entry, on_host)
     if original and original.name in judged:
         return judged[original.name], []
     try:
@@ -262,10 +262,11 @@ def _original(
     except OnmetalError as error:
         exact = [t for t in trials if t.model == entry.stem and t.recipe == EXACT]
         exact = [trial for trial in exact if trial.name in judged]
-        against = exact[0].name if exact else "nothing"
+        compared_name = exact[0].name if exact else "nothing"
         warning = (
             f"{entry.path.name} cannot be run by {defining(entry.format)}, which defines what it "
-            f"computes ({error}): outputs of the candidates are compared with those of {against}"
+            f"computes ({error}): outputs of the candidates are compared with those of "
+            f"{compared_name}"
         )
         return judged[exact[0].name] if exact else None, [warning]
 

@@ -53,15 +53,15 @@ def calibration_warnings(run: Run) -> list[str]:
     """What is suspicious about the samples that candidates are calibrated with; where none is,
     about the inputs that they are judged by."""
     task, model = run.task, run.task.models[0]
-    place = str(model.path)
+    model_path = str(model.path)
     if run.clock.left_s(QUANTIZING) <= 0:
         return []
     try:
-        if calibrates(task.planned) and place in task.calibration:
-            judged = task.data[place] if task.labelled else None
+        if calibrates(task.planned) and model_path in task.calibration:
+            judged = task.data[model_path] if task.labelled else None
             return calibrated(run, model).warnings(judged, run.progress)
         if task.request.data or task.request.calibration_data:
-            return calibrated(run, model).input_warnings(task.data[place])
+            return calibrated(run, model).input_warnings(task.data[model_path])
     except UnsupportedError:
         pass  # each candidate says why
     return []

@@ -36,9 +36,9 @@ def resolve(task: Task, reference: str, value: float | None) -> Budget:
 def objective(task: Task) -> Cost:
     """What decides: without a device, or on an emulated one, whose timings mean nothing, the
     smallest wins."""
-    wanted = costs.goal(task.request.minimize)
-    known = wanted.needs == "nothing" or (wanted.known_on_chips and task.target.micro)
-    return wanted if known or task.timed else costs.stand_in()
+    requested = costs.goal(task.request.minimize)
+    known = requested.needs == "nothing" or (requested.known_on_chips and task.target.micro)
+    return requested if known or task.timed else costs.stand_in()
 
 
 def settled(task: Task, budget: Budget, trials: Sequence[Trial], reference: str) -> Settled | None:
@@ -139,8 +139,8 @@ def _first_confirmed(
     by_name: dict[str, Trial] = {}
     warnings: list[str] = []
     for pick in rank.ranking(fitting, goal, task.target):
-        fresh, said = confirm(run, pick, base)
-        warnings += said
+        fresh, confirm_warnings = confirm(run, pick, base)
+        warnings += confirm_warnings
         reasons: list[str] = []
         if not fresh.failure:
             reasons = rank.objections(fresh, budget, task.target, higher)

@@ -76,8 +76,8 @@ class Task(Struct, frozen=True):
     def ships_on(self) -> Device:
         """Where the bundle's golden outputs come from: the device, where it can run any candidate
         and its kernels are its own; else this machine."""
-        there = self.elsewhere
-        return there if there and not there.traits.holds_one_model else self.host
+        remote = self.elsewhere
+        return remote if remote and not remote.traits.holds_one_model else self.host
 
     @property
     def one_model(self) -> bool:
@@ -106,7 +106,7 @@ class Task(Struct, frozen=True):
 
     @property
     def calibration_samples(self) -> int:
-        return next((found.count for found in self.calibration.values()), 0)
+        return next((samples.count for samples in self.calibration.values()), 0)
 
 
 def digest(candidate: Candidate) -> str:

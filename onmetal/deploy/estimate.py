@@ -67,7 +67,7 @@ def steps_s(task: Task, standing: Standing | None = None) -> dict[str, float]:
     calibrated = task.calibration_samples * PASSES if extent.quantized else 0
     sample_s = extent.inference_ms / 1e3
     micro, tried = task.target.micro, extent.tried
-    found = {
+    seconds = {
         CONVERTING: load(task)
         * (
             extent.floats * CONVERSION_S
@@ -79,19 +79,19 @@ def steps_s(task: Task, standing: Standing | None = None) -> dict[str, float]:
         JUDGING: tried * (process_s + samples * sample_s),
     }
     if micro:
-        found[COUNTING] = tried * 3 * process_s
+        seconds[COUNTING] = tried * 3 * process_s
     if task.device:
         plan = schedule(task.device, task.request.mode)
         if not task.one_model:
-            found[PROFILING] = tried * process_s * (1 + plan.memory_runs)
+            seconds[PROFILING] = tried * process_s * (1 + plan.memory_runs)
         count = 1 if task.one_model else tried
         last = max(min(count, 2), round(STILL_TIMED * count)) if plan.least_blocks else count
-        found[MEASURING] = measuring_s(plan, count, process_s, sample_s, last)
-    found[DECIDING] = 0.5
+        seconds[MEASURING] = measuring_s(plan, count, process_s, sample_s, last)
+    seconds[DECIDING] = 0.5
     if task.device and task.interleaved:
         plan = schedule(task.device, task.request.mode)
-        found[DECIDING] = measuring_s(plan, 2, process_s, sample_s)
-    return {**found, WRITING: 3 * process_s}
+        seconds[DECIDING] = measuring_s(plan, 2, process_s, sample_s)
+    return {**seconds, WRITING: 3 * process_s}
 
 
 def measuring_s(
@@ -129,9 +129,9 @@ def _extent(task: Task, standing: Standing | None) -> Extent:
     if standing is not None:
         tried = sum(t.status == "ok" and t.failure is None for t in standing.trials)
     exact = [
-        known.p50_ms
-        for name, known in (standing.screened if standing else {}).items()
-        if EXACT in name.partition("@")[0] and np.isfinite(known.p50_ms)
+        screening.p50_ms
+        for name, screening in (standing.screened if standing else {}).items()
+        if EXACT in name.partition("@")[0] and np.isfinite(screening.p50_ms)
     ]
     return Extent(floats, quantized, fast, tried, min(exact) if exact else guessed_ms(task))
 

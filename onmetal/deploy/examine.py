@@ -58,10 +58,10 @@ def _examined(run: Run, device: Device, trial: Trial, runs: int) -> Trial:
 
 def _exact(trial: Trial) -> Trial:
     """Float that was computed in bf16 is not fp32."""
-    half = trial.ran_on["precision"].get("bf16", 0.0) if trial.ran_on else 0.0
-    if half < COMPUTED:
+    bf16_share = trial.ran_on["precision"].get("bf16", 0.0) if trial.ran_on else 0.0
+    if bf16_share < COMPUTED:
         return trial
-    reason = f"{trial.runtime} computed {half:.0%} of it in bf16, so it is not fp32"
+    reason = f"{trial.runtime} computed {bf16_share:.0%} of it in bf16, so it is not fp32"
     return replace(trial, status="failed", failure="conversion", reason=reason)
 
 
@@ -75,6 +75,6 @@ def _computed_in(trial: Trial, compute: str) -> Trial:
     shares = trial.ran_on["precision"]
     if shares.get(compute, 0.0) >= COMPUTED:
         return trial
-    ran = ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items())
-    reason = f"{trial.runtime} did not compute it in {compute} but in {ran}"
+    precisions = ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items())
+    reason = f"{trial.runtime} did not compute it in {compute} but in {precisions}"
     return replace(trial, status="failed", failure="conversion", reason=reason)

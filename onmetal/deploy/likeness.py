@@ -92,8 +92,10 @@ def least_float_db(trial: Trial) -> float:
 
 def _coarse(model: Model) -> bool:
     """Whether the source rounds its own values to few bits."""
-    ends = (*model.inputs, *model.outputs)
-    return bool(model.quantized or model.half or any(end.dtype == "float16" for end in ends))
+    tensors = (*model.inputs, *model.outputs)
+    return bool(
+        model.quantized or model.half or any(tensor.dtype == "float16" for tensor in tensors)
+    )
 
 
 def _another_form(outputs: Mapping[str, Outputs], original: Mapping[str, Outputs]) -> str | None:
@@ -101,12 +103,14 @@ def _another_form(outputs: Mapping[str, Outputs], original: Mapping[str, Outputs
     if set(outputs) != set(original):
         return f"its outputs are {', '.join(outputs)}, the model's are {', '.join(original)}"
     for name, output in outputs.items():
-        for what in ("shape", "dtype"):
-            mine, wanted = getattr(output, what), getattr(original[name], what)
-            if mine != wanted:
-                if what == "shape":
-                    mine, wanted = list(mine[1:]), list(wanted[1:])
-                return f"its output {name!r} has the {what} {mine}, the model's has {wanted}"
+        for attribute in ("shape", "dtype"):
+            actual, expected = getattr(output, attribute), getattr(original[name], attribute)
+            if actual != expected:
+                if attribute == "shape":
+                    actual, expected = list(actual[1:]), list(expected[1:])
+                return (
+                    f"its output {name!r} has the {attribute} {actual}, the model's has {expected}"
+                )
     return None
 
 
@@ -115,25 +119,27 @@ def _too_far(
 ) -> list[str]:
     """In words, which outputs do not follow the original's, but for those that a metric reads."""
     reasons = []
-    for name, found in fidelities.items():
-        if name in read or found.sqnr_db is None:
+    for name, output_fidelity in fidelities.items():
+        if name in read or output_fidelity.sqnr_db is None:
             continue
-        if found.sqnr_db < least_db:
+        if output_fidelity.sqnr_db < least_db:
             reasons.append(
-                f"the output {name!r} follows it with {found.sqnr_db:.1f} dB, under "
+                f"the output {name!r} follows it with {output_fidelity.sqnr_db:.1f} dB, under "
                 f"{least_db:.0f} dB"
             )
-        elif found.worst_slice and found.worst_slice.sqnr_db < least_db:
+        elif output_fidelity.worst_slice and output_fidelity.worst_slice.sqnr_db < least_db:
             reasons.append(
-                f"the output {name!r} follows it with {found.worst_slice.sqnr_db:.1f} dB in "
-                f"{found.worst_slice}, under {least_db:.0f} dB"
+                f"the output {name!r} follows it with "
+                f"{output_fidelity.worst_slice.sqnr_db:.1f} dB in {output_fidelity.worst_slice}, "
+                f"under {least_db:.0f} dB"
             )
     return reasons
 
 
 def _unequal(fidelities: Mapping[str, Fidelity]) -> list[str]:
     return [
-        f"the output {name!r} has {found.equal:.1%} of its elements equal, under {EQUAL:.0%}"
-        for name, found in fidelities.items()
-        if found.equal is not None and found.equal < EQUAL
+        f"the output {name!r} has {output_fidelity.equal:.1%} of its elements equal, "
+        f"under {EQUAL:.0%}"
+        for name, output_fidelity in fidelities.items()
+        if output_fidelity.equal is not None and output_fidelity.equal < EQUAL
     ]

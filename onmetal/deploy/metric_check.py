@@ -51,8 +51,8 @@ def chosen(labels: np.ndarray, model: Model) -> np.ndarray:
     firsts = np.zeros(0, np.int64)
     if labels.ndim == 1 and labels.dtype.kind in "iub":
         firsts = np.unique(labels, return_index=True)[1]
-    both = np.concatenate([firsts, spread])
-    ordered = both[np.sort(np.unique(both, return_index=True)[1])]
+    indices = np.concatenate([firsts, spread])
+    ordered = indices[np.sort(np.unique(indices, return_index=True)[1])]
     found: np.ndarray = ordered[:room]
     return found
 
@@ -78,14 +78,14 @@ def _original(
 
 
 def _filled(batch: np.ndarray, size: int) -> list[int]:
-    return [int(batch[min(place, len(batch) - 1)]) for place in range(size)]
+    return [int(batch[min(index, len(batch) - 1)]) for index in range(size)]
 
 
 def _rows(model: Model, folder: Path, batches: int, count: int) -> dict[str, np.ndarray] | None:
     found = {}
-    for place, tensor in enumerate(model.outputs):
-        given = [np.load(folder / f"{number}-{place}.npy") for number in range(batches)]
-        rows = [array if array.shape[:1] == (model.batch,) else array[None] for array in given]
+    for index, tensor in enumerate(model.outputs):
+        arrays = [np.load(folder / f"{number}-{index}.npy") for number in range(batches)]
+        rows = [array if array.shape[:1] == (model.batch,) else array[None] for array in arrays]
         if len({row.shape for row in rows}) > 1 or len(rows[0]) != model.batch:
             return None  # it cannot be judged, which is said then
         found[tensor.name] = np.concatenate(rows)[:count]

@@ -74,10 +74,10 @@ def preview(entry: Planned, target: Target, host: Local, cache: Cache) -> dict[s
     """What the model will need in the recipe's format, before it is calibrated."""
     path = CalibratedModel(entry.model, target, None, host, cache).tflite.path()
     activation = None if entry.model.quantized else ACTIVATIONS[entry.recipe.compute]
-    asks = runtimes.hardware(entry.runtime, entry.recipe, target)
+    hardware_options = runtimes.hardware(entry.runtime, entry.recipe, target)
     with host.worker() as worker:
         needs = worker.do(
-            asked(operations.preview, entry.runtime, path, activation, target.io, asks),
+            asked(operations.preview, entry.runtime, path, activation, target.io, hardware_options),
             timeout_s=LIMIT_S,
         )
     return {"candidate": entry.name, **needs}
@@ -159,9 +159,11 @@ def _memory(arena: dict[str, Any], npu: dict[str, Any] | None) -> Figure:
 
 def _flash(task: Task, candidate: Candidate) -> dict[str, Any]:
     core = task.target.chip.core if task.target.chip else None
-    held = shipped(candidate.runtime, candidate.files)[0]
+    model_file = shipped(candidate.runtime, candidate.files)[0]
     with task.host.worker() as worker:
-        return worker.do(asked(operations.flash, candidate.runtime, held, core), timeout_s=LIMIT_S)
+        return worker.do(
+            asked(operations.flash, candidate.runtime, model_file, core), timeout_s=LIMIT_S
+        )
 
 
 def _against_reference(task: Task, candidate: Candidate, feed: Path) -> dict[str, Any]:
@@ -169,20 +171,22 @@ def _against_reference(task: Task, candidate: Candidate, feed: Path) -> dict[str
     kernels differ."""
     name = defining(spec(candidate.runtime).reads)
     options = {**candidate.options, **for_runtime(name).options("f32", 1)}
-    other = replace(candidate, runtime=name, files=candidate.files[:1], options=options)
+    reference_candidate = replace(
+        candidate, runtime=name, files=candidate.files[:1], options=options
+    )
     try:
-        there = agree.outputs(task.host, other, feed)
-        here = agree.outputs(task.host, candidate, feed)
+        reference_outputs = agree.outputs(task.host, reference_candidate, feed)
+        candidate_outputs = agree.outputs(task.host, candidate, feed)
     except OnmetalError as error:
         return {"missing": f"{spec(name).title} does not run it: {error}"}
-    return dict(plain(agree.compared(here, there, "host")))
+    return dict(plain(agree.compared(candidate_outputs, reference_outputs, "host")))
 
 
 def _with_npu(trial: Trial, npu: dict[str, Any]) -> Trial:
     """Vela's latency, where it is of the whole model."""
-    left: list[dict[str, str]] = npu["on_cpu"]
+    cpu_rows: list[dict[str, str]] = npu["on_cpu"]
     if npu["cpu_operators"] or not npu["cycles"].get("total"):
-        named = ", ".join(sorted({f"{row['operator']} {row['output']!r}" for row in left}))
+        named = ", ".join(sorted({f"{row['operator']} {row['output']!r}" for row in cpu_rows}))
         why = (
             f"{npu['cpu_operators']} operator(s) are left to the core, whose cycles are not in "
             f"Vela's sum: {named[:300]}"

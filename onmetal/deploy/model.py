@@ -39,7 +39,7 @@ MOST_AXIS = (1 << 31) - 1
 
 def parse_shapes(words: list[str]) -> dict[str, tuple[int, ...]]:
     """NAME=1,3,224,224 -> {NAME: (1, 3, 224, 224)}"""
-    found = {}
+    input_shapes = {}
     for word in words:
         name, _, text = word.rpartition("=")
         try:
@@ -48,10 +48,10 @@ def parse_shapes(words: list[str]) -> dict[str, tuple[int, ...]]:
             shape = ()
         if not name or not shape or min(shape) < 1 or max(shape) > MOST_AXIS:
             raise UsageError(f"--input-shape {word}: write it like NAME=1,3,224,224")
-        if name in found:
+        if name in input_shapes:
             raise UsageError(f"--input-shape {word}: the input {name!r} was given a shape already")
-        found[name] = shape
-    return found
+        input_shapes[name] = shape
+    return input_shapes
 
 
 def read(
@@ -76,9 +76,9 @@ def read(
                 why = str(error).replace(*_OUT_OF_TIME)
                 raise UsageError(f"{path}: reading it failed: {why}") from None
             except (UsageError, UnsupportedError) as error:
-                said = str(error)
-                named = said if said.startswith(str(path)) else f"{path}: {said}"
-                raise type(error)(named) from None
+                message = str(error)
+                with_path = message if message.startswith(str(path)) else f"{path}: {message}"
+                raise type(error)(with_path) from None
         _check_memory(path, facts)
 
         def move(folder: Path) -> None:
@@ -135,8 +135,10 @@ def _recognize(path: Path) -> ModelFormat:
         likely = near(path, tuple(s for form in formats() for s in form.suffixes))
         raise UsageError(f"{path}: there is no such file{likely}")
     if path.is_dir():
-        what = "a TensorFlow SavedModel" if (path / "saved_model.pb").exists() else "a folder"
-        raise UsageError(f"{path}: this is {what}; an ONNX or TFLite file is wanted")
+        description = (
+            "a TensorFlow SavedModel" if (path / "saved_model.pb").exists() else "a folder"
+        )
+        raise UsageError(f"{path}: this is {description}; an ONNX or TFLite file is wanted")
     try:
         with open_regular(path) as file:
             head = file.read(8)

@@ -51,24 +51,24 @@ class Request(Struct, frozen=True):
     """Whether the bundle holds paths and the device's address as they are."""
 
 
-def choose_threads(asked: int | None, target: Target, facts: DeviceFacts) -> int:
+def choose_threads(requested: int | None, target: Target, facts: DeviceFacts) -> int:
     """As asked for, else the target's, else the physical cores; more than fit are refused."""
     if target.micro:
-        if asked and asked > 1:
+        if requested and requested > 1:
             raise UsageError(
-                f"--threads {asked}: TFLite Micro computes in one thread; leave --threads out"
+                f"--threads {requested}: TFLite Micro computes in one thread; leave --threads out"
             )
         return 1
-    here = facts.address == "local"
-    threads = asked or target.threads or facts.cores
-    if not here and not asked:
+    is_local = facts.address == "local"
+    threads = requested or target.threads or facts.cores
+    if not is_local and not requested:
         threads = min(threads, facts.cores)
-    most = 4 * max(facts.cores, os.cpu_count() or 1 if here else 1)
-    if threads > most:
+    most_threads = 4 * max(facts.cores, os.cpu_count() or 1 if is_local else 1)
+    if threads > most_threads:
         raise UsageError(
-            f"{threads} threads are too many for {'this' if here else 'a'} machine of "
+            f"{threads} threads are too many for {'this' if is_local else 'a'} machine of "
             f"{facts.cores} cores; "
-            f"--threads may be up to {most}"
+            f"--threads may be up to {most_threads}"
         )
     return threads
 
@@ -109,7 +109,7 @@ def check_fit(device: Device | None) -> list[str]:
     if fitness.refused:
         why = "; ".join(fitness.refused)
         raise DeviceError(f"{device.address} is not fit to be measured on: {why}")
-    return [f"{device.address}: {said}" for said in fitness.flagged]
+    return [f"{device.address}: {problem}" for problem in fitness.flagged]
 
 
 def check_budget(
@@ -128,10 +128,13 @@ def check_budget(
     for cost in costs.MEASURED if device is None or device.meter is None else ():
         if cost.needs == "meter" and (cost in limited or cost.name == request.minimize):
             why = device.no_meter if device else "there is no device"
-            asking = [*([cost.limit.option] if cost.limit else []), f"--minimize {cost.name}"]
+            metered_options = [
+                *([cost.limit.option] if cost.limit else []),
+                f"--minimize {cost.name}",
+            ]
             raise DeviceError(
                 f"{cost.name} cannot be measured here: {why}; leave "
-                f"{' or '.join(asking)} out, or name a board's meter in its address"
+                f"{' or '.join(metered_options)} out, or name a board's meter in its address"
             )
     if device is None and limits_timed:
         raise DeviceError(

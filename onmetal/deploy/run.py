@@ -55,13 +55,13 @@ def deploy(request: Request, progress: Progress) -> Report[Document]:
     if target.micro:
         progress.steps = 6 if request.device in (None, "none") else 7
     clock = Clock(request.time_limit_s)
-    damages: list[str] = []
-    with Cache(say=damages.append) as cache, cache.scratch() as scratch:
+    cache_damages: list[str] = []
+    with Cache(say=cache_damages.append) as cache, cache.scratch() as scratch:
         progress.step("reading the model and the data")
         task = prepare(request, cache, progress)
         ended_well = False
         try:
-            report = _deploy(task, out, cache, scratch, clock, progress, damages)
+            report = _deploy(task, out, cache, scratch, clock, progress, cache_damages)
             ended_well = True
         finally:
             if task.device:
@@ -76,10 +76,13 @@ def _deploy(
     scratch: Path,
     clock: Clock,
     progress: Progress,
-    damages: list[str],
+    cache_damages: list[str],
 ) -> Report[Document]:
-    """What `deploy` does once all is read and checked. `damages`: of the cache, in words, as they
-    are met."""
+    """The steps of `deploy` after everything was read and checked.
+
+    `cache_damages`: sentences about damaged cache entries; the cache appends them as it meets such
+    entries.
+    """
     if task.request.dry_run:
         return _dry_run(task)
     _check_plan(task.planned)
@@ -105,7 +108,7 @@ def _deploy(
     choice = choose(run, standing, budget, reference.stem)
     standing, base, chosen = choice.standing, choice.base, choice.chosen
     after, warnings = _state_after(task)
-    standing = standing.warned([*warnings, *damages])
+    standing = standing.warned([*warnings, *cache_damages])
     aside = _aside(task, base, chosen)
     measurements = keep_raw(standing.trials, cache)
     if chosen is None:
@@ -190,9 +193,9 @@ def _document(
 def _aside(task: Task, base: Trial | None, chosen: Trial | None) -> record.Aside:
     """What the text for people says besides the document."""
     again = chosen.again.get(base.name) if chosen and base else None
-    then_ms = None
+    baseline_ms = None
     if again:
-        then_ms = float(np.median(np.concatenate(list(again.samples_ns.values())))) / 1e6
+        baseline_ms = float(np.median(np.concatenate(list(again.samples_ns.values())))) / 1e6
     throughput = None
     if chosen and base and objective(task).by_means:
         throughput = rank.latest(base, chosen, objective(task))
@@ -201,7 +204,7 @@ def _aside(task: Task, base: Trial | None, chosen: Trial | None) -> record.Aside
         proportion=task.metric.proportion if task.metric else True,
         impossible=frozenset(entry.name for entry in task.planned if entry.skipped),
         throughput=of_trials.versus(throughput),
-        baseline_again_ms=then_ms,
+        baseline_again_ms=baseline_ms,
     )
 
 
@@ -214,7 +217,7 @@ def _state_after(task: Task) -> tuple[dict[str, Any] | None, list[str]]:
     except DeviceError as error:
         return None, [f"the device's state after measuring is not known: {error}"]
     worse = task.device.changed(after)
-    return after, [f"{task.device.address}, after measuring: {said}" for said in worse]
+    return after, [f"{task.device.address}, after measuring: {problem}" for problem in worse]
 
 
 def _dry_run(task: Task) -> Report[Document]:
@@ -280,8 +283,8 @@ def _bundle(
     if kind == "real" and not (task.request.data or task.request.calibration_data):
         kind = "random"
     data = task.data[str(candidate.model.path)]
-    besides = builds.beside(task.target, task.device, chosen, golden, tolerance)
-    warnings = [*document.data.warnings, *besides.warnings]
+    additions = builds.beside(task.target, task.device, chosen, golden, tolerance)
+    warnings = [*document.data.warnings, *additions.warnings]
     document = replace(document, data=replace(document.data, warnings=warnings))
     manifest = Manifest(
         **asdict(document),
@@ -304,14 +307,16 @@ def _bundle(
         device_after=after,
         measured=task.timed,
         unmeasured=_unmeasured(task),
-        builds=of_trials.typed(besides.builds, manifest_record.Builds) if besides.builds else None,
+        builds=of_trials.typed(additions.builds, manifest_record.Builds)
+        if additions.builds
+        else None,
     )
     written = _private(task, plain(manifest), out)
     write.write(
         out,
         candidate.runtime,
         [*candidate.files, *([measurements] if measurements else [])],
-        besides.files,
+        additions.files,
         golden if vectors else None,
         written,
         readme(restore(written, Manifest)),

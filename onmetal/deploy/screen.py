@@ -74,8 +74,8 @@ def pointless(task: Task, trials: Sequence[Trial], screened: dict[str, Screened]
     for trial in sorted(running, key=lambda t: screened[t.name].p50_ms):
         if not quantized_by(task, trial):
             continue
-        others = [t for t in running if t.model == trial.model and t.name not in reasons]
-        if why := _beaten_by_any(task, trial, others, screened):
+        alternatives = [t for t in running if t.model == trial.model and t.name not in reasons]
+        if why := _beaten_by_any(task, trial, alternatives, screened):
             reasons[trial.name] = f"first look: {why}"
     return reasons
 
@@ -87,28 +87,28 @@ def quantized_by(task: Task, trial: Trial) -> str | None:
 def _comparable(task: Task) -> bool:
     """Whether a short timing, sizes and a few samples are all that the budget and the aim ask:
     memory and energy are not known yet."""
-    asked, limits = task.request.budget.limits, task.target.limits
-    unknown = any(cost.name in asked and not cost.paired for cost in costs.MEASURED)
+    budget_limits, limits = task.request.budget.limits, task.target.limits
+    unknown = any(cost.name in budget_limits and not cost.paired for cost in costs.MEASURED)
     return objective(task).paired and not (unknown or limits.memory_kib or task.target.chip)
 
 
 def _beaten_by_any(
-    task: Task, trial: Trial, others: list[Trial], screened: dict[str, Screened]
+    task: Task, trial: Trial, alternatives: list[Trial], screened: dict[str, Screened]
 ) -> str | None:
     """Why the trial is not tried further, where one of the others is at least as good."""
     mine = screened[trial.name]
-    for other in others:
+    for other in alternatives:
         if other.name == trial.name or not _may_meet(task, other):
             continue
-        theirs = screened[other.name]
+        other_screened = screened[other.name]
         if other.recipe == EXACT:
-            wrong = theirs.sqnr_db is None or theirs.sqnr_db < least_float_db(trial)
-            if not wrong and (ratio := _slower(mine, theirs)):
+            wrong = other_screened.sqnr_db is None or other_screened.sqnr_db < least_float_db(trial)
+            if not wrong and (ratio := _slower(mine, other_screened)):
                 return f"{ratio:.2f} times as slow as {other.name} in a short timing"
         elif quantized_by(task, other) and other.candidate and trial.candidate:
             if other.candidate.size_bytes > 1.1 * trial.candidate.size_bytes:
                 continue
-            if not hopeless(theirs) and (why := _beaten(mine, theirs, other.name)):
+            if not hopeless(other_screened) and (why := _beaten(mine, other_screened, other.name)):
                 return why
     return None
 
@@ -148,12 +148,12 @@ def _beaten(mine: Screened, other: Screened, name: str) -> str | None:
     """Whether another candidate is clearly better in one thing and no worse in the other."""
     if mine.sqnr_db is None or other.sqnr_db is None or not mine.rounds_ms or not other.rounds_ms:
         return None
-    gain = other.sqnr_db - mine.sqnr_db
-    if gain >= 0 and (ratio := _slower(mine, other)):
+    gain_db = other.sqnr_db - mine.sqnr_db
+    if gain_db >= 0 and (ratio := _slower(mine, other)):
         slow = f"{ratio:.2f} times as slow as {name} in a short timing"
         return f"{slow}, and not closer to the original's outputs"
-    if gain >= BETTER_DB and not _faster(mine, other):
-        return f"{gain:.0f} dB less fidelity than {name}, and not faster in a short timing"
+    if gain_db >= BETTER_DB and not _faster(mine, other):
+        return f"{gain_db:.0f} dB less fidelity than {name}, and not faster in a short timing"
     return None
 
 
@@ -213,8 +213,8 @@ def _fidelities(run: Run, trials: Sequence[Trial]) -> dict[str, float]:
             run.progress(number, len(mine), f"{trial.name} on a few calibration samples")
             if not quantized_by(task, trial) and trial.recipe != EXACT:
                 continue
-            same = trial is original
-            outputs = reference if same else _outputs(task, trial, feed, scratch)
+            is_original = trial is original
+            outputs = reference if is_original else _outputs(task, trial, feed, scratch)
             if outputs is not None:
                 fidelities[trial.name] = _least_db(reference, outputs)
     return fidelities
@@ -223,10 +223,10 @@ def _fidelities(run: Run, trials: Sequence[Trial]) -> dict[str, float]:
 def _least_db(reference: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> float:
     """Of every output of real numbers, in the whole and by slices."""
     least = PERFECT_DB
-    for name, wanted in reference.items():
-        if wanted.shape != outputs[name].shape:
+    for name, reference_output in reference.items():
+        if reference_output.shape != outputs[name].shape:
             return -PERFECT_DB
-        known = compare(wanted, outputs[name]).least_db
+        known = compare(reference_output, outputs[name]).least_db
         least = least if known is None else min(least, known)
     return least
 
@@ -280,6 +280,6 @@ def _run(
         return None
     count = len(list(folder.glob("*-0.npy")))
     return {
-        tensor.name: np.stack([np.load(folder / f"{i}-{place}.npy") for i in range(count)])
-        for place, tensor in enumerate(model.outputs)
+        tensor.name: np.stack([np.load(folder / f"{i}-{index}.npy") for i in range(count)])
+        for index, tensor in enumerate(model.outputs)
     }

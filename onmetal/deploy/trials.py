@@ -34,19 +34,19 @@ def each(
     they are. The first one is tried whatever the time. What the verb raises becomes the trial's
     reason. `doing`: told with the progress.
     """
-    done: list[Trial] = []
+    results: list[Trial] = []
     all_trials = list(trials)
     begun = False
     for number, trial in enumerate(all_trials):
         if not tried(trial):
-            done.append(trial)
-        elif begun and (ended := late(trial)):
-            done.append(ended)
+            results.append(trial)
+        elif begun and (ended_trial := late(trial)):
+            results.append(ended_trial)
         else:
             begun = True
             run.progress(number, len(all_trials), f"{trial.name}{doing}")
-            done.append(_attempt(verb, late, trial))
-    return done
+            results.append(_attempt(verb, late, trial))
+    return results
 
 
 def _attempt(verb: Verb, late: Late, trial: Trial) -> Trial:
@@ -77,5 +77,5 @@ def original_trial(model: Model, trials: Iterable[Trial]) -> Trial | None:
     return None
 
 
-def out_of_time(trial: Trial, what: str) -> Trial:
-    return replace(trial, status="skipped", reason=f"--time-limit ended before it was {what}")
+def out_of_time(trial: Trial, step: str) -> Trial:
+    return replace(trial, status="skipped", reason=f"--time-limit ended before it was {step}")

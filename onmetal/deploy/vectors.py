@@ -22,12 +22,12 @@ GOLDEN_BYTES = 8_000_000
 
 def write_feeds(task: Task, scratch: Path) -> Feeds:
     """The inputs to time and to make golden vectors with: samples spread over the data."""
-    places: dict[str, Path] = {}
+    feed_paths: dict[str, Path] = {}
     for entry in task.models:
         arrays = numbered(task.data[str(entry.path)].spread(entry, FEEDS))
-        places[str(entry.path)] = scratch / f"feeds-{len(places)}.npz"
-        write_npz(places[str(entry.path)], arrays)
-    return lambda candidate: places[str(candidate.model.path)]
+        feed_paths[str(entry.path)] = scratch / f"feeds-{len(feed_paths)}.npz"
+        write_npz(feed_paths[str(entry.path)], arrays)
+    return lambda candidate: feed_paths[str(candidate.model.path)]
 
 
 def numbered(feeds: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -93,11 +93,11 @@ def random_alike(
         if not (real or tensor.scale):
             return source.integers(0, 2, array.shape).astype(array.dtype)
         zero = 0 if real else tensor.zero_point
-        there = np.concatenate([feed[tensor.name].reshape(-1) for feed in feeds])
-        there = there.astype(np.float64) - zero
-        peak = np.abs(there[np.isfinite(there)]).max(initial=0.0)
+        observed = np.concatenate([feed[tensor.name].reshape(-1) for feed in feeds])
+        observed = observed.astype(np.float64) - zero
+        peak = np.abs(observed[np.isfinite(observed)]).max(initial=0.0)
         reach = 2.0 ** np.ceil(np.log2(peak)) if peak else 1.0
-        values = source.uniform(-reach if (there < 0).any() else 0.0, reach, array.shape) + zero
+        values = source.uniform(-reach if (observed < 0).any() else 0.0, reach, array.shape) + zero
         limits = np.finfo(array.dtype) if real else np.iinfo(array.dtype)
         return np.clip(values if real else values.round(), limits.min, limits.max).astype(
             array.dtype
