@@ -60,13 +60,15 @@ def ports(candidate: Candidate) -> Ports:
     Raises UnsupportedError where a generated program cannot hand a tensor over.
     """
     if not _has_programs(candidate.runtime):
-        able = ", ".join(name for name in RUNTIMES if _has_programs(name))
-        raise UnsupportedError(f"no program is generated for {candidate.runtime}; only for {able}")
+        runtimes_with_programs = ", ".join(name for name in RUNTIMES if _has_programs(name))
+        raise UnsupportedError(
+            f"no program is generated for {candidate.runtime}; only for {runtimes_with_programs}"
+        )
     as_onnx = spec(candidate.runtime).reads == "onnx"
-    found = _of_onnx(candidate) if as_onnx else _of_tflite(candidate)
-    for port in (*found.inputs, *found.outputs):
+    tensor_ports = _of_onnx(candidate) if as_onnx else _of_tflite(candidate)
+    for port in (*tensor_ports.inputs, *tensor_ports.outputs):
         _check(port)
-    return found
+    return tensor_ports
 
 
 def _has_programs(name: str) -> bool:
@@ -85,10 +87,10 @@ def programs(candidate: Candidate) -> Programs:
 def _of_onnx(candidate: Candidate) -> Ports:
     """ONNX Runtime opens the model's own tensors: nothing is turned or quantized on the way."""
 
-    def same(tensors: tuple[Tensor, ...]) -> tuple[Port, ...]:
+    def as_ports(tensors: tuple[Tensor, ...]) -> tuple[Port, ...]:
         return tuple(Port(t.name, t.dtype, t.shape, t.dtype, i) for i, t in enumerate(tensors))
 
-    return Ports(same(candidate.model.inputs), same(candidate.model.outputs))
+    return Ports(as_ports(candidate.model.inputs), as_ports(candidate.model.outputs))
 
 
 def _of_tflite(candidate: Candidate) -> Ports:
@@ -174,21 +176,21 @@ def file_names(candidate: Candidate) -> tuple[str, ...]:
     return names
 
 
-def raw_vectors(found: Ports, golden: dict[str, np.ndarray]) -> dict[str, bytes]:
+def raw_vectors(tensor_ports: Ports, golden: dict[str, np.ndarray]) -> dict[str, bytes]:
     """The golden vectors by `<input or output>-<number of the tensor>-<number of the vector>.bin`:
     little-endian values, as the user hands them over."""
     files = {}
-    for kind, side in (("input", found.inputs), ("output", found.outputs)):
+    for kind, side in (("input", tensor_ports.inputs), ("output", tensor_ports.outputs)):
         for number, port in enumerate(side):
             dtype = np.dtype(port.dtype).newbyteorder("<")
-            for vector in range(count_vectors(found, golden)):
+            for vector in range(count_vectors(tensor_ports, golden)):
                 array = np.ascontiguousarray(golden[f"{kind}/{port.name}/{vector}"])
                 files[f"{kind}-{number}-{vector}.bin"] = array.astype(dtype).tobytes()
     return files
 
 
-def count_vectors(found: Ports, golden: dict[str, np.ndarray]) -> int:
-    name = found.outputs[0].name
+def count_vectors(tensor_ports: Ports, golden: dict[str, np.ndarray]) -> int:
+    name = tensor_ports.outputs[0].name
     return next(n for n in range(len(golden) + 1) if f"output/{name}/{n}" not in golden)
 
 

@@ -144,10 +144,10 @@ def _decoded(text: bytes) -> Any:
     """As run.py reads it, but that one name twice is an error: two readers may take either."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
+        members = dict(pairs)
+        if len(members) != len(pairs):
             raise ValueError("it has one name twice")
-        return found
+        return members
 
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is no number")
@@ -167,11 +167,11 @@ def impossible(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[str]
     """Inputs and outputs that no artifact has, or a machine like this one cannot hold."""
     problems, total = [], 0
     for tensor in (*inputs, *outputs):
-        what = f"{tensor.name[:100]!r}"
+        label = f"{tensor.name[:100]!r}"
         if tensor.dtype not in ITEM_BYTES:
-            problems.append(f"{what} is {tensor.dtype[:40]!r}, which no input or output is")
+            problems.append(f"{label} is {tensor.dtype[:40]!r}, which no input or output is")
         elif len(tensor.shape) > MOST_AXES or min(tensor.shape, default=0) < 0:
-            problems.append(f"{what} has the shape {str(list(tensor.shape))[:200]}")
+            problems.append(f"{label} has the shape {str(list(tensor.shape))[:200]}")
         else:
             total += size_bytes(tensor)
     if total > psutil.virtual_memory().total // 2:
@@ -187,21 +187,26 @@ def size_bytes(tensor: Tensor) -> int:
     return math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype]
 
 
-def strangers(manifest: dict[str, Any], there: Iterable[str]) -> list[str]:
-    """Files that the manifest does not name, or not as what they are. `there`: all of them."""
+def strangers(manifest: dict[str, Any], present_paths: Iterable[str]) -> list[str]:
+    """Describes the files that the manifest does not name, or names with another kind.
+
+    `present_paths`: the paths of all files in the bundle.
+    """
     run = set(manifest["run"]["files"])
-    loose = sorted(n for n in there if kind_of(n) == "artifact" and "/" not in n and n not in run)
+    loose = sorted(
+        n for n in present_paths if kind_of(n) == "artifact" and "/" not in n and n not in run
+    )
     problems = [f"{name} is no file of the artifact" for name in loose]
     if manifest.get("files") is None:
         return problems
     said = {entry["path"]: entry["kind"] for entry in manifest["files"]}
     if len(said) != len(manifest["files"]):
         problems.append("manifest.json names one of its files twice")
-    for name in sorted(set(there) - said.keys()):
+    for name in sorted(set(present_paths) - said.keys()):
         problems.append(f"manifest.json does not name {name}")
-    for name in sorted(said.keys() - set(there)):
+    for name in sorted(said.keys() - set(present_paths)):
         problems.append(f"manifest.json names {name[:200]!r}, which is not there")
-    for name in sorted(set(there) & said.keys()):
+    for name in sorted(set(present_paths) & said.keys()):
         if said[name] != kind_of(name):
             problems.append(f"{name} is not of the kind that manifest.json says")
     return problems
@@ -227,8 +232,8 @@ def untrue_tensors(run: dict[str, Any], artifact: dict[str, list[dict[str, Any]]
             stored = [by_name[tensor.name] for tensor in said]
         for tensor, end in zip(said, stored, strict=True):
             half = tensor.name in widened and tensor.dtype == "float16"  # run.py casts it
-            held = replace(tensor, dtype="float32") if half else tensor
-            if why := _untrue(held, end, tensor.name in channels_last):
+            cast_tensor = replace(tensor, dtype="float32") if half else tensor
+            if why := _untrue(cast_tensor, end, tensor.name in channels_last):
                 problems.append(f"manifest.json says of {side[:-1]} {tensor.name!r} that {why}")
     return problems
 
@@ -270,11 +275,11 @@ def untrue_vectors(
 
     `vectors`: of each array in golden.npz its dtype and shape.
     """
-    problems, wanted = [], set()
+    problems, expected_names = [], set()
     for tensor in restore(run["inputs"], tuple[Tensor, ...]):
         for number in range(count):
             name = f"input/{tensor.name}/{number}"
-            wanted.add(name)
+            expected_names.add(name)
             array = vectors.get(name)
             if array is None:
                 problems.append(f"golden vector {number} has no input {tensor.name!r}")
@@ -286,8 +291,8 @@ def untrue_vectors(
                 )
     for tensor in restore(run["outputs"], tuple[Tensor, ...]):
         for number in range(count):
-            wanted.add(f"output/{tensor.name}/{number}")
+            expected_names.add(f"output/{tensor.name}/{number}")
             if f"output/{tensor.name}/{number}" not in vectors:
                 problems.append(f"golden vector {number} has no output {tensor.name!r}")
-    strange = sorted(vectors.keys() - wanted)
+    strange = sorted(vectors.keys() - expected_names)
     return problems + [f"golden.npz holds {name[:100]!r}, which is no vector" for name in strange]

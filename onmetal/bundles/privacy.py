@@ -119,8 +119,8 @@ class Known(Struct, frozen=True):
     def _without_paths(self, text: str) -> str:
         if not self.paths:
             return text
-        pattern, done, pieces = self._pattern(), 0, []
-        while match := pattern.search(text, done):
+        pattern, position, pieces = self._pattern(), 0, []
+        while match := pattern.search(text, position):
             start, end = match.span()
             if name := self._name_at(text, start):
                 end = start + len(name)
@@ -132,9 +132,9 @@ class Known(Struct, frozen=True):
                 said = path if any_word else _last(path)
                 if os.path.normpath(path) == str(Path.home()):
                     said = "~"  # not the user's name
-            pieces += [text[done:start], said]
-            done = end
-        return "".join([*pieces, text[done:]])
+            pieces += [text[position:start], said]
+            position = end
+        return "".join([*pieces, text[position:]])
 
     def _pattern(self) -> re.Pattern[str]:
         """The longest first, so that one within another's folder is known by its own name."""
@@ -198,8 +198,8 @@ def _end(text: str, start: int, end: int) -> int:
 
 def known(named: Sequence[str | Path | None], address: str) -> Known:
     """`named`: what the user gave by its path, where he did; folders of this machine are added."""
-    given = [Path(name) for name in named if name]
-    places = [*given, *(path.parent for path in given)]
+    named_paths = [Path(name) for name in named if name]
+    places = [*named_paths, *(path.parent for path in named_paths)]
     places += [Path.cwd(), Path.home(), caches.home(), Path(tempfile.gettempdir())]
     places += [Path(sys.prefix), Path(sys.base_prefix)]
     if address.startswith("qemu:"):
@@ -209,8 +209,8 @@ def known(named: Sequence[str | Path | None], address: str) -> Known:
         for form in (place, place.absolute(), _resolved(place)):
             if form.name and form.name != "..":
                 texts[str(form)] = texts[shown(form)] = None
-    ours = frozenset((*runtimes.RUNTIMES, *targets.names()))
-    return Known(tuple(texts), address, ours)
+    product_names = frozenset((*runtimes.RUNTIMES, *targets.names()))
+    return Known(tuple(texts), address, product_names)
 
 
 def _resolved(path: Path) -> Path:
@@ -272,8 +272,8 @@ def shared(document: dict[str, Any], known: Known, secret: bytes) -> dict[str, A
     own = {"address": address.partition(":")[0]}
     if address != "none":
         own["digest"] = digest(identity(address), secret)
-    told: dict[str, Any] = known.document({**document, "device": device})
-    return {**told, "device": {**own, **told["device"]}}
+    redacted: dict[str, Any] = known.document({**document, "device": device})
+    return {**redacted, "device": {**own, **redacted["device"]}}
 
 
 def names_in(value: Any, holder: str = "", key: str = "") -> frozenset[str]:
@@ -327,7 +327,7 @@ def secret() -> bytes:
     try:
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(place.parent):
-            return _read(place) or _made(place)
+            return _read(place) or _create(place)
     except OSError as error:
         raise UsageError(
             f"the secret by which bundles name devices cannot be kept in {place} "
@@ -338,13 +338,13 @@ def secret() -> bytes:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with contextlib.suppress(OSError):  # a file system without locks: go on without
-            fcntl.flock(held, fcntl.LOCK_EX)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(held)
+        os.close(descriptor)
 
 
 def _read(place: Path) -> bytes | None:
@@ -354,15 +354,15 @@ def _read(place: Path) -> bytes | None:
     except OSError:
         return None
     with os.fdopen(opened, "rb") as file:
-        about = os.fstat(opened)
-        own = about.st_uid == os.getuid() and not stat.S_IMODE(about.st_mode) & 0o077
-        if not own or not stat.S_ISREG(about.st_mode) or about.st_size != SECRET_BYTES:
+        status = os.fstat(opened)
+        own = status.st_uid == os.getuid() and not stat.S_IMODE(status.st_mode) & 0o077
+        if not own or not stat.S_ISREG(status.st_mode) or status.st_size != SECRET_BYTES:
             return None
         content = file.read(SECRET_BYTES + 1)
     return content if len(content) == SECRET_BYTES else None
 
 
-def _made(place: Path) -> bytes:
+def _create(place: Path) -> bytes:
     """Written whole beside its place, then renamed to it."""
     part = place.with_name(f".{place.name}.{secrets.token_hex(8)}")
     content = secrets.token_bytes(SECRET_BYTES)

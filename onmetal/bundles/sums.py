@@ -9,13 +9,13 @@ SUMS = "SHA256SUMS"
 def files_inside(folder: Path) -> dict[str, Path]:
     """What lies in the bundle, by its path there: files and what is neither file nor folder. A link
     to a folder is not followed; an empty folder counts, since no sum would tell of it."""
-    found = {}
+    paths = {}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         plain_folder = path.is_dir() and not path.is_symlink()
         if name != SUMS and not (plain_folder and any(path.iterdir())):
-            found[name] = path
-    return found
+            paths[name] = path
+    return paths
 
 
 def rendered_sums(digests: dict[str, str]) -> str:

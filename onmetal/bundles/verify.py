@@ -84,17 +84,18 @@ def verify(folder: Path, host: Local, device: Device, *, run: bool, scratch: Pat
         manifest, found = manifests.read(copy)
         if check("manifest", found or manifests.strangers(manifest, files_inside(copy))):
             _check_runtime(manifest["run"]["runtime"], device)
-            same = check("runner", _check_runner(copy, manifest))
+            runner_matches = check("runner", _check_runner(copy, manifest))
             with host.worker() as worker:
-                held = all(
-                    check(name, look(worker)) for name, look in _looks(copy, manifest, device)
+                passed = all(
+                    check(name, run_check(worker))
+                    for name, run_check in _artifact_checks(copy, manifest, device)
                 )
             vectors = manifest["golden"]["vectors"]
-            if held and not vectors:
+            if passed and not vectors:
                 checks["golden"] = NO_VECTORS
-            if run and same and held and vectors:
+            if run and runner_matches and passed and vectors:
                 check("run.py", _execute(copy, host))
-            elif run and same and held:
+            elif run and runner_matches and passed:
                 checks["run.py"] = NO_VECTORS
     chosen = manifest.get("chosen")
     verification = Verification(1, shown(folder), not problems, checks, problems, chosen)
@@ -108,11 +109,13 @@ def verify(folder: Path, host: Local, device: Device, *, run: bool, scratch: Pat
 
 def _check_runtime(runtime: str, device: Device) -> None:
     if runtime not in device.facts().runtimes:
-        where = "here" if device.address == "local" else f"on {device.address}"
-        raise DeviceError(f"the runtime {runtime} is not installed {where}; `{install(runtime)}`")
+        location = "here" if device.address == "local" else f"on {device.address}"
+        raise DeviceError(
+            f"the runtime {runtime} is not installed {location}; `{install(runtime)}`"
+        )
 
 
-def _looks(
+def _artifact_checks(
     copy: Path, manifest: dict[str, Any], device: Device
 ) -> Iterator[tuple[str, Callable[[LocalWorker], list[str]]]]:
     """The checks of the artifact, in their order: a runtime opens only what held so far."""
@@ -127,8 +130,8 @@ def _looks(
 def _copy_files(folder: Path, copy: Path) -> list[str]:
     """Copy what SHA256SUMS lists. -> where the folder is not what it says."""
     try:
-        with copying.opened(folder) as there:
-            return _check_files(there, copy)
+        with copying.opened(folder) as source_folder:
+            return _check_files(source_folder, copy)
     except ValueError as error:
         return [str(error)]
     except OSError as error:
@@ -139,14 +142,14 @@ def _why(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _check_files(there: copying.Folder, copy: Path) -> list[str]:
+def _check_files(source_folder: copying.Folder, copy: Path) -> list[str]:
     try:
-        listed = _listed(copying.read(there, SUMS, SUMS_BYTES))
+        listed = _listed(copying.read(source_folder, SUMS, SUMS_BYTES))
     except OSError as error:
         return [f"{SUMS} is missing or unreadable ({_why(error)})"]
     if listed is None:
         return [f"{SUMS} is damaged"]
-    found = copying.inside(there)
+    found = copying.inside(source_folder)
     found.pop(SUMS, None)
     problems = [f"{name} was removed or renamed" for name in sorted(listed.keys() - found.keys())]
     problems += [f"{name} was added" for name in sorted(found.keys() - listed.keys())]
@@ -166,7 +169,10 @@ def _check_files(there: copying.Folder, copy: Path) -> list[str]:
     copying.check_room(found, copy)
     for name in sorted(listed):
         try:
-            if copying.copied(there, name, found[name].st_size, copy / name) != listed[name]:
+            if (
+                copying.copied(source_folder, name, found[name].st_size, copy / name)
+                != listed[name]
+            ):
                 problems.append(f"{name} was changed")
         except OSError as error:
             problems.append(f"{name} cannot be read ({_why(error)})")
@@ -202,10 +208,12 @@ def _check_runner(copy: Path, manifest: dict[str, Any]) -> list[str]:
     known = hashlib.sha256(content).hexdigest() in KNOWN_RUNNERS
     if not known and content != running.program(manifest["run"]["runtime"]):
         tools = manifest.get("tools")
-        by = tools.get("onmetal") if isinstance(tools, dict) else "an unknown version"
-        problems = [f"run.py is not the template of this onmetal (the bundle was written by {by})"]
-    wanted = pinned(manifest["run"]["runtime"], manifest["run"]["runtime_version"])
-    if _content(copy / "requirements.txt") not in (b"", wanted.encode()):
+        writer = tools.get("onmetal") if isinstance(tools, dict) else "an unknown version"
+        problems = [
+            f"run.py is not the template of this onmetal (the bundle was written by {writer})"
+        ]
+    requirement = pinned(manifest["run"]["runtime"], manifest["run"]["runtime_version"])
+    if _content(copy / "requirements.txt") not in (b"", requirement.encode()):
         problems.append("requirements.txt is not the runtime that manifest.json names")
     return problems
 
@@ -250,7 +258,10 @@ def _check_specification(artifact: Path, worker: LocalWorker) -> list[str]:
         )
     except OnmetalError as error:
         return [f"{artifact.name} cannot be read: {error}"]
-    return [f"{artifact.name} violates TFLite's specification: {what}" for what in violations[:5]]
+    return [
+        f"{artifact.name} violates TFLite's specification: {violation}"
+        for violation in violations[:5]
+    ]
 
 
 def _check_golden(
@@ -265,7 +276,7 @@ def _check_golden(
                 timeout_s=600,
                 cpu_s=limits.OPENING * limits.cpu_s(size_bytes),
             )
-        return _golden_there(folder, manifest["run"], host, device)
+        return _golden_on_device(folder, manifest["run"], host, device)
     except OnmetalError as error:
         # Of a board that fails, or holds another model: it says nothing of the bundle.
         if device.traits.holds_one_model:
@@ -273,7 +284,7 @@ def _check_golden(
         return [f"the golden vectors could not be run: {error}"]
 
 
-def _golden_there(
+def _golden_on_device(
     folder: Path, run: dict[str, Any], host: LocalWorker, device: Device
 ) -> list[str]:
     """The golden vectors through a remote device; what it gave is compared here."""
@@ -296,7 +307,7 @@ def _golden_there(
 def _execute(folder: Path, device: Local) -> list[str]:
     """Run a copy of the bundle's run.py, known by now to be a template of ours, as a user would."""
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             # -P: whatever a run.py of an earlier version would import from its folder.
             [sys.executable, "-P", str((folder / "run.py").absolute())],
             env=quiet_environment(device.home) | {"PYTHONDONTWRITEBYTECODE": "1"},
@@ -306,7 +317,7 @@ def _execute(folder: Path, device: Local) -> list[str]:
         )
     except subprocess.TimeoutExpired:
         return ["run.py did not end within ten minutes"]
-    if done.returncode == 0:
+    if process.returncode == 0:
         return []
-    said = (done.stdout + done.stderr).strip().splitlines()[-3:]
-    return [f"run.py failed with code {done.returncode}: {' / '.join(said)}"]
+    last_lines = (process.stdout + process.stderr).strip().splitlines()[-3:]
+    return [f"run.py failed with code {process.returncode}: {' / '.join(last_lines)}"]

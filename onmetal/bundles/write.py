@@ -43,7 +43,7 @@ def check_out(out: Path, force: bool) -> None:
         )
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise UsageError(f"--out {out}: exists and is not a folder; choose another")
-    _check_there(out, force)
+    _check_replaceable(out, force)
     ancestor = next(folder for folder in out.absolute().parents if folder.exists())
     try:
         with tempfile.TemporaryDirectory(dir=ancestor, prefix=f".{out.name}."):
@@ -52,7 +52,7 @@ def check_out(out: Path, force: bool) -> None:
         raise UsageError(f"--out {out}: cannot write there ({error.strerror})") from None
 
 
-def _check_there(out: Path, force: bool) -> None:
+def _check_replaceable(out: Path, force: bool) -> None:
     if out.exists() and _holds(out) != "nothing" and not force:
         raise UsageError(
             f"--out {out}: exists and is not empty; --force replaces it, or choose another folder"
@@ -61,10 +61,10 @@ def _check_there(out: Path, force: bool) -> None:
 
 def _holds(out: Path) -> Literal["nothing", "bundle", "more"]:
     """What would be lost with the folder: nothing to speak of, a bundle, or something else."""
-    inside = {entry.name for entry in out.iterdir()}
-    if inside <= {REPORT}:
+    entry_names = {entry.name for entry in out.iterdir()}
+    if entry_names <= {REPORT}:
         return "nothing"
-    return "bundle" if {"manifest.json", SUMS} <= inside else "more"
+    return "bundle" if {"manifest.json", SUMS} <= entry_names else "more"
 
 
 @contextlib.contextmanager
@@ -72,10 +72,10 @@ def partial_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` that becomes it or vanishes; those of killed runs are removed."""
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
-    for left in out.parent.glob(f".{out.name}.*.partial"):
+    for leftover in out.parent.glob(f".{out.name}.*.partial"):
         with contextlib.suppress(ValueError, IndexError):
-            if not psutil.pid_exists(int(left.name.split(".")[-3])):
-                shutil.rmtree(left, ignore_errors=True)
+            if not psutil.pid_exists(int(leftover.name.split(".")[-3])):
+                shutil.rmtree(leftover, ignore_errors=True)
     folder = out.parent / f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}.partial"
     folder.mkdir()
     try:
@@ -98,9 +98,9 @@ def replacing(out: Path, force: bool) -> Iterator[Path]:
             if path.is_file():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
-        _check_there(out, force)  # another run may have been faster
+        _check_replaceable(out, force)  # another run may have been faster
         if out.exists() and _holds(out) == "more":
-            out.rename(_aside(out))
+            out.rename(_free_name(out))
         try:
             if out.exists():
                 out.rename(old)
@@ -111,7 +111,7 @@ def replacing(out: Path, force: bool) -> Iterator[Path]:
             raise
 
 
-def _aside(out: Path) -> Path:
+def _free_name(out: Path) -> Path:
     """A free name beside it."""
     names = (out.with_name(f"{out.name}.replaced-{number}") for number in itertools.count(1))
     return next(name for name in names if not name.exists())

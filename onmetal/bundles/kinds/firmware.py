@@ -177,12 +177,12 @@ def _method(operator: str) -> str:
 
 
 def _constants(found: Ports, name: str, arena_bytes: int, stateful: bool) -> dict[str, str]:
-    both = (*found.inputs, *found.outputs)
+    all_ports = (*found.inputs, *found.outputs)
     sides = (("INPUT", found.inputs), ("OUTPUT", found.outputs))
     macros = (
         _macros(f"ONMETAL_{side}_{number}", port)
-        for side, mine in sides
-        for number, port in enumerate(mine)
+        for side, side_ports in sides
+        for number, port in enumerate(side_ports)
     )
     return {
         "name": c_string(label(name)),
@@ -190,7 +190,7 @@ def _constants(found: Ports, name: str, arena_bytes: int, stateful: bool) -> dic
         "output_count": str(len(found.outputs)),
         "input_bytes": str(sum(map(_bytes, found.inputs))),
         "output_bytes": str(sum(map(_bytes, found.outputs))),
-        "max_rank": str(max(4, *(len(port.shape) for port in both))),
+        "max_rank": str(max(4, *(len(port.shape) for port in all_ports))),
         "stateful": str(int(stateful)),
         "arena_bytes": str(arena_bytes),
         "constants": "\n\n".join(macros),
@@ -253,10 +253,10 @@ def _tensor(port: Port) -> str:
 
 
 def _golden(vectors: list[bytes]) -> dict[str, str]:
-    kept = vectors[: max(1, GOLDEN_BYTES // max(1, len(vectors[0])))]
+    embedded_vectors = vectors[: max(1, GOLDEN_BYTES // max(1, len(vectors[0])))]
     return {
-        "vectors": str(len(kept)),
-        "golden_data": ",\n".join(f"{{{_numbers(vector)}}}" for vector in kept),
+        "vectors": str(len(embedded_vectors)),
+        "golden_data": ",\n".join(f"{{{_numbers(vector)}}}" for vector in embedded_vectors),
     }
 
 
@@ -266,8 +266,8 @@ def _vectors(found: Ports, golden: dict[str, np.ndarray]) -> Iterator[bytes]:
     for number in range(count_vectors(found, golden)):
         yield b"".join(
             stored(port, golden[f"{side}/{port.name}/{number}"])
-            for side, mine in sides
-            for port in mine
+            for side, side_ports in sides
+            for port in side_ports
         )
 
 
@@ -278,12 +278,12 @@ def stored(port: Port, array: np.ndarray) -> bytes:
     becomes the very integers again, since it is off by less than half a step.
     """
     turned = array.transpose(NHWC) if port.turned else array
-    wanted = np.dtype(port.stored)
+    stored_dtype = np.dtype(port.stored)
     if port.scale:
-        limits = np.iinfo(wanted)
+        limits = np.iinfo(stored_dtype)
         whole = np.rint(turned / np.float32(port.scale)) + port.zero_point
         turned = np.clip(whole, limits.min, limits.max)
-    return np.ascontiguousarray(turned).astype(wanted.newbyteorder("<")).tobytes()
+    return np.ascontiguousarray(turned).astype(stored_dtype.newbyteorder("<")).tobytes()
 
 
 # --- what is told of it
@@ -294,8 +294,8 @@ def _readme(
 ) -> dict[str, str]:
     rows = [
         f"| {side} {number} | {' | '.join(_told(port))} |"
-        for side, mine in (("input", found.inputs), ("output", found.outputs))
-        for number, port in enumerate(mine)
+        for side, side_ports in (("input", found.inputs), ("output", found.outputs))
+        for number, port in enumerate(side_ports)
     ]
     return {
         "file": code(shipped.name),
