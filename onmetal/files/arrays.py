@@ -70,8 +70,8 @@ class TextArrayError(UsageError):
     """An array of names or objects, where numbers are wanted."""
 
 
-def read_header(file: IO[bytes], path: Path, size_bytes: int, what: str) -> ArrayFile:
-    """What the head of an .npy file says. `what`: the array, in errors; `path` goes to the record.
+def read_header(file: IO[bytes], path: Path, size_bytes: int, label: str) -> ArrayFile:
+    """What the head of an .npy file says. `label`: the array, in errors; `path` goes to the record.
 
     Raises UsageError where it is no array, or not as long as the `size_bytes` of its file;
     TextArrayError where it holds no numbers.
@@ -79,22 +79,22 @@ def read_header(file: IO[bytes], path: Path, size_bytes: int, what: str) -> Arra
     head = file.read(PREFIX_BYTES + HEADER_BYTES)
     fixed = {b"\1\0": 10, b"\2\0": 12}.get(head[6:8], 0)  # format version -> where the text begins
     if head[:6] != b"\x93NUMPY" or len(head) < fixed or not fixed:
-        raise UsageError(f"{what} is not a readable array (it does not begin as .npy files do)")
+        raise UsageError(f"{label} is not a readable array (it does not begin as .npy files do)")
     offset = fixed + int.from_bytes(head[8:fixed], "little")
     if offset > len(head):
-        raise UsageError(f"{what} is not a readable array (its head is cut short, or too long)")
-    dtype, fortran, axes = _parsed(head[fixed:offset], what)
+        raise UsageError(f"{label} is not a readable array (its head is cut short, or too long)")
+    dtype, fortran, axes = _parsed(head[fixed:offset], label)
     if dtype.hasobject or dtype.kind not in "biuf":
-        raise TextArrayError(f"{what} has dtype {dtype}: only numbers can be given to a model")
+        raise TextArrayError(f"{label} has dtype {dtype}: only numbers can be given to a model")
     longest = math.prod(max(1, axis) for axis in axes) * dtype.itemsize
     if len(axes) > MOST_AXES or min(axes, default=0) < 0 or longest > MOST_BYTES:
-        raise UsageError(f"{what} says that its shape is {str(list(axes))[:200]}: no array has it")
+        raise UsageError(f"{label} says that its shape is {str(list(axes))[:200]}: no array has it")
     array = ArrayFile(path, dtype.str, axes, offset, fortran)
     if size_bytes < array.offset + array.size_bytes:
-        raise UsageError(f"{what} is cut short")
+        raise UsageError(f"{label} is cut short")
     if size_bytes > array.offset + array.size_bytes:
         raise UsageError(
-            f"{what} holds {size_bytes - offset} bytes, more than the {array.size_bytes} of its "
+            f"{label} holds {size_bytes - offset} bytes, more than the {array.size_bytes} of its "
             "shape and dtype"
         )
     return array
@@ -107,7 +107,7 @@ _ITEM = re.compile(
 _AXIS = re.compile(r"\s*(-?\d{1,20})L?\s*", re.ASCII)
 
 
-def _parsed(text: bytes, what: str) -> tuple["np.dtype[Any]", bool, tuple[int, ...]]:
+def _parsed(text: bytes, label: str) -> tuple["np.dtype[Any]", bool, tuple[int, ...]]:
     """The dtype, whether the first axis varies fastest, and the shape. The text is a dict of Python
     in one of few forms; it is matched and never evaluated, as numpy does."""
     words = text.decode("latin-1").strip()
@@ -120,19 +120,21 @@ def _parsed(text: bytes, what: str) -> tuple["np.dtype[Any]", bool, tuple[int, .
             if not parts[-1].strip():
                 parts.pop()
             axes = [_AXIS.fullmatch(part) for part in parts]
-            one = len(axes) == 1 and "," not in item[4]  # a number in brackets
-            values[item[1]] = None if one or None in axes else tuple(int(a[1]) for a in axes if a)
+            bracketed_number = len(axes) == 1 and "," not in item[4]  # a number in brackets
+            values[item[1]] = (
+                None if bracketed_number or None in axes else tuple(int(a[1]) for a in axes if a)
+            )
         if item[5]:
-            raise TextArrayError(f"{what} has fields: only numbers can be given to a model")
+            raise TextArrayError(f"{label} has fields: only numbers can be given to a model")
         place = item.end()
     descr, fortran, shape = (values.get(key) for key in ("descr", "fortran_order", "shape"))
     whole = words[:1] == "{" and words[-1:] == "}" and not words[place:end].strip()
     if not (whole and isinstance(descr, str) and isinstance(fortran, bool) and shape is not None):
-        raise UsageError(f"{what} is not a readable array (its head is {words[:100]!r})")
+        raise UsageError(f"{label} is not a readable array (its head is {words[:100]!r})")
     try:
         return np.dtype(descr), fortran, shape
     except (TypeError, ValueError, SyntaxError):
-        raise UsageError(f"{what} has dtype {descr!r}, which is unknown") from None
+        raise UsageError(f"{label} has dtype {descr!r}, which is unknown") from None
 
 
 def stored(path: Path) -> ArrayFile:
@@ -261,8 +263,8 @@ def _members(path: Path, archive: zipfile.ZipFile) -> Members:
                 "by numpy.savez or numpy.savez_compressed"
             )
         with archive.open(entry) as packed:
-            what = f"{path}: member {name!r}"
-            members[name] = read_header(packed, Path(f"{number}.npy"), entry.file_size, what)
+            label = f"{path}: member {name!r}"
+            members[name] = read_header(packed, Path(f"{number}.npy"), entry.file_size, label)
     return members
 
 
@@ -295,12 +297,12 @@ def read_npz(path: Path, most_bytes: int) -> dict[str, np.ndarray]:
 
 
 def _read(
-    archive: zipfile.ZipFile, entry: zipfile.ZipInfo, array: ArrayFile, what: str
+    archive: zipfile.ZipFile, entry: zipfile.ZipInfo, array: ArrayFile, label: str
 ) -> np.ndarray:
     with archive.open(entry) as packed:
         packed.read(array.offset)
         content = packed.read(array.size_bytes)
     if len(content) != array.size_bytes:
-        raise UsageError(f"{what} is cut short")
+        raise UsageError(f"{label} is cut short")
     order: Any = "F" if array.fortran else "C"
     return np.frombuffer(content, array.dtype).reshape(array.shape, order=order)

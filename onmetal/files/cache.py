@@ -39,15 +39,15 @@ SUMS = "SHA256SUMS"
 
 def home() -> Path:
     """`$ONMETAL_HOME`, else `onmetal` in the user's cache folder; links are followed."""
-    asked = os.environ.get("ONMETAL_HOME")
+    from_environment = os.environ.get("ONMETAL_HOME")
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
-        place = Path(asked) if asked else Path(base) / "onmetal"
+        place = Path(from_environment) if from_environment else Path(base) / "onmetal"
         return place.expanduser().resolve()
     except (OSError, RuntimeError) as error:  # links in a circle, a user without a home folder
         raise UsageError(
-            f"the cache folder {asked or base} cannot be found ({error}); set ONMETAL_HOME to a "
-            "folder that you may write to"
+            f"the cache folder {from_environment or base} cannot be found ({error}); set "
+            "ONMETAL_HOME to a folder that you may write to"
         ) from None
 
 
@@ -84,11 +84,11 @@ def _check_owner(root: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    held = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(held)
+        os.fsync(descriptor)
     finally:
-        os.close(held)
+        os.close(descriptor)
 
 
 def _seal(folder: Path, name: str) -> None:
@@ -128,21 +128,21 @@ def _intact(folder: Path) -> bool:
 def _lock(folder: Path, kind: int) -> int | None:
     """A file descriptor that holds a lock on the folder; None if another's lock forbids it."""
     try:
-        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:  # vanished, or no folder: not ours
         return None
     try:
-        fcntl.flock(held, kind | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(held)
+        os.close(descriptor)
         return None
     except OSError:  # a file system without locks: go on without
-        return held
+        return descriptor
     # Between the opening and the lock the sweep may have moved the folder away.
     with contextlib.suppress(FileNotFoundError):
-        if folder.stat().st_ino == os.fstat(held).st_ino:
-            return held
-    os.close(held)
+        if folder.stat().st_ino == os.fstat(descriptor).st_ino:
+            return descriptor
+    os.close(descriptor)
     return None
 
 
@@ -163,9 +163,9 @@ class Cache:
         written to, or others can write to it."""
         self.root = (root or home()).resolve()
         self.say = say
-        asked = os.environ.get("ONMETAL_CACHE_LIMIT")
-        if limit_bytes is None and asked:
-            limit_bytes = parse_bytes(asked, "ONMETAL_CACHE_LIMIT")
+        from_environment = os.environ.get("ONMETAL_CACHE_LIMIT")
+        if limit_bytes is None and from_environment:
+            limit_bytes = parse_bytes(from_environment, "ONMETAL_CACHE_LIMIT")
         self.limit_bytes = LIMIT_BYTES if limit_bytes is None else limit_bytes
         self._held: dict[Path, int] = {}
         try:
@@ -184,8 +184,8 @@ class Cache:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for held in self._held.values():
-            os.close(held)
+        for descriptor in self._held.values():
+            os.close(descriptor)
         self._held.clear()
         self.sweep()
 
@@ -201,31 +201,31 @@ class Cache:
         """`sealed_here`: its digests were taken just now."""
         if folder in self._held:
             return folder / CONTENT
-        held = _lock(folder, fcntl.LOCK_SH)
-        if held is None:
+        descriptor = _lock(folder, fcntl.LOCK_SH)
+        if descriptor is None:
             return None
         if not sealed_here and not _intact(folder):
-            self._discard(folder, held)
+            self._discard(folder, descriptor)
             return None
-        self._held[folder] = held
+        self._held[folder] = descriptor
         with contextlib.suppress(OSError):
             os.utime(folder)  # the sweep takes those unused for longest
         return folder / CONTENT
 
-    def _discard(self, folder: Path, held: int) -> None:
+    def _discard(self, folder: Path, descriptor: int) -> None:
         """A damaged entry, even one that another run holds: it must not be believed. One without
         digests is of an older version, of which nothing is said."""
         try:
             sealed = (folder / SUMS).exists()
-            if folder.stat().st_ino != os.fstat(held).st_ino:
+            if folder.stat().st_ino != os.fstat(descriptor).st_ino:
                 return  # another run has replaced it
-            doomed = self.root / "building" / uuid.uuid4().hex
-            folder.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            removed_folder = self.root / "building" / uuid.uuid4().hex
+            folder.rename(removed_folder)
+            shutil.rmtree(removed_folder, ignore_errors=True)
         except OSError:
             return
         finally:
-            os.close(held)
+            os.close(descriptor)
         if sealed:
             self.say(
                 f"the cache entry {folder.name} was damaged and is made anew; if this comes again, "
@@ -259,16 +259,16 @@ class Cache:
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
         """A folder for work that is removed at the end, by the next sweep if this run is killed."""
-        held = None
-        while held is None:  # another run's sweep may take it before it is locked
+        descriptor = None
+        while descriptor is None:  # another run's sweep may take it before it is locked
             folder = self.root / "building" / uuid.uuid4().hex
             folder.mkdir(mode=0o700)
-            held = _lock(folder, fcntl.LOCK_SH)
+            descriptor = _lock(folder, fcntl.LOCK_SH)
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            os.close(held)
+            os.close(descriptor)
 
     def sweep(self) -> None:
         """Removes what killed runs left, and over the limit the entries unused for longest."""
@@ -290,16 +290,16 @@ class Cache:
                 total -= size
 
     def _remove(self, folder: Path) -> bool:
-        held = _lock(folder, fcntl.LOCK_EX)
-        if held is None:
+        descriptor = _lock(folder, fcntl.LOCK_EX)
+        if descriptor is None:
             return False
         try:
             # Out of its place first: a half-removed entry must never be found.
-            doomed = self.root / "building" / uuid.uuid4().hex
-            folder.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            removed_folder = self.root / "building" / uuid.uuid4().hex
+            folder.rename(removed_folder)
+            shutil.rmtree(removed_folder, ignore_errors=True)
         except OSError:
             return False
         finally:
-            os.close(held)
+            os.close(descriptor)
         return True

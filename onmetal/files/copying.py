@@ -50,8 +50,8 @@ def inside(folder: Folder) -> dict[str, os.stat_result]:
 def _list(folder: Folder, prefix: str, depth: int, entries: dict[str, os.stat_result]) -> None:
     if depth > MOST_DEPTH:
         raise ValueError(f"its folders are more than {MOST_DEPTH} deep")
-    with os.scandir(folder) as listed:
-        for entry in listed:
+    with os.scandir(folder) as scan:
+        for entry in scan:
             name, state = prefix + entry.name, entry.stat(follow_symlinks=False)
             before = len(entries)
             if stat.S_ISDIR(state.st_mode):
@@ -77,12 +77,13 @@ def read(folder: Folder, name: str, most: int) -> bytes:
 
 def check_room(entries: dict[str, os.stat_result], place: Path) -> None:
     """Raises UsageError where the disk has no room for a copy of the regular files."""
-    wanted = sum(state.st_size for state in entries.values() if stat.S_ISREG(state.st_mode))
+    needed_bytes = sum(state.st_size for state in entries.values() if stat.S_ISREG(state.st_mode))
     free = shutil.disk_usage(place).free - SPARE_BYTES
-    if wanted > free:
+    if needed_bytes > free:
         raise UsageError(
-            f"its files take {wanted} bytes, and a copy of them is checked, for which the disk of "
-            f"the cache has {max(0, free)}: make room there, or set ONMETAL_HOME to another disk"
+            f"its files take {needed_bytes} bytes, and a copy of them is checked, for which the "
+            f"disk of the cache has {max(0, free)}: make room there, or set "
+            "ONMETAL_HOME to another disk"
         )
 
 
@@ -91,13 +92,13 @@ def copied(folder: Folder, name: str, size_bytes: int, target: Path) -> str:
 
     Raises OSError where it cannot be read, is no regular file, or is longer than `size_bytes`.
     """
-    digest, left = hashlib.sha256(), size_bytes
+    digest, bytes_left = hashlib.sha256(), size_bytes
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     private = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(private, "wb") as copy, _open(folder, name) as file:
         while piece := file.read(PIECE_BYTES):
-            left -= len(piece)
-            if left < 0:
+            bytes_left -= len(piece)
+            if bytes_left < 0:
                 raise OSError("it grew while it was read")
             digest.update(piece)
             copy.write(piece)

@@ -104,15 +104,15 @@ def _foreign(path: Path, within: Path | None) -> str:
     """Why a file is refused that is no image of FORMATS."""
     with open_regular(path, within) as file:
         head = file.read(64).lstrip()
-    what = next((name for magic, name in FOREIGN.items() if head.startswith(magic)), None)
+    description = next((name for magic, name in FOREIGN.items() if head.startswith(magic)), None)
     if head[4:8] == b"ftyp":
-        what = "an AVIF, HEIC or video file"
+        description = "an AVIF, HEIC or video file"
     known = ", ".join(FORMATS)
     if not head:
         return "a broken image: the file is empty"
-    if what is None:
+    if description is None:
         return f"a broken image, or one of another format; what is read is {known}"
-    return f"this is {what}; what is read is {known}"
+    return f"this is {description}; what is read is {known}"
 
 
 def _check_size(path: Path, image: "Image", file: BinaryIO) -> None:
@@ -138,10 +138,10 @@ def _check_size(path: Path, image: "Image", file: BinaryIO) -> None:
 
 def _head(file: BinaryIO, count: int) -> bytes:
     """The first bytes of the file. Its position stays."""
-    place = file.tell()
+    position = file.tell()
     file.seek(0)
     head = file.read(count)
-    file.seek(place)
+    file.seek(position)
     return head
 
 
@@ -156,13 +156,13 @@ def _tile_pixels(image: "Image") -> int:
 
 def count_scans(file: BinaryIO) -> int:
     """How many scans a JPEG has. The position in the file stays."""
-    place, count = file.tell(), 0
+    position, count = file.tell(), 0
     file.seek(0)
     while (marker := _next_marker(file)) not in (None, END_OF_IMAGE):
         count += marker == START_OF_SCAN
         if marker != START_OF_IMAGE:
             file.seek(max(0, int.from_bytes(file.read(2), "big") - 2), os.SEEK_CUR)
-    file.seek(place)
+    file.seek(position)
     return count
 
 

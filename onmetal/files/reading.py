@@ -45,20 +45,22 @@ def open_regular(path: Path, within: Path | None = None) -> io.BufferedReader:
 def _open_below(folder: Path, path: Path) -> io.BufferedReader:
     """Where all links lead is found out first. That place is then reached from the folder step by
     step, and no step may be a link any more, so that none can be put there in the meantime."""
-    place = Path(os.path.realpath(path, strict=True))
-    if not place.is_relative_to(folder):
+    target = Path(os.path.realpath(path, strict=True))
+    if not target.is_relative_to(folder):
         raise OSError(errno.EPERM, f"it is a link that leads out of {folder}", str(path))
-    *folders, name = place.relative_to(folder).parts or (".",)
-    at = os.open(folder, os.O_RDONLY | _FOLDER)
+    *folders, name = target.relative_to(folder).parts or (".",)
+    folder_descriptor = os.open(folder, os.O_RDONLY | _FOLDER)
     try:
         for step in folders:
-            below = os.open(step, os.O_RDONLY | _FOLDER | _NO_LINK, dir_fd=at)
-            os.close(at)
-            at = below
-        _check_regular(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode, path)
-        return _checked(os.open(name, _FLAGS | _NO_LINK, dir_fd=at), path)
+            next_descriptor = os.open(
+                step, os.O_RDONLY | _FOLDER | _NO_LINK, dir_fd=folder_descriptor
+            )
+            os.close(folder_descriptor)
+            folder_descriptor = next_descriptor
+        _check_regular(os.stat(name, dir_fd=folder_descriptor, follow_symlinks=False).st_mode, path)
+        return _checked(os.open(name, _FLAGS | _NO_LINK, dir_fd=folder_descriptor), path)
     finally:
-        os.close(at)
+        os.close(folder_descriptor)
 
 
 def _checked(descriptor: int, path: Path) -> io.BufferedReader:
@@ -92,11 +94,13 @@ def kind(mode: int) -> str:
 
 def read_bytes(path: Path, most: int = SMALL_BYTES, within: Path | None = None) -> bytes:
     """All of a small file. Raises OSError as `open_regular`, and where it is longer than `most`."""
-    pieces, left = [], most + 1
+    pieces, bytes_left = [], most + 1
     with open_regular(path, within) as file:
-        while piece := file.read(min(left, PIECE_BYTES)):  # it allocates as much as it is asked for
+        while piece := file.read(
+            min(bytes_left, PIECE_BYTES)
+        ):  # it allocates as much as it is asked for
             pieces.append(piece)
-            left -= len(piece)
+            bytes_left -= len(piece)
     content = b"".join(pieces)
     if len(content) > most:
         why = f"it is longer than {most} bytes, the most that such a file may have"

@@ -24,11 +24,11 @@ def alike(word: str, known: Iterable[str]) -> list[str]:
     import difflib
 
     folded = {name.casefold(): name for name in known}
-    wanted = word.casefold()
-    longer = [name for name in folded if name.startswith(wanted)]
-    if longer and len(wanted.lstrip("-")) >= SHORTEST_PREFIX:
+    folded_word = word.casefold()
+    longer = [name for name in folded if name.startswith(folded_word)]
+    if longer and len(folded_word.lstrip("-")) >= SHORTEST_PREFIX:
         return [folded[name] for name in sorted(longer, key=len)[:2]]
-    return [folded[name] for name in difflib.get_close_matches(wanted, folded, 1, SIMILAR)]
+    return [folded[name] for name in difflib.get_close_matches(folded_word, folded, 1, SIMILAR)]
 
 
 def near(path: Path, suffixes: tuple[str, ...]) -> str:

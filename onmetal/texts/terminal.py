@@ -25,7 +25,7 @@ WIDEST_PROSE = 100
 
 Style = Literal["bold", "green", "yellow", "red", "dim"]
 _CODES: dict[Style, str] = {"bold": "1", "green": "32", "yellow": "33", "red": "31", "dim": "2"}
-_MARKS: dict[Style, str] = {style: chr(0xFDD0 + place) for place, style in enumerate(_CODES)}
+_MARKS: dict[Style, str] = {style: chr(0xFDD0 + index) for index, style in enumerate(_CODES)}
 """What stands for a style in a text: characters that Unicode keeps out of all interchange."""
 _END = chr(0xFDD0 + len(_CODES))
 _SEQUENCES = {mark: f"\x1b[{_CODES[style]}m" for style, mark in _MARKS.items()} | {_END: "\x1b[0m"}
@@ -119,8 +119,8 @@ def clean(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(
-        letter if letter.isprintable() or _joins(text, place) else _visible(letter)
-        for place, letter in enumerate(text)
+        letter if letter.isprintable() or _joins(text, index) else _visible(letter)
+        for index, letter in enumerate(text)
     )
 
 
@@ -131,12 +131,12 @@ def _visible(letter: str) -> str:
     return "-" if letter == "\u00ad" else _escape(letter)
 
 
-def _joins(text: str, place: int) -> bool:
+def _joins(text: str, index: int) -> bool:
     """Whether a character that nobody sees is of the word that it stands in: a joiner, or the tie
     that is none, between letters of a script that has them (Persian, Indic) or between pictures."""
-    if text[place] not in _JOINERS or not 0 < place < len(text) - 1:
+    if text[index] not in _JOINERS or not 0 < index < len(text) - 1:
         return False
-    return all(_joined(text[beside]) for beside in (place - 1, place + 1))
+    return all(_joined(text[neighbour]) for neighbour in (index - 1, index + 1))
 
 
 _JOINERS = "\u200c\u200d"
@@ -185,9 +185,9 @@ def pad(text: str, columns: int, *, right: bool = False) -> str:
 
 def pieces(text: str, columns: int) -> list[str]:
     """A text without spaces, cut where a line is full."""
-    found = [""]
+    cut_lines = [""]
     for letter in text:
-        if width(found[-1] + letter) > columns:
-            found.append("")
-        found[-1] += letter
-    return found
+        if width(cut_lines[-1] + letter) > columns:
+            cut_lines.append("")
+        cut_lines[-1] += letter
+    return cut_lines
