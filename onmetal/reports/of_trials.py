@@ -85,18 +85,18 @@ def _without_drawing(embedded: dict[str, Any]) -> dict[str, Any]:
     return {**embedded, "plan": plan}
 
 
-def model(read: records.Model) -> Model:
+def model(loaded_model: records.Model) -> Model:
     return Model(
-        path=shown(read.path),
-        format=read.format,
-        sha256=read.sha256,
-        size_bytes=read.size_bytes,
-        inputs=list(read.inputs),
-        outputs=list(read.outputs),
-        parameters=read.parameters,
-        macs=read.macs,
-        batch=read.batch,
-        notes=list(read.notes),
+        path=shown(loaded_model.path),
+        format=loaded_model.format,
+        sha256=loaded_model.sha256,
+        size_bytes=loaded_model.size_bytes,
+        inputs=list(loaded_model.inputs),
+        outputs=list(loaded_model.outputs),
+        parameters=loaded_model.parameters,
+        macs=loaded_model.macs,
+        batch=loaded_model.batch,
+        notes=list(loaded_model.notes),
     )
 
 
@@ -118,7 +118,7 @@ def device(facts: DeviceFacts | None) -> Device:
     if facts is None:
         return Device(address="none")
     values: dict[str, Any] = plain(facts)
-    more = values.pop("more")
+    further_facts = values.pop("more")
     if not facts.accelerators:
         del values["accelerators"]
-    return typed({**values, **more}, Device)
+    return typed({**values, **further_facts}, Device)

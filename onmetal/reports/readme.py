@@ -42,8 +42,8 @@ def readme(manifest: Manifest) -> str:
     lines += _preprocessing(manifest.preprocessing, manifest.classes)
     lines += [*_builds(manifest.builds), "", "## What was measured", ""]
     if manifest.device.cpu:
-        where = f"On {code(manifest.device.cpu)}, {manifest.threads} threads"
-        lines += [f"{where}, batch {manifest.batch}."]
+        device_text = f"On {code(manifest.device.cpu)}, {manifest.threads} threads"
+        lines += [f"{device_text}, batch {manifest.batch}."]
     if accuracy:
         value = "undefined" if accuracy.value is None else f"{accuracy.value:.4f}"
         lines += [f"{code(accuracy.metric)} {value} on {accuracy.samples} samples."]
@@ -106,9 +106,9 @@ PREPROCESSING = {
 """What the keys of data.toml do to a picture, in the order in which they do."""
 
 
-def _preprocessing(how: dict[str, Any] | None, classes: list[str] | None) -> list[str]:
+def _preprocessing(settings: dict[str, Any] | None, classes: list[str] | None) -> list[str]:
     """What a caller must do to a picture, and what the scores that come back are of."""
-    if how is None:
+    if settings is None:
         return []
     lines = [
         "",
@@ -116,9 +116,12 @@ def _preprocessing(how: dict[str, Any] | None, classes: list[str] | None) -> lis
     ]
     lines += ["where the figures below were taken (`preprocessing` in `manifest.json`):", ""]
     lines += ["| | value | what it does |", "|---|---|---|"]
-    keys = [*(key for key in PREPROCESSING if key in how), *(how.keys() - PREPROCESSING.keys())]
+    keys = [
+        *(key for key in PREPROCESSING if key in settings),
+        *(settings.keys() - PREPROCESSING.keys()),
+    ]
     lines += [
-        f"| {key} | {code(_json(how[key]), cell=True)} | {PREPROCESSING.get(key, '')} |"
+        f"| {key} | {code(_json(settings[key]), cell=True)} | {PREPROCESSING.get(key, '')} |"
         for key in keys
     ]
     if classes:

@@ -52,8 +52,12 @@ def sentence(chosen: Candidate, base: Candidate | None, setting: Setting) -> str
 def _baseline_itself(chosen: Candidate, setting: Setting) -> str:
     """Nothing is compared: its own figures."""
     goal = costs.goal(setting.decided_by)
-    goals = [one for one in (goal, costs.LATENCY) if one not in (costs.SIZE, costs.DROP)]
-    clauses = [_clause(one, chosen, None, setting) for one in dict.fromkeys(goals)]
+    goals = [
+        each_goal
+        for each_goal in (goal, costs.LATENCY)
+        if each_goal not in (costs.SIZE, costs.DROP)
+    ]
+    clauses = [_clause(each_goal, chosen, None, setting) for each_goal in dict.fromkeys(goals)]
     texts = [clause.head + clause.tail for clause in clauses if clause is not None]
     if chosen.size_bytes is not None:
         texts.append(size(chosen.size_bytes))
@@ -64,8 +68,8 @@ def _baseline_itself(chosen: Candidate, setting: Setting) -> str:
 
 def called(candidate: Candidate, setting: Setting) -> str:
     """`int8-u8s8 on OpenVINO`, of which model where there are several."""
-    of = f" of {candidate.model}" if setting.several_models else ""
-    return clean(f"{candidate.recipe}{of} on {spec(candidate.runtime).title}")
+    model_text = f" of {candidate.model}" if setting.several_models else ""
+    return clean(f"{candidate.recipe}{model_text} on {spec(candidate.runtime).title}")
 
 
 def _original(setting: Setting) -> str | None:
@@ -85,15 +89,15 @@ def _clause(
 def _figure(
     cost: Cost, chosen: Candidate, base: Candidate | None, setting: Setting
 ) -> Clause | None:
-    mine, theirs = chosen.value(cost), base.value(cost) if base else None
-    if mine is None:
+    chosen_value, base_value = chosen.value(cost), base.value(cost) if base else None
+    if chosen_value is None:
         return None
-    own = cost.own(mine)
+    own = cost.own(chosen_value)
     if chosen.embedded and cost.column and cost.column.chip_title:
-        return Clause(f"{cost.column.chip_title} {cost.figure(mine)}", None)
-    if theirs is None or not mine:
+        return Clause(f"{cost.column.chip_title} {cost.figure(chosen_value)}", None)
+    if base_value is None or not chosen_value:
         return Clause(own, None)
-    return Clause(f"{_more_or_less(theirs / mine)} {cost.name}", "than", f" ({own})")
+    return Clause(f"{_more_or_less(base_value / chosen_value)} {cost.name}", "than", f" ({own})")
 
 
 def _more_or_less(ratio: float) -> str:
@@ -143,13 +147,13 @@ def _throughput(
 
 
 def _size(cost: Cost, chosen: Candidate, base: Candidate | None, setting: Setting) -> Clause | None:
-    mine = chosen.size_bytes
-    if mine is None:
+    chosen_value = chosen.size_bytes
+    if chosen_value is None:
         return None
-    theirs = base.size_bytes if base and base.size_bytes else setting.original_size_bytes
-    if not theirs or not mine or (base is None and setting.original_size_bytes is None):
-        return Clause(cost.own(mine), None)
-    ratio = theirs / mine
+    base_value = base.size_bytes if base and base.size_bytes else setting.original_size_bytes
+    if not base_value or not chosen_value or (base is None and setting.original_size_bytes is None):
+        return Clause(cost.own(chosen_value), None)
+    ratio = base_value / chosen_value
     if abs(ratio - 1) < ALIKE:
         return Clause("the same size", "as")
     return Clause(f"{_short(ratio)}x smaller" if ratio > 1 else f"{_short(1 / ratio)}x larger")

@@ -99,13 +99,13 @@ def _at_another_time(rows: list[Candidate], base: Candidate | None, setting: Set
     """The chosen one's figures are of when it was measured again: the baseline's of then, where
     they are others, so that the speed-up can be seen in the table."""
     chosen = next((row for row in rows if row.status == "chosen"), None)
-    then_ms = setting.baseline_again_ms
-    if not (chosen and base and base.latency_ms and then_ms) or chosen.name == base.name:
+    remeasured_ms = setting.baseline_again_ms
+    if not (chosen and base and base.latency_ms and remeasured_ms) or chosen.name == base.name:
         return []
-    if abs(then_ms / base.latency_ms.p50 - 1) < OTHER_TIME:
+    if abs(remeasured_ms / base.latency_ms.p50 - 1) < OTHER_TIME:
         return []
-    took = milliseconds(then_ms)
-    return [f"{clean(chosen.name)} was measured again, when {clean(base.name)} took {took}"]
+    latency_text = milliseconds(remeasured_ms)
+    return [f"{clean(chosen.name)} was measured again, when {clean(base.name)} took {latency_text}"]
 
 
 def _fitting(columns: list[Column], most: int) -> tuple[list[Column], list[str]]:
@@ -164,7 +164,10 @@ def _of_cost(cost: Cost, column: costs.Column, rows: list[Candidate]) -> Column:
 
 def _p90(rows: list[Candidate]) -> Column:
     latencies = [row.latency_ms for row in rows]
-    p90s = [one.p90 if one and one.basis != "emulated" else None for one in latencies]
+    p90s = [
+        row_latency.p90 if row_latency and row_latency.basis != "emulated" else None
+        for row_latency in latencies
+    ]
     assert costs.LATENCY.column
     scales = costs.LATENCY.column.scales
     return _scaled("p90", p90s, scales, list(map(_prefix, rows)), P90_LEAVES)
