@@ -33,9 +33,9 @@ class Asked(Struct, frozen=True):
                 shown = f"{100 * limit.value:.6g}%"
                 raise UsageError(f"{option} {shown}: {metric} lies between 0 and 100 %")
             if isinstance(limit, float) and (limit > 1 or (drop and limit == 1)):
-                what = f"{100 * limit:.6g} points of {metric}, which has 100"
+                points_text = f"{100 * limit:.6g} points of {metric}, which has 100"
                 likely = f"; did you mean {limit:g}%?" if limit <= 100 else ""
-                raise UsageError(f"{option} {limit:g}: these are {what}{likely}")
+                raise UsageError(f"{option} {limit:g}: these are {points_text}{likely}")
 
     def check_shares(self, original: Model) -> None:
         """Refuse a part of what the original has that comes to nothing or is not known."""
@@ -120,8 +120,8 @@ class Budget(Struct, frozen=True):
             "max_accuracy_drop": self.max_accuracy_drop,
             "min_accuracy": self.min_accuracy,
         }
-        rest = {limit.key: self.limits.get(cost.name) for cost, limit in costs.LIMITS}
-        return {key: most for key, most in {**quality, **rest}.items() if most is not None}
+        cost_limits = {limit.key: self.limits.get(cost.name) for cost, limit in costs.LIMITS}
+        return {key: most for key, most in {**quality, **cost_limits}.items() if most is not None}
 
     def objections(self, trial: Trial, *, higher_is_better: bool = True) -> list[str]:
         """Why the trial does not fit, in words; empty if it does. A missing number never passes.

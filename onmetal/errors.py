@@ -113,5 +113,5 @@ def reason(error: Exception) -> str:
     """
     noise = ("Exception from", "Check '", "FrontEnd API failed", "Model wasn't fully", "Summary:")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    wanted = [line for line in lines if not line.startswith(noise)]
-    return " ".join((wanted or lines or [type(error).__name__])[:3])[:600]
+    informative = [line for line in lines if not line.startswith(noise)]
+    return " ".join((informative or lines or [type(error).__name__])[:3])[:600]

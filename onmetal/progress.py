@@ -82,11 +82,11 @@ class Progress:
 
     def left_s(self) -> float:
         """What remains of this step and of the later ones."""
-        spent = time.monotonic() - self.began
-        this = self.pace() * self.expected_s.get(self.title, 0.0)
+        spent_s = time.monotonic() - self.began
+        this_step_s = self.pace() * self.expected_s.get(self.title, 0.0)
         over = {*self.took_s, self.title}
-        later = sum(s for title, s in self.expected_s.items() if title not in over)
-        left = max(this - spent, OVERRUN * spent) + self.pace() * later
+        later_s = sum(s for title, s in self.expected_s.items() if title not in over)
+        left = max(this_step_s - spent_s, OVERRUN * spent_s) + self.pace() * later_s
         if self.limit_s is not None:
             left = min(left, max(0.0, self.limit_s - (time.monotonic() - self.start)))
         return left
@@ -94,12 +94,12 @@ class Progress:
     def pace(self) -> float:
         """How many times as long as expected the steps take: those that are over, and this one as
         soon as it is late."""
-        took = {title: s for title, s in self.took_s.items() if title in self.expected_s}
-        spent = time.monotonic() - self.began
-        if spent > self.expected_s.get(self.title, spent):
-            took[self.title] = spent
-        expected = sum(self.expected_s[title] for title in took)
-        pace = (sum(took.values()) + WEIGHT_S) / (expected + WEIGHT_S)
+        took_by_step = {title: s for title, s in self.took_s.items() if title in self.expected_s}
+        spent_s = time.monotonic() - self.began
+        if spent_s > self.expected_s.get(self.title, spent_s):
+            took_by_step[self.title] = spent_s
+        expected = sum(self.expected_s[title] for title in took_by_step)
+        pace = (sum(took_by_step.values()) + WEIGHT_S) / (expected + WEIGHT_S)
         return min(SLOWEST, max(FASTEST, pace))
 
     def say(self, text: str) -> None:
@@ -122,8 +122,8 @@ class Progress:
     def _clock(self) -> str:
         if self.announced_s is None:
             return ""
-        spent = time.monotonic() - self.start
-        elapsed = f"{spent:.0f} s" if spent < 90 else f"{spent / 60:.0f} min"
+        spent_s = time.monotonic() - self.start
+        elapsed = f"{spent_s:.0f} s" if spent_s < 90 else f"{spent_s / 60:.0f} min"
         return f" ({elapsed}, about {span(self.left_s())} left)"
 
     def _write(self, text: str, last: bool) -> None:

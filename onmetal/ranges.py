@@ -136,8 +136,8 @@ def _searched(seen: Seen, grid: Grid, cost: Callable[[Seen, Grid, float, float],
         high = max(-low, high)
         low = -high
     shares = np.linspace(1.0, 0.1, 46)
-    both = min(shares, key=lambda share: cost(seen, grid, low * share, high * share))
-    best = (low * float(both), high * float(both))
+    both_ends = min(shares, key=lambda share: cost(seen, grid, low * share, high * share))
+    best = (low * float(both_ends), high * float(both_ends))
     if grid.symmetric or low == 0.0 or high == 0.0:
         return best
     for _ in range(2):
@@ -164,24 +164,24 @@ def _divergence(seen: Seen, grid: Grid, low: float, high: float) -> float:
     step, the counts are spread evenly over the bins that held any."""
     edges = seen.edges
     middles = (edges[:-1] + edges[1:]) / 2
-    kept = (middles >= low) & (middles <= high)
-    if not kept.any():
+    within_range = (middles >= low) & (middles <= high)
+    if not within_range.any():
         return float("inf")
-    whole = seen.counts[kept].astype(np.float64)
-    held = whole > 0
+    inside_counts = seen.counts[within_range].astype(np.float64)
+    nonempty = inside_counts > 0
     step = (high - low) / grid.levels
-    if step <= 0 or not held.any():
+    if step <= 0 or not nonempty.any():
         return float("inf")
-    place = np.floor((middles[kept] - low) / step).astype(np.int64)
+    place = np.floor((middles[within_range] - low) / step).astype(np.int64)
     place -= place.min()
-    total = np.bincount(place, whole)
-    bins = np.bincount(place, held)
-    spread = np.where(held, (total / np.maximum(bins, 1))[place], 0.0)
-    reference = whole.copy()
-    first, last = np.flatnonzero(kept)[[0, -1]]
+    total = np.bincount(place, inside_counts)
+    bins = np.bincount(place, nonempty)
+    spread = np.where(nonempty, (total / np.maximum(bins, 1))[place], 0.0)
+    reference = inside_counts.copy()
+    first, last = np.flatnonzero(within_range)[[0, -1]]
     reference[0] += seen.counts[:first].sum()
     reference[-1] += seen.counts[last + 1 :].sum()
     p, q = reference / reference.sum(), spread / spread.sum()
-    held = p > 0
+    nonempty = p > 0
     tiny = 1e-10  # where the cut-off mass meets an empty bin
-    return float(np.sum(p[held] * np.log(p[held] / np.maximum(q[held], tiny))))
+    return float(np.sum(p[nonempty] * np.log(p[nonempty] / np.maximum(q[nonempty], tiny))))

@@ -63,15 +63,17 @@ class Samples(Struct, frozen=True):
         """
         indices = [self.place(index) for index in indices]
         if self.preprocessing:
-            only = model.inputs[0]
+            image_input = model.inputs[0]
             rows = [images.read(self.images[i], self.preprocessing, self.within) for i in indices]
-            return {only.name: _quantized(np.stack(rows).reshape(only.shape), only)}
-        fed = {}
+            return {
+                image_input.name: _quantized(np.stack(rows).reshape(image_input.shape), image_input)
+            }
+        feed_arrays = {}
         for tensor in model.inputs:
-            rows_of = self.arrays[tensor.name]
-            rows = [rows_of.row(i) for i in indices]
-            fed[tensor.name] = _quantized(np.stack(rows).reshape(tensor.shape), tensor)
-        return fed
+            array_file = self.arrays[tensor.name]
+            rows = [array_file.row(i) for i in indices]
+            feed_arrays[tensor.name] = _quantized(np.stack(rows).reshape(tensor.shape), tensor)
+        return feed_arrays
 
     def spread(self, model: Model, most: int) -> Iterator[dict[str, np.ndarray]]:
         """The inputs of up to `most` inferences, spread evenly over all samples."""
@@ -95,5 +97,5 @@ def _quantized(array: np.ndarray, tensor: Tensor) -> np.ndarray:
         return array.astype(tensor.dtype)
     limits = np.iinfo(tensor.dtype)
     whole = np.rint(array / np.float32(tensor.scale)) + tensor.zero_point
-    found: np.ndarray = np.clip(whole, limits.min, limits.max).astype(tensor.dtype)
-    return found
+    quantized_values: np.ndarray = np.clip(whole, limits.min, limits.max).astype(tensor.dtype)
+    return quantized_values

@@ -82,10 +82,10 @@ def ends(runtime: str, path: Path, host: Local) -> dict[str, list[dict[str, Any]
 
 def from_own(path: Path, runtime: str, threads: int, device: Local) -> Candidate:
     """A file in a runtime's own format: its inputs are asked of the runtime."""
-    first, *others = spec(runtime).own_suffixes
+    first, *companion_suffixes = spec(runtime).own_suffixes
     if not path.exists():
         raise UsageError(f"{path}: there is no such file{near(path, (first,))}")
-    files = (path, *(path.with_suffix(suffix) for suffix in others))
+    files = (path, *(path.with_suffix(suffix) for suffix in companion_suffixes))
     for file in files:  # the runtime would wait for a FIFO, and read from a device for ever
         if file == path or file.exists():
             with open_regular(file):
@@ -100,8 +100,8 @@ def from_own(path: Path, runtime: str, threads: int, device: Local) -> Candidate
     return candidate(f"{path.name} {EXACT}@{runtime}", runtime, files, options, tensors)
 
 
-def _tensors(found: dict[str, Any], side: str) -> tuple[Tensor, ...]:
-    return msgspec.convert(found[side], tuple[Tensor, ...])
+def _tensors(described_tensors: dict[str, Any], side: str) -> tuple[Tensor, ...]:
+    return msgspec.convert(described_tensors[side], tuple[Tensor, ...])
 
 
 def candidate(
@@ -116,8 +116,8 @@ def candidate(
     there = tuple(file for file in files if file.is_file())
     digest = caches.sha256(*there)
     inputs, outputs = _tensors(tensors, "inputs"), _tensors(tensors, "outputs")
-    firsts = {tensor.shape[0] if tensor.shape else None for tensor in (*inputs, *outputs)}
-    of = Model(
+    first_axes = {tensor.shape[0] if tensor.shape else None for tensor in (*inputs, *outputs)}
+    artifact_model = Model(
         path=files[0],
         prepared=files[0],
         prepared_sha256=digest,
@@ -129,16 +129,16 @@ def candidate(
         parameters=0,
         macs=None,
         operators={},
-        batch=(firsts.pop() if len(firsts) == 1 else 1) or 1,
+        batch=(first_axes.pop() if len(first_axes) == 1 else 1) or 1,
     )
     return Candidate(
         name=name,
         recipe=name.rpartition(" ")[2].partition("@")[0].rpartition("/")[2],
         runtime=runtime,
         runtime_version=version(spec(runtime).packages[0]),
-        model=of,
+        model=artifact_model,
         files=there,
         sha256=digest,
-        size_bytes=of.size_bytes,
+        size_bytes=artifact_model.size_bytes,
         options=options,
     )

@@ -94,7 +94,7 @@ def _target_lines(target: Target) -> list[str]:
 def build_runner() -> Shown:
     """The native runner for ARM devices, built here where it is missing."""
     with Cache() as cache:
-        there = native_runner.find(cache) is not None
+        already_built = native_runner.find(cache) is not None
         folder = native_runner.build(cache)
         size = sum(file.stat().st_size for file in folder.iterdir())
         document = {
@@ -106,7 +106,7 @@ def build_runner() -> Shown:
             "files": {file.name: caches.sha256(file) for file in sorted(folder.iterdir())},
         }
     known = ", ".join(f"{name} {number}" for name, number in native_runner.versions().items())
-    state = "was built already" if there else "built"
+    state = "was built already" if already_built else "built"
     return document, [f"{folder}: {state}, {units.size(size)}, with {known}"]
 
 
@@ -171,8 +171,10 @@ def bench(
         candidates: list[Candidate] = []
         failed: list[Trial] = []
         for path in paths:
-            made, refused = _candidates(path, target, threads, batch, shapes, host, cache, scratch)
-            candidates += made
+            converted, refused = _candidates(
+                path, target, threads, batch, shapes, host, cache, scratch
+            )
+            candidates += converted
             failed += refused
         candidates = _unique(candidates)
         progress.step("measuring")
@@ -262,7 +264,7 @@ def _candidates(
         return [from_own(path, name, threads, device)], []
     found = model.read(path, model.parse_shapes(shapes), batch, cache, device)
     recipe = _as_it_is(path, found, target)
-    made, failed = [], []
+    converted, failed = [], []
     calibrated = CalibratedModel(found, target, None, device, cache)
     for runtime in recipe.runtimes:
         if found.format == "tflite" and spec(runtime).reads != found.format:
@@ -270,7 +272,7 @@ def _candidates(
         name = f"{path.name} {recipe.name}@{runtime}"
         try:
             source = steps.source(calibrated, recipe, runtime)
-            made.append(
+            converted.append(
                 convert(name, found, recipe, runtime, target, threads, device, cache, source)
             )
         except UnsupportedError as error:
@@ -278,7 +280,7 @@ def _candidates(
                 name, recipe.name, runtime, found.stem, status="failed", reason=str(error)
             )
             failed.append(replace(trial, failure="conversion"))
-    if not made:
+    if not converted:
         if found.format == "tflite" and not failed:
             raise UnsupportedError(
                 f"{path}: the target {target.name} has no LiteRT, which alone runs .tflite files; "
@@ -286,7 +288,7 @@ def _candidates(
             )
         reasons = "; ".join(trial.reason or "" for trial in failed)
         raise UnsupportedError(f"{path}: no runtime of {target.name} runs it: {reasons}")
-    return made, failed
+    return converted, failed
 
 
 def _as_it_is(path: Path, found: Model, target: Target) -> Recipe:
@@ -305,11 +307,11 @@ def _as_it_is(path: Path, found: Model, target: Target) -> Recipe:
 
 def _unique(candidates: list[Candidate]) -> list[Candidate]:
     """One file given twice is measured twice: the second is called `… #2`."""
-    seen: Counter[str] = Counter()
+    name_counts: Counter[str] = Counter()
     found = []
     for candidate in candidates:
-        seen[candidate.name] += 1
-        number = seen[candidate.name]
+        name_counts[candidate.name] += 1
+        number = name_counts[candidate.name]
         name = candidate.name if number == 1 else f"{candidate.name} #{number}"
         found.append(replace(candidate, name=name))
     return found
@@ -323,16 +325,16 @@ class _Feeds(dict[str, Path]):
 def _random_feeds(candidates: list[Candidate], scratch: Path, cache: Cache) -> _Feeds:
     found = _Feeds()
     for number, candidate in enumerate(candidates):
-        wanted = sum(manifest.size_bytes(tensor) for tensor in candidate.model.inputs)
-        if wanted > FEED_BYTES:
+        input_bytes = sum(manifest.size_bytes(tensor) for tensor in candidate.model.inputs)
+        if input_bytes > FEED_BYTES:
             raise UsageError(
-                f"{candidate.name}: its inputs take {wanted} bytes; random ones are made of at "
-                f"most {FEED_BYTES}"
+                f"{candidate.name}: its inputs take {input_bytes} bytes; random ones are made of "
+                f"at most {FEED_BYTES}"
             )
         data = samples.random(candidate.model, cache, candidate.model.batch)
-        fed = data.feed(candidate.model, range(candidate.model.batch))
+        input_arrays = data.feed(candidate.model, range(candidate.model.batch))
         path = scratch / f"feeds-{number}.npz"
-        np.savez(path, **{f"0/{name}": array for name, array in fed.items()})  # type: ignore[arg-type]
+        np.savez(path, **{f"0/{name}": array for name, array in input_arrays.items()})  # type: ignore[arg-type]
         found[candidate.name] = path
     return found
 

@@ -95,13 +95,15 @@ def _recipes(prefix: str, parsed_args: argparse.Namespace, **_: object) -> Itera
     from onmetal.errors import UsageError
     from onmetal.runtimes.fit import load_target
 
-    named = getattr(parsed_args, "target", None)
+    target_name = getattr(parsed_args, "target", None)
     before, comma, _last = prefix.rpartition(",")
     try:
-        chosen = [load_target(name) for name in ([named] if named else targets.names())]
+        chosen_targets = [
+            load_target(name) for name in ([target_name] if target_name else targets.names())
+        ]
     except UsageError:
         return []
-    names = dict.fromkeys(recipe.name for target in chosen for recipe in target.recipes)
+    names = dict.fromkeys(recipe.name for target in chosen_targets for recipe in target.recipes)
     return [before + comma + name for name in names]
 
 

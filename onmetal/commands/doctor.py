@@ -86,15 +86,19 @@ def _adb() -> Check:
         program = adb.client()
         if program is None:
             return Check("adb", "not found", enables, adb.INSTALL.replace("`", ""))
-        there = adb.attached(program)
+        phones = adb.attached(program)
     except DeviceError as error:
-        asked = os.environ.get("ADB")
-        fix = "unset ADB" if asked and not shutil.which(asked) else "adb kill-server; adb devices"
+        adb_setting = os.environ.get("ADB")
+        fix = (
+            "unset ADB"
+            if adb_setting and not shutil.which(adb_setting)
+            else "adb kill-server; adb devices"
+        )
         return Check("adb", str(error), enables, fix)
-    troubled = [f"{one.serial} is {one.trouble}" for one in there if one.trouble]
+    troubled = [f"{phone.serial} is {phone.trouble}" for phone in phones if phone.trouble]
     if troubled:
         return Check("adb", program, enables, "; ".join(troubled))
-    return Check("adb", f"{program}, {len(there)} device(s)", enables)
+    return Check("adb", f"{program}, {len(phones)} device(s)", enables)
 
 
 def _ssh() -> Check:

@@ -35,8 +35,8 @@ def orderly_end() -> Iterator[None]:
             first_s = time.monotonic()
             raise Terminate(number)
 
-    mine = threading.current_thread() is threading.main_thread()
-    handled = [n for n in ENDING if mine and signal.getsignal(n) == signal.SIG_DFL]
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handled = [n for n in ENDING if in_main_thread and signal.getsignal(n) == signal.SIG_DFL]
     for number in handled:
         signal.signal(number, end)
     try:

@@ -110,8 +110,8 @@ def _support(
             says = "can be tried" if samples else "can be tried, once calibrated with --data"
         elif runs:
             try:
-                made = CalibratedModel(found, target, None, device, cache)
-                source = steps.source(made, entry.recipe, entry.runtime)
+                calibrated_model = CalibratedModel(found, target, None, device, cache)
+                source = steps.source(calibrated_model, entry.recipe, entry.runtime)
                 convert(
                     entry.name,
                     found,
@@ -168,8 +168,10 @@ def _memory_lines(memory: dict[str, Any], target: Target | None) -> list[str]:
     said += f"{flash['graph_bytes']:,}, code about {flash['code_bytes']:,}"
     lines.append(said + (f"; the chip has {chip.flash_kib * 1024:,}" if chip else ""))
     if memory["npu"]:  # Vela plans its memory by itself
-        used = memory["npu"]["memory_bytes"]
-        lines[1] = f"RAM {used['sram']:,} bytes of SRAM, {used['dram']:,} of DRAM, by Vela"
+        vela_memory = memory["npu"]["memory_bytes"]
+        lines[1] = (
+            f"RAM {vela_memory['sram']:,} bytes of SRAM, {vela_memory['dram']:,} of DRAM, by Vela"
+        )
         return [*lines, *npu_lines(of_trials.typed(memory["npu"], Npu))]
     return [*lines, *plan["timeline"].splitlines()]
 
@@ -197,8 +199,8 @@ def _sensitivity(
     calibration = parts.calibration if parts else loaded
     calibrated = CalibratedModel(found, target, calibration, device, cache)
     assert recipe.format
-    by = calibrated.tflite if in_tflite else calibrated
-    rows = by.sensitivity(recipe.format, _told(progress))
+    analysed_model = calibrated.tflite if in_tflite else calibrated
+    rows = analysed_model.sensitivity(recipe.format, _callback(progress))
     return Sensitivity(recipe.name, calibration.count, rows)
 
 
@@ -219,7 +221,7 @@ def _static(target: Target, found: Model) -> tuple[Recipe, bool]:
     )
 
 
-def _told(progress: Progress) -> Callable[[float, float, str], None]:
+def _callback(progress: Progress) -> Callable[[float, float, str], None]:
     return lambda done, total, what: progress(done, total, what)
 
 
@@ -274,13 +276,13 @@ def compare(
                 artifact, model.parse_shapes(shapes), batch, cache, device
             ).prepared
         if data is None:
-            given = samples.random(found, cache, RANDOM_SAMPLES)
+            compared_samples = samples.random(found, cache, RANDOM_SAMPLES)
         else:
-            given = _loaded(data, follow_links, found, cache)
+            compared_samples = _loaded(data, follow_links, found, cache)
         with device.worker() as worker:
             try:
                 rows = worker.do(
-                    asked(compare, str(artifact), str(reference), given, found),
+                    asked(compare, str(artifact), str(reference), compared_samples, found),
                     timeout_s=86400,
                     progress=lambda done, total: progress(done, total, f"sample {done} of {total}"),
                 )
@@ -294,12 +296,12 @@ def compare(
         schema=1,
         artifact=str(path),
         against=str(against),
-        samples=given.count,
+        samples=compared_samples.count,
         bad_db=BAD_DB,
         first_bad=first["tensor"] if first else None,
         tensors=rows,
     )
-    return plain(comparison), _compared(rows, first, worst, given, data)
+    return plain(comparison), _compared(rows, first, worst, compared_samples, data)
 
 
 def _artifact(path: Path) -> Path:
@@ -323,10 +325,13 @@ def _compared(
     rows: list[dict[str, Any]],
     first: dict[str, Any] | None,
     worst: dict[str, Any],
-    given: Samples,
+    compared_samples: Samples,
     data: str | None,
 ) -> list[str]:
-    lines = [f"{len(rows)} tensors compared on {given.count} samples, in the order of computation"]
+    lines = [
+        f"{len(rows)} tensors compared on {compared_samples.count} samples, in the order of "
+        "computation"
+    ]
     if data is None:
         lines.append("on random inputs: real ones, by --data, say more")
     shown = (

@@ -73,11 +73,11 @@ class Parser(argparse.ArgumentParser):
         """Options and names in any order. An empty value is an error: an unset shell variable
         would quietly mean the default."""
         self._refuse_unknown(words)
-        asked = self.parse_intermixed_args(words)
-        for name, value in vars(asked).items():
+        arguments = self.parse_intermixed_args(words)
+        for name, value in vars(arguments).items():
             if "" in (value if isinstance(value, list) else [value]):
                 self.error(f"{name.replace('_', '-')} was given an empty value")
-        return asked
+        return arguments
 
     def _refuse_unknown(self, words: Sequence[str]) -> None:
         """First of all: an option that is missing would be complained of otherwise."""
