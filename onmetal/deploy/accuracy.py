@@ -1,4 +1,5 @@
-"""How good candidates are: accuracy and fidelity over the samples, by what will ship."""
+"""Judges candidates: the accuracy and fidelity of the artifacts that will ship, over the
+samples."""
 
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from onmetal.targets import EXACT
 LATEST = 0.6
 """The part of --time-limit after which nothing more is judged."""
 INFERENCE_S = 600
-"""A candidate of which one inference takes longer is given up."""
+"""A candidate fails where one inference takes longer than this many seconds."""
 
 
 class Judged(Struct, frozen=True):
@@ -40,17 +41,20 @@ class Judged(Struct, frozen=True):
 
 
 class Reference(Struct, frozen=True):
-    """The model whose accuracy the others' are compared with."""
+    """The model that the accuracy of all candidates is compared with."""
 
     stem: str
-    """The most accurate float model's; without labels, the first one's."""
+    """The stem of the most accurate float model; without labels, of the first model."""
     value: float | None
-    """Of the metric."""
+    """Its value of the metric; None without labels."""
 
 
 def judge(run: Run, standing: Standing) -> tuple[Standing, Reference]:
-    """Accuracy and fidelity of every candidate, by the artifact and runtime that ship. Each one's
-    fidelity is to its own original, its drop to the reference."""
+    """Judge accuracy and fidelity of every candidate, by the artifact and runtime that ship.
+
+    Fidelity is measured against the candidate's own original model, the accuracy drop against the
+    reference.
+    """
     task = run.task
     judged: dict[str, Judged] = {}
 
@@ -101,14 +105,15 @@ def _no_better_than_chance(scorer: Scorer, value: float) -> list[str]:
 
 
 def _beyond_calibration(run: Run, extents: dict[str, Extent]) -> list[str]:
-    """Outputs that reach beyond what calibration saw of them: 8 bits clip those."""
+    """Warnings about outputs whose values go beyond their range during calibration: 8 bits clip
+    such values."""
     task, model = run.task, run.task.models[0]
     if not task.labelled or str(model.path) not in task.calibration:
         return []
     try:
         ranges = calibrated(run, model).output_ranges(lambda done, total, what: None)
     except OnmetalError:
-        return []  # what is calibrated says why
+        return []  # the trials of calibrated candidates hold the reason
     texts = [
         range_warning("output", name, ranges[name], ends)
         for name, known in extents.items()
@@ -122,7 +127,7 @@ def _extents(original: Judged | None) -> dict[str, Extent]:
 
 
 def _agreed(run: Run, trial: Trial) -> Trial:
-    """The trial with how a remote device's outputs differ from this machine's."""
+    """The trial with the differences between a remote device's outputs and this machine's."""
     task, candidate = run.task, trial.candidate
     if task.elsewhere is None or candidate is None or not task.holds(candidate):
         return trial
@@ -150,8 +155,8 @@ def _on_device(trial: Trial) -> bool:
 
 
 def _judge(run: Run, trial: Trial, late: bool, remote: Device | None = None) -> Judged:
-    """Run the samples through the candidate, or find that in the cache; on this machine, or on the
-    remote device."""
+    """Run the samples through the candidate, on this machine or on the remote device, or take its
+    outputs from the cache."""
     task, candidate = run.task, trial.candidate
     assert candidate
     limit_s = _limit_s(run.clock, late)
@@ -187,7 +192,8 @@ def _judge(run: Run, trial: Trial, late: bool, remote: Device | None = None) -> 
 
 
 def _judge_model(run: Run, model: Model, late: bool) -> Judged:
-    """Run the samples through the model itself, by what defines its format, on this machine."""
+    """Run the samples through the model itself on this machine, by the runtime that defines its
+    format."""
     task, limit_s = run.task, _limit_s(run.clock, late)
 
     def compute(workers: list[LocalWorker], folder: Path) -> None:
@@ -213,7 +219,8 @@ def _judge_model(run: Run, model: Model, late: bool) -> Judged:
 
 
 def _limit_s(clock: Clock, late: bool) -> float:
-    """Raises DeviceError where there is no time left; what is judged first gets a second."""
+    """The seconds left for judging. Raises DeviceError where there are none, except for the first
+    candidate, which gets one second."""
     limit_s = clock.left_s(LATEST)
     if limit_s <= 0 and late:
         raise DeviceError("no time left")
@@ -251,8 +258,10 @@ def _stored(task: Task, model: Model, folder: Path) -> Judged:
 def _original(
     run: Run, entry: Model, trials: list[Trial], judged: dict[str, Judged]
 ) -> tuple[Judged | None, list[str]]:
-    """What the original model gives, by what defines its format, on this machine; where that fails,
-    by the first exact candidate that runs, and a warning."""
+    """The outputs of the original model on this machine, by the runtime that defines its format.
+
+    Where that fails, those of the first exact candidate that runs, with a warning.
+    """
     on_host = [trial for trial in trials if not _on_device(trial)]
     original = original_trial(entry, on_host)
     if original and original.name in judged:
