@@ -45,9 +45,8 @@ def objective(task: Task) -> Cost:
 
 def settled(task: Task, budget: Budget, trials: Sequence[Trial], reference: str) -> Settled | None:
     """A function that names the candidates which are timed no further: those that are so much
-    slower
-    than one that fits the budget that no further round changes the choice. None where speed does
-    not decide.
+    slower than one that fits the budget that no further round changes the choice. None where
+    speed does not decide.
 
     The fastest exact candidate is timed to the end: it is the baseline.
     """
@@ -200,8 +199,8 @@ def _weigh(task: Task, trial: Trial, budget: Budget, higher: bool, left_out: set
 
 def _flagged(trial: Trial, budget: Budget, reference: str) -> Trial:
     """The trial, with a warning where there are too few samples to be sure that it meets the
-    accuracy
-    budget. The reference model in fp32 gets none: it is the same computation in another runtime."""
+    accuracy budget. The reference model in fp32 gets none: it is the same computation in another
+    runtime."""
     if not budget.crossed(trial) or (trial.recipe == EXACT and trial.model == reference):
         return trial
     warning = "the 95 % interval of its accuracy drop reaches beyond the budget: give more samples"

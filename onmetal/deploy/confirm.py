@@ -1,4 +1,4 @@
-"""What was picked is measured again, before it is believed."""
+"""Measures the best candidate again, to confirm its figures."""
 
 from msgspec.structs import replace
 
@@ -9,10 +9,10 @@ from onmetal.records import Trial
 
 
 def confirm(run: Run, pick: Trial, base: Trial | None) -> tuple[Trial, list[str]]:
-    """Measure the pick again, in fresh blocks against the baseline: of several noisy figures the
-    best looks better than it is, so the first one is not reported.
+    """Measure the best trial, `pick`, again in fresh blocks against the baseline: the best of
+    several noisy figures looks better than it is, so the first figures are not reported.
 
-    -> the trial, or what it was where nothing is timed; warnings.
+    -> the trial with its new figures, or unchanged where nothing is timed; warnings.
     """
     task, clock = run.task, run.clock
     late_warnings = [f"{pick.name} was not measured again: --time-limit had ended"]

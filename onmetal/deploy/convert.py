@@ -1,5 +1,5 @@
-"""From a model to an artifact: made in a child process, so that a runtime that crashes on a model
-costs one candidate and not the run."""
+"""Converts a model to an artifact in a child process, so that a runtime which crashes on a model
+fails one candidate and not the whole run."""
 
 import shutil
 from importlib.metadata import version as metadata_version
@@ -44,7 +44,7 @@ def convert(
     version = device.facts().runtimes[runtime]
     target_options = next((entry.options for entry in target.runtimes if entry.name == runtime), {})
     source = source or Source(model.prepared, model.prepared_sha256)
-    # What is not computed in 8 bits stays f32; a half precision beside them is not mixed in.
+    # Operators that are not computed in integers stay f32: half precision is not mixed with them.
     compute = "f32" if recipe.compute in ("i8", "i16") else recipe.compute
     options = {**converter.options(compute, threads), **target_options, **source.options}
     if model.stateful:
@@ -77,7 +77,7 @@ def convert(
 
     def build(folder: Path) -> None:
         def convert_and_open(workers: list[LocalWorker]) -> list[str]:
-            for entry in folder.iterdir():  # left by a process that failed over it
+            for entry in folder.iterdir():  # left by an earlier process that failed
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             files = workers[0].do(
                 operation(folder),
@@ -134,7 +134,8 @@ def convert(
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    """What a converter tells of how it made the artifact."""
+    """The details that the converter wrote about the artifact (made.json); empty where it wrote
+    none."""
     try:
         document: dict[str, Any] = msgspec.json.decode((folder / "made.json").read_bytes())
     except FileNotFoundError:
@@ -143,7 +144,8 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 
 def _tool(recipe: Recipe, samples: Samples | None) -> list[Any]:
-    """What besides the source and the runtime decides the artifact."""
+    """The parts of the cache key for a recipe whose tool calibrates by itself (NNCF): its version
+    and the samples; empty for other recipes."""
     if not recipe.does("nncf") or samples is None:
         return []
     return ["nncf", metadata_version("nncf"), samples.digest, str(samples.count)]

@@ -1,4 +1,4 @@
-"""The samples of a deployment: which calibrate and which evaluate, by which metric."""
+"""The samples of a deployment: those for calibration, evaluation and training, and the metric."""
 
 import numpy as np
 from msgspec import Struct
@@ -20,7 +20,7 @@ FEW_SAMPLES = 100
 
 
 class Parts(Struct, frozen=True):
-    """Of every model, by its path, the samples for each purpose."""
+    """The samples for each purpose: path of a model -> its samples."""
 
     evaluation: dict[str, Samples]
     calibration: dict[str, Samples]
@@ -37,9 +37,10 @@ def load_data(
     progress: OnProgress,
     training: float = 0.0,
 ) -> tuple[Parts, list[str]]:
-    """`training`: the share of DATA that is for training, beside what calibrates.
+    """Load the samples of all models.
 
-    -> the samples, warnings.
+    `training`: the share of DATA that is for training, besides the part for calibration. -> the
+    samples by purpose, warnings.
     """
     parts = Parts({}, {}, {})
     warnings: list[str] = []
@@ -107,7 +108,8 @@ def _divide(
 def _loaded(
     request: Request, entry: Model, cache: Cache, progress: OnProgress
 ) -> tuple[Samples | None, Samples | None]:
-    """What --data and --calibration-data hold for a model."""
+    """-> the samples of --data and those of --calibration-data for a model; None where the option
+    was not given."""
     given, calibrating_samples = None, None
     if request.calibration_data:
         calibrating_samples = samples.load(
@@ -147,7 +149,7 @@ def _shared(
 
 
 def _output(request: Request, entry: Model) -> str:
-    """The output that is judged."""
+    """The name of the output that the metric reads. Raises UsageError where the model lacks it."""
     names = [tensor.name for tensor in entry.outputs]
     output = request.output or names[0]
     if entry.path != request.models[0] and len(names) == 1:
@@ -163,8 +165,8 @@ def _output(request: Request, entry: Model) -> str:
 def choose_metric(
     request: Request, entry: Model, data: Samples, cache: Cache
 ) -> tuple[str, Metric, Samples, list[str]]:
-    """-> the output judged, by which metric, and the samples with labels as it takes them; what is
-    to be said of the labels."""
+    """-> the output that is judged; the metric; the samples, with labels in the form that the
+    metric takes; warnings about the labels."""
     output = _output(request, entry)
     tensor = entry.output(output)
     shape = entry.sample_shape(tensor)

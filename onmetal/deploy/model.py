@@ -1,7 +1,7 @@
-"""Reads a model file safely: what it takes and gives, and a static copy to make candidates of.
+"""Reads a model file safely: its inputs and outputs, and a static copy to make candidates from.
 
-The file is foreign: `read` looks at it in a child process, so that one which crashes a parser costs
-nothing but an error. Nothing in the file is executed, no path in it leads out of its folder, and it
+The file is untrusted: `read` parses it in a child process, so that a file which crashes a parser
+causes only an error. Nothing in the file is executed, no path in it leads out of its folder, and it
 is never written to.
 """
 
@@ -113,7 +113,8 @@ _OUT_OF_TIME = ("was ended by SIGXCPU", "took more processor time than a file of
 
 
 def _check_memory(path: Path, facts: dict[str, Any]) -> None:
-    """A declared shape may be anything; buffers are made of it before a runtime sees it."""
+    """Raises UnsupportedError where the declared shapes take too much memory: a file may declare
+    any shape, and buffers are allocated from it."""
     most = psutil.virtual_memory().total
     for tensor in (*facts["inputs"], *facts["outputs"]):
         size = math.prod(tensor["shape"]) * np.dtype(tensor["dtype"]).itemsize
@@ -130,7 +131,8 @@ def _check_memory(path: Path, facts: dict[str, Any]) -> None:
 
 
 def _recognize(path: Path) -> ModelFormat:
-    """Which format it is; refuse what is plainly none of them, saying what it is."""
+    """The format of the file. Raises UsageError, saying what the file is, where it is plainly none
+    of the known formats."""
     if not path.exists():
         likely = near(path, tuple(s for form in formats() for s in form.suffixes))
         raise UsageError(f"{path}: there is no such file{likely}")

@@ -1,4 +1,4 @@
-"""All that the user gave is read and checked before anything long begins."""
+"""Reads and checks everything that the user gave, before any long step begins."""
 
 from onmetal.calibration import metric_table
 from onmetal.deploy import model
@@ -81,7 +81,7 @@ def _prepared(
         )
     output, metric = None, None
     if labelled:
-        # Each must go with the labels and the metric; the first one's output is the one named.
+        # Every model must fit the labels and the metric; the output of the first model is kept.
         for entry in reversed(models):
             model_path = str(entry.path)
             output, metric, data[model_path], data_warnings = choose_metric(

@@ -1,4 +1,4 @@
-"""What is asked, settled and checked before anything long begins."""
+"""The request of a deployment, and the checks of it before any long step begins."""
 
 import os
 from importlib.util import find_spec
@@ -52,7 +52,8 @@ class Request(Struct, frozen=True):
 
 
 def choose_threads(requested: int | None, target: Target, facts: DeviceFacts) -> int:
-    """As asked for, else the target's, else the physical cores; more than fit are refused."""
+    """The number of threads: the requested one, else the target's, else the physical cores. Raises
+    UsageError where it is too large."""
     if target.micro:
         if requested and requested > 1:
             raise UsageError(
@@ -83,14 +84,15 @@ def connect_device(request: Request, target: Target, cache: Cache) -> Device | N
         )
     address = request.device or target.device.transport
     if address == "serial" and request.device is None:
-        return None  # what need not be timed is not, where no board is named
+        return None  # no board is named, and the target does not require one
     if address == "ssh":
         raise DeviceError(f"the target {target.name} needs a device: --device ssh://user@host")
     return connect.connect(target, address, cache)
 
 
 def check_runtimes(target: Target, host: Local) -> None:
-    """What runs on this machine whatever the device must be here."""
+    """Raises DeviceError where a tool is missing that must run on this machine, whatever the
+    device."""
     for name in (entry.name for entry in target.runtimes if spec(entry.name).in_firmware):
         if name not in host.facts().runtimes:
             raise DeviceError(
@@ -102,7 +104,8 @@ def check_runtimes(target: Target, host: Local) -> None:
 
 
 def check_fit(device: Device | None) -> list[str]:
-    """What speaks against timing on the device now. Raises DeviceError where it must not be."""
+    """Warnings about the state of the device that disturb timings. Raises DeviceError where it is
+    not fit to be measured on."""
     if device is None:
         return []
     fitness = device.fitness()
@@ -115,7 +118,7 @@ def check_fit(device: Device | None) -> list[str]:
 def check_budget(
     request: Request, target: Target, device: Device | None, facts: DeviceFacts
 ) -> None:
-    """Refuse what cannot be measured, before hours are spent."""
+    """Raises DeviceError or UsageError where a limit or goal cannot be measured here."""
     limited = [cost for cost, _ in costs.LIMITS if cost.name in request.budget.limits]
     timed = {cost: limit.option for cost, limit in costs.LIMITS if cost.needs == "timed device"}
     options = " and ".join(timed.values())
@@ -159,6 +162,7 @@ def check_budget(
 
 
 def check_meant(request: Request, metric: Metric) -> None:
-    """Custom metrics have units of their own, in which any number may be meant."""
+    """Check the limits of accuracy against the metric's range. Custom metrics are left out: any
+    number may be meant in their units."""
     if metric.proportion and metric.function is None:
         request.budget.check_meant(metric.name)

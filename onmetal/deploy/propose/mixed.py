@@ -1,6 +1,6 @@
 """`int8-fast`: a runtime's fastest static 8-bit candidate, with some operators left in float.
 
-Which ones, the runtime's own profile says.
+The runtime's own profile says which operators.
 """
 
 import numpy as np
@@ -19,11 +19,11 @@ from onmetal.records import Candidate, Source, Trial
 from onmetal.targets import EXACT
 
 LATEST = 0.5
-"""The part of --time-limit after which none is begun."""
+"""The part of --time-limit after which no mixture is begun."""
 
 
 def propose(run: Run, standing: Standing) -> Standing | None:
-    """Make what waits."""
+    """Make the mixed candidates that wait for the static 8-bit ones; None where none waits."""
     waiting = {t.name: t for t in standing.trials if t.status == "skipped" and t.reason == WAITS}
     if not waiting:
         return None
@@ -42,8 +42,8 @@ def propose(run: Run, standing: Standing) -> Standing | None:
 def _fastest(
     run: Run, standing: Standing, entry: Planned, trial: Trial
 ) -> tuple[Trial, list[float]]:
-    """-> the fastest mixture of 8 bits and float, and its short timing; the trial with the reason,
-    where there is none."""
+    """-> the trial of the fastest mixture of 8 bits and float, or with the reason why there is
+    none; the medians in ms of the rounds of its short timing."""
     screened = standing.screened
     static = [
         variant
@@ -98,7 +98,8 @@ def _named(trial: Trial, number: int) -> Candidate:
 
 
 def _mixtures(run: Run, entry: Planned, base: Trial) -> list[Source]:
-    """Graphs with some operators in float, by profiles of this runtime with and without 8 bits."""
+    """Quantized graphs with some operators in float, which are selected by this runtime's profiles
+    of the float and the 8-bit candidate."""
     task = run.task
     assert task.device and base.candidate
 

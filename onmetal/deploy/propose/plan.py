@@ -1,4 +1,5 @@
-"""Which candidates a target offers for the models, most exact first, and which not, and why."""
+"""Plans the candidates of a target for the models, most exact first, with the reasons why some are
+not tried."""
 
 from importlib.util import find_spec
 
@@ -19,13 +20,14 @@ class Planned(Struct, frozen=True):
     recipe: Recipe
     runtime: str
     skipped: str | None = None
-    """Why it is not tried; None: it is."""
+    """Why it is not tried; None: it is tried."""
     reference_only: bool = False
     """Run as the reference, but left out of the choice by --recipes."""
 
     @property
     def lineage(self) -> Lineage:
-        """What is done to the model: one that is quantized already is not quantized again."""
+        """The steps that are applied to the model; a model that is quantized already is not
+        quantized again."""
         as_it_is = self.model.quantized and not self.skipped
         done = [step for step in self.recipe.steps if not (as_it_is and STEPS[step.do].quantizes)]
         return Lineage(steps=tuple(done))
@@ -47,7 +49,7 @@ def plan(
     samples: bool = True,
     timed: bool = True,
 ) -> list[Planned]:
-    """In plan order: by recipe, then model, then runtime as the target lists them.
+    """All candidates in plan order: by recipe, then model, then runtime, as the target lists them.
 
     `families`: families of recipes (a recipe's name, or the word it starts with); None: all.
     `samples`: whether there is data to calibrate with; `timed`: whether there is a device.
@@ -97,7 +99,7 @@ def _calibrated(entry: Planned) -> bool:
 
 
 def without_samples(planned: list[Planned], why: str) -> list[Planned]:
-    """The plan without what needs calibrating."""
+    """The plan with all candidates that need calibration skipped, for the reason `why`."""
     return [
         replace(entry, skipped=why) if _calibrated(entry) and not entry.skipped else entry
         for entry in planned
@@ -133,8 +135,8 @@ def _foreign(model: Model, runtime: str) -> str | None:
 def _needless(
     recipe: Recipe, runtime: str, model: Model, samples: bool, timed: bool, has_float: bool
 ) -> str | None:
-    """Why the recipe has no point for this model and data. Where a target has no recipe in float,
-    what is quantized already is taken as it is, under the name of its format."""
+    """Why the recipe has no point for this model and data; None where it has. Where a target has no
+    float recipe, a quantized model is used unchanged, under the recipe of its format."""
     if recipe.quantized_by is None:
         return None
     if model.quantized and not has_float:
