@@ -23,7 +23,7 @@ def opened(folder: Path, name: str) -> Opened:
 
 
 def check(folder: Path, name: str) -> list[str]:
-    """What the golden vectors find wrong, by onmetal's own copy of the runtime's run.py."""
+    """The problems that the golden vectors show, by onmetal's own copy of the runtime's run.py."""
     try:
         return run_tail.golden(folder, opened(folder, name))
     except Exception as error:
@@ -31,7 +31,7 @@ def check(folder: Path, name: str) -> list[str]:
 
 
 def describe(folder: Path, most_bytes: int) -> dict[str, dict[str, Any]]:
-    """The arrays of the golden vectors, by name: their dtype and shape, by their heads.
+    """The dtype and shape of each array of the golden vectors, by its name, from the file headers.
 
     Raises UsageError where they are no arrays, or more than `most_bytes` together.
     """

@@ -1,4 +1,4 @@
-"""A bundle is checked: what it holds, whether that is what its manifest says, and computes it."""
+"""Verifies a bundle: its files, whether they are what its manifest says, and its golden outputs."""
 
 import hashlib
 import stat
@@ -28,9 +28,9 @@ from onmetal.runtimes import operations as runtime_operations
 from onmetal.texts.suggest import near
 
 SUMS_BYTES = 4 << 20
-"""Of ten thousand files."""
+"""The most bytes of SHA256SUMS: enough for ten thousand files."""
 MOST_PROBLEMS = 50
-"""That are told of a bundle."""
+"""The most problems that are reported for each check."""
 PROBLEM_LENGTH = 500
 KNOWN_RUNNERS = frozenset(
     {
@@ -40,10 +40,10 @@ KNOWN_RUNNERS = frozenset(
         "346d6ec935e45803ba0abe12b203ca6964929191538e7821ea7a6f11c48146d5",
     }
 )
-"""SHA-256 of run.py as bundles had it before it took its own folder out of `sys.path`: in a folder
-that holds nothing else to import, they are as safe."""
+"""SHA-256 of older versions of run.py, which did not yet remove their own folder from `sys.path`:
+in a folder that holds nothing else to import, they are as safe."""
 NO_VECTORS = "none"
-"""Of a check by golden vectors, where the bundle holds none: nothing was checked."""
+"""The result of a check by golden vectors where the bundle holds none: nothing was checked."""
 
 
 def check_folder(folder: Path) -> None:
@@ -59,14 +59,14 @@ def check_folder(folder: Path) -> None:
 
 
 def verify(folder: Path, host: Local, device: Device, *, run: bool, scratch: Path) -> Verification:
-    """Check a bundle; what is checked only where all before it held, but that a run.py of another
-    version is no reason to leave the golden vectors out. They run on the device.
+    """Check a bundle. Each check runs only where all checks before it passed, except that the
+    golden vectors are checked with a run.py of another version, too. They run on the device.
 
-    `scratch`: a folder in which a private copy is made, of the very bytes that are hashed; nothing
-    else is looked at afterwards.
+    `scratch`: a folder for a private copy of exactly the bytes that were hashed; only this copy is
+    used afterwards.
 
-    Raises UsageError where the folder is no bundle, VerificationError
-    (with the document) where it is not what it says.
+    Raises UsageError where the folder is no bundle, VerificationError (with the document) where a
+    check fails.
     """
     check_folder(folder)
     checks: dict[str, str] = {}
@@ -118,7 +118,8 @@ def _check_runtime(runtime: str, device: Device) -> None:
 def _artifact_checks(
     copy: Path, manifest: dict[str, Any], device: Device
 ) -> Iterator[tuple[str, Callable[[LocalWorker], list[str]]]]:
-    """The checks of the artifact, in their order: a runtime opens only what held so far."""
+    """(name, function) of the checks of the artifact, in order: a runtime opens only files that
+    passed the checks before."""
     if spec(manifest["run"]["runtime"]).reads == "tflite":
         artifact = copy / manifest["run"]["files"][0]
         yield "specification", lambda worker: _check_specification(artifact, worker)
@@ -128,7 +129,8 @@ def _artifact_checks(
 
 
 def _copy_files(folder: Path, copy: Path) -> list[str]:
-    """Copy what SHA256SUMS lists. -> where the folder is not what it says."""
+    """Copy the files that SHA256SUMS lists. -> the differences between the folder and
+    SHA256SUMS."""
     try:
         with copying.opened(folder) as source_folder:
             return _check_files(source_folder, copy)
@@ -180,8 +182,8 @@ def _check_files(source_folder: copying.Folder, copy: Path) -> list[str]:
 
 
 def _listed(content: bytes) -> dict[str, str] | None:
-    """The digests by name; None where a byte is other than `rendered_sums` writes it, so that none
-    can be changed unseen."""
+    """Name of a file -> its digest; None where the text is not byte for byte as `rendered_sums`
+    writes it, so that no change goes unnoticed."""
     listed: dict[str, str] = {}
     try:
         text = content.decode()
@@ -195,7 +197,7 @@ def _listed(content: bytes) -> dict[str, str] | None:
 
 
 def _harm(name: str) -> str:
-    """What a file that has no place in a bundle may do there."""
+    """Why a file that has no place in a bundle must not be there."""
     importable = (".py", ".pyc", ".pyw", ".pth", ".so", ".pyd", ".dll", ".dylib")
     if "/" in name or name.endswith(importable):
         return "Python, or another program, may load it in place of a library"
@@ -203,7 +205,8 @@ def _harm(name: str) -> str:
 
 
 def _check_runner(copy: Path, manifest: dict[str, Any]) -> list[str]:
-    """Whether run.py is ours, and requirements.txt, by which its runtime is installed."""
+    """Problems of run.py, which must be a version of onmetal's template, and of requirements.txt,
+    which must pin the runtime that manifest.json names."""
     content, problems = _content(copy / "run.py"), []
     known = hashlib.sha256(content).hexdigest() in KNOWN_RUNNERS
     if not known and content != running.program(manifest["run"]["runtime"]):
@@ -223,7 +226,8 @@ def _content(path: Path) -> bytes:
 
 
 def _check_tensors(folder: Path, manifest: dict[str, Any], worker: LocalWorker) -> list[str]:
-    """Whether inputs and outputs, and the golden vectors, are as the manifest says."""
+    """Problems of the inputs and outputs and of the golden vectors: they must be as the manifest
+    says."""
     run = manifest["run"]
     artifact = folder.absolute() / run["files"][0]
     try:
@@ -249,7 +253,7 @@ def _check_tensors(folder: Path, manifest: dict[str, Any], worker: LocalWorker) 
 
 
 def _check_specification(artifact: Path, worker: LocalWorker) -> list[str]:
-    """Whether a .tflite file keeps to TFLite's quantization specification."""
+    """The violations of TFLite's quantization specification in a .tflite file."""
     try:
         violations = worker.do(
             asked(converter_operations.violations, artifact.absolute()),
@@ -278,7 +282,7 @@ def _check_golden(
             )
         return _golden_on_device(folder, manifest["run"], host, device)
     except OnmetalError as error:
-        # Of a board that fails, or holds another model: it says nothing of the bundle.
+        # A board that fails, or holds another model, says nothing about the bundle.
         if device.traits.holds_one_model:
             raise DeviceError(str(error)) from None
         return [f"the golden vectors could not be run: {error}"]
@@ -287,7 +291,7 @@ def _check_golden(
 def _golden_on_device(
     folder: Path, run: dict[str, Any], host: LocalWorker, device: Device
 ) -> list[str]:
-    """The golden vectors through a remote device; what it gave is compared here."""
+    """Run the golden vectors on a remote device and compare its outputs on this machine."""
     with tempfile.TemporaryDirectory(prefix="onmetal-") as name:
         inputs = Path(name) / "inputs.npz"
         host.do(asked(golden.write_inputs, folder.absolute(), inputs), timeout_s=600)
@@ -305,10 +309,11 @@ def _golden_on_device(
 
 
 def _execute(folder: Path, device: Local) -> list[str]:
-    """Run a copy of the bundle's run.py, known by now to be a template of ours, as a user would."""
+    """Run a copy of the bundle's run.py as a user would. It was checked before to be a version of
+    onmetal's template."""
     try:
         process = subprocess.run(
-            # -P: whatever a run.py of an earlier version would import from its folder.
+            # -P: a run.py of an earlier version imports nothing from its own folder.
             [sys.executable, "-P", str((folder / "run.py").absolute())],
             env=quiet_environment(device.home) | {"PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,

@@ -56,8 +56,8 @@ def files(
 ) -> dict[str, bytes]:
     """The module's files by their path in the bundle (`android/…`).
 
-    `golden`: as `vectors.write_golden` makes it. Raises UnsupportedError where the runtime has
-    no way on Android to hand a tensor over.
+    `golden`: as `vectors.write_golden` makes it. Raises UnsupportedError where the runtime cannot
+    pass a tensor of the artifact's dtype on Android.
     """
     found = ports(candidate)
     _check(candidate, found)
