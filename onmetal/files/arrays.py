@@ -1,6 +1,5 @@
-"""Arrays in .npy and .npz files that strangers made. What a file says of itself is held against
-what is there before anything is read, so that a lie costs neither memory nor time.
-"""
+"""Reads arrays from untrusted .npy and .npz files. The header of a file is checked against its real
+size before any values are read, so that a false header costs neither memory nor time."""
 
 import contextlib
 import hashlib
@@ -22,19 +21,19 @@ from onmetal.files.stored import StoredArray
 
 PREFIX_BYTES = 12
 HEADER_BYTES = 10_000
-"""The longest head of an .npy file that numpy itself takes from a stranger."""
+"""The longest header of an .npy file, which is numpy's own limit for untrusted files."""
 CHUNK_BYTES = 1 << 24
 DIRECTORY_BYTES = 4 << 20
-"""Of an archive: 10,000 members with names of 300 letters."""
+"""The most bytes of an archive's directory: enough for 10,000 members with names of 300 letters."""
 BOMB_BYTES = 4 << 30
 BOMB_RATIO = 100
 """An archive that unpacks to more than so many bytes, and to so many times its size, is refused."""
 MOST_AXES = 32
 MOST_BYTES = 1 << 60
-"""Of one array; more has no machine, and less overflows nowhere."""
+"""The most bytes of one array: more than any machine has, and few enough not to overflow."""
 MOST_MEMBERS = 10_000
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""How numpy packs; other methods may be told to take gigabytes of memory."""
+"""The compression methods that numpy writes; others can demand gigabytes of memory."""
 
 
 class ArrayFile(Struct, frozen=True):
@@ -48,7 +47,7 @@ class ArrayFile(Struct, frozen=True):
 
     @property
     def size_bytes(self) -> int:
-        """Of its values alone."""
+        """The size of its values, without the header."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def open(self) -> np.ndarray:
@@ -58,7 +57,7 @@ class ArrayFile(Struct, frozen=True):
         return np.memmap(self.path, self.dtype, "r", self.offset, self.shape, order)
 
     def row(self, index: int) -> np.ndarray:
-        """One sample, read from the file: pages of a mapped file would count as memory."""
+        """One sample, read and not memory-mapped: pages of a mapped file would count as memory."""
         if self.fortran or 0 in self.shape:
             return np.array(self.open()[index])
         stored = StoredArray(self.path, self.shape, np.dtype(self.dtype), self.offset)
@@ -71,7 +70,8 @@ class TextArrayError(UsageError):
 
 
 def read_header(file: IO[bytes], path: Path, size_bytes: int, label: str) -> ArrayFile:
-    """What the head of an .npy file says. `label`: the array, in errors; `path` goes to the record.
+    """Parse the header of an .npy file. `label`: names the array in errors; `path`: is put into
+    the result.
 
     Raises UsageError where it is no array, or not as long as the `size_bytes` of its file;
     TextArrayError where it holds no numbers.
@@ -108,8 +108,8 @@ _AXIS = re.compile(r"\s*(-?\d{1,20})L?\s*", re.ASCII)
 
 
 def _parsed(text: bytes, label: str) -> tuple["np.dtype[Any]", bool, tuple[int, ...]]:
-    """The dtype, whether the first axis varies fastest, and the shape. The text is a dict of Python
-    in one of few forms; it is matched and never evaluated, as numpy does."""
+    """-> the dtype; whether the first axis varies fastest; the shape. The text is a Python dict in
+    one of a few forms; it is matched by a pattern and, unlike in numpy, never evaluated."""
     words = text.decode("latin-1").strip()
     values: dict[str, Any] = {}
     place, end = 1, len(words) - 1
@@ -138,17 +138,17 @@ def _parsed(text: bytes, label: str) -> tuple["np.dtype[Any]", bool, tuple[int, 
 
 
 def stored(path: Path) -> ArrayFile:
-    """An .npy file of our own making."""
+    """The header of an .npy file that onmetal wrote."""
     with path.open("rb") as file:
         return read_header(file, path, path.stat().st_size, str(path))
 
 
 Members = dict[str, ArrayFile]
-"""Name of an array -> what its head says; its path is the number of its member, `0.npy`."""
+"""Name of an array -> its header; `path` is the number of its member, such as `0.npy`."""
 
 
 class Archive(NamedTuple):
-    """An .npz file that is open, whose members were looked at."""
+    """An open .npz file, whose members were checked."""
 
     path: Path
     file: io.BufferedReader
@@ -160,7 +160,7 @@ class Archive(NamedTuple):
         return sum(entry.file_size for entry in self.zipped.infolist())
 
     def sha256(self) -> str:
-        """Of the file that is open: another may lie at the path by now."""
+        """The digest of the open file: another file may be at the path by now."""
         digest, place = hashlib.sha256(), 0
         while piece := os.pread(self.file.fileno(), CHUNK_BYTES, place):  # the file's place stays
             digest.update(piece)
@@ -168,7 +168,7 @@ class Archive(NamedTuple):
         return digest.hexdigest()
 
     def unpack(self, folder: Path) -> None:
-        """Every member as it is, called by its number: `0.npy`."""
+        """Write every member unchanged to the folder, named by its number: `0.npy`."""
         for number, entry in enumerate(self.zipped.infolist()):
             with _reading(self.path), self.zipped.open(entry) as packed:
                 _copy(packed, folder / f"{number}.npy", entry, self.path)
@@ -188,9 +188,11 @@ def _copy(packed: IO[bytes], place: Path, entry: zipfile.ZipInfo, source: Path) 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Archive]:
-    """An .npz file, whose members were looked at. Raises UsageError, with the path and what is
-    wrong: no regular file, no archive, other members than arrays of numbers, a size that is not
-    there; and afterwards, where the file was changed in the meantime.
+    """Open an .npz file and check its members.
+
+    Raises UsageError, with the path and the problem: no regular file, no archive, members other
+    than arrays of numbers, fewer bytes than a header says; and at the end, where the file was
+    changed in the meantime.
     """
     try:
         file = open_regular(path)
@@ -210,8 +212,8 @@ def opened(path: Path) -> Iterator[Archive]:
 
 
 class _Directory(io.BufferedReader):
-    """Of an archive that is opened, its directory is read as a whole, however long it says it is,
-    and kept in a hundred times the memory."""
+    """A reader that limits the bytes read while zipfile opens an archive: zipfile reads the whole
+    directory, whatever length it states, and needs a hundred times its size in memory."""
 
     most_bytes: int | None = DIRECTORY_BYTES
 
@@ -227,7 +229,7 @@ class _Directory(io.BufferedReader):
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Errors of zipfile, which are of many kinds, as ours."""
+    """Turn the errors of zipfile, which are of many types, into UsageError."""
     try:
         yield
     except UsageError:
@@ -269,7 +271,7 @@ def _members(path: Path, archive: zipfile.ZipFile) -> Members:
 
 
 def heads(path: Path, most_bytes: int) -> Members:
-    """What the arrays of an .npz file say of themselves. Raises UsageError as `read_npz`."""
+    """The headers of the arrays of an .npz file. Raises UsageError as `read_npz`."""
     with opened(path) as archive:
         _check_total(archive, most_bytes)
         return archive.members

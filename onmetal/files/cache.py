@@ -1,13 +1,14 @@
-"""What outlives a run: conversions, outputs and unpacked data, under content-addressed keys.
+"""The cache of results that outlive a run: conversions, outputs and unpacked data, under
+content-addressed keys.
 
-An entry is a folder that is complete or absent: it is built beside its place, flushed to the disk
-and renamed, so that a killed run leaves nothing half done, and of two runs that build the same
-entry one wins and both go on. It holds what was built under `content`, and the digests of that,
-which are checked when a run first uses it: a damaged entry is made anew. Whoever uses an entry
-holds a shared lock on its folder; the sweep that keeps the cache within its size takes only entries
-that nobody holds. Timings are never kept here.
+An entry is a folder that is complete or absent: it is built in another folder, flushed to the disk
+and renamed, so that a killed run leaves no incomplete entry, and where two runs build the same
+entry, one of the two is used by both. An entry holds its files under `content`, and their digests,
+which are checked when a run first uses the entry: a damaged entry is built again. A run that uses
+an entry holds a shared lock on its folder; the sweep that keeps the cache within its size removes
+only entries that no run holds. Timings are never kept here.
 
-The cache is its user's alone: others may neither read nor write what is in it.
+The cache is private: other users may neither read nor write its files.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ LIMIT_BYTES = 10 * 10**9
 FOLDERS = ("entries", "building", "home", "home/intel", "logs")
 CONTENT = "content"
 SUMS = "SHA256SUMS"
-"""Of an entry: its name, then the digest of every file under `content`."""
+"""The file of an entry that holds its name, then the digest of every file under `content`."""
 
 
 def home() -> Path:
@@ -58,7 +59,7 @@ def key(**parts: Any) -> str:
 
 
 def sha256(*paths: Path) -> str:
-    """Over the bytes of the files, in order."""
+    """The digest over the bytes of the files, in order."""
     digest = hashlib.sha256()
     for path in paths:
         with open_regular(path) as file:
@@ -68,7 +69,7 @@ def sha256(*paths: Path) -> str:
 
 
 def _check_owner(root: Path) -> None:
-    """Raises UsageError where others could put into the cache what is then believed."""
+    """Raises UsageError where other users could change the cache, whose files are trusted."""
     facts = root.stat()
     advice = "set ONMETAL_HOME to a folder of your own"
     if hasattr(os, "geteuid") and facts.st_uid != os.geteuid():
@@ -92,7 +93,8 @@ def _flush(path: Path) -> None:
 
 
 def _seal(folder: Path, name: str) -> None:
-    """Make of what was built a complete entry: its user's alone, digests beside it, on the disk."""
+    """Make the built files a complete entry: readable by its user alone, with digests, flushed to
+    the disk."""
     for path in (folder, *folder.rglob("*")):
         if not path.is_symlink():
             path.chmod(stat.S_IMODE(path.stat().st_mode) & 0o700 | (0o700 if path.is_dir() else 0))
@@ -117,7 +119,7 @@ def _sums(content: Path, name: str) -> str:
 
 
 def _intact(folder: Path) -> bool:
-    """Whether an entry is what it was when it was made."""
+    """Whether the files of an entry still have the digests of when it was built."""
     try:
         recorded = read_bytes(folder / SUMS)
         return recorded == _sums(folder / CONTENT, folder.name).encode()
@@ -159,8 +161,8 @@ class Cache:
         limit_bytes: int | None = None,
         say: Callable[[str], object] = _to_standard_error,
     ) -> None:
-        """`say` is told of entries that were damaged. Raises UsageError where the folder cannot be
-        written to, or others can write to it."""
+        """`say` is called with a sentence about each damaged entry. Raises UsageError where the
+        folder cannot be written to, or other users can write to it."""
         self.root = (root or home()).resolve()
         self.say = say
         from_environment = os.environ.get("ONMETAL_CACHE_LIMIT")
@@ -190,15 +192,16 @@ class Cache:
         self.sweep()
 
     def find(self, kind: str, digest: str) -> Path | None:
-        """What the entry holds, locked until the cache is closed; None if there is none. One that
-        is damaged is removed, which is said."""
+        """The content folder of an entry, locked until the cache is closed; None if there is none.
+        A damaged entry is removed and reported by `say`."""
         return self._find(self._place(kind, digest), sealed_here=False)
 
     def _place(self, kind: str, digest: str) -> Path:
         return self.root / "entries" / f"{kind}-{digest}"
 
     def _find(self, folder: Path, *, sealed_here: bool) -> Path | None:
-        """`sealed_here`: its digests were taken just now."""
+        """As `find`. `sealed_here`: this run has just computed the digests, so they are not
+        checked."""
         if folder in self._held:
             return folder / CONTENT
         descriptor = _lock(folder, fcntl.LOCK_SH)
@@ -213,8 +216,8 @@ class Cache:
         return folder / CONTENT
 
     def _discard(self, folder: Path, descriptor: int) -> None:
-        """A damaged entry, even one that another run holds: it must not be believed. One without
-        digests is of an older version, of which nothing is said."""
+        """Remove a damaged entry, even one that another run holds, since it must not be used. An
+        entry without digests is of an older version and is removed without a message."""
         try:
             sealed = (folder / SUMS).exists()
             if folder.stat().st_ino != os.fstat(descriptor).st_ino:
@@ -233,7 +236,8 @@ class Cache:
             )
 
     def get(self, kind: str, digest: str, build: Callable[[Path], object]) -> Path:
-        """What the entry holds, built first (by `build(empty folder)`) where there is none."""
+        """The content folder of an entry, which is built first (by `build(empty folder)`) where
+        there is none."""
         place = self._place(kind, digest)
         for _ in range(5):  # another run's sweep may take the entry between two steps
             if content := self._find(place, sealed_here=False):
@@ -242,7 +246,7 @@ class Cache:
                 (folder / CONTENT).mkdir()
                 build(folder / CONTENT)
                 if not any((folder / CONTENT).iterdir()):
-                    break  # what was to be moved here is gone
+                    break  # the files that `build` was to move here no longer exist
                 _seal(folder, place.name)
                 renamed = False
                 with contextlib.suppress(OSError):  # another run was faster: its entry is as good
@@ -258,7 +262,7 @@ class Cache:
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A folder for work that is removed at the end, by the next sweep if this run is killed."""
+        """A temporary folder, removed at the end, or by the next sweep if this run is killed."""
         descriptor = None
         while descriptor is None:  # another run's sweep may take it before it is locked
             folder = self.root / "building" / uuid.uuid4().hex
@@ -271,7 +275,8 @@ class Cache:
             os.close(descriptor)
 
     def sweep(self) -> None:
-        """Removes what killed runs left, and over the limit the entries unused for longest."""
+        """Remove the folders that killed runs left and, while the cache is over its limit, the
+        entries that were unused for longest."""
         for folder in (self.root / "building").iterdir():
             self._remove(folder)
         entries = []

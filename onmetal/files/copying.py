@@ -1,7 +1,8 @@
-"""A private copy of a stranger's folder: what was hashed is what is used, whatever happens to the
-folder meanwhile. Only regular files are opened, no link is followed, and sizes are looked at first.
+"""Makes a private copy of an untrusted folder, so that the bytes that were hashed are the bytes
+that are used, even where the folder is changed meanwhile. Only regular files are opened, no
+symbolic link is followed, and sizes are checked first.
 
-Hard links are taken as the files that they are: their content is copied as any other.
+Hard links are copied like any other file.
 """
 
 import contextlib
@@ -19,17 +20,18 @@ MOST_FILES = 10_000
 MOST_DEPTH = 32
 PIECE_BYTES = 1 << 20
 SPARE_BYTES = 64 << 20
-"""Of the disk, what is left free."""
+"""The bytes of the disk that are left free."""
 
 Folder = int
-"""A descriptor: what is opened by it lies in the folder, also where that was exchanged."""
+"""A descriptor of a folder: files opened relative to it are in that folder, even where the path of
+the folder was replaced."""
 
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Folder]:
-    """Raises OSError where it is no folder, or cannot be read."""
+    """A descriptor of the folder. Raises OSError where it is no folder, or cannot be read."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield descriptor
@@ -38,7 +40,7 @@ def opened(path: Path) -> Iterator[Folder]:
 
 
 def inside(folder: Folder) -> dict[str, os.stat_result]:
-    """What lies in it, by its path there: whatever is no folder, and empty folders.
+    """Path in the folder -> its state, of everything that is no folder, and of empty folders.
 
     Raises OSError where it cannot be listed, ValueError where it holds too much.
     """

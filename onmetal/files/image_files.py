@@ -1,4 +1,4 @@
-"""Image files opened safely: which formats are read, and how large an image may be."""
+"""Opens image files safely: only some formats, and only up to a number of pixels."""
 
 import contextlib
 import logging
@@ -21,7 +21,7 @@ SUFFIXES = tuple(
 )
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """The readers of Pillow that are used: others start programs (EPS: Ghostscript) or are hardly ever
-needed. A camera's JPEG with a preview (MPO) is found by the reader of JPEG."""
+needed. A camera's JPEG with a preview (MPO) is read by the reader of JPEG."""
 FOREIGN = {
     b"%!PS": "an EPS (PostScript) file",
     b"\xc5\xd0\xd3\xc6": "an EPS (PostScript) file",
@@ -58,7 +58,7 @@ to 16 bytes for each while it decodes, which is within 2 GB."""
 MOST_SCANS = 20 * MOST_PIXELS
 """Most pixels times scans of a JPEG: a progressive one of a few kB may ask for days of decoding."""
 MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]", re.DOTALL)
-"""The marker of a segment of a JPEG: others stand within its pixels."""
+"""The marker of a segment of a JPEG; other markers occur within its pixel data."""
 START_OF_IMAGE, END_OF_IMAGE, START_OF_SCAN = 0xD8, 0xD9, 0xDA
 TILE_WIDTH, TILE_LENGTH, ROWS_PER_STRIP = 322, 323, 278
 """Tags of a TIFF."""
@@ -68,7 +68,7 @@ PLAIN_TEXT = (b"P1", b"P2", b"P3")
 
 @contextlib.contextmanager
 def opened(path: Path, within: Path | None) -> Iterator["Image"]:
-    """The image, whose size was checked and which is not decoded yet."""
+    """Open an image and check its size; it is not decoded yet."""
     from PIL import Image, UnidentifiedImageError
 
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # errors come as exceptions, too
@@ -101,7 +101,7 @@ TOO_MANY = (
 
 
 def _foreign(path: Path, within: Path | None) -> str:
-    """Why a file is refused that is no image of FORMATS."""
+    """Why a file that is no image of FORMATS is refused."""
     with open_regular(path, within) as file:
         head = file.read(64).lstrip()
     description = next((name for magic, name in FOREIGN.items() if head.startswith(magic)), None)
@@ -116,7 +116,8 @@ def _foreign(path: Path, within: Path | None) -> str:
 
 
 def _check_size(path: Path, image: "Image", file: BinaryIO) -> None:
-    """Refuse what takes too much to decode: a file of 300 bytes may state any number of pixels."""
+    """Raises UsageError where the image takes too much memory or time to decode: a file of 300
+    bytes may state any number of pixels."""
     pixels = image.width * image.height
     if pixels > MOST_PIXELS:
         raise UsageError(f"{path}: it has {image.width}x{image.height} pixels, {TOO_MANY}")

@@ -1,4 +1,4 @@
-"""One image file, read by Pillow, as a model's input; and what was done with it, in words."""
+"""Reads an image file by Pillow as a model's input, and describes how images were converted."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,7 +42,8 @@ def read(path: Path, preprocessing: Preprocessing, within: Path | None = None) -
 def read_with_kinds(
     path: Path, preprocessing: Preprocessing, within: Path | None = None
 ) -> tuple[np.ndarray, frozenset[str]]:
-    """`read`, and what was done with the image beyond what data.toml asks: keys of KINDS."""
+    """-> the input as by `read`; the conversions beyond those that data.toml asks for: keys of
+    KINDS."""
     kinds: set[str] = set()
     with opened(path, within) as image:
         form = image.format
@@ -74,7 +75,7 @@ def _upright(image: "Image", preprocessing: Preprocessing, kinds: set[str]) -> "
     # not n_frames, for which some readers go over all of them
     if getattr(image, "is_animated", False) and image.format != "MPO":  # a camera's preview
         kinds.add("frames")
-    by_pillow = image.format == "TIFF"  # which it turns while it loads
+    by_pillow = image.format == "TIFF"  # Pillow turns it while it loads
     turn = _orientation(image, turns) if by_pillow else None
     image.load()
     if not by_pillow:
@@ -85,7 +86,7 @@ def _upright(image: "Image", preprocessing: Preprocessing, kinds: set[str]) -> "
     if by_pillow == preprocessing.exif:
         return image
     info, turned = image.info, image.transpose(inverse.get(turn, turn) if by_pillow else turn)
-    turned.info = info  # what is transparent
+    turned.info = info  # holds which colour is transparent
     image.close()  # its pixels are many
     return turned
 
@@ -93,7 +94,7 @@ def _upright(image: "Image", preprocessing: Preprocessing, kinds: set[str]) -> "
 def _orientation(image: "Image", turns: Mapping[int, "Transpose"]) -> "Transpose | None":
     try:
         return turns.get(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # damaged EXIF is passed over, as viewers do
+    except Exception:  # damaged EXIF data are ignored, as viewers do
         return None
 
 
@@ -240,7 +241,8 @@ KINDS = {
 
 
 def describe(counts: Mapping[str, int], total: int, preprocessing: Preprocessing) -> list[str]:
-    """What was done with how many of `total` images, in words. `counts`: kind -> images."""
+    """Sentences about the conversions of the `total` images. `counts`: key of KINDS -> number of
+    images."""
     sentences = []
     for kind, words in KINDS.items():
         applies = {"turned": preprocessing.exif, "not turned": not preprocessing.exif}

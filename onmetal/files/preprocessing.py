@@ -1,4 +1,4 @@
-"""data.toml: how image files become a model's input."""
+"""data.toml: how image files are converted to a model's input."""
 
 from collections import Counter
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 LEVELS = 16
-"""Fewest whole values of an integer dtype that there must be between black and white."""
+"""The least number of integer values that there must be between black and white."""
 Side = Annotated[int, Meta(gt=0, le=65_535)]
 
 
@@ -102,7 +102,8 @@ def _fault(preprocessing: Preprocessing) -> str | None:
 
 
 def advice(shape: Shape, dtype: np.dtype, expected: Shape, expected_dtype: np.dtype) -> str | None:
-    """The line of data.toml that makes images of a shape and dtype what a model takes."""
+    """Advice on the lines of data.toml that convert images of `shape` and `dtype` to the shape and
+    dtype that a model expects; None where no line would help."""
     lines = []
     if len(expected) == 3 and shape != expected:
         channels_last = expected[-1] in (1, 3) and expected[0] not in (1, 3)

@@ -27,7 +27,7 @@ class StoredArray:
 
     @classmethod
     def at(cls, path: Path) -> "StoredArray":
-        """An .npy file of our own making."""
+        """The array of an .npy file that onmetal wrote."""
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)
             read_header = {
