@@ -1,6 +1,6 @@
-"""The `deploy` command: words on the command line -> one call; errors -> exit codes.
+"""The `deploy` command: parses the command line, runs the command and turns errors into exit codes.
 
-Nothing heavy is imported before it is known what is wanted: `--help` answers at once.
+Nothing heavy is imported before the command is known, so that `--help` answers at once.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def _positive(value: int | None, option: str) -> int | None:
 
 
 def _check_given(arguments: argparse.Namespace) -> None:
-    """What the main job cannot do without, each with what there is to give."""
+    """Raises UsageError, with examples, where an argument that a deployment needs is missing."""
     if not arguments.models:
         raise UsageError(
             "no MODEL was given: `deploy MODEL.onnx --target x86-64 --data DATA.npz`, or one of "
@@ -237,7 +237,7 @@ RUNS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 
 def _run(words: list[str]) -> int:
-    """The command that the first word names, else the main job."""
+    """Run the command that the first word names, else a deployment."""
     leading = 1 if words[:1] == ["--json"] else 0
     name = words[leading] if len(words) > leading else ""
     if name == "help" and not Path(name).exists():
@@ -286,7 +286,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _flushed(words: list[str]) -> int:
-    """Run it, and write out what it printed while a reader that went away can still be met."""
+    """Run the command and flush its output here, where a reader that has closed the pipe is still
+    handled."""
     try:
         return _run(words)
     finally:
@@ -294,8 +295,8 @@ def _flushed(words: list[str]) -> int:
 
 
 def _fail(error: OnmetalError, as_json: bool) -> int:
-    """Say what happened on standard error; candidates that were judged are results all the same,
-    and their table goes to standard output."""
+    """Print the error on standard error. Where candidates were judged, their table goes to standard
+    output, since it is a result all the same. -> the exit code."""
     document, report = error.document or {}, None
     if not isinstance(document, dict):  # candidates were judged
         document, report = _plain(document), document
@@ -313,7 +314,7 @@ def _fail(error: OnmetalError, as_json: bool) -> int:
         first, *rest = map(_bounded, error.lines)
         terminal.write(sys.stderr, [f"{screen.paint('deploy:', 'red')} {first}", *rest])
         sys.stderr.flush()
-    except OSError:  # a reader that went away
+    except OSError:  # the reader has closed the pipe
         silence(sys.stderr)
     if as_json:
         failed = {**document, "error": {"code": error.exit_code, "message": _bounded_lines(error)}}
@@ -334,11 +335,11 @@ def _plain(report: Any) -> dict[str, Any]:
 
 
 LINE_LETTERS = 2000
-"""Of an error that is printed: texts of strangers in it may have any length."""
+"""The longest line of an error that is printed: untrusted texts in it may have any length."""
 
 
 def _bounded(line: str) -> str:
-    """Its beginning, which says what happened, and its end, which says what to do."""
+    """The line, shortened in the middle: its beginning says what happened, its end what to do."""
     if len(line) <= LINE_LETTERS:
         return line
     half = LINE_LETTERS // 2 - 20
@@ -350,7 +351,7 @@ def _bounded_lines(error: OnmetalError) -> str:
 
 
 def _encoded(document: dict[str, Any]) -> bytes:
-    """As all documents are; an error alone without what that takes to import."""
+    """The JSON of a document. A document of only an error is encoded without heavy imports."""
     if set(document) != {"error"}:
         from onmetal.reports.json import encode
 
@@ -362,7 +363,8 @@ def _encoded(document: dict[str, Any]) -> bytes:
 
 
 def _log_defect(words: Sequence[str]) -> str:
-    """Keep the traceback where it can be sent to us. -> one line about it."""
+    """Write the traceback to a log file that the user can send to the authors. -> one line about
+    it."""
     kind, value, _ = sys.exc_info()
     summary = f"a defect of onmetal: {kind.__name__ if kind else ''}"
     with contextlib.suppress(Exception):

@@ -1,4 +1,4 @@
-"""Candidates that are measured as they are: of a bundle, of a file in a runtime's own format."""
+"""Makes candidates from finished artifacts: of a bundle, or a file in a runtime's own format."""
 
 import secrets
 from pathlib import Path
@@ -23,8 +23,8 @@ from onmetal.texts.suggest import near
 
 
 def from_bundle(folder: Path, host: Local, scratch: Path) -> Candidate:
-    """The artifact of a bundle, with the options that it ships with. What its manifest says of the
-    artifact must be what the artifact says of itself. A private copy is checked and measured."""
+    """The artifact of a bundle, with the options that it ships with. The tensors in its manifest
+    must be those of the artifact. A private copy is checked and measured."""
     copy = scratch / f"bundle-{secrets.token_hex(8)}"
     copy.mkdir(mode=0o700)
     _copy_artifact(folder, copy)
@@ -42,7 +42,7 @@ def from_bundle(folder: Path, host: Local, scratch: Path) -> Candidate:
 
 
 def _copy_artifact(folder: Path, copy: Path) -> None:
-    """The manifest of a bundle and the files that an artifact may have."""
+    """Copy the manifest of a bundle, and all files that may belong to its artifact."""
     try:
         with copying.opened(folder) as there:
             entries = {
@@ -60,9 +60,10 @@ def _copy_artifact(folder: Path, copy: Path) -> None:
 
 
 def ends(runtime: str, path: Path, host: Local) -> dict[str, list[dict[str, Any]]]:
-    """An artifact's own inputs and outputs; it is a stranger's, and read in a child process.
+    """An artifact's own inputs and outputs; the file is untrusted, so it is read in a child
+    process.
 
-    A .tflite file that breaks its specification is refused: the runtime would not survive some.
+    Raises UsageError for a .tflite file that violates its specification: some crash the runtime.
     """
     title, violations = spec(runtime).title, []
     cpu_s = limits.cpu_s(path.stat().st_size)
@@ -81,7 +82,8 @@ def ends(runtime: str, path: Path, host: Local) -> dict[str, list[dict[str, Any]
 
 
 def from_own(path: Path, runtime: str, threads: int, device: Local) -> Candidate:
-    """A file in a runtime's own format: its inputs are asked of the runtime."""
+    """The candidate of a file in a runtime's own format; the runtime reports its inputs and
+    outputs."""
     first, *companion_suffixes = spec(runtime).own_suffixes
     if not path.exists():
         raise UsageError(f"{path}: there is no such file{near(path, (first,))}")

@@ -1,4 +1,5 @@
-"""The commands beside the main job: each a function -> (the document of `--json`, its lines)."""
+"""The commands targets, runner, verify and bench. Each function returns the document of `--json`
+and the lines for people, or a report of both."""
 
 import contextlib
 import shlex
@@ -38,7 +39,7 @@ from onmetal.texts import units
 
 Shown = tuple[dict[str, Any], list[str]]
 FEED_BYTES = 512 << 20
-"""The most that is made up as inputs of one inference."""
+"""The most bytes of random inputs of one inference."""
 
 
 def show_targets(name: str | None) -> Shown:
@@ -215,7 +216,8 @@ def bench(
 
 
 def _check_held(board: Device, host: Local, candidates: list[Candidate], feeds: "_Feeds") -> None:
-    """Firmware that does not say what it holds must compute what each candidate does."""
+    """Raises DeviceError where firmware that does not say which model it holds gives other outputs
+    than a candidate."""
     for candidate in candidates if board.holds is None else ():
         found = agree.agreement(host, board, candidate, feeds[candidate], floats=False)
         if found.largest_difference > manifest.TOLERANCE["i8"] * found.peak:
@@ -225,7 +227,7 @@ def _check_held(board: Device, host: Local, candidates: list[Candidate], feeds: 
 def _counted(
     device: Device, candidates: list[Candidate], feeds: "_Feeds", facts: DeviceFacts
 ) -> Report[CountedBench]:
-    """On an emulator instructions are counted: there is no time, and nothing is faster."""
+    """The report of an emulator, which counts instructions and measures no time."""
     profiles = [Counted(c.name, measure.profile(device, c, feeds[c])) for c in candidates]
     return Report(CountedBench(1, of_trials.device(facts), profiles))
 
@@ -233,7 +235,8 @@ def _counted(
 def _opinions(
     device: Device, candidates: list[Candidate], program: Path | None, threads: int
 ) -> dict[str, Opinion]:
-    """What benchmark_model says of each .tflite artifact, or why it says nothing."""
+    """Name of a candidate -> the figures of benchmark_model, or its error, for .tflite
+    artifacts."""
     if program is None:
         return {}
     opinions: dict[str, Opinion] = {}
@@ -257,7 +260,8 @@ def _candidates(
     cache: Cache,
     scratch: Path,
 ) -> tuple[list[Candidate], list[Trial]]:
-    """-> what can be measured of a path, and what cannot, with the reason."""
+    """-> the candidates of a path; the failed trials of runtimes that cannot run it, with the
+    reasons."""
     if path.is_dir():
         return [from_bundle(path, device, scratch)], []
     if name := runtimes.own(path):
@@ -292,8 +296,8 @@ def _candidates(
 
 
 def _as_it_is(path: Path, found: Model, target: Target) -> Recipe:
-    """The recipe under which a file is run as it is: in float, or where a target has no such recipe
-    the one whose format the model has."""
+    """The recipe under which a file is run unchanged: the float one, or where a target has none,
+    the one whose format the model has. Raises UnsupportedError where there is none."""
     for recipe in target.recipes:
         if recipe.name == EXACT:
             return recipe
@@ -306,7 +310,8 @@ def _as_it_is(path: Path, found: Model, target: Target) -> Recipe:
 
 
 def _unique(candidates: list[Candidate]) -> list[Candidate]:
-    """One file given twice is measured twice: the second is called `… #2`."""
+    """The candidates with unique names: a file that was given twice is measured twice, and the
+    second candidate is called `… #2`."""
     name_counts: Counter[str] = Counter()
     found = []
     for candidate in candidates:

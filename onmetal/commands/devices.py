@@ -1,4 +1,4 @@
-"""`deploy devices`: what is attached and ready, and what each lacks."""
+"""`deploy devices`: the devices that are attached, whether they are ready, and what each lacks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +26,7 @@ def show(addresses: list[str]) -> Shown:
         entries = [_local(cache), *_by_adb(cache)]
         for address in dict.fromkeys(addresses):
             listed_addresses = {entry["address"] for entry in entries}
-            if address not in listed_addresses | {"adb"}:  # of which all were asked
+            if address not in listed_addresses | {"adb"}:  # all phones are in the list already
                 entries.append(_reached(address, cache))
     lines = [line for entry in entries for line in _lines(entry)]
     return {"schema": 1, "devices": entries}, lines
@@ -53,7 +53,8 @@ def _local(cache: Cache) -> dict[str, Any]:
 
 
 def _by_adb(cache: Cache) -> list[dict[str, Any]]:
-    """What adb lists; an entry that says why, where adb itself is not there or fails."""
+    """The entries of the phones that adb lists; a single entry with the reason where adb is missing
+    or fails, or where no phone is attached."""
     try:
         program = adb.client()
         if program is None:
@@ -120,7 +121,7 @@ def _entry(
 
 
 REACHED = {"ssh": ("ssh", "local"), "socket": ("serial",), "qemu": ("serial",)}
-"""Transport of an address -> those of the targets that may be reached so."""
+"""Transport of an address -> the transports of the targets that it may reach."""
 
 
 def _fits(target: Target, facts: DeviceFacts) -> bool:

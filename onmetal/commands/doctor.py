@@ -1,4 +1,5 @@
-"""`deploy doctor`: what of an installation works, what each part enables, what mends the rest."""
+"""`deploy doctor`: which parts of an installation work, what each enables, and how to repair the
+others."""
 
 import os
 import platform
@@ -18,7 +19,7 @@ from onmetal.reports.command_records import Check, Doctor
 
 Shown = tuple[dict[str, Any], list[str]]
 FREE_BYTES = 2_000_000_000
-"""Of the cache's disk: conversions and calibration data of a middling model."""
+"""The least free space on the cache's disk: conversions and calibration data of a medium model."""
 
 
 EXTRAS = (

@@ -1,5 +1,5 @@
-"""`deploy inspect`: what a model takes, gives and costs, what of it a target runs, and where 8 bits
-hurt."""
+"""`deploy inspect`: a model's inputs, outputs and costs, whether a target can run it, and which
+operators are sensitive to 8 bits."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +38,7 @@ Shown = tuple[dict[str, Any], list[str]]
 FORMATS = {"onnx": "ONNX", "tflite": "TFLite"}
 RANDOM_SAMPLES = 8
 SHOWN = 10
-"""Rows of a long list that are for people; `--json` has all."""
+"""How many rows of a long list are shown to people; `--json` has all."""
 
 
 def inspect(
@@ -101,8 +101,8 @@ def inspect(
 def _support(
     target: Target, found: Model, device: Local, cache: Cache, samples: bool
 ) -> list[Support]:
-    """What of the target's plan can run the model, and what not and why. What is calibrated is not
-    made here: whether it can be is said by the plan."""
+    """Whether each planned candidate of the target can run the model, and why not. Float candidates
+    are converted to find out; for quantized ones the plan decides."""
     support = []
     for entry in plan(target, [found], device.facts(), None, samples=True):
         says, runs = entry.skipped or "runs completely", not entry.skipped
@@ -132,7 +132,8 @@ def _support(
 def _on_micro(
     target: Target, found: Model, device: Local, cache: Cache, plot: Path | None
 ) -> tuple[list[Support], dict[str, Any] | None]:
-    """What of the plan TFLite Micro runs, and the memory of the least exact of it."""
+    """-> whether TFLite Micro can run each planned candidate, and why not; the memory of the least
+    exact one that it runs."""
     support: list[Support] = []
     last = None
     for entry in plan(target, [found], device.facts(), None, samples=True):
@@ -185,8 +186,8 @@ def _sensitivity(
     cache: Cache,
     progress: Progress,
 ) -> Sensitivity:
-    """Each operator alone in 8 bits, by the first static format of the target's that fits the
-    model."""
+    """The sensitivity of each operator, quantized alone to 8 bits in the first static format of the
+    target that fits the model."""
     if found.quantized:
         raise UsageError(
             f"{found.path}: it is quantized already; sensitivity is told of float models: give the "
@@ -253,7 +254,7 @@ def compare(
     follow_links: bool,
     progress: Progress,
 ) -> Shown:
-    """Where an artifact leaves its float model: every tensor that both have, and the first bad one.
+    """Compare an artifact with its float model: every tensor that both have, and the first bad one.
 
     `path`: an ONNX or TFLite file, an OpenVINO IR (.xml) or a bundle.
     """

@@ -14,7 +14,7 @@ from onmetal.texts.units import milliseconds
 
 
 def readme(manifest: Manifest) -> str:
-    """README.md of a bundle: what this is, how to run it, what was measured."""
+    """The text of README.md: what the bundle is, how to run it, and what was measured."""
     chosen = manifest.candidate(manifest.chosen)
     assert chosen
     latency, accuracy, run = chosen.latency_ms, chosen.accuracy, manifest.run
@@ -103,11 +103,11 @@ PREPROCESSING = {
     "layout": "N images, C channels, H rows, W columns",
     "dtype": "of the array",
 }
-"""What the keys of data.toml do to a picture, in the order in which they do."""
+"""Key of data.toml -> what it does to a picture, in the order of the computation."""
 
 
 def _preprocessing(settings: dict[str, Any] | None, classes: list[str] | None) -> list[str]:
-    """What a caller must do to a picture, and what the scores that come back are of."""
+    """Lines about the preprocessing of a picture, and about the classes of the scores."""
     if settings is None:
         return []
     lines = [
@@ -135,7 +135,7 @@ def _json(value: Any) -> str:
 
 
 def _builds(builds: Builds | None) -> list[str]:
-    """What else lies in a bundle for a phone or a board."""
+    """Lines about the additional files in a bundle for a phone or a board."""
     if builds is None:
         return []
     shipped, measured = builds.shipped, builds.measured

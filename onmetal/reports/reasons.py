@@ -1,4 +1,4 @@
-"""Why candidates were not chosen: reasons that differ in numbers alone are one line."""
+"""Lists why candidates were not chosen; reasons that differ only in numbers share a line."""
 
 import re
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from onmetal.texts.terminal import Screen, clean
 
 
 def reasons(candidates: Sequence[Candidate], setting: Setting, screen: Screen) -> list[str]:
-    """Why the others were not chosen, reasons that differ in numbers alone together; and how many
-    were never possible."""
+    """Lines about why candidates were not chosen, with reasons that differ only in numbers on one
+    line, and about how many were never possible."""
     grouped: dict[str, list[Candidate]] = {}
     impossible_count = 0
     rank = {"over-budget": 0, "failed": 1, "ok": 2}

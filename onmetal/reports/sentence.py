@@ -1,4 +1,5 @@
-"""The decision in one sentence: what was minimized first, against the baseline, with intervals."""
+"""The decision in one sentence: the cost that was minimized comes first, compared with the
+baseline, with intervals."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from onmetal.texts.terminal import clean
 from onmetal.texts.units import size
 
 ALIKE = 0.01
-"""Sizes and memories that differ by less than this part are called the same."""
+"""Sizes and memories that differ by less than this part are described as the same."""
 
 
 class Clause(Struct, frozen=True):
@@ -33,7 +34,8 @@ class Clause(Struct, frozen=True):
 
 
 def sentence(chosen: Candidate, base: Candidate | None, setting: Setting) -> str:
-    """What was minimized comes first, against the baseline, which it names."""
+    """The sentence about the chosen candidate: the cost that was minimized comes first, compared
+    with the baseline, which is named once."""
     if base is not None and base.name == chosen.name:
         return _baseline_itself(chosen, setting)
     goals = [costs.goal(setting.decided_by), costs.LATENCY, costs.SIZE, costs.DROP]
@@ -50,7 +52,7 @@ def sentence(chosen: Candidate, base: Candidate | None, setting: Setting) -> str
 
 
 def _baseline_itself(chosen: Candidate, setting: Setting) -> str:
-    """Nothing is compared: its own figures."""
+    """The sentence where the baseline itself is chosen: its figures, without a comparison."""
     goal = costs.goal(setting.decided_by)
     goals = [
         each_goal
@@ -67,7 +69,8 @@ def _baseline_itself(chosen: Candidate, setting: Setting) -> str:
 
 
 def called(candidate: Candidate, setting: Setting) -> str:
-    """`int8-u8s8 on OpenVINO`, of which model where there are several."""
+    """A candidate in words, such as `int8-u8s8 on OpenVINO`, with its model where there are
+    several."""
     model_text = f" of {candidate.model}" if setting.several_models else ""
     return clean(f"{candidate.recipe}{model_text} on {spec(candidate.runtime).title}")
 
@@ -82,7 +85,7 @@ def _original(setting: Setting) -> str | None:
 def _clause(
     cost: Cost, chosen: Candidate, base: Candidate | None, setting: Setting
 ) -> Clause | None:
-    """None: it is not known."""
+    """The clause about one cost; None where its value is not known."""
     return _OF_COST.get(cost.name, _figure)(cost, chosen, base, setting)
 
 
@@ -192,7 +195,7 @@ _OF_COST: dict[str, Callable[[Cost, Candidate, Candidate | None, Setting], Claus
     costs.SIZE.name: _size,
     costs.DROP.name: _quality,
 }
-"""Costs that have words of their own; of every other one the figures are compared."""
+"""Name of a cost -> the function for its clause; the other costs use `_figure`."""
 
 
 # --- numbers
@@ -203,7 +206,7 @@ def _known(value: Number) -> float:
 
 
 def times(*ratios: float) -> list[str]:
-    """As many digits as a ratio near 1 needs, and no more."""
+    """Ratios with only as many digits as the one nearest to 1 needs."""
     digits = 2 if min(ratios) < 2 and max(ratios) < 10 else 1 if min(ratios) < 20 else 0
     return [f"{ratio:.{digits}f}" for ratio in ratios]
 

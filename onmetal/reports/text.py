@@ -33,7 +33,8 @@ def render(report: AnyReport, screen: Screen) -> list[str]:
 
 
 def _deployment(document: Document, run_setting: Setting, screen: Screen) -> list[str]:
-    """Its lines. Without a choice, the error that follows says each candidate's objections."""
+    """The lines of a deployment. Where none was chosen, the error after them has the objections to
+    each candidate."""
     base, chosen = document.candidate(document.baseline), document.candidate(document.chosen)
     lines = text(document.candidates, base, chosen, run_setting, screen)
     return [*lines, "", f"The bundle is in {document.bundle}"] if chosen else lines
@@ -84,7 +85,8 @@ def replaced(run_setting: Setting, chosen: Candidate | None) -> str:
 
 
 def notes(candidates: Sequence[Candidate], screen: Screen) -> list[str]:
-    """What figures of the table are not, and what of a microcontroller the first one takes."""
+    """Lines about figures that are emulated or modelled, and about the memory that the first
+    candidate takes on a microcontroller."""
     lines: list[str] = []
     rows = sorted((c for c in candidates if c.status in ORDER), key=lambda c: ORDER[c.status])
     bases = {row.latency_ms.basis for row in rows if row.latency_ms}
