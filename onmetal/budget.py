@@ -1,4 +1,5 @@
-"""Limits that a deployment must meet, from the words on the command line to objections."""
+"""The limits that a deployment must meet: parsed from the command line, resolved to base units, and
+checked against trials."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ OPTIONS = (DROP, LEAST, *(limit.option for _, limit in costs.LIMITS))
 
 
 class Asked(Struct, frozen=True):
-    """The budget as it was asked for: percentages are not yet of anything."""
+    """The budget as the user gave it: percentages are not resolved yet."""
 
     max_accuracy_drop: Share | float | None = Share(0.01)
     min_accuracy: Share | float | None = None
@@ -25,20 +26,21 @@ class Asked(Struct, frozen=True):
     """Name of a cost -> the most of it, in base units."""
 
     def check_meant(self, metric: str) -> None:
-        """Refuse limits of a metric in [0, 1] that can only be a percentage without its sign, or
-        more than there is. Raises UsageError, with the likely one."""
+        """Raises UsageError, with a suggestion, for a limit of a metric in [0, 1] that is larger
+        than the metric can be, or that can only be a percentage without its sign."""
         limits = ((DROP, self.max_accuracy_drop, True), (LEAST, self.min_accuracy, False))
         for option, limit, drop in limits:
             if isinstance(limit, Share) and limit.value > 1:
                 shown = f"{100 * limit.value:.6g}%"
                 raise UsageError(f"{option} {shown}: {metric} lies between 0 and 100 %")
             if isinstance(limit, float) and (limit > 1 or (drop and limit == 1)):
-                what = f"{100 * limit:.6g} points of {metric}, which has 100"
+                points_text = f"{100 * limit:.6g} points of {metric}, which has 100"
                 likely = f"; did you mean {limit:g}%?" if limit <= 100 else ""
-                raise UsageError(f"{option} {limit:g}: these are {what}{likely}")
+                raise UsageError(f"{option} {limit:g}: these are {points_text}{likely}")
 
     def check_shares(self, original: Model) -> None:
-        """Refuse a part of what the original has that comes to nothing or is not known."""
+        """Raises UsageError where a share of the original model's figure is less than one, or where
+        that figure is not known."""
         for cost, limit in costs.LIMITS:
             share = self.limits.get(cost.name)
             if not isinstance(share, Share):
@@ -51,15 +53,16 @@ class Asked(Struct, frozen=True):
                 )
 
     def resolve(self, original: Model, *, proportion: bool, float_value: float | None) -> "Budget":
-        """In base units. `proportion`: the metric lies in [0, 1], so that a % of it is points;
-        otherwise a % is a part of the float model's value."""
+        """The budget in base units. `proportion`: the metric lies in [0, 1], so that a percentage
+        of it means points; otherwise it is a part of `float_value`, the float model's value of the
+        metric."""
 
         def points(asked: Share | float | None) -> float | None:
             if not isinstance(asked, Share):
                 return asked
             if proportion:
                 return asked.value
-            # A part of what is not known: a limit that nothing meets, rather than none.
+            # The float value is not known: NaN is a limit that nothing meets.
             return math.nan if float_value is None else asked.value * abs(float_value)
 
         limits: dict[str, float] = {}
@@ -73,8 +76,8 @@ class Asked(Struct, frozen=True):
 
 
 def read(texts: Mapping[str, str | None]) -> Asked:
-    """`texts`: what was written behind each of OPTIONS; None where it was not given. Raises
-    UsageError."""
+    """Parse the budget. `texts`: option of OPTIONS -> its value on the command line; None where it
+    was not given. Raises UsageError."""
     asked, drop, least = Asked(), texts[DROP], texts[LEAST]
     if drop is not None:
         off = drop.strip().casefold() == "none"
@@ -90,7 +93,8 @@ def read(texts: Mapping[str, str | None]) -> Asked:
 
 
 def _whole(limit: costs.Limit, original: Model) -> int:
-    """What a share is of. Raises UsageError where it is not known."""
+    """The original model's figure that a share refers to. Raises UsageError where it is not
+    known."""
     assert limit.original
     whole = limit.original(original)
     if whole is None:
@@ -103,11 +107,11 @@ FIDELITY_DB = 20.0
 
 
 _SLACK = 1e-9
-"""Rounding's: 0.91 - 0.90 is not 0.01 in binary."""
+"""Tolerance for rounding: 0.91 - 0.90 is not 0.01 in binary."""
 
 
 class Budget(Struct, frozen=True):
-    """In base units; what is None, or not there, does not limit."""
+    """The limits in base units; one that is None or missing does not limit."""
 
     max_accuracy_drop: float | None = None
     min_accuracy: float | None = None
@@ -115,19 +119,19 @@ class Budget(Struct, frozen=True):
     """Name of a cost -> the most of it."""
 
     def document(self) -> dict[str, float]:
-        """The limits that there are, by their keys in documents."""
+        """Key in documents -> limit, for all limits that are set."""
         quality = {
             "max_accuracy_drop": self.max_accuracy_drop,
             "min_accuracy": self.min_accuracy,
         }
-        rest = {limit.key: self.limits.get(cost.name) for cost, limit in costs.LIMITS}
-        return {key: most for key, most in {**quality, **rest}.items() if most is not None}
+        cost_limits = {limit.key: self.limits.get(cost.name) for cost, limit in costs.LIMITS}
+        return {key: most for key, most in {**quality, **cost_limits}.items() if most is not None}
 
     def objections(self, trial: Trial, *, higher_is_better: bool = True) -> list[str]:
-        """Why the trial does not fit, in words; empty if it does. A missing number never passes.
+        """Why the trial does not meet the budget, in words; empty if it does. A missing number
+        never meets a limit.
 
-        Without labels there is no accuracy to be judged by; whether the outputs are the model's is
-        seen elsewhere.
+        Without labels no accuracy is judged here; the fidelity of the outputs is checked elsewhere.
         """
         return [
             *self.accuracy_objections(trial, higher_is_better),
@@ -136,7 +140,7 @@ class Budget(Struct, frozen=True):
         ]
 
     def accuracy_objections(self, trial: Trial, higher_is_better: bool) -> list[str]:
-        """Of what labelled data say."""
+        """The objections that follow from the accuracy on labelled data."""
         reasons: list[str] = []
         if trial.accuracy is None:
             return [] if self.min_accuracy is None else ["accuracy is not known"]
@@ -156,7 +160,8 @@ class Budget(Struct, frozen=True):
         return reasons
 
     def static_objections(self, trial: Trial) -> list[str]:
-        """Of what is known without running it: its size and its multiply-accumulates."""
+        """The objections that are known without running it: to its size and
+        multiply-accumulates."""
         return self._exceeded(trial, static=True)
 
     def _exceeded(self, trial: Trial, *, static: bool) -> list[str]:
@@ -175,8 +180,8 @@ class Budget(Struct, frozen=True):
         return reasons
 
     def crossed(self, trial: Trial) -> bool:
-        """Whether the interval of the accuracy drop reaches over the budget that its point meets:
-        more samples would be needed to be sure."""
+        """Whether the accuracy drop meets the budget but its 95 % interval exceeds it: more samples
+        would be needed to be sure."""
         accuracy = trial.accuracy
         return (
             self.max_accuracy_drop is not None

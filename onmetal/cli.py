@@ -1,6 +1,6 @@
-"""The `deploy` command: words on the command line -> one call; errors -> exit codes.
+"""The `deploy` command: parses the command line, runs the command and turns errors into exit codes.
 
-Nothing heavy is imported before it is known what is wanted: `--help` answers at once.
+Nothing heavy is imported before the command is known, so that `--help` answers at once.
 """
 
 import argparse
@@ -32,68 +32,70 @@ def _positive(value: int | None, option: str) -> int | None:
     return value
 
 
-def _check_given(asked: argparse.Namespace) -> None:
-    """What the main job cannot do without, each with what there is to give."""
-    if not asked.models:
+def _check_given(arguments: argparse.Namespace) -> None:
+    """Raises UsageError, with examples, where an argument that a deployment needs is missing."""
+    if not arguments.models:
         raise UsageError(
             "no MODEL was given: `deploy MODEL.onnx --target x86-64 --data DATA.npz`, or one of "
             f"the commands {', '.join(options.COMMANDS)}; `deploy --help` describes them"
         )
-    for word in asked.models:
+    for word in arguments.models:
         if word in options.COMMANDS and not Path(word).exists():
             raise UsageError(f"{word} is a command, and comes first: `deploy {word} …`")
-    if asked.target is None:
+    if arguments.target is None:
         raise UsageError(
             "no --target was given, which names the hardware that the model will run on; "
             "`deploy targets` lists them, x86-64 is this kind of machine"
         )
 
 
-def _run_deploy(asked: argparse.Namespace) -> int:
-    _check_given(asked)
+def _run_deploy(arguments: argparse.Namespace) -> int:
+    _check_given(arguments)
     from onmetal import budget
     from onmetal.deploy import run
     from onmetal.deploy.request import Request
     from onmetal.progress import Progress
 
-    limits = {option: getattr(asked, option[2:].replace("-", "_")) for option in budget.OPTIONS}
+    limits = {option: getattr(arguments, option[2:].replace("-", "_")) for option in budget.OPTIONS}
     recipes = None
-    if asked.recipes is not None:
-        recipes = tuple(part.strip() for part in asked.recipes.split(","))
-    if asked.no_device and asked.device not in (None, "none"):
+    if arguments.recipes is not None:
+        recipes = tuple(part.strip() for part in arguments.recipes.split(","))
+    if arguments.no_device and arguments.device not in (None, "none"):
         raise UsageError("--no-device and --device say opposite things; leave one out")
     request = Request(
-        models=tuple(Path(word) for word in asked.models),
-        target=asked.target,
-        data=asked.data,
-        calibration_data=asked.calibration_data,
-        metric=asked.metric,
-        output=asked.output,
-        device="none" if asked.no_device else asked.device,
+        models=tuple(Path(word) for word in arguments.models),
+        target=arguments.target,
+        data=arguments.data,
+        calibration_data=arguments.calibration_data,
+        metric=arguments.metric,
+        output=arguments.output,
+        device="none" if arguments.no_device else arguments.device,
         budget=budget.read(limits),
         budget_given=tuple(option for option, text in limits.items() if text is not None),
-        minimize=asked.minimize,
+        minimize=arguments.minimize,
         recipes=recipes,
-        batch=_positive(asked.batch, "--batch"),
-        threads=_positive(asked.threads, "--threads"),
-        input_shapes=tuple(asked.input_shape),
-        out=Path(asked.out) if asked.out else None,
-        force=asked.force,
+        batch=_positive(arguments.batch, "--batch"),
+        threads=_positive(arguments.threads, "--threads"),
+        input_shapes=tuple(arguments.input_shape),
+        out=Path(arguments.out) if arguments.out else None,
+        force=arguments.force,
         time_limit_s=(
-            units.parse_ms(asked.time_limit, "--time-limit") / 1e3 if asked.time_limit else None
+            units.parse_ms(arguments.time_limit, "--time-limit") / 1e3
+            if arguments.time_limit
+            else None
         ),
-        mode="quick" if asked.quick else "thorough" if asked.thorough else "default",
-        dry_run=asked.dry_run,
-        follow_links=asked.follow_links,
-        golden=asked.golden,
-        keep_paths=asked.keep_paths,
+        mode="quick" if arguments.quick else "thorough" if arguments.thorough else "default",
+        dry_run=arguments.dry_run,
+        follow_links=arguments.follow_links,
+        golden=arguments.golden,
+        keep_paths=arguments.keep_paths,
     )
     progress = Progress(steps=5 if request.device == "none" else 7)
     report = run.deploy(request, progress)
     progress.clear()
     for warning in report.document.data.warnings:
         progress.warn(warning)
-    _render(report, asked.json)
+    _render(report, arguments.json)
     return 0
 
 
@@ -119,106 +121,106 @@ def _print(document: dict[str, Any], as_json: bool, lines: Sequence[str]) -> Non
         terminal.write(sys.stdout, lines)
 
 
-def _run_targets(asked: argparse.Namespace) -> int:
+def _run_targets(arguments: argparse.Namespace) -> int:
     from onmetal.commands import bench
 
-    document, lines = bench.show_targets(asked.name)
-    _print(document, asked.json, lines)
+    document, lines = bench.show_targets(arguments.name)
+    _print(document, arguments.json, lines)
     return 0
 
 
-def _run_devices(asked: argparse.Namespace) -> int:
+def _run_devices(arguments: argparse.Namespace) -> int:
     from onmetal.commands import devices
 
-    document, lines = devices.show(asked.addresses)
-    _print(document, asked.json, lines)
+    document, lines = devices.show(arguments.addresses)
+    _print(document, arguments.json, lines)
     return 0
 
 
-def _run_inspect(asked: argparse.Namespace) -> int:
+def _run_inspect(arguments: argparse.Namespace) -> int:
     from onmetal.commands import inspect
     from onmetal.progress import Progress
 
     progress = Progress(steps=1)
-    batch = _positive(asked.batch, "--batch")
-    if asked.against:
-        if asked.target:
+    batch = _positive(arguments.batch, "--batch")
+    if arguments.against:
+        if arguments.target:
             raise UsageError("--against compares two files: leave --target out")
         document, lines = inspect.compare(
-            Path(asked.model),
-            Path(asked.against),
+            Path(arguments.model),
+            Path(arguments.against),
             batch,
-            asked.input_shape,
-            asked.data,
-            asked.follow_links,
+            arguments.input_shape,
+            arguments.data,
+            arguments.follow_links,
             progress,
         )
     else:
         document, lines = inspect.inspect(
-            Path(asked.model),
-            asked.target,
+            Path(arguments.model),
+            arguments.target,
             batch,
-            asked.input_shape,
-            asked.data,
-            asked.follow_links,
-            Path(asked.plot) if asked.plot else None,
+            arguments.input_shape,
+            arguments.data,
+            arguments.follow_links,
+            Path(arguments.plot) if arguments.plot else None,
             progress,
         )
     progress.clear()
-    _print(document, asked.json, lines)
+    _print(document, arguments.json, lines)
     return 0
 
 
-def _run_bench(asked: argparse.Namespace) -> int:
+def _run_bench(arguments: argparse.Namespace) -> int:
     from onmetal.commands import bench
     from onmetal.progress import Progress
 
     progress = Progress(steps=2)
     report = bench.bench(
-        [Path(word) for word in asked.artifacts],
-        asked.target,
-        asked.device,
-        _positive(asked.threads, "--threads"),
-        _positive(asked.batch, "--batch"),
-        asked.input_shape,
-        "quick" if asked.quick else "thorough" if asked.thorough else "default",
-        asked.seed,
-        Path(asked.benchmark_model) if asked.benchmark_model else None,
+        [Path(word) for word in arguments.artifacts],
+        arguments.target,
+        arguments.device,
+        _positive(arguments.threads, "--threads"),
+        _positive(arguments.batch, "--batch"),
+        arguments.input_shape,
+        "quick" if arguments.quick else "thorough" if arguments.thorough else "default",
+        arguments.seed,
+        Path(arguments.benchmark_model) if arguments.benchmark_model else None,
         progress,
     )
     progress.clear()
-    _render(report, asked.json)
+    _render(report, arguments.json)
     return 0
 
 
-def _run_verify(asked: argparse.Namespace) -> int:
+def _run_verify(arguments: argparse.Namespace) -> int:
     from onmetal.commands import bench
 
-    document, lines = bench.verify(Path(asked.bundle), asked.device, run=asked.run)
-    _print(document, asked.json, lines)
+    document, lines = bench.verify(Path(arguments.bundle), arguments.device, run=arguments.run)
+    _print(document, arguments.json, lines)
     return 0
 
 
-def _run_runner(asked: argparse.Namespace) -> int:
+def _run_runner(arguments: argparse.Namespace) -> int:
     from onmetal.commands import bench
 
     document, lines = bench.build_runner()
-    _print(document, asked.json, lines)
+    _print(document, arguments.json, lines)
     return 0
 
 
-def _run_doctor(asked: argparse.Namespace) -> int:
+def _run_doctor(arguments: argparse.Namespace) -> int:
     from onmetal.commands import doctor
 
     document, lines = doctor.show()
-    _print(document, asked.json, lines)
+    _print(document, arguments.json, lines)
     return 0
 
 
-def _run_completion(asked: argparse.Namespace) -> int:
+def _run_completion(arguments: argparse.Namespace) -> int:
     from onmetal.commands import completion
 
-    terminal.write(sys.stdout, completion.code(asked.shell).splitlines())
+    terminal.write(sys.stdout, completion.code(arguments.shell).splitlines())
     return 0
 
 
@@ -235,14 +237,14 @@ RUNS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 
 def _run(words: list[str]) -> int:
-    """The command that the first word names, else the main job."""
+    """Run the command that the first word names, else a deployment."""
     leading = 1 if words[:1] == ["--json"] else 0
     name = words[leading] if len(words) > leading else ""
     if name == "help" and not Path(name).exists():
         return _run(["--help"] if words[leading + 1 :] == [] else [words[leading + 1], "--help"])
     if name in RUNS:
-        asked = options.COMMANDS[name]().read(words[:leading] + words[leading + 1 :])
-        return RUNS[name](asked)
+        arguments = options.COMMANDS[name]().read(words[:leading] + words[leading + 1 :])
+        return RUNS[name](arguments)
     if name.isalpha() and not Path(name).exists():
         raise UsageError(
             f"{name}: neither a command nor a file{suggest.did_you_mean(name, RUNS)}; "
@@ -261,17 +263,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding, odd file names
             stream.reconfigure(errors="backslashreplace")
-    kept = "conversions and accuracies are kept, run it again to go on"
+    resume_advice = "conversions and accuracies are kept, run it again to go on"
     try:
         with orderly_end():
             return _flushed(words)
     except OnmetalError as error:
         return _fail(error, as_json)
     except Terminate as end:
-        ended = Terminated if end.number == signal.SIGTERM else HungUp
-        return _fail(ended(f"ended by {end.number.name}; {kept}"), as_json)
+        error_type = Terminated if end.number == signal.SIGTERM else HungUp
+        return _fail(error_type(f"ended by {end.number.name}; {resume_advice}"), as_json)
     except KeyboardInterrupt:
-        return _fail(Interrupted(f"interrupted; {kept}"), as_json)
+        return _fail(Interrupted(f"interrupted; {resume_advice}"), as_json)
     except BrokenPipeError:  # `deploy targets | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -284,7 +286,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _flushed(words: list[str]) -> int:
-    """Run it, and write out what it printed while a reader that went away can still be met."""
+    """Run the command and flush its output here, where a reader that has closed the pipe is still
+    handled."""
     try:
         return _run(words)
     finally:
@@ -292,8 +295,8 @@ def _flushed(words: list[str]) -> int:
 
 
 def _fail(error: OnmetalError, as_json: bool) -> int:
-    """Say what happened on standard error; candidates that were judged are results all the same,
-    and their table goes to standard output."""
+    """Print the error on standard error. Where candidates were judged, their table goes to standard
+    output, since it is a result all the same. -> the exit code."""
     document, report = error.document or {}, None
     if not isinstance(document, dict):  # candidates were judged
         document, report = _plain(document), document
@@ -311,7 +314,7 @@ def _fail(error: OnmetalError, as_json: bool) -> int:
         first, *rest = map(_bounded, error.lines)
         terminal.write(sys.stderr, [f"{screen.paint('deploy:', 'red')} {first}", *rest])
         sys.stderr.flush()
-    except OSError:  # a reader that went away
+    except OSError:  # the reader has closed the pipe
         silence(sys.stderr)
     if as_json:
         failed = {**document, "error": {"code": error.exit_code, "message": _bounded_lines(error)}}
@@ -332,11 +335,11 @@ def _plain(report: Any) -> dict[str, Any]:
 
 
 LINE_LETTERS = 2000
-"""Of an error that is printed: texts of strangers in it may have any length."""
+"""The longest line of an error that is printed: untrusted texts in it may have any length."""
 
 
 def _bounded(line: str) -> str:
-    """Its beginning, which says what happened, and its end, which says what to do."""
+    """The line, shortened in the middle: its beginning says what happened, its end what to do."""
     if len(line) <= LINE_LETTERS:
         return line
     half = LINE_LETTERS // 2 - 20
@@ -348,7 +351,7 @@ def _bounded_lines(error: OnmetalError) -> str:
 
 
 def _encoded(document: dict[str, Any]) -> bytes:
-    """As all documents are; an error alone without what that takes to import."""
+    """The JSON of a document. A document of only an error is encoded without heavy imports."""
     if set(document) != {"error"}:
         from onmetal.reports.json import encode
 
@@ -360,11 +363,12 @@ def _encoded(document: dict[str, Any]) -> bytes:
 
 
 def _log_defect(words: Sequence[str]) -> str:
-    """Keep the traceback where it can be sent to us. -> one line about it."""
+    """Write the traceback to a log file that the user can send to the authors. -> one line about
+    it."""
     kind, value, _ = sys.exc_info()
-    what = f"a defect of onmetal: {kind.__name__ if kind else ''}"
+    summary = f"a defect of onmetal: {kind.__name__ if kind else ''}"
     with contextlib.suppress(Exception):
-        what = " ".join(f"{what}: {value}".split())[:300]
+        summary = " ".join(f"{summary}: {value}".split())[:300]
     try:
         from onmetal.files.cache import home
 
@@ -378,8 +382,8 @@ def _log_defect(words: Sequence[str]) -> str:
             "backslashreplace",
         )
     except Exception:  # whatever it is, the line about the defect matters more
-        return what
-    return f"{what}; please report it with {path}"
+        return summary
+    return f"{summary}; please report it with {path}"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""What a candidate costs: the one table that the command line, the budget, the ranking and the
+"""The costs of a candidate: the one table that the command line, the budget, the ranking and the
 reports read.
 
-One more cost is one more row here, and the figure put under its `key` into `Trial.figures` where it
-is measured. Nothing heavy is imported: the command line reads the table before it answers `--help`.
+A new cost needs a row in this table, and the code that measures it must put its figure under `key`
+into `Trial.figures`. Nothing heavy is imported: the command line reads the table before it answers
+`--help`.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from onmetal.records import Model, Trial
 
 Noise = Literal["paired medians", "paired means", "interval", "relative", "interval of the drop"]
-"""Beyond what two values must lie apart to differ:
+"""The noise of a cost: by how much two values must differ to count as different.
 
 - *paired medians*, *paired means*: the interval of the speed-up over paired rounds, each of which
   is reduced to its median or its mean;
@@ -23,10 +24,11 @@ Noise = Literal["paired medians", "paired means", "interval", "relative", "inter
 - *interval of the drop*: neither interval of the accuracy drop may hold the other's value.
 """
 RELATIVE = 0.02
-"""Headers and names of a file, pages and allocators of a process differ by no more."""
+"""File headers and names, and the pages and allocators of a process, cause no larger
+differences."""
 Needs = Literal["nothing", "timed device", "meter"]
-"""What a cost cannot be known without: nothing (the artifact says it), a device whose timings are
-the hardware's, or a meter of what the device takes."""
+"""What is needed to know a cost: nothing (it follows from the artifact), a device whose timings are
+those of the hardware, or a power meter of the device."""
 
 
 class Limit(NamedTuple):
@@ -34,83 +36,88 @@ class Limit(NamedTuple):
 
     option: str
     key: str
-    """In the budget of a document, in base units."""
+    """The key of the limit in the budget of a document, in base units."""
     metavar: str
     help: str
     parse: Callable[[str, str], Any]
-    """(what was written, option) -> a number in base units, or a Share of the original's. Raises
-    UsageError."""
+    """(value on the command line, option) -> a number in base units, or a Share of the original
+    model's figure. Raises UsageError."""
     exceeded: str
-    """The objection, of `value` and `limit`."""
+    """The objection where it is exceeded: a format string with `value` and `limit`."""
     judged: "Callable[[Trial], float | None] | None" = None
-    """What is held against the limit; None: the cost itself."""
+    """The value that is compared with the limit; None: the cost itself."""
     original: "Callable[[Model], int | None] | None" = None
-    """What a share is of; None: shares are not taken."""
+    """The original model's figure that a Share refers to; None: the limit cannot be a share."""
     counted_in: str = ""
     uncounted: str = ""
-    """Why the original's may be unknown."""
+    """Why the original model's figure may be unknown."""
 
 
 class Column(NamedTuple):
-    """How a cost stands in the table for people."""
+    """The column of a cost in the table for people."""
 
     title: str
     place: int
-    """From the left."""
+    """Its position, counted from the left."""
     scales: tuple[tuple[str, float], ...]
-    """Units that it may be shown in, the largest first, with what each is of the base unit."""
+    """(unit that it may be shown in, factor to the base unit), the largest unit first."""
     leaves: int | None = None
-    """Narrow terminals do without columns, the least number first; None: never without this one."""
+    """Narrow terminals leave out columns, the one with the least number first; None: never this
+    one."""
     only_if_minimized: bool = False
     chip_title: str = ""
-    """Where the candidates are a microcontroller's."""
+    """The title where the candidates are for a microcontroller."""
 
 
 class Merit(NamedTuple):
-    """What is said for the better one of two that are equal in what is minimized."""
+    """The words in favour of the better one of two candidates that are equal in the minimized
+    cost."""
 
     order: int
-    """The least that applies is said."""
+    """Of all merits that apply, the one with the least order is used."""
     words: str
 
 
 class Cost(NamedTuple):
-    """One row. A value that is not known is None, satisfies no limit and wins nothing."""
+    """One row of the table. An unknown value is None, meets no limit and is never the better
+    one."""
 
     name: str
-    """As `--minimize` calls it."""
+    """The name in `--minimize`."""
     key: str
-    """Of its figure in documents and in `Trial.figures`; of its reason in `Trial.missing`."""
+    """The key of its figure in documents and in `Trial.figures`, and of the reason in
+    `Trial.missing`."""
     unit: str
     noun: str
     noise: Noise
     needs: Needs
     figure: Callable[[float], str]
-    """A value beside another one's, in a reason."""
+    """Formats a value that is compared with another one, in a reason."""
     own: Callable[[float], str]
-    """A value by itself, in the sentence that says the decision."""
+    """Formats a single value, in the sentence about the decision."""
     more_is_better: bool = False
     minimize: bool = True
-    """Whether it is a goal: `--minimize` takes it, and the Pareto set is of it."""
+    """Whether it is a goal: `--minimize` accepts it, and the Pareto set considers it."""
     must_pay: bool = False
-    """Whether an inexact candidate that is not better in it, beyond noise, has no point where it is
-    what is minimized."""
+    """Whether, where this cost is minimized, an inexact candidate must be better in it than the
+    baseline, beyond noise."""
     stands_in: bool = False
-    """Whether it decides where what was asked for cannot be timed. Of those that are equal in it,
-    the fastest or what needs the least of the chip is taken, before the most exact."""
+    """Whether this cost decides where the requested one cannot be timed. Among candidates that are
+    equal in it, the fastest one, or the one that needs the least memory of the chip, is preferred,
+    and only then the most exact one."""
     known_on_chips: bool = False
-    """Whether a microcontroller's is known without a device."""
+    """Whether its value for a microcontroller is known without a device."""
     read: "Callable[[Trial], float | None] | None" = None
-    """Its value; None: that of the figure under `key`."""
+    """Reads its value from a trial; None: the value of the figure under `key`."""
     limit: Limit | None = None
     column: Column | None = None
     merit: Merit | None = None
     comparison: str = "more {name} than"
-    """What a candidate that is worse in it has or is, of `name`."""
+    """The words for a candidate that is worse in it: a format string with `name`."""
 
     @property
     def paired(self) -> bool:
-        """Whether it is timed in rounds, which are compared by pairs."""
+        """Whether it is timed in rounds, which are compared in pairs."""
         return self.noise in ("paired medians", "paired means")
 
     @property
@@ -124,7 +131,7 @@ class Cost(NamedTuple):
         return None if figure is None else figure.value
 
     def minimized(self, trial: "Trial") -> float | None:
-        """The same, so that less is better."""
+        """The value of the cost, negated where more is better, so that less is always better."""
         value = self.of(trial)
         return -value if self.more_is_better and value is not None else value
 
@@ -133,7 +140,7 @@ class Cost(NamedTuple):
 
 
 def _drop(trial: "Trial") -> float | None:
-    """Without labels the worst output's noise stands for it: the less signal, the more."""
+    """The accuracy drop; without labels, the negated SQNR in dB of the worst output."""
     if trial.accuracy is not None:
         drop = trial.accuracy.drop
         return None if drop is None or drop != drop else drop
@@ -292,27 +299,27 @@ DROP = Cost(
     own="{:.4g}".format,
     read=_drop,
 )
-"""No cost but a loss of quality, which can be minimized as costs are. Its limits, of which one is
-there by default, are the budget's own."""
+"""The loss of quality, which can be minimized like a cost. Its limits, of which one is set by
+default, are fields of the budget itself."""
 
 GOALS = (*(cost for cost in COSTS if cost.minimize), DROP)
-"""What `--minimize` takes."""
+"""The costs that `--minimize` accepts."""
 MEASURED = tuple(cost for cost in COSTS if cost.needs != "nothing")
-"""What only a device tells, and has a reason in `Trial.missing` where none did."""
+"""The costs that only a device can measure, with a reason in `Trial.missing` where none did."""
 MERITS = tuple(
     (cost, cost.merit.words)
     for cost in sorted(COSTS, key=lambda cost: cost.merit.order if cost.merit else 0)
     if cost.merit
 )
-"""What is said for the better one of two, the first that applies."""
+"""(cost, words in favour of the candidate that is better in it), in the order of use."""
 LIMITS = tuple((cost, cost.limit) for cost in COSTS if cost.limit is not None)
 
 
 def goal(name: str) -> Cost:
-    """What `--minimize NAME` minimizes."""
+    """The cost that `--minimize NAME` minimizes."""
     return next(cost for cost in GOALS if cost.name == name)
 
 
 def stand_in() -> Cost:
-    """What decides where nothing can be timed."""
+    """The cost that decides where nothing can be timed."""
     return next(cost for cost in GOALS if cost.stands_in)

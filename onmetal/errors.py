@@ -21,9 +21,9 @@ from typing import Any
 
 
 class OnmetalError(Exception):
-    """The root. `document` is what `--json` prints beside the error, where there is more to say: a
-    dictionary, or the report of a run. `details` are lines that follow the message: names in them
-    may hold line breaks, which are not ours."""
+    """The base class. `document`: what `--json` prints beside the error, if anything: a dictionary,
+    or the report of a run. `details`: lines after the message; they are kept apart from it because
+    untrusted names in them may contain line breaks."""
 
     exit_code = 1
 
@@ -43,7 +43,7 @@ class UsageError(OnmetalError):
 
 
 class ShapeError(UsageError):
-    """An input has free axes. Where a target wants static shapes, that is UnsupportedError."""
+    """An input has free axes. For a target that needs static shapes it becomes UnsupportedError."""
 
 
 class UnsupportedError(OnmetalError):
@@ -90,11 +90,12 @@ BY_NAME: dict[str, type[OnmetalError]] = {
         VerificationError,
     )
 }
-"""How an error that a child process reports by name becomes an exception again."""
+"""Name -> class of the errors that child processes report by name."""
 
 
 def named(error: BaseException) -> str:
-    """A foreign exception by its type and message; of one whose message cannot be read, the type.
+    """The type and message of a library's exception; only the type where the message cannot be
+    read.
 
     >>> named(ValueError("no"))
     'ValueError: no'
@@ -107,11 +108,12 @@ def named(error: BaseException) -> str:
 
 
 def reason(error: Exception) -> str:
-    """What a runtime's exception says went wrong, in at most 600 characters.
+    """The informative lines of a runtime's exception, in at most 600 characters.
 
-    Their messages bring call stacks and positions in sources; the operator is named among them.
+    The messages of runtimes contain call stacks and positions in source files, which are removed;
+    the operator is named between them.
     """
     noise = ("Exception from", "Check '", "FrontEnd API failed", "Model wasn't fully", "Summary:")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    wanted = [line for line in lines if not line.startswith(noise)]
-    return " ".join((wanted or lines or [type(error).__name__])[:3])[:600]
+    informative = [line for line in lines if not line.startswith(noise)]
+    return " ".join((informative or lines or [type(error).__name__])[:3])[:600]

@@ -1,4 +1,4 @@
-"""What a child process may take of this machine: a file of two kilobytes may ask for all of it.
+"""Limits of memory and time for child processes: a file of two kilobytes may demand all memory.
 
 Reading and converting run under limits of the kernel. Elsewhere a limit of the address space would
 break runtimes, which reserve far more than they use, so the resident set is watched from outside.
@@ -16,35 +16,38 @@ from typing import Protocol
 import psutil
 
 CONVERTING_BYTES = 4 << 30
-"""To convert a small model and to open it; FOLD times its size and its largest tensor besides."""
+"""Memory to convert and open a small model; FOLD times its size and its largest tensor are
+added."""
 POLL_S = 0.05
 READING_BYTES = 2 << 30
-"""To look at a small model file; a larger one may take FOLD times its size besides."""
+"""Memory to read a small model file; FOLD times its size is added."""
 FOLD = 8
 READING_CPU_S = 30
 OPENING = 4
-"""So many times as long may opening a model take, and a few inferences: of several threads."""
+"""The factor on `cpu_s` for opening a model and a few inferences, in which several threads
+count."""
 CONVERTING = 20
-"""And converting it."""
+"""The factor on `cpu_s` for converting a model."""
 BYTES_PER_CPU_S = 5 << 20
-"""A larger file may take longer: a second more for so many bytes."""
+"""A larger file may take one second longer for every so many bytes."""
 RESERVE = 0.1
-"""The part of this machine's memory that is left to others."""
+"""The part of this machine's memory that is left to other processes."""
 
 
 def converting_bytes(size_bytes: int, largest_bytes: int) -> int:
-    """What a process may take that converts a model of this size with a tensor so large."""
+    """The memory that a process may take to convert a model file of `size_bytes`, whose largest
+    tensor has `largest_bytes`."""
     return min(CONVERTING_BYTES + FOLD * (size_bytes + largest_bytes), free_bytes())
 
 
 def cpu_s(size_bytes: int) -> float:
-    """Of processor time, what a process may take to read a model file of this size, or to open it:
-    a runtime computes what is constant in it."""
+    """The processor seconds that a process may take to read or open a model file of this size, in
+    which a runtime computes constant parts of the graph."""
     return float(READING_CPU_S + size_bytes // BYTES_PER_CPU_S)
 
 
 def restrict_reading(size_bytes: int) -> None:
-    """Limits of this process from now on, to read a model file of this size: memory of its own
+    """Limit this process from now on, for reading a model file of this size: its private memory
     (Linux: private pages that can be written, RLIMIT_DATA of setrlimit(2)), the size of its files,
     and the time of all its threads."""
     if sys.platform == "win32":
@@ -65,7 +68,8 @@ def restrict_reading(size_bytes: int) -> None:
 
 
 def widen_reading(size_bytes: int) -> None:
-    """Where this process is restricted: for a model that turns out to be larger than its file."""
+    """Raise the limits of this process, where it has any, for a model that is larger than its
+    file."""
     if sys.platform == "win32":
         return
     import resource
@@ -75,7 +79,7 @@ def widen_reading(size_bytes: int) -> None:
 
 
 def free_bytes() -> int:
-    """What a process may take of this machine's memory, or of its container's, at this moment."""
+    """The memory of this machine, or of its container, that a process may take at this moment."""
     memory = psutil.virtual_memory()
     free = memory.available - int(RESERVE * memory.total)
     with contextlib.suppress(OSError, ValueError):  # "max": a ValueError
@@ -88,7 +92,8 @@ def free_bytes() -> int:
 
 
 def _inactive_file(group: Path) -> int:
-    """Pages of files that the kernel takes back before it ends a process."""
+    """The bytes of file pages that the kernel reclaims before it kills a process for lack of
+    memory."""
     for line in (group / "memory.stat").read_text().splitlines():
         name, _, value = line.partition(" ")
         if name == "inactive_file":
@@ -110,7 +115,7 @@ class Watch:
         self.most_bytes = most_bytes
         self.cpu_s = cpu_s
         self.exceeded: str | None = None
-        """What it took more of than it may, in words."""
+        """The limit that the process exceeded, in words; None: it has exceeded none."""
         self._process = process
         self._until_s = None if cpu_s is None else processor_s(process.pid) + cpu_s
         self._over = threading.Event()
@@ -133,8 +138,9 @@ class Watch:
 def watched(
     process: Process, most_bytes: int | None = None, cpu_s: float | None = None
 ) -> Iterator[Watch]:
-    """Meanwhile a process is ended when its resident set exceeds `most_bytes`, by default what is
-    free when it begins beside what it holds already, or when it takes `cpu_s` more."""
+    """Inside the block, the process is killed when its resident set exceeds `most_bytes` (None:
+    what it holds and what is free at the beginning), or when it takes `cpu_s` more seconds of
+    processor time."""
     if most_bytes is None:
         most_bytes = free_bytes() + resident_bytes(process.pid)
     watch = Watch(process, most_bytes, cpu_s)
@@ -148,7 +154,7 @@ def watched(
 
 
 def processor_s(pid: int) -> float:
-    """What all threads of a process have taken; 0 once it is gone."""
+    """The processor seconds of all threads of a process; 0 once it has ended."""
     with contextlib.suppress(psutil.Error):
         times = psutil.Process(pid).cpu_times()
         return float(times.user + times.system)
@@ -156,8 +162,8 @@ def processor_s(pid: int) -> float:
 
 
 def resident_bytes(pid: int) -> int:
-    """Of the process, 0 once it is gone; anonymous memory alone where the kernel tells it, since
-    the pages of mapped files can be taken back."""
+    """The resident set of the process; 0 once it has ended. Only anonymous memory counts, where the
+    kernel reports it, since the pages of mapped files can be reclaimed."""
     try:
         _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_bytes().split()
         return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")

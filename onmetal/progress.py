@@ -1,10 +1,10 @@
-"""What is being done and what remains, on standard error.
+"""Shows progress and the remaining time on standard error.
 
 A terminal gets one line that is rewritten; a file, a pipe or a terminal that cannot rewrite a line
 gets a line a step and one every ten seconds within it.
 
-The time of the whole run is estimated once, when the plan is known, and kept true: what the steps
-that are done took, against what they were expected to take, scales what is expected of the rest.
+The time of the whole run is estimated once, when the plan is known, and corrected later: the ratio
+of the time that finished steps took to their expected time scales the expected time of the others.
 """
 
 import contextlib
@@ -17,20 +17,22 @@ from typing import TextIO
 from onmetal.texts import terminal
 
 OnProgress = Callable[[float, float, str], None]
-"""Called during long work: how much of it is done, of how much, and what is being done."""
+"""Called during long work: (amount done, total amount, what is being done)."""
 OnCount = Callable[[int, int], None]
-"""The same of what is counted: how many are done, of how many."""
+"""Called during work on items: (number done, total number)."""
 
 SETTLED_S = 2.0
-"""Where nothing was estimated, a step that has run for this long is taken to go on as it did."""
+"""Where nothing was estimated, the pace of a step is extrapolated once it has run for this long."""
 FASTEST, SLOWEST = 0.25, 8.0
-"""How far the steps that are done may scale the estimate of the rest."""
+"""The limits of the factor by which finished steps scale the estimate of the others."""
 OVERRUN = 0.1
-"""A step that takes longer than expected will last for this part of what it took so far."""
+"""A step that takes longer than expected is assumed to need this part of its time so far in
+addition."""
 WRONG = 1.5
-"""A run that will take this many times as long as was said is told so."""
+"""The total time is announced again when it exceeds the announced one by this factor."""
 WEIGHT_S = 15.0
-"""The estimate counts like steps of so many seconds, against which those that are done are set."""
+"""The weight of the estimate in `pace`: it counts like finished steps of so many seconds that took
+as long as expected."""
 
 
 class Progress:
@@ -47,14 +49,14 @@ class Progress:
         self.announced_s: float | None = None
 
     def expect(self, seconds: Mapping[str, float], limit_s: float | None = None) -> None:
-        """How long each step will take, by its title; say so for the whole run. `limit_s`: of
-        --time-limit. May be called again, when more is known."""
+        """Set the expected seconds of each step, by its title; the first call announces the total.
+        `limit_s`: the seconds of --time-limit. May be called again when more is known."""
         self.expected_s, self.limit_s = dict(seconds), limit_s
         if self.announced_s is None:
             self._announce("the whole run takes about")
 
     def step(self, title: str) -> None:
-        """The next of the steps begins."""
+        """Begin the next step."""
         now = time.monotonic()
         self.took_s[self.title] = now - self.began
         self.step_number += 1
@@ -65,7 +67,7 @@ class Progress:
         self.reported = now
 
     def __call__(self, done: float, total: float, what: str) -> None:
-        """Within a step, or a part of it: how much is done."""
+        """Show how much of the current step, or of a part of it, is done."""
         now = time.monotonic()
         if now - self.reported < (0.2 if self.live else 10.0):
             return
@@ -77,29 +79,29 @@ class Progress:
         self._write(f"{head}{self._clock()}: {what}{left}", not self.live)
 
     def total_s(self) -> float:
-        """Of the whole run: what is over and what remains."""
+        """The seconds of the whole run: those that have passed and those that remain."""
         return time.monotonic() - self.start + self.left_s()
 
     def left_s(self) -> float:
-        """What remains of this step and of the later ones."""
-        spent = time.monotonic() - self.began
-        this = self.pace() * self.expected_s.get(self.title, 0.0)
+        """The seconds that remain of this step and the later ones."""
+        spent_s = time.monotonic() - self.began
+        this_step_s = self.pace() * self.expected_s.get(self.title, 0.0)
         over = {*self.took_s, self.title}
-        later = sum(s for title, s in self.expected_s.items() if title not in over)
-        left = max(this - spent, OVERRUN * spent) + self.pace() * later
+        later_s = sum(s for title, s in self.expected_s.items() if title not in over)
+        left = max(this_step_s - spent_s, OVERRUN * spent_s) + self.pace() * later_s
         if self.limit_s is not None:
             left = min(left, max(0.0, self.limit_s - (time.monotonic() - self.start)))
         return left
 
     def pace(self) -> float:
-        """How many times as long as expected the steps take: those that are over, and this one as
-        soon as it is late."""
-        took = {title: s for title, s in self.took_s.items() if title in self.expected_s}
-        spent = time.monotonic() - self.began
-        if spent > self.expected_s.get(self.title, spent):
-            took[self.title] = spent
-        expected = sum(self.expected_s[title] for title in took)
-        pace = (sum(took.values()) + WEIGHT_S) / (expected + WEIGHT_S)
+        """How many times as long as expected the steps take: the finished ones, and the current one
+        as soon as it is late."""
+        took_by_step = {title: s for title, s in self.took_s.items() if title in self.expected_s}
+        spent_s = time.monotonic() - self.began
+        if spent_s > self.expected_s.get(self.title, spent_s):
+            took_by_step[self.title] = spent_s
+        expected = sum(self.expected_s[title] for title in took_by_step)
+        pace = (sum(took_by_step.values()) + WEIGHT_S) / (expected + WEIGHT_S)
         return min(SLOWEST, max(FASTEST, pace))
 
     def say(self, text: str) -> None:
@@ -122,8 +124,8 @@ class Progress:
     def _clock(self) -> str:
         if self.announced_s is None:
             return ""
-        spent = time.monotonic() - self.start
-        elapsed = f"{spent:.0f} s" if spent < 90 else f"{spent / 60:.0f} min"
+        spent_s = time.monotonic() - self.start
+        elapsed = f"{spent_s:.0f} s" if spent_s < 90 else f"{spent_s / 60:.0f} min"
         return f" ({elapsed}, about {span(self.left_s())} left)"
 
     def _write(self, text: str, last: bool) -> None:
@@ -133,8 +135,8 @@ class Progress:
             self._put(text)
 
     def _put(self, text: str, *, over: bool = False) -> None:
-        """A line of its own, or over the one that is there. A reader of progress that went away
-        must not end the work."""
+        """Write a new line, or replace the current one (`over`). Where the reader of the stream has
+        closed it, the work goes on in silence."""
         try:
             if over:
                 terminal.rewrite(self.stream, text)
@@ -146,8 +148,8 @@ class Progress:
 
 
 def silence(stream: TextIO) -> None:
-    """For a stream whose reader went away: Python would write what is left of it when it ends, and
-    exit with 120 because it cannot."""
+    """Redirect a stream whose reader has closed it: at its exit Python would fail to flush it, and
+    exit with code 120."""
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 

@@ -1,7 +1,7 @@
-"""Estimators: from a tensor's extremes and histogram to the range that 8 bits shall cover.
+"""Range estimators: from a tensor's extremes and histogram to the range of its quantized values.
 
-Every estimator reads the same statistics, so that trying all of them costs no further pass over the
-data. What lies outside of a range saturates.
+Every estimator reads the same statistics, so that trying all of them needs no further pass over the
+data. Values outside of a range saturate.
 """
 
 from collections.abc import Callable
@@ -14,19 +14,20 @@ BINS = 2048
 
 
 class Seen(Struct, frozen=True):
-    """What calibration saw of one tensor."""
+    """The statistics of one tensor over the calibration samples."""
 
     low: float
     high: float
     average_low: float
-    """Moving average over the samples of each one's least value."""
+    """Moving average over the samples of the least value in each."""
     average_high: float
     counts: np.ndarray
     """[BINS] int64: linear bins from `low` to `high`."""
 
     @property
     def zero_bin(self) -> int | None:
-        """Where exact zeros lie, of which Relu and padding make many."""
+        """The bin of exact zeros, of which Relu and padding produce many; None where the range does
+        not contain zero."""
         if not self.low <= 0.0 <= self.high:
             return None
         return min(BINS - 1, int(np.searchsorted(self.edges, 0.0, side="right")) - 1)
@@ -37,7 +38,7 @@ class Seen(Struct, frozen=True):
         return np.linspace(self.low, self.high, BINS + 1)
 
     def quantile(self, share: float) -> float:
-        """The upper edge of the bin up to which `share` of all values lie."""
+        """The upper edge of the first bin up to which at least `share` of all values lie."""
         reached = np.cumsum(self.counts)
         place = int(np.searchsorted(reached, share * reached[-1], side="left"))
         return float(self.edges[min(place, BINS - 1) + 1])
@@ -50,7 +51,7 @@ class Seen(Struct, frozen=True):
 
 
 class Grid(Struct, frozen=True):
-    """The integers that a range is laid on."""
+    """The integer grid that a range is mapped to."""
 
     levels: int = 255
     """Steps between the least and the greatest integer."""
@@ -62,7 +63,7 @@ Estimator = Callable[[Seen, Grid], Range]
 
 
 def minmax(seen: Seen, grid: Grid) -> Range:
-    """All that was seen: nothing saturates."""
+    """The whole range of the calibration values: none of them saturates."""
     return seen.low, seen.high
 
 
@@ -72,7 +73,7 @@ def moving_average(seen: Seen, grid: Grid) -> Range:
 
 
 def percentile(percent: float) -> Estimator:
-    """`percent` of all values, as many cut off below as above."""
+    """The range of `percent` of all values, with equal shares cut off below and above."""
 
     def estimate(seen: Seen, grid: Grid) -> Range:
         cut = (100 - percent) / 200
@@ -117,7 +118,8 @@ ESTIMATORS: dict[str, Estimator] = {
 
 
 def estimate(name: str, seen: Seen, grid: Grid) -> Range:
-    """The range by an estimator, grown to hold zero, so that zero (padding, Relu) is exact."""
+    """The range by an estimator, extended to contain zero, so that zero (padding, Relu) is
+    exact."""
     if seen.low == seen.high:  # nothing to estimate
         low, high = seen.low, seen.high
     else:
@@ -130,14 +132,15 @@ def estimate(name: str, seen: Seen, grid: Grid) -> Range:
 
 
 def _searched(seen: Seen, grid: Grid, cost: Callable[[Seen, Grid, float, float], float]) -> Range:
-    """The cheapest of ranges that cut off more and more: first both ends alike, then each."""
+    """The range of least `cost` among those that cut off more and more of the extremes: first at
+    both ends equally, then at each end by itself."""
     low, high = min(seen.low, 0.0), max(seen.high, 0.0)
     if grid.symmetric:
         high = max(-low, high)
         low = -high
     shares = np.linspace(1.0, 0.1, 46)
-    both = min(shares, key=lambda share: cost(seen, grid, low * share, high * share))
-    best = (low * float(both), high * float(both))
+    both_ends = min(shares, key=lambda share: cost(seen, grid, low * share, high * share))
+    best = (low * float(both_ends), high * float(both_ends))
     if grid.symmetric or low == 0.0 or high == 0.0:
         return best
     for _ in range(2):
@@ -160,28 +163,29 @@ def _squared_error(seen: Seen, grid: Grid, low: float, high: float) -> float:
 
 
 def _divergence(seen: Seen, grid: Grid, low: float, high: float) -> float:
-    """KL(P || Q): P with what is cut off at the outermost bins, Q as after quantization: within a
-    step, the counts are spread evenly over the bins that held any."""
+    """KL(P || Q). P has the counts that are cut off added to its outermost bins; Q is the
+    distribution after quantization: within a step, the counts are spread evenly over the bins that
+    are not empty."""
     edges = seen.edges
     middles = (edges[:-1] + edges[1:]) / 2
-    kept = (middles >= low) & (middles <= high)
-    if not kept.any():
+    within_range = (middles >= low) & (middles <= high)
+    if not within_range.any():
         return float("inf")
-    whole = seen.counts[kept].astype(np.float64)
-    held = whole > 0
+    inside_counts = seen.counts[within_range].astype(np.float64)
+    nonempty = inside_counts > 0
     step = (high - low) / grid.levels
-    if step <= 0 or not held.any():
+    if step <= 0 or not nonempty.any():
         return float("inf")
-    place = np.floor((middles[kept] - low) / step).astype(np.int64)
+    place = np.floor((middles[within_range] - low) / step).astype(np.int64)
     place -= place.min()
-    total = np.bincount(place, whole)
-    bins = np.bincount(place, held)
-    spread = np.where(held, (total / np.maximum(bins, 1))[place], 0.0)
-    reference = whole.copy()
-    first, last = np.flatnonzero(kept)[[0, -1]]
+    total = np.bincount(place, inside_counts)
+    bins = np.bincount(place, nonempty)
+    spread = np.where(nonempty, (total / np.maximum(bins, 1))[place], 0.0)
+    reference = inside_counts.copy()
+    first, last = np.flatnonzero(within_range)[[0, -1]]
     reference[0] += seen.counts[:first].sum()
     reference[-1] += seen.counts[last + 1 :].sum()
     p, q = reference / reference.sum(), spread / spread.sum()
-    held = p > 0
-    tiny = 1e-10  # where the cut-off mass meets an empty bin
-    return float(np.sum(p[held] * np.log(p[held] / np.maximum(q[held], tiny))))
+    nonempty = p > 0
+    tiny = 1e-10  # for empty bins of Q, where counts that were cut off were added to P
+    return float(np.sum(p[nonempty] * np.log(p[nonempty] / np.maximum(q[nonempty], tiny))))

@@ -27,7 +27,7 @@ def shown(path: Path) -> str:
 
 def restore(values: Any, kind: type[Record]) -> Record:
     """The record again. Raises msgspec.ValidationError where the values are not of its kind."""
-    return msgspec.convert(values, kind, dec_hook=lambda wanted, value: wanted(value))
+    return msgspec.convert(values, kind, dec_hook=lambda expected_type, value: expected_type(value))
 
 
 Shape = tuple[int, ...]

@@ -1,7 +1,7 @@
 """The user's data as a record: samples by number, fed to a model in batches.
 
-Arrays stay on disk (memory-mapped) and images are decoded as they are needed, so that data may be
-larger than memory. `Samples` is a plain record: a worker process is handed it as JSON.
+Arrays stay on disk (memory-mapped) and images are decoded when they are needed, so that data may be
+larger than memory. `Samples` is a plain record, which worker processes receive as JSON.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,12 +36,12 @@ class Samples(Struct, frozen=True):
     warnings: tuple[str, ...] = ()
     part: Part = "all"
     every: int = 0
-    """Of a part: the last of every so many samples is for calibration."""
+    """For a part of DATA: the last of every so many samples is for calibration."""
     training: int = 0
-    """Of a part: how many of every so many, the first ones, are for training."""
+    """For a part of DATA: how many of every `every` samples, the first ones, are for training."""
 
     def place(self, index: int) -> int:
-        """Where in DATA a sample of this part is."""
+        """The index in DATA of a sample of this part."""
         if self.part == "calibration":
             return index * self.every + self.every - 1
         if self.part == "training":
@@ -53,7 +53,7 @@ class Samples(Struct, frozen=True):
         return index
 
     def places(self) -> np.ndarray:
-        """[count] int64: where in DATA every sample of this part is."""
+        """[count] int64: the index in DATA of every sample of this part."""
         return np.array([self.place(index) for index in range(self.count)], np.int64)
 
     def feed(self, model: Model, indices: Sequence[int]) -> dict[str, np.ndarray]:
@@ -63,15 +63,17 @@ class Samples(Struct, frozen=True):
         """
         indices = [self.place(index) for index in indices]
         if self.preprocessing:
-            only = model.inputs[0]
+            image_input = model.inputs[0]
             rows = [images.read(self.images[i], self.preprocessing, self.within) for i in indices]
-            return {only.name: _quantized(np.stack(rows).reshape(only.shape), only)}
-        fed = {}
+            return {
+                image_input.name: _quantized(np.stack(rows).reshape(image_input.shape), image_input)
+            }
+        feed_arrays = {}
         for tensor in model.inputs:
-            rows_of = self.arrays[tensor.name]
-            rows = [rows_of.row(i) for i in indices]
-            fed[tensor.name] = _quantized(np.stack(rows).reshape(tensor.shape), tensor)
-        return fed
+            array_file = self.arrays[tensor.name]
+            rows = [array_file.row(i) for i in indices]
+            feed_arrays[tensor.name] = _quantized(np.stack(rows).reshape(tensor.shape), tensor)
+        return feed_arrays
 
     def spread(self, model: Model, most: int) -> Iterator[dict[str, np.ndarray]]:
         """The inputs of up to `most` inferences, spread evenly over all samples."""
@@ -90,10 +92,11 @@ class Samples(Struct, frozen=True):
 
 
 def _quantized(array: np.ndarray, tensor: Tensor) -> np.ndarray:
-    """In the tensor's dtype; real numbers for a quantized input by its scale, as run.py does it."""
+    """The array in the tensor's dtype; real numbers for a quantized input are quantized by its
+    scale and zero point, as in run.py."""
     if array.dtype.kind != "f" or not tensor.scale:
         return array.astype(tensor.dtype)
     limits = np.iinfo(tensor.dtype)
     whole = np.rint(array / np.float32(tensor.scale)) + tensor.zero_point
-    found: np.ndarray = np.clip(whole, limits.min, limits.max).astype(tensor.dtype)
-    return found
+    quantized_values: np.ndarray = np.clip(whole, limits.min, limits.max).astype(tensor.dtype)
+    return quantized_values

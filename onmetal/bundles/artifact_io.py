@@ -1,8 +1,9 @@
-"""What an artifact itself takes and gives, beside what the model does: for code that is generated.
+"""The inputs and outputs of an artifact beside those of its model, for generated programs.
 
-Programs in a bundle that are not Python hand the model's own tensors to an artifact that may have
-channels last or whole numbers. What they must do for that is said here once, as LiteRT's session
-does it, together with the golden vectors as raw bytes and the filling in of templates.
+Programs in a bundle that are not written in Python convert the model's tensors to those of the
+artifact, which may have its channels last or integers instead of floats. This module describes
+these conversions in one place, in agreement with LiteRT's session. It also writes golden vectors as
+raw bytes and fills in templates.
 """
 
 import re
@@ -25,7 +26,8 @@ Ends = dict[str, list[dict[str, Any]]]
 TEMPLATES = Path(__file__).parent / "templates"
 DEQUANTIZED = ("int8", "uint8", "int16")
 DTYPES = ("float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool")
-"""What generated programs hand over; what else there is (half floats, text) has no type in them."""
+"""The dtypes that generated programs can hand over; they have no type for others (float16,
+text)."""
 _PLACE = re.compile(r"@@(\w+)@@")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -55,18 +57,21 @@ class Ports(Struct, frozen=True):
 
 
 def ports(candidate: Candidate) -> Ports:
-    """What the candidate's artifact takes and gives; a .tflite file is read for that, in a worker.
+    """The inputs and outputs of the candidate's artifact; a .tflite file is read for that, in a
+    worker.
 
     Raises UnsupportedError where a generated program cannot hand a tensor over.
     """
     if not _has_programs(candidate.runtime):
-        able = ", ".join(name for name in RUNTIMES if _has_programs(name))
-        raise UnsupportedError(f"no program is generated for {candidate.runtime}; only for {able}")
+        runtimes_with_programs = ", ".join(name for name in RUNTIMES if _has_programs(name))
+        raise UnsupportedError(
+            f"no program is generated for {candidate.runtime}; only for {runtimes_with_programs}"
+        )
     as_onnx = spec(candidate.runtime).reads == "onnx"
-    found = _of_onnx(candidate) if as_onnx else _of_tflite(candidate)
-    for port in (*found.inputs, *found.outputs):
+    tensor_ports = _of_onnx(candidate) if as_onnx else _of_tflite(candidate)
+    for port in (*tensor_ports.inputs, *tensor_ports.outputs):
         _check(port)
-    return found
+    return tensor_ports
 
 
 def _has_programs(name: str) -> bool:
@@ -74,8 +79,8 @@ def _has_programs(name: str) -> bool:
 
 
 def programs(candidate: Candidate) -> Programs:
-    """What programs need of the candidate's runtime. Raises UnsupportedError where there are none
-    for it."""
+    """The facts that generated programs need about the candidate's runtime. Raises UnsupportedError
+    where no programs are generated for it."""
     known = runtime(candidate.runtime).programs()
     if known is None:
         raise UnsupportedError(f"no program is generated for {candidate.runtime}")
@@ -83,12 +88,13 @@ def programs(candidate: Candidate) -> Programs:
 
 
 def _of_onnx(candidate: Candidate) -> Ports:
-    """ONNX Runtime opens the model's own tensors: nothing is turned or quantized on the way."""
+    """The ports of an ONNX artifact: the model's own tensors, without transposition or
+    quantization."""
 
-    def same(tensors: tuple[Tensor, ...]) -> tuple[Port, ...]:
+    def as_ports(tensors: tuple[Tensor, ...]) -> tuple[Port, ...]:
         return tuple(Port(t.name, t.dtype, t.shape, t.dtype, i) for i, t in enumerate(tensors))
 
-    return Ports(same(candidate.model.inputs), same(candidate.model.outputs))
+    return Ports(as_ports(candidate.model.inputs), as_ports(candidate.model.outputs))
 
 
 def _of_tflite(candidate: Candidate) -> Ports:
@@ -109,7 +115,7 @@ def _of_tflite(candidate: Candidate) -> Ports:
 
 
 def _ends(path: Path) -> Ends:
-    """What the file itself has, read in a worker: no runtime's package comes in here."""
+    """The tensors of a .tflite file, read in a worker, so that this process imports no runtime."""
     with (
         tempfile.TemporaryDirectory(prefix="onmetal-") as home,
         LocalWorker(quiet_environment(Path(home))) as worker,
@@ -120,7 +126,8 @@ def _ends(path: Path) -> Ends:
 def _matched(
     tensors: tuple[Tensor, ...], ends: list[dict[str, Any]]
 ) -> list[tuple[Tensor, dict[str, Any], int]]:
-    """The model's tensors with the file's and their places: by name, else in order."""
+    """(tensor of the model, tensor of the file, its index in the file) for each tensor of the
+    model: matched by name, else in order."""
     known = [end["name"] for end in ends]
     named = {tensor.name for tensor in tensors} <= set(known)
     places = [known.index(t.name) if named else i for i, t in enumerate(tensors)]
@@ -128,7 +135,7 @@ def _matched(
 
 
 def _widened(dtype: str) -> str:
-    """Half floats have no type in a generated program, which hands over float32 instead."""
+    """The dtype in a generated program, which hands over float32 instead of float16."""
     return "float32" if dtype == "float16" else dtype
 
 
@@ -163,7 +170,8 @@ def _check(port: Port) -> None:
 
 
 def file_names(candidate: Candidate) -> tuple[str, ...]:
-    """Of the artifact. They go into paths and scripts, so that only plain ones are taken."""
+    """The names of the artifact's files. They go into paths and scripts, so UnsupportedError is
+    raised for names with special characters."""
     names = tuple(file.name for file in candidate.files)
     for name in names:
         if not _FILE.fullmatch(name):
@@ -174,31 +182,31 @@ def file_names(candidate: Candidate) -> tuple[str, ...]:
     return names
 
 
-def raw_vectors(found: Ports, golden: dict[str, np.ndarray]) -> dict[str, bytes]:
+def raw_vectors(tensor_ports: Ports, golden: dict[str, np.ndarray]) -> dict[str, bytes]:
     """The golden vectors by `<input or output>-<number of the tensor>-<number of the vector>.bin`:
     little-endian values, as the user hands them over."""
     files = {}
-    for kind, side in (("input", found.inputs), ("output", found.outputs)):
+    for kind, side in (("input", tensor_ports.inputs), ("output", tensor_ports.outputs)):
         for number, port in enumerate(side):
             dtype = np.dtype(port.dtype).newbyteorder("<")
-            for vector in range(count_vectors(found, golden)):
+            for vector in range(count_vectors(tensor_ports, golden)):
                 array = np.ascontiguousarray(golden[f"{kind}/{port.name}/{vector}"])
                 files[f"{kind}-{number}-{vector}.bin"] = array.astype(dtype).tobytes()
     return files
 
 
-def count_vectors(found: Ports, golden: dict[str, np.ndarray]) -> int:
-    name = found.outputs[0].name
+def count_vectors(tensor_ports: Ports, golden: dict[str, np.ndarray]) -> int:
+    name = tensor_ports.outputs[0].name
     return next(n for n in range(len(golden) + 1) if f"output/{name}/{n}" not in golden)
 
 
 def runtime_template(name: str, path: str, **values: str) -> str:
-    """As `template`, one of a runtime's folder."""
+    """A template from a runtime's folder, filled in as by `template`."""
     return _filled(folder(name) / "templates" / path, values)
 
 
 def template(path: str, **values: str) -> str:
-    """A template with `@@name@@` replaced, each in one pass: values are never looked into."""
+    """A template with every `@@name@@` replaced in one pass: values themselves are not expanded."""
     return _filled(TEMPLATES / path, values)
 
 
@@ -208,6 +216,6 @@ def _filled(path: Path, values: dict[str, str]) -> str:
 
 
 def float_literal(value: float) -> str:
-    """A float32 exactly, as C and Kotlin read it."""
+    """A literal of the exact float32 value, valid in C and Kotlin."""
     text = str(np.float32(value))
     return f"{text if set(text) & set('.e') else text + '.0'}f"

@@ -1,5 +1,5 @@
-"""What a bundle for a phone or a board holds besides, and whose measurement it is: the runtime's
-build that was measured is not always the one that an application will have."""
+"""Additional files of a bundle for a phone or a board, and which build of the runtime its figures
+are of: the build that was measured is not always the one that an application will use."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +14,8 @@ from onmetal.targets import Target
 
 
 def check_golden(target: Target, golden: str) -> None:
-    """Raises UsageError where what the bundle would hold checks itself by golden vectors, and there
-    are to be none."""
+    """Raises UsageError where the programs in the bundle check themselves by golden vectors, and
+    --golden none was given."""
     what = kind_for(target).what
     if golden == "none" and what:
         raise UsageError(
@@ -25,7 +25,7 @@ def check_golden(target: Target, golden: str) -> None:
 
 
 class Beside(NamedTuple):
-    """What a bundle holds besides."""
+    """The additional contents of a bundle."""
 
     files: dict[str, bytes]
     """By their path in the bundle."""
@@ -37,7 +37,7 @@ class Beside(NamedTuple):
 def beside(
     target: Target, device: Device | None, chosen: Trial, golden: Path, tolerance: float
 ) -> Beside:
-    """What the bundle holds beside run.py and the artifact."""
+    """The contents of the bundle beside run.py and the artifact."""
     candidate, kind = chosen.candidate, kind_for(target)
     assert candidate
     if not kind.what:

@@ -23,7 +23,7 @@ def opened(folder: Path, name: str) -> Opened:
 
 
 def check(folder: Path, name: str) -> list[str]:
-    """What the golden vectors find wrong, by onmetal's own copy of the runtime's run.py."""
+    """The problems that the golden vectors show, by onmetal's own copy of the runtime's run.py."""
     try:
         return run_tail.golden(folder, opened(folder, name))
     except Exception as error:
@@ -31,7 +31,7 @@ def check(folder: Path, name: str) -> list[str]:
 
 
 def describe(folder: Path, most_bytes: int) -> dict[str, dict[str, Any]]:
-    """The arrays of the golden vectors, by name: their dtype and shape, by their heads.
+    """The dtype and shape of each array of the golden vectors, by its name, from the file headers.
 
     Raises UsageError where they are no arrays, or more than `most_bytes` together.
     """
@@ -44,12 +44,12 @@ def describe(folder: Path, most_bytes: int) -> dict[str, dict[str, Any]]:
 def write_inputs(folder: Path, path: Path) -> None:
     """The golden inputs as feeds, for a device to run."""
     vectors = np.load(folder / FILE, allow_pickle=False)
-    given = {
+    feeds = {
         f"{name.rpartition('/')[2]}/{name.removeprefix('input/').rpartition('/')[0]}": vectors[name]
         for name in vectors.files
         if name.startswith("input/")
     }
-    np.savez(path, **given)
+    np.savez(path, **feeds)
 
 
 class Recorded:
@@ -64,8 +64,8 @@ class Recorded:
     def run(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
         self.number += 1
         return [
-            np.load(self.recorded / f"{self.number - 1}-{place}.npy", allow_pickle=False)
-            for place in range(len(self.outputs))
+            np.load(self.recorded / f"{self.number - 1}-{index}.npy", allow_pickle=False)
+            for index in range(len(self.outputs))
         ]
 
 

@@ -1,4 +1,5 @@
-"""The manifest of a bundle, read back: what of it may be acted on, and what in it is untrue."""
+"""Reads the manifest of a bundle, and checks which of its statements are safe to act on and
+true."""
 
 import json
 import math
@@ -21,14 +22,14 @@ from onmetal.records import Tensor, restore
 from onmetal.runtimes import RUNTIMES, misfits
 
 TOLERANCE = {"f32": 1e-4, "f16": 2e-2, "bf16": 1e-1, "i8": 1e-1, "i16": 1e-2}
-"""Of golden outputs, by the type computed in, as a part of the largest magnitude of an output: what
-other CPUs' kernels may round differently."""
+"""The tolerance of golden outputs by the compute type, as a part of the largest magnitude of an
+output: kernels of other CPUs may round differently by so much."""
 HALF_TOLERANCE = 2e-3
-"""At least, where an output is float16: two of its steps."""
+"""The least tolerance where an output is float16: two rounding steps of float16."""
 DEQUANTIZED = ("int8", "uint8", "int16")
-"""Integers that run.py makes real numbers of, where they have a scale."""
+"""The integer dtypes that run.py dequantizes to real numbers, where they have a scale."""
 MANIFEST_BYTES = 32 << 20
-"""The indices of two million evaluated samples take no more."""
+"""The most bytes of a manifest: enough for the indices of two million evaluated samples."""
 MOST_VECTORS = 64
 MOST_TENSORS = 1000
 MOST_AXES = 32
@@ -38,11 +39,11 @@ ITEM_BYTES = {
     **dict.fromkeys(("int32", "uint32", "float32"), 4),
     **dict.fromkeys(("int64", "uint64", "float64"), 8),
 }
-"""Of the types that inputs and outputs may have."""
+"""dtype -> bytes of one element, for all dtypes that inputs and outputs may have."""
 GOLDEN_BYTES = 1 << 30
 """Golden vectors are at most this large together, unless there is a single one."""
 GOLDEN_SLACK_BYTES = 64 << 20
-"""Beside what the shapes say: outputs whose shape follows from what is in the input."""
+"""Added to what the shapes take: for outputs whose shape depends on the values of the input."""
 
 PLACES = {
     "manifest": r"manifest\.json",
@@ -55,21 +56,21 @@ PLACES = {
 for _places in (kind.places for kind in kinds()):
     for _kind, _place in _places.items():
         PLACES[_kind] = f"{PLACES[_kind]}|{_place}" if _kind in PLACES else _place
-"""Where a file of each kind may lie in a bundle. But for run.py itself, Python would import none of
-them."""
+"""Kind of file -> a regular expression of its paths in a bundle. Python would import none of these
+files but run.py itself."""
 
 
 MOST_BYTES = {"manifest": MANIFEST_BYTES, "runner": 1 << 20, "requirements": 1 << 20}
-"""Of kinds that are read as a whole."""
+"""Kind of file -> its most bytes, for kinds that are read as a whole."""
 
 
 def kind_of(path: str) -> str | None:
-    """What a file is by its path in the bundle; None where it does not belong in one."""
+    """The kind of a file by its path in the bundle; None where it does not belong in a bundle."""
     return next((kind for kind, place in PLACES.items() if re.fullmatch(place, path)), None)
 
 
 def named(paths: Iterable[str]) -> list[dict[str, str]]:
-    """The manifest's `files`: all of a bundle, each with its kind, but for the sums."""
+    """The manifest's `files`: every file of a bundle with its kind, except SHA256SUMS."""
     kinds = {path: kind_of(path) for path in sorted(paths)}
     if strange := [path for path, kind in kinds.items() if kind is None]:
         raise ValueError(f"{strange[0]!r} does not belong in a bundle")
@@ -100,7 +101,7 @@ class _File(Struct, frozen=True):
 
 
 class _Manifest(Struct, frozen=True):
-    """What of a manifest is acted on; the rest of it is for people."""
+    """The fields of a manifest that programs act on; its other fields are for people."""
 
     schema: Literal[1]
     chosen: str
@@ -112,7 +113,7 @@ class _Manifest(Struct, frozen=True):
 
 
 def read(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """A bundle's manifest, and what in it could not be trusted to be run."""
+    """-> a bundle's manifest; the problems for which its artifact must not be run."""
     try:
         text = read_bytes(folder / "manifest.json", MANIFEST_BYTES)
         checked = msgspec.json.decode(text, type=_Manifest)
@@ -141,13 +142,14 @@ def read(folder: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _decoded(text: bytes) -> Any:
-    """As run.py reads it, but that one name twice is an error: two readers may take either."""
+    """The JSON document as run.py reads it, except that a repeated name is an error: two readers
+    might use different ones of its values."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
+        members = dict(pairs)
+        if len(members) != len(pairs):
             raise ValueError("it has one name twice")
-        return found
+        return members
 
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is no number")
@@ -156,7 +158,7 @@ def _decoded(text: bytes) -> Any:
 
 
 def _plain(path: Path) -> bool:
-    """A regular file, and no link to one."""
+    """Whether the path is a regular file and no link."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except (OSError, ValueError):
@@ -164,14 +166,15 @@ def _plain(path: Path) -> bool:
 
 
 def impossible(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[str]:
-    """Inputs and outputs that no artifact has, or a machine like this one cannot hold."""
+    """Problems of inputs and outputs that no artifact can have, or that exceed this machine's
+    memory."""
     problems, total = [], 0
     for tensor in (*inputs, *outputs):
-        what = f"{tensor.name[:100]!r}"
+        label = f"{tensor.name[:100]!r}"
         if tensor.dtype not in ITEM_BYTES:
-            problems.append(f"{what} is {tensor.dtype[:40]!r}, which no input or output is")
+            problems.append(f"{label} is {tensor.dtype[:40]!r}, which no input or output is")
         elif len(tensor.shape) > MOST_AXES or min(tensor.shape, default=0) < 0:
-            problems.append(f"{what} has the shape {str(list(tensor.shape))[:200]}")
+            problems.append(f"{label} has the shape {str(list(tensor.shape))[:200]}")
         else:
             total += size_bytes(tensor)
     if total > psutil.virtual_memory().total // 2:
@@ -183,32 +186,37 @@ def impossible(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[str]
 
 
 def size_bytes(tensor: Tensor) -> int:
-    """Of one such array."""
+    """The bytes of an array of the tensor's shape and dtype."""
     return math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype]
 
 
-def strangers(manifest: dict[str, Any], there: Iterable[str]) -> list[str]:
-    """Files that the manifest does not name, or not as what they are. `there`: all of them."""
+def strangers(manifest: dict[str, Any], present_paths: Iterable[str]) -> list[str]:
+    """Describes the files that the manifest does not name, or names with another kind.
+
+    `present_paths`: the paths of all files in the bundle.
+    """
     run = set(manifest["run"]["files"])
-    loose = sorted(n for n in there if kind_of(n) == "artifact" and "/" not in n and n not in run)
+    loose = sorted(
+        n for n in present_paths if kind_of(n) == "artifact" and "/" not in n and n not in run
+    )
     problems = [f"{name} is no file of the artifact" for name in loose]
     if manifest.get("files") is None:
         return problems
     said = {entry["path"]: entry["kind"] for entry in manifest["files"]}
     if len(said) != len(manifest["files"]):
         problems.append("manifest.json names one of its files twice")
-    for name in sorted(set(there) - said.keys()):
+    for name in sorted(set(present_paths) - said.keys()):
         problems.append(f"manifest.json does not name {name}")
-    for name in sorted(said.keys() - set(there)):
+    for name in sorted(said.keys() - set(present_paths)):
         problems.append(f"manifest.json names {name[:200]!r}, which is not there")
-    for name in sorted(set(there) & said.keys()):
+    for name in sorted(set(present_paths) & said.keys()):
         if said[name] != kind_of(name):
             problems.append(f"{name} is not of the kind that manifest.json says")
     return problems
 
 
 def untrue_tensors(run: dict[str, Any], artifact: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Where the inputs and outputs of a manifest's `run` are not those of its artifact, in words.
+    """Sentences about the inputs and outputs of a manifest's `run` that differ from its artifact's.
 
     `artifact`: as a converter's `describe` has it. Both are matched by name, else in order.
     """
@@ -227,8 +235,8 @@ def untrue_tensors(run: dict[str, Any], artifact: dict[str, list[dict[str, Any]]
             stored = [by_name[tensor.name] for tensor in said]
         for tensor, end in zip(said, stored, strict=True):
             half = tensor.name in widened and tensor.dtype == "float16"  # run.py casts it
-            held = replace(tensor, dtype="float32") if half else tensor
-            if why := _untrue(held, end, tensor.name in channels_last):
+            cast_tensor = replace(tensor, dtype="float32") if half else tensor
+            if why := _untrue(cast_tensor, end, tensor.name in channels_last):
                 problems.append(f"manifest.json says of {side[:-1]} {tensor.name!r} that {why}")
     return problems
 
@@ -248,7 +256,7 @@ def _untrue(tensor: Tensor, end: dict[str, Any], channels_last: bool) -> str | N
 
 
 def _fits(shape: Sequence[int], stored: Sequence[int]) -> bool:
-    """-1: an axis whose size the artifact leaves open."""
+    """Whether the shape is that of the artifact, whose axes of size -1 fit any size."""
     return len(shape) == len(stored) and all(
         of_file in (-1, size) for size, of_file in zip(shape, stored, strict=True)
     )
@@ -266,15 +274,15 @@ def golden_bytes(manifest: dict[str, Any]) -> int:
 def untrue_vectors(
     run: dict[str, Any], vectors: dict[str, dict[str, Any]], count: int
 ) -> list[str]:
-    """Where golden vectors are not what a manifest's `run` says.
+    """Sentences about golden vectors that differ from what a manifest's `run` says.
 
     `vectors`: of each array in golden.npz its dtype and shape.
     """
-    problems, wanted = [], set()
+    problems, expected_names = [], set()
     for tensor in restore(run["inputs"], tuple[Tensor, ...]):
         for number in range(count):
             name = f"input/{tensor.name}/{number}"
-            wanted.add(name)
+            expected_names.add(name)
             array = vectors.get(name)
             if array is None:
                 problems.append(f"golden vector {number} has no input {tensor.name!r}")
@@ -286,8 +294,8 @@ def untrue_vectors(
                 )
     for tensor in restore(run["outputs"], tuple[Tensor, ...]):
         for number in range(count):
-            wanted.add(f"output/{tensor.name}/{number}")
+            expected_names.add(f"output/{tensor.name}/{number}")
             if f"output/{tensor.name}/{number}" not in vectors:
                 problems.append(f"golden vector {number} has no output {tensor.name!r}")
-    strange = sorted(vectors.keys() - wanted)
+    strange = sorted(vectors.keys() - expected_names)
     return problems + [f"golden.npz holds {name[:100]!r}, which is no vector" for name in strange]

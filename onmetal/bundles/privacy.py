@@ -1,9 +1,9 @@
-"""What a bundle says of its maker: no more than its reader needs.
+"""Removes private facts about the user and the device from the documents of a bundle.
 
-A bundle is handed on; `--json` stays here. So of paths only the last part goes into a bundle, and
-of a device's address only the transport, with a digest of it. The digest is keyed by a secret of
-the user's own, so that nobody can try serial numbers or addresses against it, while bundles of
-one user tell whether they were measured on the same device.
+A bundle is passed on to other people, while the output of `--json` stays on this machine. So only
+the last part of each path goes into a bundle, and of a device's address only the transport and a
+digest. The digest is keyed by a secret of the user, so that nobody can try serial numbers or
+addresses against it, while bundles of one user show whether they were measured on the same device.
 """
 
 import contextlib
@@ -37,14 +37,15 @@ SENTENCES = frozenset(
     {"reason", "reasons", "warnings", "notes", "missing", "how", "message", "note", "from"}
     | {"emulated_why", "unmeasured"}
 )
-"""Keys of a document under which sentences stand. All else is for programs, and stays as it is."""
+"""Keys of a document whose values are sentences. Other values are for programs and stay
+unchanged."""
 VERBATIM = frozenset(
     {"details", "embedded", "run", "inputs", "outputs", "fidelity", "classes", "preprocessing"}
     | {"digests", "tools", "files"}
 )
-"""Keys under which nothing but names, types and figures stands, whatever the keys in it are."""
+"""Keys whose values hold only names, types and figures, whatever their inner keys are."""
 PATHS = frozenset({("models", "path"), ("data", "source"), ("", "bundle")})
-"""Where a path stands by itself: the key of what holds it, and its own."""
+"""Values that are one path: (the key of the object that holds it, its own key)."""
 COMMON = frozenset(
     {"accuracy", "amd64", "android", "arm", "arm64", "batch", "battery", "board", "cache", "clock"}
     | {"cortex", "cpu", "data", "device", "disk", "emulator", "error", "file", "float", "host"}
@@ -53,32 +54,35 @@ COMMON = frozenset(
     | {"serial", "server", "size", "ssh", "state", "system", "target", "test", "time", "user"}
     | {"virtual", "x86", "x86-64", "x86_64"}
 )
-"""Words of our sentences. A device that is called so is told from them only where its name stands
-as an address."""
+"""Common words of onmetal's own sentences. The name of a device that is one of these words is
+replaced only where it is used as an address."""
 SEGMENT_LETTERS = 255
-"""Of the longest name that a file system has."""
+"""The length of the longest file name in a file system."""
 _LETTERS = r"[^\s'\"`,;:()\[\]{}<>/]"
 _REST = re.compile(
     rf"(?:/+{_LETTERS}*(?:(?<!\.\w)(?<!\.\w\w)(?<!\.\w\w\w)(?<!\.\w\w\w\w)(?<!/)"
     rf"(?: (?!-){_LETTERS}+){{1,8}}(?=/))?)*"
 )
-"""What of a path may follow a folder in a sentence, where no file shows how far it goes: words with
-blanks between them only where a slash follows, and no file's suffix comes before."""
+"""Matches the rest of a path after a folder in a sentence, where no existing file shows where the
+path ends. Words are joined over blanks only where a slash follows, and where no file suffix comes
+before."""
 _BEFORE = r"(?:(?<![\w.-])|(?<=[\s'\"(]-[A-Za-z])|(?<=\A-[A-Za-z])|(?<=-isystem)|(?<=\\[nrt]))"
-"""What a path may follow: no part of another one, but a compiler's option."""
+"""What may precede a path: not a part of another word or path, except a compiler's option."""
 _AFTER = r"(?![\w-]|\.\w)"
 
 
 class Known(Struct, frozen=True):
-    """What is not to be told: paths and folders of this machine, and the device's address."""
+    """The private facts: paths and folders of this machine, and the device's address."""
 
     paths: tuple[str, ...] = ()
     address: str = "none"
     names: frozenset[str] = frozenset()
-    """Of tensors, runtimes, recipes and the like: none of them is taken for a path or a host."""
+    """Names of tensors, runtimes, recipes and the like, which are never treated as a path or a
+    host."""
 
     def document(self, value: Any, holder: str = "", key: str = "") -> Any:
-        """A document without it: other sentences, and of each path the last part."""
+        """The document without private facts: with changed sentences, and only the last part of
+        each path."""
         if isinstance(value, dict):
             return {
                 inner: self.sentences(part)
@@ -93,7 +97,8 @@ class Known(Struct, frozen=True):
         return _last(value) if isinstance(value, str) and (holder, key) in PATHS else value
 
     def sentences(self, value: Any) -> Any:
-        """Whatever holds them: `missing` has one for each figure."""
+        """The sentences without private facts, in the same structure: a text, or dictionaries and
+        lists of texts."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, dict):
@@ -101,7 +106,7 @@ class Known(Struct, frozen=True):
         return [self.sentences(inner) for inner in value] if isinstance(value, list) else value
 
     def text(self, text: str) -> str:
-        """A sentence without it."""
+        """A sentence without private facts."""
         for whole in _wholes(self.address):
             text = re.sub(
                 rf"(?<![\w.-]){re.escape(whole)}(?:\?[^\s,;)'\"]*[^\s,;:.)'\"])?{_AFTER}",
@@ -112,15 +117,15 @@ class Known(Struct, frozen=True):
         text = self._without_paths(text)
         for part, name in _parts(self.address):
             text = self._without_part(text, part, name)
-        if self.address.startswith("ssh:"):  # ssh names the number that a name stands for
+        if self.address.startswith("ssh:"):  # ssh reports the IP address behind a host name
             text = re.sub(r"\bhost \S+ port \d+", f"host {DEVICE}", text)
         return text
 
     def _without_paths(self, text: str) -> str:
         if not self.paths:
             return text
-        pattern, done, pieces = self._pattern(), 0, []
-        while match := pattern.search(text, done):
+        pattern, position, pieces = self._pattern(), 0, []
+        while match := pattern.search(text, position):
             start, end = match.span()
             if name := self._name_at(text, start):
                 end = start + len(name)
@@ -132,17 +137,19 @@ class Known(Struct, frozen=True):
                 said = path if any_word else _last(path)
                 if os.path.normpath(path) == str(Path.home()):
                     said = "~"  # not the user's name
-            pieces += [text[done:start], said]
-            done = end
-        return "".join([*pieces, text[done:]])
+            pieces += [text[position:start], said]
+            position = end
+        return "".join([*pieces, text[position:]])
 
     def _pattern(self) -> re.Pattern[str]:
-        """The longest first, so that one within another's folder is known by its own name."""
+        """A pattern of all private paths, the longest first, so that a path inside of another one
+        is matched as a whole."""
         longest = sorted(self.paths, key=len, reverse=True)
         return re.compile(rf"{_BEFORE}(?:{'|'.join(map(_written, longest))}){_AFTER}")
 
     def _name_at(self, text: str, start: int) -> str | None:
-        """The longest name of something else that looks like a path."""
+        """The longest of `names` that contains a slash and begins at `start`; None where there is
+        none."""
         fitting = [
             name
             for name in self.names
@@ -153,7 +160,8 @@ class Known(Struct, frozen=True):
         return max(fitting, key=len, default=None)
 
     def _without_part(self, text: str, part: str, name: str) -> str:
-        """By itself only where it is no word of ours; behind a user's name, before a port."""
+        """The text with `part` of the device's address replaced by `name`. A part that is a common
+        word is replaced only after a user name or before a port."""
 
         def said(match: re.Match[str]) -> str:
             own = match[0].casefold() in self.names or (common and not match[1] and not match[2])
@@ -166,12 +174,12 @@ class Known(Struct, frozen=True):
 
 
 _SLASH = r"/{1,64}(?:\./{1,64}){0,8}"
-"""Bounded, so that a text of nothing but slashes takes no longer than another."""
+"""The repetitions are bounded, so that a text of many slashes takes no longer to match."""
 
 
 def _written(path: str) -> str:
-    """A pattern of a path, in which `//` and `/./` are what `/` is. Of a folder of one word, with
-    what follows in it."""
+    """A pattern of a path, in which `//` and `/./` match like `/`. A relative path of one word
+    matches only before a slash."""
     parts = _SLASH.join(re.escape(part) for part in path.split("/") if part)
     if path.startswith("/"):
         return rf"(?<!/){_SLASH}{parts}"
@@ -179,8 +187,9 @@ def _written(path: str) -> str:
 
 
 def _end(text: str, start: int, end: int) -> int:
-    """Where a path ends that goes to `end` at least. Names may hold blanks and all else that ends a
-    word: of files that are there, it is known."""
+    """The position in the text where a path ends, which begins at `start` and reaches to `end` at
+    least. File names may contain blanks and other characters that end a word, so existing files are
+    looked up."""
     while text.startswith("/", end):
         after = end + 1
         rest = re.split(r"[/\n]", text[after : after + SEGMENT_LETTERS])[0]
@@ -197,9 +206,10 @@ def _end(text: str, start: int, end: int) -> int:
 
 
 def known(named: Sequence[str | Path | None], address: str) -> Known:
-    """`named`: what the user gave by its path, where he did; folders of this machine are added."""
-    given = [Path(name) for name in named if name]
-    places = [*given, *(path.parent for path in given)]
+    """The private facts of a run. `named`: paths that the user gave, or None; common folders of
+    this machine are added."""
+    named_paths = [Path(name) for name in named if name]
+    places = [*named_paths, *(path.parent for path in named_paths)]
     places += [Path.cwd(), Path.home(), caches.home(), Path(tempfile.gettempdir())]
     places += [Path(sys.prefix), Path(sys.base_prefix)]
     if address.startswith("qemu:"):
@@ -209,8 +219,8 @@ def known(named: Sequence[str | Path | None], address: str) -> Known:
         for form in (place, place.absolute(), _resolved(place)):
             if form.name and form.name != "..":
                 texts[str(form)] = texts[shown(form)] = None
-    ours = frozenset((*runtimes.RUNTIMES, *targets.names()))
-    return Known(tuple(texts), address, ours)
+    product_names = frozenset((*runtimes.RUNTIMES, *targets.names()))
+    return Known(tuple(texts), address, product_names)
 
 
 def _resolved(path: Path) -> Path:
@@ -224,7 +234,7 @@ def _last(path: str) -> str:
 
 
 def _wholes(address: str) -> Iterator[str]:
-    """The device's address as sentences may have it, the longest first."""
+    """The forms of the device's address that sentences may contain, the longest first."""
     plain = address.partition("?")[0]
     transport, _, where = plain.partition(":")
     if transport in ("local", "none"):
@@ -238,8 +248,8 @@ def _wholes(address: str) -> Iterator[str]:
 
 
 def _parts(address: str) -> Iterator[tuple[str, str]]:
-    """What of an address stands for the device in sentences, the longest first, and what is said
-    instead."""
+    """(part of the address that names the device in sentences, its replacement), the longest part
+    first."""
     transport, _, where = address.partition("?")[0].partition(":")
     if transport in ("local", "none"):
         return
@@ -265,20 +275,20 @@ def _without_port(machine: str) -> str:
 
 
 def shared(document: dict[str, Any], known: Known, secret: bytes) -> dict[str, Any]:
-    """The document as a bundle has it."""
+    """The document without private facts, as a bundle holds it."""
     device = {key: value for key, value in document["device"].items() if key != "address"}
     known = replace(known, names=known.names | names_in({**document, "device": device}))
     address = known.address
     own = {"address": address.partition(":")[0]}
     if address != "none":
         own["digest"] = digest(identity(address), secret)
-    told: dict[str, Any] = known.document({**document, "device": device})
-    return {**told, "device": {**own, **told["device"]}}
+    redacted: dict[str, Any] = known.document({**document, "device": device})
+    return {**redacted, "device": {**own, **redacted["device"]}}
 
 
 def names_in(value: Any, holder: str = "", key: str = "") -> frozenset[str]:
-    """All that a document has besides sentences and paths: texts, keys and their words, as they are
-    and in small letters."""
+    """All texts and keys of a document except sentences and paths, and their words: unchanged and
+    in lower case."""
     texts: set[str] = set()
     if isinstance(value, dict):
         for inner, part in value.items():
@@ -294,8 +304,8 @@ def names_in(value: Any, holder: str = "", key: str = "") -> frozenset[str]:
 
 
 def identity(address: str) -> str:
-    """What makes a device this one: its address, which has a phone's serial number; of this machine
-    what systemd numbers it by, or its name."""
+    """The identity of a device: its address, which contains a phone's serial number; for this
+    machine, its machine-id of systemd, else its host name."""
     if address != "local":
         return address.partition("?")[0]
     with contextlib.suppress(OSError):
@@ -312,8 +322,8 @@ def digest(text: str, secret: bytes) -> str:
 
 
 def folder() -> Path:
-    """Beside the user's settings, since caches are cleared; where ONMETAL_HOME names one folder for
-    all that onmetal keeps, there."""
+    """The folder of the secret: in the user's configuration folder, since caches are cleared; or in
+    ONMETAL_HOME, where that is set."""
     if os.environ.get("ONMETAL_HOME"):
         return caches.home()
     base = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
@@ -321,13 +331,13 @@ def folder() -> Path:
 
 
 def secret() -> bytes:
-    """The user's, made where there is none. Of several processes that make it at once, all get the
-    same."""
+    """The user's secret, which is created where there is none. Several processes that create it at
+    once all get the same one."""
     place = folder() / SECRET
     try:
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(place.parent):
-            return _read(place) or _made(place)
+            return _read(place) or _create(place)
     except OSError as error:
         raise UsageError(
             f"the secret by which bundles name devices cannot be kept in {place} "
@@ -338,32 +348,33 @@ def secret() -> bytes:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with contextlib.suppress(OSError):  # a file system without locks: go on without
-            fcntl.flock(held, fcntl.LOCK_EX)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(held)
+        os.close(descriptor)
 
 
 def _read(place: Path) -> bytes | None:
-    """None where there is none, or none to be trusted: another's, readable by others, damaged."""
+    """The stored secret; None where there is none or it cannot be trusted: it belongs to another
+    user, is readable by others or is damaged."""
     try:
         opened = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
     with os.fdopen(opened, "rb") as file:
-        about = os.fstat(opened)
-        own = about.st_uid == os.getuid() and not stat.S_IMODE(about.st_mode) & 0o077
-        if not own or not stat.S_ISREG(about.st_mode) or about.st_size != SECRET_BYTES:
+        status = os.fstat(opened)
+        own = status.st_uid == os.getuid() and not stat.S_IMODE(status.st_mode) & 0o077
+        if not own or not stat.S_ISREG(status.st_mode) or status.st_size != SECRET_BYTES:
             return None
         content = file.read(SECRET_BYTES + 1)
     return content if len(content) == SECRET_BYTES else None
 
 
-def _made(place: Path) -> bytes:
-    """Written whole beside its place, then renamed to it."""
+def _create(place: Path) -> bytes:
+    """Create a secret: it is written to a temporary file, which is then renamed to `place`."""
     part = place.with_name(f".{place.name}.{secrets.token_hex(8)}")
     content = secrets.token_bytes(SECRET_BYTES)
     opened = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)

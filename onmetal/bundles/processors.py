@@ -56,18 +56,19 @@ tensorflow/lite/micro/tools/make/targets/cortex_m_generic_makefile.inc."""
 
 def processor(core: str | None) -> dict[str, str]:
     """How TFLite Micro and the firmware are compiled for the chip."""
-    known = core or "cortex-m4"
-    build, notes = BUILDS[known], [BUILDS[known].note]
+    core_name = core or "cortex-m4"
+    build, notes = BUILDS[core_name], [BUILDS[core_name].note]
     if core is None:
-        others = ", ".join(f"`{entry.target_arch}`" for entry in BUILDS.values())
+        alternatives = ", ".join(f"`{entry.target_arch}`" for entry in BUILDS.values())
         notes.insert(
             0,
-            f"The target names no chip; {known} stands for your core, which may be: {others}.",
+            f"The target names no chip; {core_name} stands for your core, which may be: "
+            f"{alternatives}.",
         )
     text = "\n".join(textwrap.fill(note, 100) for note in notes if note)
     return {
         "target_arch": build.target_arch,
-        "processor": known,
-        "machine": f"-mcpu={known} -mthumb {build.flags}",
+        "processor": core_name,
+        "machine": f"-mcpu={core_name} -mthumb {build.flags}",
         "processor_notes": f"{text}\n\n" if text else "",
     }

@@ -1,4 +1,4 @@
-"""SHA256SUMS: the digests of all that a bundle holds."""
+"""SHA256SUMS: the digests of all files of a bundle."""
 
 import hashlib
 from pathlib import Path
@@ -7,19 +7,20 @@ SUMS = "SHA256SUMS"
 
 
 def files_inside(folder: Path) -> dict[str, Path]:
-    """What lies in the bundle, by its path there: files and what is neither file nor folder. A link
-    to a folder is not followed; an empty folder counts, since no sum would tell of it."""
-    found = {}
+    """Path in the bundle -> path on disk, of all files and everything that is neither file nor
+    folder. A link to a folder is not followed; an empty folder is included, since no sum would show
+    it."""
+    paths = {}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         plain_folder = path.is_dir() and not path.is_symlink()
         if name != SUMS and not (plain_folder and any(path.iterdir())):
-            found[name] = path
-    return found
+            paths[name] = path
+    return paths
 
 
 def rendered_sums(digests: dict[str, str]) -> str:
-    """As `sha256sum -c` reads it."""
+    """The text of SHA256SUMS, in the format of `sha256sum -c`."""
     return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
 
 

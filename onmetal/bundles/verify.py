@@ -1,4 +1,4 @@
-"""A bundle is checked: what it holds, whether that is what its manifest says, and computes it."""
+"""Verifies a bundle: its files, whether they are what its manifest says, and its golden outputs."""
 
 import hashlib
 import stat
@@ -28,9 +28,9 @@ from onmetal.runtimes import operations as runtime_operations
 from onmetal.texts.suggest import near
 
 SUMS_BYTES = 4 << 20
-"""Of ten thousand files."""
+"""The most bytes of SHA256SUMS: enough for ten thousand files."""
 MOST_PROBLEMS = 50
-"""That are told of a bundle."""
+"""The most problems that are reported for each check."""
 PROBLEM_LENGTH = 500
 KNOWN_RUNNERS = frozenset(
     {
@@ -40,10 +40,10 @@ KNOWN_RUNNERS = frozenset(
         "346d6ec935e45803ba0abe12b203ca6964929191538e7821ea7a6f11c48146d5",
     }
 )
-"""SHA-256 of run.py as bundles had it before it took its own folder out of `sys.path`: in a folder
-that holds nothing else to import, they are as safe."""
+"""SHA-256 of older versions of run.py, which did not yet remove their own folder from `sys.path`:
+in a folder that holds nothing else to import, they are as safe."""
 NO_VECTORS = "none"
-"""Of a check by golden vectors, where the bundle holds none: nothing was checked."""
+"""The result of a check by golden vectors where the bundle holds none: nothing was checked."""
 
 
 def check_folder(folder: Path) -> None:
@@ -59,14 +59,14 @@ def check_folder(folder: Path) -> None:
 
 
 def verify(folder: Path, host: Local, device: Device, *, run: bool, scratch: Path) -> Verification:
-    """Check a bundle; what is checked only where all before it held, but that a run.py of another
-    version is no reason to leave the golden vectors out. They run on the device.
+    """Check a bundle. Each check runs only where all checks before it passed, except that the
+    golden vectors are checked with a run.py of another version, too. They run on the device.
 
-    `scratch`: a folder in which a private copy is made, of the very bytes that are hashed; nothing
-    else is looked at afterwards.
+    `scratch`: a folder for a private copy of exactly the bytes that were hashed; only this copy is
+    used afterwards.
 
-    Raises UsageError where the folder is no bundle, VerificationError
-    (with the document) where it is not what it says.
+    Raises UsageError where the folder is no bundle, VerificationError (with the document) where a
+    check fails.
     """
     check_folder(folder)
     checks: dict[str, str] = {}
@@ -84,17 +84,18 @@ def verify(folder: Path, host: Local, device: Device, *, run: bool, scratch: Pat
         manifest, found = manifests.read(copy)
         if check("manifest", found or manifests.strangers(manifest, files_inside(copy))):
             _check_runtime(manifest["run"]["runtime"], device)
-            same = check("runner", _check_runner(copy, manifest))
+            runner_matches = check("runner", _check_runner(copy, manifest))
             with host.worker() as worker:
-                held = all(
-                    check(name, look(worker)) for name, look in _looks(copy, manifest, device)
+                passed = all(
+                    check(name, run_check(worker))
+                    for name, run_check in _artifact_checks(copy, manifest, device)
                 )
             vectors = manifest["golden"]["vectors"]
-            if held and not vectors:
+            if passed and not vectors:
                 checks["golden"] = NO_VECTORS
-            if run and same and held and vectors:
+            if run and runner_matches and passed and vectors:
                 check("run.py", _execute(copy, host))
-            elif run and same and held:
+            elif run and runner_matches and passed:
                 checks["run.py"] = NO_VECTORS
     chosen = manifest.get("chosen")
     verification = Verification(1, shown(folder), not problems, checks, problems, chosen)
@@ -108,14 +109,17 @@ def verify(folder: Path, host: Local, device: Device, *, run: bool, scratch: Pat
 
 def _check_runtime(runtime: str, device: Device) -> None:
     if runtime not in device.facts().runtimes:
-        where = "here" if device.address == "local" else f"on {device.address}"
-        raise DeviceError(f"the runtime {runtime} is not installed {where}; `{install(runtime)}`")
+        location = "here" if device.address == "local" else f"on {device.address}"
+        raise DeviceError(
+            f"the runtime {runtime} is not installed {location}; `{install(runtime)}`"
+        )
 
 
-def _looks(
+def _artifact_checks(
     copy: Path, manifest: dict[str, Any], device: Device
 ) -> Iterator[tuple[str, Callable[[LocalWorker], list[str]]]]:
-    """The checks of the artifact, in their order: a runtime opens only what held so far."""
+    """(name, function) of the checks of the artifact, in order: a runtime opens only files that
+    passed the checks before."""
     if spec(manifest["run"]["runtime"]).reads == "tflite":
         artifact = copy / manifest["run"]["files"][0]
         yield "specification", lambda worker: _check_specification(artifact, worker)
@@ -125,10 +129,11 @@ def _looks(
 
 
 def _copy_files(folder: Path, copy: Path) -> list[str]:
-    """Copy what SHA256SUMS lists. -> where the folder is not what it says."""
+    """Copy the files that SHA256SUMS lists. -> the differences between the folder and
+    SHA256SUMS."""
     try:
-        with copying.opened(folder) as there:
-            return _check_files(there, copy)
+        with copying.opened(folder) as source_folder:
+            return _check_files(source_folder, copy)
     except ValueError as error:
         return [str(error)]
     except OSError as error:
@@ -139,14 +144,14 @@ def _why(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _check_files(there: copying.Folder, copy: Path) -> list[str]:
+def _check_files(source_folder: copying.Folder, copy: Path) -> list[str]:
     try:
-        listed = _listed(copying.read(there, SUMS, SUMS_BYTES))
+        listed = _listed(copying.read(source_folder, SUMS, SUMS_BYTES))
     except OSError as error:
         return [f"{SUMS} is missing or unreadable ({_why(error)})"]
     if listed is None:
         return [f"{SUMS} is damaged"]
-    found = copying.inside(there)
+    found = copying.inside(source_folder)
     found.pop(SUMS, None)
     problems = [f"{name} was removed or renamed" for name in sorted(listed.keys() - found.keys())]
     problems += [f"{name} was added" for name in sorted(found.keys() - listed.keys())]
@@ -166,7 +171,10 @@ def _check_files(there: copying.Folder, copy: Path) -> list[str]:
     copying.check_room(found, copy)
     for name in sorted(listed):
         try:
-            if copying.copied(there, name, found[name].st_size, copy / name) != listed[name]:
+            if (
+                copying.copied(source_folder, name, found[name].st_size, copy / name)
+                != listed[name]
+            ):
                 problems.append(f"{name} was changed")
         except OSError as error:
             problems.append(f"{name} cannot be read ({_why(error)})")
@@ -174,8 +182,8 @@ def _check_files(there: copying.Folder, copy: Path) -> list[str]:
 
 
 def _listed(content: bytes) -> dict[str, str] | None:
-    """The digests by name; None where a byte is other than `rendered_sums` writes it, so that none
-    can be changed unseen."""
+    """Name of a file -> its digest; None where the text is not byte for byte as `rendered_sums`
+    writes it, so that no change goes unnoticed."""
     listed: dict[str, str] = {}
     try:
         text = content.decode()
@@ -189,7 +197,7 @@ def _listed(content: bytes) -> dict[str, str] | None:
 
 
 def _harm(name: str) -> str:
-    """What a file that has no place in a bundle may do there."""
+    """Why a file that has no place in a bundle must not be there."""
     importable = (".py", ".pyc", ".pyw", ".pth", ".so", ".pyd", ".dll", ".dylib")
     if "/" in name or name.endswith(importable):
         return "Python, or another program, may load it in place of a library"
@@ -197,15 +205,18 @@ def _harm(name: str) -> str:
 
 
 def _check_runner(copy: Path, manifest: dict[str, Any]) -> list[str]:
-    """Whether run.py is ours, and requirements.txt, by which its runtime is installed."""
+    """Problems of run.py, which must be a version of onmetal's template, and of requirements.txt,
+    which must pin the runtime that manifest.json names."""
     content, problems = _content(copy / "run.py"), []
     known = hashlib.sha256(content).hexdigest() in KNOWN_RUNNERS
     if not known and content != running.program(manifest["run"]["runtime"]):
         tools = manifest.get("tools")
-        by = tools.get("onmetal") if isinstance(tools, dict) else "an unknown version"
-        problems = [f"run.py is not the template of this onmetal (the bundle was written by {by})"]
-    wanted = pinned(manifest["run"]["runtime"], manifest["run"]["runtime_version"])
-    if _content(copy / "requirements.txt") not in (b"", wanted.encode()):
+        writer = tools.get("onmetal") if isinstance(tools, dict) else "an unknown version"
+        problems = [
+            f"run.py is not the template of this onmetal (the bundle was written by {writer})"
+        ]
+    requirement = pinned(manifest["run"]["runtime"], manifest["run"]["runtime_version"])
+    if _content(copy / "requirements.txt") not in (b"", requirement.encode()):
         problems.append("requirements.txt is not the runtime that manifest.json names")
     return problems
 
@@ -215,7 +226,8 @@ def _content(path: Path) -> bytes:
 
 
 def _check_tensors(folder: Path, manifest: dict[str, Any], worker: LocalWorker) -> list[str]:
-    """Whether inputs and outputs, and the golden vectors, are as the manifest says."""
+    """Problems of the inputs and outputs and of the golden vectors: they must be as the manifest
+    says."""
     run = manifest["run"]
     artifact = folder.absolute() / run["files"][0]
     try:
@@ -241,7 +253,7 @@ def _check_tensors(folder: Path, manifest: dict[str, Any], worker: LocalWorker) 
 
 
 def _check_specification(artifact: Path, worker: LocalWorker) -> list[str]:
-    """Whether a .tflite file keeps to TFLite's quantization specification."""
+    """The violations of TFLite's quantization specification in a .tflite file."""
     try:
         violations = worker.do(
             asked(converter_operations.violations, artifact.absolute()),
@@ -250,7 +262,10 @@ def _check_specification(artifact: Path, worker: LocalWorker) -> list[str]:
         )
     except OnmetalError as error:
         return [f"{artifact.name} cannot be read: {error}"]
-    return [f"{artifact.name} violates TFLite's specification: {what}" for what in violations[:5]]
+    return [
+        f"{artifact.name} violates TFLite's specification: {violation}"
+        for violation in violations[:5]
+    ]
 
 
 def _check_golden(
@@ -265,18 +280,18 @@ def _check_golden(
                 timeout_s=600,
                 cpu_s=limits.OPENING * limits.cpu_s(size_bytes),
             )
-        return _golden_there(folder, manifest["run"], host, device)
+        return _golden_on_device(folder, manifest["run"], host, device)
     except OnmetalError as error:
-        # Of a board that fails, or holds another model: it says nothing of the bundle.
+        # A board that fails, or holds another model, says nothing about the bundle.
         if device.traits.holds_one_model:
             raise DeviceError(str(error)) from None
         return [f"the golden vectors could not be run: {error}"]
 
 
-def _golden_there(
+def _golden_on_device(
     folder: Path, run: dict[str, Any], host: LocalWorker, device: Device
 ) -> list[str]:
-    """The golden vectors through a remote device; what it gave is compared here."""
+    """Run the golden vectors on a remote device and compare its outputs on this machine."""
     with tempfile.TemporaryDirectory(prefix="onmetal-") as name:
         inputs = Path(name) / "inputs.npz"
         host.do(asked(golden.write_inputs, folder.absolute(), inputs), timeout_s=600)
@@ -294,10 +309,11 @@ def _golden_there(
 
 
 def _execute(folder: Path, device: Local) -> list[str]:
-    """Run a copy of the bundle's run.py, known by now to be a template of ours, as a user would."""
+    """Run a copy of the bundle's run.py as a user would. It was checked before to be a version of
+    onmetal's template."""
     try:
-        done = subprocess.run(
-            # -P: whatever a run.py of an earlier version would import from its folder.
+        process = subprocess.run(
+            # -P: a run.py of an earlier version imports nothing from its own folder.
             [sys.executable, "-P", str((folder / "run.py").absolute())],
             env=quiet_environment(device.home) | {"PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
@@ -306,7 +322,7 @@ def _execute(folder: Path, device: Local) -> list[str]:
         )
     except subprocess.TimeoutExpired:
         return ["run.py did not end within ten minutes"]
-    if done.returncode == 0:
+    if process.returncode == 0:
         return []
-    said = (done.stdout + done.stderr).strip().splitlines()[-3:]
-    return [f"run.py failed with code {done.returncode}: {' / '.join(said)}"]
+    last_lines = (process.stdout + process.stderr).strip().splitlines()[-3:]
+    return [f"run.py failed with code {process.returncode}: {' / '.join(last_lines)}"]

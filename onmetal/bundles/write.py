@@ -1,10 +1,10 @@
 """Writes a deployment bundle, whole or not at all.
 
 A bundle is a folder: manifest.json, the artifact, golden.npz, run.py, README.md, for phones and
-boards more of their own, and SHA256SUMS over every other file. The sums tell damage, not malice
+boards additional files, and SHA256SUMS over every other file. The sums show damage, not malice
 (they are not signed), so `verify.py` trusts nothing in the folder: it makes a private copy while it
-hashes, and reads and runs that alone, with onmetal's own copy of run.py, in a worker, with known
-options only.
+hashes, and reads and runs only that copy, with onmetal's own copy of run.py, in a worker, with
+known options only.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ REPORT = "report.json"
 
 
 def check_out(out: Path, force: bool) -> None:
-    """Before any long work: may a bundle be written there? Raises UsageError if not."""
+    """Raises UsageError where no bundle may be written to `out`; called before any long work."""
     if Path.cwd().is_relative_to(out.resolve()):
         raise UsageError(
             f"--out {out}: this is the current folder or one above it, and --out is replaced as a "
@@ -43,7 +43,7 @@ def check_out(out: Path, force: bool) -> None:
         )
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise UsageError(f"--out {out}: exists and is not a folder; choose another")
-    _check_there(out, force)
+    _check_replaceable(out, force)
     ancestor = next(folder for folder in out.absolute().parents if folder.exists())
     try:
         with tempfile.TemporaryDirectory(dir=ancestor, prefix=f".{out.name}."):
@@ -52,7 +52,7 @@ def check_out(out: Path, force: bool) -> None:
         raise UsageError(f"--out {out}: cannot write there ({error.strerror})") from None
 
 
-def _check_there(out: Path, force: bool) -> None:
+def _check_replaceable(out: Path, force: bool) -> None:
     if out.exists() and _holds(out) != "nothing" and not force:
         raise UsageError(
             f"--out {out}: exists and is not empty; --force replaces it, or choose another folder"
@@ -60,22 +60,23 @@ def _check_there(out: Path, force: bool) -> None:
 
 
 def _holds(out: Path) -> Literal["nothing", "bundle", "more"]:
-    """What would be lost with the folder: nothing to speak of, a bundle, or something else."""
-    inside = {entry.name for entry in out.iterdir()}
-    if inside <= {REPORT}:
+    """What would be lost if the folder were removed: nothing but a report, a bundle, or more."""
+    entry_names = {entry.name for entry in out.iterdir()}
+    if entry_names <= {REPORT}:
         return "nothing"
-    return "bundle" if {"manifest.json", SUMS} <= inside else "more"
+    return "bundle" if {"manifest.json", SUMS} <= entry_names else "more"
 
 
 @contextlib.contextmanager
 def partial_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that becomes it or vanishes; those of killed runs are removed."""
+    """A temporary folder beside `out`, which is removed at the end; those that killed runs left are
+    removed as well."""
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
-    for left in out.parent.glob(f".{out.name}.*.partial"):
+    for leftover in out.parent.glob(f".{out.name}.*.partial"):
         with contextlib.suppress(ValueError, IndexError):
-            if not psutil.pid_exists(int(left.name.split(".")[-3])):
-                shutil.rmtree(left, ignore_errors=True)
+            if not psutil.pid_exists(int(leftover.name.split(".")[-3])):
+                shutil.rmtree(leftover, ignore_errors=True)
     folder = out.parent / f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}.partial"
     folder.mkdir()
     try:
@@ -86,9 +87,9 @@ def partial_folder(out: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing(out: Path, force: bool) -> Iterator[Path]:
-    """An empty folder to write to; where the block ends well it takes the place of `out`.
+    """An empty folder to write to, which replaces `out` where the block ends without an error.
 
-    A bundle that was there is removed; a folder of anything else is kept beside it, renamed.
+    An older bundle at `out` is removed; a folder with anything else is renamed and kept beside it.
     """
     with partial_folder(out) as folder:
         new, old = folder / "new", folder / "old"
@@ -98,9 +99,9 @@ def replacing(out: Path, force: bool) -> Iterator[Path]:
             if path.is_file():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
-        _check_there(out, force)  # another run may have been faster
+        _check_replaceable(out, force)  # another run may have been faster
         if out.exists() and _holds(out) == "more":
-            out.rename(_aside(out))
+            out.rename(_free_name(out))
         try:
             if out.exists():
                 out.rename(old)
@@ -111,8 +112,8 @@ def replacing(out: Path, force: bool) -> Iterator[Path]:
             raise
 
 
-def _aside(out: Path) -> Path:
-    """A free name beside it."""
+def _free_name(out: Path) -> Path:
+    """A path beside `out` that does not exist, to which an older folder is renamed."""
     names = (out.with_name(f"{out.name}.replaced-{number}") for number in itertools.count(1))
     return next(name for name in names if not name.exists())
 
@@ -139,11 +140,13 @@ def write(
     host: Local,
     device: Device,
 ) -> None:
-    """`extra`: more files, by their path in the bundle; `golden`: the .npz of vectors, which ran on
-    the device, where there are any; `manifest` goes in as it is.
+    """Write and verify a bundle.
 
-    The bundle is verified before it appears. Raises RuntimeError, which is a defect of ours, where
-    it is not what it says; then nothing is written.
+    `extra`: additional files, by their path in the bundle; `golden`: the .npz of golden vectors,
+    which the device computed, or None; `manifest`: written unchanged, with the list of files added.
+
+    The bundle is verified before it appears at `out`. Raises RuntimeError, a defect of onmetal,
+    where it fails its verification; then nothing is written.
     """
     with replacing(out, force) as folder:
         for file in files:

@@ -1,4 +1,4 @@
-"""Candidates that are measured as they are: of a bundle, of a file in a runtime's own format."""
+"""Makes candidates from finished artifacts: of a bundle, or a file in a runtime's own format."""
 
 import secrets
 from pathlib import Path
@@ -23,8 +23,8 @@ from onmetal.texts.suggest import near
 
 
 def from_bundle(folder: Path, host: Local, scratch: Path) -> Candidate:
-    """The artifact of a bundle, with the options that it ships with. What its manifest says of the
-    artifact must be what the artifact says of itself. A private copy is checked and measured."""
+    """The artifact of a bundle, with the options that it ships with. The tensors in its manifest
+    must be those of the artifact. A private copy is checked and measured."""
     copy = scratch / f"bundle-{secrets.token_hex(8)}"
     copy.mkdir(mode=0o700)
     _copy_artifact(folder, copy)
@@ -42,7 +42,7 @@ def from_bundle(folder: Path, host: Local, scratch: Path) -> Candidate:
 
 
 def _copy_artifact(folder: Path, copy: Path) -> None:
-    """The manifest of a bundle and the files that an artifact may have."""
+    """Copy the manifest of a bundle, and all files that may belong to its artifact."""
     try:
         with copying.opened(folder) as there:
             entries = {
@@ -60,9 +60,10 @@ def _copy_artifact(folder: Path, copy: Path) -> None:
 
 
 def ends(runtime: str, path: Path, host: Local) -> dict[str, list[dict[str, Any]]]:
-    """An artifact's own inputs and outputs; it is a stranger's, and read in a child process.
+    """An artifact's own inputs and outputs; the file is untrusted, so it is read in a child
+    process.
 
-    A .tflite file that breaks its specification is refused: the runtime would not survive some.
+    Raises UsageError for a .tflite file that violates its specification: some crash the runtime.
     """
     title, violations = spec(runtime).title, []
     cpu_s = limits.cpu_s(path.stat().st_size)
@@ -81,11 +82,12 @@ def ends(runtime: str, path: Path, host: Local) -> dict[str, list[dict[str, Any]
 
 
 def from_own(path: Path, runtime: str, threads: int, device: Local) -> Candidate:
-    """A file in a runtime's own format: its inputs are asked of the runtime."""
-    first, *others = spec(runtime).own_suffixes
+    """The candidate of a file in a runtime's own format; the runtime reports its inputs and
+    outputs."""
+    first, *companion_suffixes = spec(runtime).own_suffixes
     if not path.exists():
         raise UsageError(f"{path}: there is no such file{near(path, (first,))}")
-    files = (path, *(path.with_suffix(suffix) for suffix in others))
+    files = (path, *(path.with_suffix(suffix) for suffix in companion_suffixes))
     for file in files:  # the runtime would wait for a FIFO, and read from a device for ever
         if file == path or file.exists():
             with open_regular(file):
@@ -100,8 +102,8 @@ def from_own(path: Path, runtime: str, threads: int, device: Local) -> Candidate
     return candidate(f"{path.name} {EXACT}@{runtime}", runtime, files, options, tensors)
 
 
-def _tensors(found: dict[str, Any], side: str) -> tuple[Tensor, ...]:
-    return msgspec.convert(found[side], tuple[Tensor, ...])
+def _tensors(described_tensors: dict[str, Any], side: str) -> tuple[Tensor, ...]:
+    return msgspec.convert(described_tensors[side], tuple[Tensor, ...])
 
 
 def candidate(
@@ -116,8 +118,8 @@ def candidate(
     there = tuple(file for file in files if file.is_file())
     digest = caches.sha256(*there)
     inputs, outputs = _tensors(tensors, "inputs"), _tensors(tensors, "outputs")
-    firsts = {tensor.shape[0] if tensor.shape else None for tensor in (*inputs, *outputs)}
-    of = Model(
+    first_axes = {tensor.shape[0] if tensor.shape else None for tensor in (*inputs, *outputs)}
+    artifact_model = Model(
         path=files[0],
         prepared=files[0],
         prepared_sha256=digest,
@@ -129,16 +131,16 @@ def candidate(
         parameters=0,
         macs=None,
         operators={},
-        batch=(firsts.pop() if len(firsts) == 1 else 1) or 1,
+        batch=(first_axes.pop() if len(first_axes) == 1 else 1) or 1,
     )
     return Candidate(
         name=name,
         recipe=name.rpartition(" ")[2].partition("@")[0].rpartition("/")[2],
         runtime=runtime,
         runtime_version=version(spec(runtime).packages[0]),
-        model=of,
+        model=artifact_model,
         files=there,
         sha256=digest,
-        size_bytes=of.size_bytes,
+        size_bytes=artifact_model.size_bytes,
         options=options,
     )

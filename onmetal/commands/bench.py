@@ -1,4 +1,5 @@
-"""The commands beside the main job: each a function -> (the document of `--json`, its lines)."""
+"""The commands targets, runner, verify and bench. Each function returns the document of `--json`
+and the lines for people, or a report of both."""
 
 import contextlib
 import shlex
@@ -38,7 +39,7 @@ from onmetal.texts import units
 
 Shown = tuple[dict[str, Any], list[str]]
 FEED_BYTES = 512 << 20
-"""The most that is made up as inputs of one inference."""
+"""The most bytes of random inputs of one inference."""
 
 
 def show_targets(name: str | None) -> Shown:
@@ -94,7 +95,7 @@ def _target_lines(target: Target) -> list[str]:
 def build_runner() -> Shown:
     """The native runner for ARM devices, built here where it is missing."""
     with Cache() as cache:
-        there = native_runner.find(cache) is not None
+        already_built = native_runner.find(cache) is not None
         folder = native_runner.build(cache)
         size = sum(file.stat().st_size for file in folder.iterdir())
         document = {
@@ -106,7 +107,7 @@ def build_runner() -> Shown:
             "files": {file.name: caches.sha256(file) for file in sorted(folder.iterdir())},
         }
     known = ", ".join(f"{name} {number}" for name, number in native_runner.versions().items())
-    state = "was built already" if there else "built"
+    state = "was built already" if already_built else "built"
     return document, [f"{folder}: {state}, {units.size(size)}, with {known}"]
 
 
@@ -171,8 +172,10 @@ def bench(
         candidates: list[Candidate] = []
         failed: list[Trial] = []
         for path in paths:
-            made, refused = _candidates(path, target, threads, batch, shapes, host, cache, scratch)
-            candidates += made
+            converted, refused = _candidates(
+                path, target, threads, batch, shapes, host, cache, scratch
+            )
+            candidates += converted
             failed += refused
         candidates = _unique(candidates)
         progress.step("measuring")
@@ -213,7 +216,8 @@ def bench(
 
 
 def _check_held(board: Device, host: Local, candidates: list[Candidate], feeds: "_Feeds") -> None:
-    """Firmware that does not say what it holds must compute what each candidate does."""
+    """Raises DeviceError where firmware that does not say which model it holds gives other outputs
+    than a candidate."""
     for candidate in candidates if board.holds is None else ():
         found = agree.agreement(host, board, candidate, feeds[candidate], floats=False)
         if found.largest_difference > manifest.TOLERANCE["i8"] * found.peak:
@@ -223,7 +227,7 @@ def _check_held(board: Device, host: Local, candidates: list[Candidate], feeds: 
 def _counted(
     device: Device, candidates: list[Candidate], feeds: "_Feeds", facts: DeviceFacts
 ) -> Report[CountedBench]:
-    """On an emulator instructions are counted: there is no time, and nothing is faster."""
+    """The report of an emulator, which counts instructions and measures no time."""
     profiles = [Counted(c.name, measure.profile(device, c, feeds[c])) for c in candidates]
     return Report(CountedBench(1, of_trials.device(facts), profiles))
 
@@ -231,7 +235,8 @@ def _counted(
 def _opinions(
     device: Device, candidates: list[Candidate], program: Path | None, threads: int
 ) -> dict[str, Opinion]:
-    """What benchmark_model says of each .tflite artifact, or why it says nothing."""
+    """Name of a candidate -> the figures of benchmark_model, or its error, for .tflite
+    artifacts."""
     if program is None:
         return {}
     opinions: dict[str, Opinion] = {}
@@ -255,14 +260,15 @@ def _candidates(
     cache: Cache,
     scratch: Path,
 ) -> tuple[list[Candidate], list[Trial]]:
-    """-> what can be measured of a path, and what cannot, with the reason."""
+    """-> the candidates of a path; the failed trials of runtimes that cannot run it, with the
+    reasons."""
     if path.is_dir():
         return [from_bundle(path, device, scratch)], []
     if name := runtimes.own(path):
         return [from_own(path, name, threads, device)], []
     found = model.read(path, model.parse_shapes(shapes), batch, cache, device)
     recipe = _as_it_is(path, found, target)
-    made, failed = [], []
+    converted, failed = [], []
     calibrated = CalibratedModel(found, target, None, device, cache)
     for runtime in recipe.runtimes:
         if found.format == "tflite" and spec(runtime).reads != found.format:
@@ -270,7 +276,7 @@ def _candidates(
         name = f"{path.name} {recipe.name}@{runtime}"
         try:
             source = steps.source(calibrated, recipe, runtime)
-            made.append(
+            converted.append(
                 convert(name, found, recipe, runtime, target, threads, device, cache, source)
             )
         except UnsupportedError as error:
@@ -278,7 +284,7 @@ def _candidates(
                 name, recipe.name, runtime, found.stem, status="failed", reason=str(error)
             )
             failed.append(replace(trial, failure="conversion"))
-    if not made:
+    if not converted:
         if found.format == "tflite" and not failed:
             raise UnsupportedError(
                 f"{path}: the target {target.name} has no LiteRT, which alone runs .tflite files; "
@@ -286,12 +292,12 @@ def _candidates(
             )
         reasons = "; ".join(trial.reason or "" for trial in failed)
         raise UnsupportedError(f"{path}: no runtime of {target.name} runs it: {reasons}")
-    return made, failed
+    return converted, failed
 
 
 def _as_it_is(path: Path, found: Model, target: Target) -> Recipe:
-    """The recipe under which a file is run as it is: in float, or where a target has no such recipe
-    the one whose format the model has."""
+    """The recipe under which a file is run unchanged: the float one, or where a target has none,
+    the one whose format the model has. Raises UnsupportedError where there is none."""
     for recipe in target.recipes:
         if recipe.name == EXACT:
             return recipe
@@ -304,12 +310,13 @@ def _as_it_is(path: Path, found: Model, target: Target) -> Recipe:
 
 
 def _unique(candidates: list[Candidate]) -> list[Candidate]:
-    """One file given twice is measured twice: the second is called `… #2`."""
-    seen: Counter[str] = Counter()
+    """The candidates with unique names: a file that was given twice is measured twice, and the
+    second candidate is called `… #2`."""
+    name_counts: Counter[str] = Counter()
     found = []
     for candidate in candidates:
-        seen[candidate.name] += 1
-        number = seen[candidate.name]
+        name_counts[candidate.name] += 1
+        number = name_counts[candidate.name]
         name = candidate.name if number == 1 else f"{candidate.name} #{number}"
         found.append(replace(candidate, name=name))
     return found
@@ -323,16 +330,16 @@ class _Feeds(dict[str, Path]):
 def _random_feeds(candidates: list[Candidate], scratch: Path, cache: Cache) -> _Feeds:
     found = _Feeds()
     for number, candidate in enumerate(candidates):
-        wanted = sum(manifest.size_bytes(tensor) for tensor in candidate.model.inputs)
-        if wanted > FEED_BYTES:
+        input_bytes = sum(manifest.size_bytes(tensor) for tensor in candidate.model.inputs)
+        if input_bytes > FEED_BYTES:
             raise UsageError(
-                f"{candidate.name}: its inputs take {wanted} bytes; random ones are made of at "
-                f"most {FEED_BYTES}"
+                f"{candidate.name}: its inputs take {input_bytes} bytes; random ones are made of "
+                f"at most {FEED_BYTES}"
             )
         data = samples.random(candidate.model, cache, candidate.model.batch)
-        fed = data.feed(candidate.model, range(candidate.model.batch))
+        input_arrays = data.feed(candidate.model, range(candidate.model.batch))
         path = scratch / f"feeds-{number}.npz"
-        np.savez(path, **{f"0/{name}": array for name, array in fed.items()})  # type: ignore[arg-type]
+        np.savez(path, **{f"0/{name}": array for name, array in input_arrays.items()})  # type: ignore[arg-type]
         found[candidate.name] = path
     return found
 

@@ -64,14 +64,16 @@ def complete() -> None:
 
 
 class Nothing(BaseCompleter):
-    """For what only the user knows: no files are offered for `--threads`."""
+    """The completer of values that only the user knows: it offers nothing, so that no files are
+    offered for `--threads`."""
 
     def __call__(self, **_: object) -> Iterable[str]:
         return ()
 
 
 def _offer(action: Any, *, first: bool) -> None:
-    """Say what may stand in the place of an option's value or of a name."""
+    """Set the completer of an option or a positional argument. `first`: whether it is the first
+    word, which may be a command."""
     if action.dest in OFFERED:
         action.completer = lambda **_: OFFERED[action.dest]
     elif action.dest in ("target", "name"):
@@ -90,23 +92,26 @@ def _targets(prefix: str, **_: object) -> Iterable[str]:
 
 
 def _recipes(prefix: str, parsed_args: argparse.Namespace, **_: object) -> Iterable[str]:
-    """Of the target that was named, else of all; several are joined by commas."""
+    """The recipes of the named target, else of all targets; the last word of a list with commas is
+    completed."""
     from onmetal import targets
     from onmetal.errors import UsageError
     from onmetal.runtimes.fit import load_target
 
-    named = getattr(parsed_args, "target", None)
+    target_name = getattr(parsed_args, "target", None)
     before, comma, _last = prefix.rpartition(",")
     try:
-        chosen = [load_target(name) for name in ([named] if named else targets.names())]
+        chosen_targets = [
+            load_target(name) for name in ([target_name] if target_name else targets.names())
+        ]
     except UsageError:
         return []
-    names = dict.fromkeys(recipe.name for target in chosen for recipe in target.recipes)
+    names = dict.fromkeys(recipe.name for target in chosen_targets for recipe in target.recipes)
     return [before + comma + name for name in names]
 
 
 def _files(prefix: str, suffixes: tuple[str, ...]) -> Iterator[str]:
-    """Files that end so, and folders, where the typed path leads."""
+    """Files with one of the suffixes, and folders, in the folder of the typed path."""
     folder, slash, start = prefix.rpartition("/")
     try:
         entries = sorted(Path((folder + slash) or ".").expanduser().iterdir())

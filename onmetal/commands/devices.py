@@ -1,4 +1,4 @@
-"""`deploy devices`: what is attached and ready, and what each lacks."""
+"""`deploy devices`: the devices that are attached, whether they are ready, and what each lacks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,13 +23,13 @@ def show(addresses: list[str]) -> Shown:
     for address in addresses:
         connect.check_address(address)
     with Cache() as cache:
-        found = [_local(cache), *_by_adb(cache)]
+        entries = [_local(cache), *_by_adb(cache)]
         for address in dict.fromkeys(addresses):
-            listed = {entry["address"] for entry in found}
-            if address not in listed | {"adb"}:  # of which all were asked
-                found.append(_reached(address, cache))
-    lines = [line for entry in found for line in _lines(entry)]
-    return {"schema": 1, "devices": found}, lines
+            listed_addresses = {entry["address"] for entry in entries}
+            if address not in listed_addresses | {"adb"}:  # all phones are in the list already
+                entries.append(_reached(address, cache))
+    lines = [line for entry in entries for line in _lines(entry)]
+    return {"schema": 1, "devices": entries}, lines
 
 
 def _local(cache: Cache) -> dict[str, Any]:
@@ -53,15 +53,16 @@ def _local(cache: Cache) -> dict[str, Any]:
 
 
 def _by_adb(cache: Cache) -> list[dict[str, Any]]:
-    """What adb lists; an entry that says why, where adb itself is not there or fails."""
+    """The entries of the phones that adb lists; a single entry with the reason where adb is missing
+    or fails, or where no phone is attached."""
     try:
         program = adb.client()
         if program is None:
             return [_absent("adb", f"there is no adb program: {adb.INSTALL}")]
-        there = adb.attached(program)
+        phones = adb.attached(program)
     except DeviceError as error:
         return [_absent("adb", str(error))]
-    if not there:
+    if not phones:
         return [
             _absent(
                 "adb",
@@ -70,10 +71,10 @@ def _by_adb(cache: Cache) -> list[dict[str, Any]]:
             )
         ]
     return [
-        {**_absent(f"adb:{one.serial}", one.trouble), "model": one.model}
-        if one.trouble
-        else _reached(f"adb:{one.serial}", cache)
-        for one in there
+        {**_absent(f"adb:{phone.serial}", phone.trouble), "model": phone.model}
+        if phone.trouble
+        else _reached(f"adb:{phone.serial}", cache)
+        for phone in phones
     ]
 
 
@@ -106,21 +107,21 @@ def _reached(address: str, cache: Cache) -> dict[str, Any]:
 def _entry(
     facts: DeviceFacts, ready: bool, why: str | None, lacks: list[str], warnings: Sequence[str] = ()
 ) -> dict[str, Any]:
-    fits = [t.name for t in map(load_target, targets.names()) if _fits(t, facts)]
-    if not fits:
+    fitting_targets = [t.name for t in map(load_target, targets.names()) if _fits(t, facts)]
+    if not fitting_targets:
         why = why or f"no target is for {facts.arch}"
     return {
         **plain(of_trials.device(facts)),
-        "ready": ready and bool(fits),
+        "ready": ready and bool(fitting_targets),
         "why": why or None,
-        "targets": fits,
+        "targets": fitting_targets,
         "lacks": lacks,
         "warnings": list(warnings),
     }
 
 
 REACHED = {"ssh": ("ssh", "local"), "socket": ("serial",), "qemu": ("serial",)}
-"""Transport of an address -> those of the targets that may be reached so."""
+"""Transport of an address -> the transports of the targets that it may reach."""
 
 
 def _fits(target: Target, facts: DeviceFacts) -> bool:
@@ -146,9 +147,9 @@ def _lines(entry: dict[str, Any]) -> list[str]:
     lines = [f"{entry['address']}  {state}" + (f": {entry['why']}" if entry["why"] else "")]
     if "arch" not in entry:
         return lines
-    named = " ".join(word for word in (entry.get("model"), entry.get("soc")) if word)
-    if named:
-        lines.append(f"  {named}")
+    model_text = " ".join(word for word in (entry.get("model"), entry.get("soc")) if word)
+    if model_text:
+        lines.append(f"  {model_text}")
     memory = units.size(entry["memory_bytes"]) if entry["memory_bytes"] else "memory not known"
     lines.append(
         f"  {entry['cpu']}, {entry['cores']} cores, {memory}, {entry['os']}, {entry['arch']}"
@@ -160,21 +161,21 @@ def _lines(entry: dict[str, Any]) -> list[str]:
     lines += [f"  {state}"] if state else []
     lines.append("  runtimes: " + (", ".join(f"{n} {v}" for n, v in entry["runtimes"].items())))
     if entry.get("meters"):
-        read = "" if connect.is_board(entry["address"]) else " (not read by this version)"
-        lines.append(f"  meters seen{read}: {', '.join(entry['meters'])}")
+        note = "" if connect.is_board(entry["address"]) else " (not read by this version)"
+        lines.append(f"  meters seen{note}: {', '.join(entry['meters'])}")
     lines.append(f"  targets: {', '.join(entry['targets']) or 'none'}")
     lines += [f"  lacks {lack}" for lack in entry["lacks"]]
     return lines + [f"  note: {warning}" for warning in entry["warnings"]]
 
 
 def _state(state: dict[str, Any]) -> str:
-    said = []
+    parts = []
     if "battery_percent" in state:
         charging = ", charging" if state.get("charging") else ""
-        said.append(f"battery {state['battery_percent']:.0f} %{charging}")
-    for name, what in (("temperature_c", ""), ("battery_temperature_c", "battery ")):
+        parts.append(f"battery {state['battery_percent']:.0f} %{charging}")
+    for name, prefix in (("temperature_c", ""), ("battery_temperature_c", "battery ")):
         if name in state:
-            said.append(f"{what}{state[name]:.0f} °C")
+            parts.append(f"{prefix}{state[name]:.0f} °C")
     if "thermal_status" in state:
-        said.append(f"thermal status {state['thermal_status']}")
-    return ", ".join(said)
+        parts.append(f"thermal status {state['thermal_status']}")
+    return ", ".join(parts)

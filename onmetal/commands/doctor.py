@@ -1,4 +1,5 @@
-"""`deploy doctor`: what of an installation works, what each part enables, what mends the rest."""
+"""`deploy doctor`: which parts of an installation work, what each enables, and how to repair the
+others."""
 
 import os
 import platform
@@ -18,7 +19,7 @@ from onmetal.reports.command_records import Check, Doctor
 
 Shown = tuple[dict[str, Any], list[str]]
 FREE_BYTES = 2_000_000_000
-"""Of the cache's disk: conversions and calibration data of a middling model."""
+"""The least free space on the cache's disk: conversions and calibration data of a medium model."""
 
 
 EXTRAS = (
@@ -86,15 +87,19 @@ def _adb() -> Check:
         program = adb.client()
         if program is None:
             return Check("adb", "not found", enables, adb.INSTALL.replace("`", ""))
-        there = adb.attached(program)
+        phones = adb.attached(program)
     except DeviceError as error:
-        asked = os.environ.get("ADB")
-        fix = "unset ADB" if asked and not shutil.which(asked) else "adb kill-server; adb devices"
+        adb_setting = os.environ.get("ADB")
+        fix = (
+            "unset ADB"
+            if adb_setting and not shutil.which(adb_setting)
+            else "adb kill-server; adb devices"
+        )
         return Check("adb", str(error), enables, fix)
-    troubled = [f"{one.serial} is {one.trouble}" for one in there if one.trouble]
+    troubled = [f"{phone.serial} is {phone.trouble}" for phone in phones if phone.trouble]
     if troubled:
         return Check("adb", program, enables, "; ".join(troubled))
-    return Check("adb", f"{program}, {len(there)} device(s)", enables)
+    return Check("adb", f"{program}, {len(phones)} device(s)", enables)
 
 
 def _ssh() -> Check:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP end a command as ^C does: tidily."""
+"""Makes SIGTERM and SIGHUP end a command as ^C does, with all clean-up."""
 
 import contextlib
 import signal
@@ -8,15 +8,17 @@ from collections.abc import Iterator
 from types import FrameType
 
 TIDYING_S = 60.0
-"""A device that does not answer any more is waited for no longer."""
+"""How long the clean-up may wait for a device that does not answer, before another signal ends
+it."""
 
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
-"""As `kill` sends it and systems that shut down; as a terminal or a connection that is closed."""
+"""SIGTERM is sent by `kill` and by systems that shut down, SIGHUP by a terminal or a connection
+that is closed."""
 
 
 class Terminate(KeyboardInterrupt):
-    """All that tidies up after ^C does so after it."""
+    """Raised for SIGTERM and SIGHUP; code that cleans up after ^C cleans up after it, too."""
 
     def __init__(self, number: int) -> None:
         self.number = signal.Signals(number)
@@ -24,9 +26,10 @@ class Terminate(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def orderly_end() -> Iterator[None]:
-    """While it lasts SIGTERM and SIGHUP end the run as ^C does, with nothing left behind here or on
-    a device; another one does not disturb that soon. Python would leave all of it where it is. One
-    that is ignored already stays so: `nohup` has asked for that."""
+    """Inside the block, SIGTERM and SIGHUP end the run as ^C does, so that temporary files here and
+    on a device are removed; by default Python would leave them. A further signal within TIDYING_S
+    does not interrupt the clean-up. A signal that is ignored already, as under `nohup`, stays
+    ignored."""
     first_s: float | None = None
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -35,8 +38,8 @@ def orderly_end() -> Iterator[None]:
             first_s = time.monotonic()
             raise Terminate(number)
 
-    mine = threading.current_thread() is threading.main_thread()
-    handled = [n for n in ENDING if mine and signal.getsignal(n) == signal.SIG_DFL]
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handled = [n for n in ENDING if in_main_thread and signal.getsignal(n) == signal.SIG_DFL]
     for number in handled:
         signal.signal(number, end)
     try:

@@ -1,5 +1,5 @@
-"""`deploy inspect`: what a model takes, gives and costs, what of it a target runs, and where 8 bits
-hurt."""
+"""`deploy inspect`: a model's inputs, outputs and costs, whether a target can run it, and which
+operators are sensitive to 8 bits."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +38,7 @@ Shown = tuple[dict[str, Any], list[str]]
 FORMATS = {"onnx": "ONNX", "tflite": "TFLite"}
 RANDOM_SAMPLES = 8
 SHOWN = 10
-"""Rows of a long list that are for people; `--json` has all."""
+"""How many rows of a long list are shown to people; `--json` has all."""
 
 
 def inspect(
@@ -101,8 +101,8 @@ def inspect(
 def _support(
     target: Target, found: Model, device: Local, cache: Cache, samples: bool
 ) -> list[Support]:
-    """What of the target's plan can run the model, and what not and why. What is calibrated is not
-    made here: whether it can be is said by the plan."""
+    """Whether each planned candidate of the target can run the model, and why not. Float candidates
+    are converted to find out; for quantized ones the plan decides."""
     support = []
     for entry in plan(target, [found], device.facts(), None, samples=True):
         says, runs = entry.skipped or "runs completely", not entry.skipped
@@ -110,8 +110,8 @@ def _support(
             says = "can be tried" if samples else "can be tried, once calibrated with --data"
         elif runs:
             try:
-                made = CalibratedModel(found, target, None, device, cache)
-                source = steps.source(made, entry.recipe, entry.runtime)
+                calibrated_model = CalibratedModel(found, target, None, device, cache)
+                source = steps.source(calibrated_model, entry.recipe, entry.runtime)
                 convert(
                     entry.name,
                     found,
@@ -132,7 +132,8 @@ def _support(
 def _on_micro(
     target: Target, found: Model, device: Local, cache: Cache, plot: Path | None
 ) -> tuple[list[Support], dict[str, Any] | None]:
-    """What of the plan TFLite Micro runs, and the memory of the least exact of it."""
+    """-> whether TFLite Micro can run each planned candidate, and why not; the memory of the least
+    exact one that it runs."""
     support: list[Support] = []
     last = None
     for entry in plan(target, [found], device.facts(), None, samples=True):
@@ -168,8 +169,10 @@ def _memory_lines(memory: dict[str, Any], target: Target | None) -> list[str]:
     said += f"{flash['graph_bytes']:,}, code about {flash['code_bytes']:,}"
     lines.append(said + (f"; the chip has {chip.flash_kib * 1024:,}" if chip else ""))
     if memory["npu"]:  # Vela plans its memory by itself
-        used = memory["npu"]["memory_bytes"]
-        lines[1] = f"RAM {used['sram']:,} bytes of SRAM, {used['dram']:,} of DRAM, by Vela"
+        vela_memory = memory["npu"]["memory_bytes"]
+        lines[1] = (
+            f"RAM {vela_memory['sram']:,} bytes of SRAM, {vela_memory['dram']:,} of DRAM, by Vela"
+        )
         return [*lines, *npu_lines(of_trials.typed(memory["npu"], Npu))]
     return [*lines, *plan["timeline"].splitlines()]
 
@@ -183,8 +186,8 @@ def _sensitivity(
     cache: Cache,
     progress: Progress,
 ) -> Sensitivity:
-    """Each operator alone in 8 bits, by the first static format of the target's that fits the
-    model."""
+    """The sensitivity of each operator, quantized alone to 8 bits in the first static format of the
+    target that fits the model."""
     if found.quantized:
         raise UsageError(
             f"{found.path}: it is quantized already; sensitivity is told of float models: give the "
@@ -197,8 +200,8 @@ def _sensitivity(
     calibration = parts.calibration if parts else loaded
     calibrated = CalibratedModel(found, target, calibration, device, cache)
     assert recipe.format
-    by = calibrated.tflite if in_tflite else calibrated
-    rows = by.sensitivity(recipe.format, _told(progress))
+    analysed_model = calibrated.tflite if in_tflite else calibrated
+    rows = analysed_model.sensitivity(recipe.format, _callback(progress))
     return Sensitivity(recipe.name, calibration.count, rows)
 
 
@@ -219,7 +222,7 @@ def _static(target: Target, found: Model) -> tuple[Recipe, bool]:
     )
 
 
-def _told(progress: Progress) -> Callable[[float, float, str], None]:
+def _callback(progress: Progress) -> Callable[[float, float, str], None]:
     return lambda done, total, what: progress(done, total, what)
 
 
@@ -251,7 +254,7 @@ def compare(
     follow_links: bool,
     progress: Progress,
 ) -> Shown:
-    """Where an artifact leaves its float model: every tensor that both have, and the first bad one.
+    """Compare an artifact with its float model: every tensor that both have, and the first bad one.
 
     `path`: an ONNX or TFLite file, an OpenVINO IR (.xml) or a bundle.
     """
@@ -274,13 +277,13 @@ def compare(
                 artifact, model.parse_shapes(shapes), batch, cache, device
             ).prepared
         if data is None:
-            given = samples.random(found, cache, RANDOM_SAMPLES)
+            compared_samples = samples.random(found, cache, RANDOM_SAMPLES)
         else:
-            given = _loaded(data, follow_links, found, cache)
+            compared_samples = _loaded(data, follow_links, found, cache)
         with device.worker() as worker:
             try:
                 rows = worker.do(
-                    asked(compare, str(artifact), str(reference), given, found),
+                    asked(compare, str(artifact), str(reference), compared_samples, found),
                     timeout_s=86400,
                     progress=lambda done, total: progress(done, total, f"sample {done} of {total}"),
                 )
@@ -294,12 +297,12 @@ def compare(
         schema=1,
         artifact=str(path),
         against=str(against),
-        samples=given.count,
+        samples=compared_samples.count,
         bad_db=BAD_DB,
         first_bad=first["tensor"] if first else None,
         tensors=rows,
     )
-    return plain(comparison), _compared(rows, first, worst, given, data)
+    return plain(comparison), _compared(rows, first, worst, compared_samples, data)
 
 
 def _artifact(path: Path) -> Path:
@@ -323,10 +326,13 @@ def _compared(
     rows: list[dict[str, Any]],
     first: dict[str, Any] | None,
     worst: dict[str, Any],
-    given: Samples,
+    compared_samples: Samples,
     data: str | None,
 ) -> list[str]:
-    lines = [f"{len(rows)} tensors compared on {given.count} samples, in the order of computation"]
+    lines = [
+        f"{len(rows)} tensors compared on {compared_samples.count} samples, in the order of "
+        "computation"
+    ]
     if data is None:
         lines.append("on random inputs: real ones, by --data, say more")
     shown = (

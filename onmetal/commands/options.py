@@ -1,4 +1,4 @@
-"""What can be asked: the options of every command, for the command line and its completion.
+"""The options of every command, for the command line and its completion.
 
 Nothing heavy is imported here: `--help` answers at once.
 """
@@ -58,7 +58,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, whose errors are ours: `--json` and exit codes hold for them too."""
+    """A parser whose errors are UsageError, so that `--json` and exit codes apply to them, too."""
 
     def __init__(self, prog: str, **keywords: Any) -> None:
         super().__init__(
@@ -73,14 +73,15 @@ class Parser(argparse.ArgumentParser):
         """Options and names in any order. An empty value is an error: an unset shell variable
         would quietly mean the default."""
         self._refuse_unknown(words)
-        asked = self.parse_intermixed_args(words)
-        for name, value in vars(asked).items():
+        arguments = self.parse_intermixed_args(words)
+        for name, value in vars(arguments).items():
             if "" in (value if isinstance(value, list) else [value]):
                 self.error(f"{name.replace('_', '-')} was given an empty value")
-        return asked
+        return arguments
 
     def _refuse_unknown(self, words: Sequence[str]) -> None:
-        """First of all: an option that is missing would be complained of otherwise."""
+        """Raises UsageError for an unknown option. It runs first, because argparse would report a
+        missing argument instead."""
         for word in words:
             if word == "--":
                 return
@@ -315,4 +316,4 @@ COMMANDS: dict[str, Callable[[], Parser]] = {
     "doctor": doctor,
     "completion": completion,
 }
-"""All but the main job, which has no name."""
+"""Name of a command -> its parser; the main command, a deployment, has no name."""

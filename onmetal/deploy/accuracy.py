@@ -1,4 +1,5 @@
-"""How good candidates are: accuracy and fidelity over the samples, by what will ship."""
+"""Judges candidates: the accuracy and fidelity of the artifacts that will ship, over the
+samples."""
 
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from onmetal.targets import EXACT
 LATEST = 0.6
 """The part of --time-limit after which nothing more is judged."""
 INFERENCE_S = 600
-"""A candidate of which one inference takes longer is given up."""
+"""A candidate fails where one inference takes longer than this many seconds."""
 
 
 class Judged(Struct, frozen=True):
@@ -40,17 +41,20 @@ class Judged(Struct, frozen=True):
 
 
 class Reference(Struct, frozen=True):
-    """The model whose accuracy the others' are compared with."""
+    """The model that the accuracy of all candidates is compared with."""
 
     stem: str
-    """The most accurate float model's; without labels, the first one's."""
+    """The stem of the most accurate float model; without labels, of the first model."""
     value: float | None
-    """Of the metric."""
+    """Its value of the metric; None without labels."""
 
 
 def judge(run: Run, standing: Standing) -> tuple[Standing, Reference]:
-    """Accuracy and fidelity of every candidate, by the artifact and runtime that ship. Each one's
-    fidelity is to its own original, its drop to the reference."""
+    """Judge accuracy and fidelity of every candidate, by the artifact and runtime that ship.
+
+    Fidelity is measured against the candidate's own original model, the accuracy drop against the
+    reference.
+    """
     task = run.task
     judged: dict[str, Judged] = {}
 
@@ -66,8 +70,8 @@ def judge(run: Run, standing: Standing) -> tuple[Standing, Reference]:
     trials = each(run, trials, computed, late)
     originals, warnings = {}, []
     for entry in task.models:
-        originals[entry.stem], told = _original(run, entry, trials, judged)
-        warnings += told
+        originals[entry.stem], original_warnings = _original(run, entry, trials, judged)
+        warnings += original_warnings
     reference = _reference(task, originals)
     base = originals[reference.stem]
     if base and base.scorer and reference.value is not None:
@@ -75,14 +79,14 @@ def judge(run: Run, standing: Standing) -> tuple[Standing, Reference]:
     extents = {stem: _extents(original) for stem, original in originals.items()}
 
     def compared_with_original(trial: Trial) -> Trial:
-        mine, original = judged[trial.name], originals[trial.model]
-        trial = _scored(trial, mine, base)
+        judged_trial, original = judged[trial.name], originals[trial.model]
+        trial = _scored(trial, judged_trial, base)
         if original is None:
             return trial
         recipe = task.target.recipe(trial.recipe, trial.runtime)
-        read = mine.scorer.read if mine.scorer else ()
+        read = judged_trial.scorer.read if judged_trial.scorer else ()
         extent_of = extents[trial.model]
-        return compared(trial, recipe, mine.outputs, original.outputs, extent_of, read)
+        return compared(trial, recipe, judged_trial.outputs, original.outputs, extent_of, read)
 
     trials = each(
         run,
@@ -101,14 +105,15 @@ def _no_better_than_chance(scorer: Scorer, value: float) -> list[str]:
 
 
 def _beyond_calibration(run: Run, extents: dict[str, Extent]) -> list[str]:
-    """Outputs that reach beyond what calibration saw of them: 8 bits clip those."""
+    """Warnings about outputs whose values go beyond their range during calibration: 8 bits clip
+    such values."""
     task, model = run.task, run.task.models[0]
     if not task.labelled or str(model.path) not in task.calibration:
         return []
     try:
         ranges = calibrated(run, model).output_ranges(lambda done, total, what: None)
     except OnmetalError:
-        return []  # what is calibrated says why
+        return []  # the trials of calibrated candidates hold the reason
     texts = [
         range_warning("output", name, ranges[name], ends)
         for name, known in extents.items()
@@ -122,27 +127,27 @@ def _extents(original: Judged | None) -> dict[str, Extent]:
 
 
 def _agreed(run: Run, trial: Trial) -> Trial:
-    """The trial with how a remote device's outputs differ from this machine's."""
+    """The trial with the differences between a remote device's outputs and this machine's."""
     task, candidate = run.task, trial.candidate
     if task.elsewhere is None or candidate is None or not task.holds(candidate):
         return trial
     floats = task.target.recipe(trial.recipe, trial.runtime).compute not in ("i8", "i16")
-    found = agreement(task.host, task.elsewhere, candidate, run.feeds(candidate), floats)
+    comparison = agreement(task.host, task.elsewhere, candidate, run.feeds(candidate), floats)
     warnings = list(trial.warnings)
-    if found.largest_difference > TOLERANCE[candidate.details["compute"]] * found.peak:
+    if comparison.largest_difference > TOLERANCE[candidate.details["compute"]] * comparison.peak:
         if task.one_model and task.elsewhere.holds is None:
-            raise wrong_model(task.elsewhere.address, trial.name, found)
+            raise wrong_model(task.elsewhere.address, trial.name, comparison)
         warnings.append(
             f"its outputs on the device differ from this machine's by up to "
-            f"{found.largest_difference:.3g}, where they reach {found.peak:.3g}"
+            f"{comparison.largest_difference:.3g}, where they reach {comparison.peak:.3g}"
         )
-    elif task.one_model and not found.identical:
+    elif task.one_model and not comparison.identical:
         warnings.append(
             f"the board's outputs are not TFLite Micro's here to the bit: off by "
-            f"{found.largest_difference:.3g} where outputs reach {found.peak:.3g}; its accuracy is "
-            "the board's"
+            f"{comparison.largest_difference:.3g} where outputs reach {comparison.peak:.3g}; its "
+            "accuracy is the board's"
         )
-    return replace(trial, agreement=plain(found), warnings=tuple(warnings))
+    return replace(trial, agreement=plain(comparison), warnings=tuple(warnings))
 
 
 def _on_device(trial: Trial) -> bool:
@@ -150,8 +155,8 @@ def _on_device(trial: Trial) -> bool:
 
 
 def _judge(run: Run, trial: Trial, late: bool, remote: Device | None = None) -> Judged:
-    """Run the samples through the candidate, or find that in the cache; on this machine, or on the
-    remote device."""
+    """Run the samples through the candidate, on this machine or on the remote device, or take its
+    outputs from the cache."""
     task, candidate = run.task, trial.candidate
     assert candidate
     limit_s = _limit_s(run.clock, late)
@@ -187,7 +192,8 @@ def _judge(run: Run, trial: Trial, late: bool, remote: Device | None = None) -> 
 
 
 def _judge_model(run: Run, model: Model, late: bool) -> Judged:
-    """Run the samples through the model itself, by what defines its format, on this machine."""
+    """Run the samples through the model itself on this machine, by the runtime that defines its
+    format."""
     task, limit_s = run.task, _limit_s(run.clock, late)
 
     def compute(workers: list[LocalWorker], folder: Path) -> None:
@@ -213,7 +219,8 @@ def _judge_model(run: Run, model: Model, late: bool) -> Judged:
 
 
 def _limit_s(clock: Clock, late: bool) -> float:
-    """Raises DeviceError where there is no time left; what is judged first gets a second."""
+    """The seconds left for judging. Raises DeviceError where there are none, except for the first
+    candidate, which gets one second."""
     limit_s = clock.left_s(LATEST)
     if limit_s <= 0 and late:
         raise DeviceError("no time left")
@@ -251,10 +258,12 @@ def _stored(task: Task, model: Model, folder: Path) -> Judged:
 def _original(
     run: Run, entry: Model, trials: list[Trial], judged: dict[str, Judged]
 ) -> tuple[Judged | None, list[str]]:
-    """What the original model gives, by what defines its format, on this machine; where that fails,
-    by the first exact candidate that runs, and a warning."""
-    here = [trial for trial in trials if not _on_device(trial)]
-    original = original_trial(entry, here)
+    """The outputs of the original model on this machine, by the runtime that defines its format.
+
+    Where that fails, those of the first exact candidate that runs, with a warning.
+    """
+    on_host = [trial for trial in trials if not _on_device(trial)]
+    original = original_trial(entry, on_host)
     if original and original.name in judged:
         return judged[original.name], []
     try:
@@ -262,10 +271,11 @@ def _original(
     except OnmetalError as error:
         exact = [t for t in trials if t.model == entry.stem and t.recipe == EXACT]
         exact = [trial for trial in exact if trial.name in judged]
-        against = exact[0].name if exact else "nothing"
+        compared_name = exact[0].name if exact else "nothing"
         warning = (
             f"{entry.path.name} cannot be run by {defining(entry.format)}, which defines what it "
-            f"computes ({error}): outputs of the candidates are compared with those of {against}"
+            f"computes ({error}): outputs of the candidates are compared with those of "
+            f"{compared_name}"
         )
         return judged[exact[0].name] if exact else None, [warning]
 

@@ -1,4 +1,4 @@
-"""Whether a device computes what this machine does: golden vectors through both, bit by bit."""
+"""Compares the outputs of a device with those of this machine for the same inputs, bit by bit."""
 
 import tempfile
 from pathlib import Path
@@ -30,7 +30,7 @@ class Agreement(Struct, frozen=True):
 
 
 def outputs(device: Device, candidate: Candidate, feeds: Path) -> list[list[np.ndarray]]:
-    """Of every feed of an .npz, the outputs in the model's order."""
+    """The outputs for every feed of an .npz: by feed, then in the order of the model's outputs."""
     with tempfile.TemporaryDirectory(prefix="onmetal-") as name, device.worker() as worker:
         folder = Path(name)
         worker.open(candidate.artifact, timeout_s=LIMIT_S)
@@ -38,8 +38,8 @@ def outputs(device: Device, candidate: Candidate, feeds: Path) -> list[list[np.n
         count = len(list(folder.glob("*-0.npy")))
         return [
             [
-                np.load(folder / f"{number}-{place}.npy", allow_pickle=False)
-                for place in range(len(candidate.model.outputs))
+                np.load(folder / f"{number}-{index}.npy", allow_pickle=False)
+                for index in range(len(candidate.model.outputs))
             ]
             for number in range(count)
         ]
@@ -48,18 +48,28 @@ def outputs(device: Device, candidate: Candidate, feeds: Path) -> list[list[np.n
 def agreement(
     host: Device, device: Device, candidate: Candidate, feeds: Path, floats: bool
 ) -> Agreement:
-    """Run the feeds on both. `floats`: it computes with floats, which other CPUs round otherwise
-    on other inputs even where these agree, so that all of the data runs on the device."""
+    """Run the feeds on both devices and compare the outputs.
+
+    `floats`: whether the candidate computes with floats. Other CPUs may round those differently for
+    other inputs even where these outputs agree, so then all of the data is judged on the device.
+    """
     here, there = outputs(host, candidate, feeds), outputs(device, candidate, feeds)
-    found = compared(here, there, "device")
-    return found if floats or not found.identical else replace(found, judged_on="host")
+    comparison = compared(here, there, "device")
+    return (
+        comparison if floats or not comparison.identical else replace(comparison, judged_on="host")
+    )
 
 
 def compared(
     here: list[list[np.ndarray]], there: list[list[np.ndarray]], judged_on: str
 ) -> Agreement:
-    """Of every feed, the outputs of two that should compute the same."""
-    pairs = [pair for mine, theirs in zip(here, there, strict=True) for pair in zip(mine, theirs)]  # noqa: B905
+    """Compare the outputs of two devices or runtimes that should compute the same, for every
+    feed."""
+    pairs = [
+        pair
+        for here_outputs, there_outputs in zip(here, there, strict=True)
+        for pair in zip(here_outputs, there_outputs)  # noqa: B905
+    ]
     identical = all(a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in pairs)
     gaps = [_gap(a, b) for a, b in pairs]
     return Agreement(
@@ -72,12 +82,12 @@ def compared(
     )
 
 
-def wrong_model(address: str, name: str, found: Agreement) -> DeviceError:
-    """Of a board that does not say what it holds, and computes something else."""
+def wrong_model(address: str, name: str, comparison: Agreement) -> DeviceError:
+    """The error for a board that does not say which model it holds, and computes another one."""
     return DeviceError(
         f"the firmware at {address} does not say which model it holds, and what it computes is not "
-        f"{name}: off by {found.largest_difference:.3g} where outputs reach {found.peak:.3g}; "
-        "flash the firmware of this candidate's bundle"
+        f"{name}: off by {comparison.largest_difference:.3g} where outputs reach "
+        f"{comparison.peak:.3g}; flash the firmware of this candidate's bundle"
     )
 
 

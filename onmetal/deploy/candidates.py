@@ -1,4 +1,4 @@
-"""What is planned becomes a candidate; what is suspicious about the samples that calibrate it."""
+"""Converts planned candidates, and warns about suspicious calibration samples."""
 
 from msgspec.structs import replace
 
@@ -11,8 +11,8 @@ from onmetal.errors import UnsupportedError
 from onmetal.records import Model, Source, Trial
 
 QUANTIZING = 0.1
-"""The part of --time-limit in which an 8-bit candidate may be begun: float must be judged and timed
-too, and a calibration is not cut short."""
+"""The part of --time-limit in which the conversion of an 8-bit candidate may begin: float
+candidates must be judged and timed too, and a calibration is not cut short."""
 
 
 def calibrated(run: Run, model: Model) -> CalibratedModel:
@@ -21,9 +21,9 @@ def calibrated(run: Run, model: Model) -> CalibratedModel:
 
 
 def converted(run: Run, entry: Planned, trial: Trial, source: Source | None = None) -> Trial:
-    """The trial with its candidate. `source`: the file to convert, by default what the recipe makes
-    of the model. Raises UnsupportedError where it cannot be made, NeedlessError where it need not.
-    """
+    """The trial with its converted candidate. `source`: the file to convert, by default the one
+    that the recipe makes from the model. Raises UnsupportedError where the candidate cannot be
+    made, NeedlessError where it would gain nothing."""
     task = run.task
 
     def progress(done: float, total: float, what: str) -> None:
@@ -44,24 +44,24 @@ def converted(run: Run, entry: Planned, trial: Trial, source: Source | None = No
         source,
         task.calibration.get(str(entry.model.path)),
     )
-    if task.ships_on is task.device:  # it ships with the version that it was measured with
+    if task.ships_on is task.device:  # it ships with the runtime version of the device
         candidate = replace(candidate, runtime_version=task.facts.runtimes[entry.runtime])
     return replace(trial, candidate=task.device.build(candidate) if task.device else candidate)
 
 
 def calibration_warnings(run: Run) -> list[str]:
-    """What is suspicious about the samples that candidates are calibrated with; where none is,
-    about the inputs that they are judged by."""
+    """Warnings about the samples that candidates are calibrated with; where none is calibrated,
+    about the inputs that they are judged with."""
     task, model = run.task, run.task.models[0]
-    place = str(model.path)
+    model_path = str(model.path)
     if run.clock.left_s(QUANTIZING) <= 0:
         return []
     try:
-        if calibrates(task.planned) and place in task.calibration:
-            judged = task.data[place] if task.labelled else None
+        if calibrates(task.planned) and model_path in task.calibration:
+            judged = task.data[model_path] if task.labelled else None
             return calibrated(run, model).warnings(judged, run.progress)
         if task.request.data or task.request.calibration_data:
-            return calibrated(run, model).input_warnings(task.data[place])
+            return calibrated(run, model).input_warnings(task.data[model_path])
     except UnsupportedError:
-        pass  # each candidate says why
+        pass  # the trial of each candidate holds the reason
     return []

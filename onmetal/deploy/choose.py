@@ -1,4 +1,4 @@
-"""Which trial is chosen: judged by the budget, ranked, and measured again before it is believed."""
+"""Chooses a trial: judges by the budget, ranks, and measures the best one again to confirm it."""
 
 from collections.abc import Sequence
 
@@ -20,11 +20,13 @@ from onmetal.records import Rounds, Trial
 from onmetal.targets import EXACT
 
 FAR_BEHIND = 0.9
-"""A candidate of less than this part of another's speed, beyond noise, is timed no further."""
+"""A candidate with less than this part of another one's speed, beyond noise, is timed no
+further."""
 
 
 def resolve(task: Task, reference: str, value: float | None) -> Budget:
-    """The budget in base units; `value`: of the metric, that the reference model has."""
+    """The budget in base units. `reference`: the stem of the reference model; `value`: its value of
+    the metric."""
     original = next(entry for entry in task.models if entry.stem == reference)
     return task.request.budget.resolve(
         original,
@@ -34,18 +36,19 @@ def resolve(task: Task, reference: str, value: float | None) -> Budget:
 
 
 def objective(task: Task) -> Cost:
-    """What decides: without a device, or on an emulated one, whose timings mean nothing, the
-    smallest wins."""
-    wanted = costs.goal(task.request.minimize)
-    known = wanted.needs == "nothing" or (wanted.known_on_chips and task.target.micro)
-    return wanted if known or task.timed else costs.stand_in()
+    """The cost that decides: the one that --minimize names, or a stand-in (size) where there is no
+    device, or only an emulated one, whose timings mean nothing."""
+    requested = costs.goal(task.request.minimize)
+    known = requested.needs == "nothing" or (requested.known_on_chips and task.target.micro)
+    return requested if known or task.timed else costs.stand_in()
 
 
 def settled(task: Task, budget: Budget, trials: Sequence[Trial], reference: str) -> Settled | None:
-    """Which candidates are so much slower than one that fits the budget that no further round
-    changes the choice; None where it is not speed that decides.
+    """A function that names the candidates which are timed no further: those that are so much
+    slower than one that fits the budget that no further round changes the choice. None where
+    speed does not decide.
 
-    The fastest exact one is timed to the end: it is the baseline.
+    The fastest exact candidate is timed to the end: it is the baseline.
     """
     goal = objective(task)
     if not goal.paired:
@@ -85,7 +88,7 @@ def _with_figures(trial: Trial) -> Trial:
 
 
 class Choice(Struct, frozen=True):
-    """What was chosen."""
+    """The outcome of `choose`."""
 
     standing: Standing
     """Every trial with its verdict and status."""
@@ -99,7 +102,7 @@ def choose(run: Run, standing: Standing, budget: Budget, reference: str) -> Choi
     """`reference`: the stem of the model that the others are compared with."""
     task, trials = run.task, list(standing.trials)
     base = rank.baseline(trials, reference)
-    if task.timed:  # of an emulator's timings no ratio says anything
+    if task.timed:  # ratios of an emulator's timings mean nothing
         trials = rank.against(trials, base)
     base = next((t for t in trials if base and t.name == base.name), None)
     if task.device is None:
@@ -120,7 +123,7 @@ def choose(run: Run, standing: Standing, budget: Budget, reference: str) -> Choi
         if trial.status == "ok" and chosen:
             why = rank.why_not(trial, chosen, goal, task.target)
             by_name[name] = replace(trial, reason=why)
-        elif trial.status == "ok":  # it fits, but nothing is known of it that it could win by
+        elif trial.status == "ok":  # it fits, but its value of the deciding cost is not known
             by_name[name] = _unranked(trial, goal)
     if chosen:
         doubts = (*chosen.warnings, *chosen.unlike)
@@ -132,15 +135,18 @@ def choose(run: Run, standing: Standing, budget: Budget, reference: str) -> Choi
 def _first_confirmed(
     run: Run, fitting: list[Trial], budget: Budget, base: Trial | None, rival: Trial | None
 ) -> tuple[dict[str, Trial], Trial | None, list[str]]:
-    """Measure those that fit again, the best first, until one holds what it promised. `rival`: the
-    baseline, where it fits. -> what was measured again, the chosen one, warnings."""
+    """Measure the fitting trials again, the best first, until one still meets the budget.
+
+    `rival`: the baseline, where it fits the budget. -> the trials that were measured again, by
+    name; the chosen one; warnings.
+    """
     task, goal = run.task, objective(run.task)
     higher = task.metric.higher_is_better if task.metric else True
     by_name: dict[str, Trial] = {}
     warnings: list[str] = []
     for pick in rank.ranking(fitting, goal, task.target):
-        fresh, said = confirm(run, pick, base)
-        warnings += said
+        fresh, confirm_warnings = confirm(run, pick, base)
+        warnings += confirm_warnings
         reasons: list[str] = []
         if not fresh.failure:
             reasons = rank.objections(fresh, budget, task.target, higher)
@@ -164,7 +170,7 @@ def _unranked(trial: Trial, goal: Cost) -> Trial:
 
 
 def _fits(trial: Trial, budget: Budget, task: Task, higher: bool) -> bool:
-    """Whether it meets the budget, be it left out by --recipes or not."""
+    """Whether the trial meets the budget, even where --recipes leaves it out of the choice."""
     return trial.failure is None and not rank.objections(trial, budget, task.target, higher)
 
 
@@ -192,8 +198,9 @@ def _weigh(task: Task, trial: Trial, budget: Budget, higher: bool, left_out: set
 
 
 def _flagged(trial: Trial, budget: Budget, reference: str) -> Trial:
-    """With a warning where samples are too few to be sure; not of the reference in fp32, which is
-    the same computation in another runtime."""
+    """The trial, with a warning where there are too few samples to be sure that it meets the
+    accuracy budget. The reference model in fp32 gets none: it is the same computation in another
+    runtime."""
     if not budget.crossed(trial) or (trial.recipe == EXACT and trial.model == reference):
         return trial
     warning = "the 95 % interval of its accuracy drop reaches beyond the budget: give more samples"
@@ -201,8 +208,8 @@ def _flagged(trial: Trial, budget: Budget, reference: str) -> Trial:
 
 
 def _no_longer_pays(trial: Trial, base: Trial, goal: Cost) -> str | None:
-    """An inexact candidate that is not better beyond noise has no point where speed or energy is
-    the aim, and a float one fits. What was measured again decides."""
+    """Why an inexact trial has no point beside the baseline `base`, by what was measured again:
+    where speed or energy is minimized, it must be better beyond noise. None where it is."""
     fresh = trial.again.get(base.name)
     if fresh and base.candidate and trial.name in trial.again:
         base = with_figures(base, fresh, base.candidate.model.batch, emulated=False)

@@ -1,4 +1,4 @@
-"""What was picked is measured again, before it is believed."""
+"""Measures the best candidate again, to confirm its figures."""
 
 from msgspec.structs import replace
 
@@ -9,20 +9,20 @@ from onmetal.records import Trial
 
 
 def confirm(run: Run, pick: Trial, base: Trial | None) -> tuple[Trial, list[str]]:
-    """Measure the pick again, in fresh blocks against the baseline: of several noisy figures the
-    best looks better than it is, so the first one is not reported.
+    """Measure the best trial, `pick`, again in fresh blocks against the baseline: the best of
+    several noisy figures looks better than it is, so the first figures are not reported.
 
-    -> the trial, or what it was where nothing is timed; warnings.
+    -> the trial with its new figures, or unchanged where nothing is timed; warnings.
     """
     task, clock = run.task, run.clock
-    late = [f"{pick.name} was not measured again: --time-limit had ended"]
+    late_warnings = [f"{pick.name} was not measured again: --time-limit had ended"]
     if task.device is None or not task.interleaved or pick.rounds is None or pick.candidate is None:
         return pick, []
     again = [pick.candidate]
     if base and base.candidate and base.name != pick.name:
         again.append(base.candidate)
     if clock.left_s(1.0) <= 0:
-        return pick, late
+        return pick, late_warnings
     outcome = measure.measure(
         task.device,
         again,
@@ -36,7 +36,7 @@ def confirm(run: Run, pick: Trial, base: Trial | None) -> tuple[Trial, list[str]
         reason = f"measured again: {why}"
         return replace(pick, status="failed", failure="device", reason=reason), []
     if outcome.cut_short or pick.name not in outcome.rounds:
-        return pick, late
+        return pick, late_warnings
     fresh = timed(pick, outcome, emulated=task.emulated)
     fresh = replace(fresh, rounds=pick.rounds, again=outcome.rounds)
     if base is None:  # the speed-up is that of the first blocks

@@ -1,6 +1,6 @@
-"""What a deployment knows while it runs: what was settled before it began, and where it stands.
+"""The state of a deployment: what was settled before it began, and what is known so far.
 
-Stages are functions: a Run and a Standing in, the next Standing out.
+Stages are functions: they take a Run and a Standing and return the next Standing.
 """
 
 import time
@@ -26,7 +26,8 @@ from onmetal.targets import Target
 
 
 class Clock:
-    """The time limit, shared out: judging may take 60 % of it, measuring goes on until 85 %."""
+    """The time limit of a run; stages ask for the time left of their share of it (judging may take
+    60 % of it, measuring goes on until 85 %)."""
 
     def __init__(self, limit_s: float | None) -> None:
         self.began, self.limit_s = time.monotonic(), limit_s
@@ -40,7 +41,7 @@ class Clock:
 
 
 class Task(Struct, frozen=True):
-    """What is judged, on what: settled before anything long begins."""
+    """What is judged and on which device: settled before any long step begins."""
 
     request: Request
     target: Target
@@ -55,7 +56,7 @@ class Task(Struct, frozen=True):
     data: dict[str, Samples]
     """Model path -> the samples that it is judged and timed with."""
     calibration: dict[str, Samples]
-    """Model path -> the samples that it is calibrated with; empty where nothing is."""
+    """Model path -> the samples that it is calibrated with; empty where nothing is calibrated."""
     training: dict[str, Samples]
     """Model path -> the samples that it is trained with; empty until a recipe asks for it."""
     labelled: bool
@@ -64,20 +65,21 @@ class Task(Struct, frozen=True):
     warnings: tuple[str, ...]
 
     def holds(self, candidate: Candidate) -> bool:
-        """Whether the device can run the candidate: a board only what was flashed, if it says."""
+        """Whether the device can run the candidate. A board can run only the model that was
+        flashed, where it reports which one that is."""
         return self.device is None or self.device.holds in (None, digest(candidate))
 
     @property
     def elsewhere(self) -> Device | None:
-        """The device, where its kernels are not this machine's."""
+        """The device, where its kernels are not this machine's; else None."""
         return self.device if self.device and not self.device.traits.kernels_of_host else None
 
     @property
     def ships_on(self) -> Device:
-        """Where the bundle's golden outputs come from: the device, where it can run any candidate
-        and its kernels are its own; else this machine."""
-        there = self.elsewhere
-        return there if there and not there.traits.holds_one_model else self.host
+        """The device that computes the bundle's golden outputs: the target device, where it can run
+        any candidate and has kernels of its own; else this machine."""
+        remote = self.elsewhere
+        return remote if remote and not remote.traits.holds_one_model else self.host
 
     @property
     def one_model(self) -> bool:
@@ -86,7 +88,7 @@ class Task(Struct, frozen=True):
 
     @property
     def counted(self) -> bool:
-        """Whether the device counts instructions, and has no time."""
+        """Whether the device counts instructions instead of measuring time."""
         return self.device is not None and self.device.traits.counts_instructions
 
     @property
@@ -106,7 +108,7 @@ class Task(Struct, frozen=True):
 
     @property
     def calibration_samples(self) -> int:
-        return next((found.count for found in self.calibration.values()), 0)
+        return next((samples.count for samples in self.calibration.values()), 0)
 
 
 def digest(candidate: Candidate) -> str:
@@ -119,19 +121,19 @@ Feeds = Callable[[Candidate], Path]
 
 
 class Run(Struct, frozen=True):
-    """A deployment under way: what every stage is given besides the trials."""
+    """A running deployment: what every stage gets besides the trials."""
 
     task: Task
     cache: Cache
     scratch: Path
-    """A folder for what nobody needs afterwards."""
+    """A folder for temporary files."""
     clock: Clock
     progress: Progress
     feeds: Feeds
 
 
 class Screened(Struct, frozen=True):
-    """What a short timing and a few samples showed of a candidate."""
+    """The results of screening one candidate: a short timing and the fidelity on a few samples."""
 
     rounds_ms: list[float]
     """The median of each round; empty: not timed."""

@@ -1,5 +1,5 @@
-"""From a model to an artifact: made in a child process, so that a runtime that crashes on a model
-costs one candidate and not the run."""
+"""Converts a model to an artifact in a child process, so that a runtime which crashes on a model
+fails one candidate and not the whole run."""
 
 import shutil
 from importlib.metadata import version as metadata_version
@@ -42,14 +42,14 @@ def convert(
     """
     converter = for_runtime(runtime)
     version = device.facts().runtimes[runtime]
-    own = next((entry.options for entry in target.runtimes if entry.name == runtime), {})
+    target_options = next((entry.options for entry in target.runtimes if entry.name == runtime), {})
     source = source or Source(model.prepared, model.prepared_sha256)
-    # What is not computed in 8 bits stays f32; a half precision beside them is not mixed in.
+    # Operators that are not computed in integers stay f32: half precision is not mixed with them.
     compute = "f32" if recipe.compute in ("i8", "i16") else recipe.compute
-    options = {**converter.options(compute, threads), **own, **source.options}
+    options = {**converter.options(compute, threads), **target_options, **source.options}
     if model.stateful:
         options["stateful"] = True
-    asks = runtimes.hardware(runtime, recipe, target)
+    hardware_options = runtimes.hardware(runtime, recipe, target)
     by_tool = recipe.does("nncf")
     size_bytes = max(source.path.stat().st_size, model.size_bytes)
     cpu_s = limits.cpu_s(size_bytes)
@@ -73,11 +73,11 @@ def convert(
         if by_tool:
             assert samples
             return asked(operations.quantize, runtime, source.path, samples, model, folder)
-        return asked(operations.convert, runtime, source.path, compute, folder, asks)
+        return asked(operations.convert, runtime, source.path, compute, folder, hardware_options)
 
     def build(folder: Path) -> None:
-        def made(workers: list[LocalWorker]) -> list[str]:
-            for entry in folder.iterdir():  # left by a process that failed over it
+        def convert_and_open(workers: list[LocalWorker]) -> list[str]:
+            for entry in folder.iterdir():  # left by an earlier process that failed
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             files = workers[0].do(
                 operation(folder),
@@ -99,7 +99,7 @@ def convert(
             return files
 
         try:
-            files = device.helped(None if converter.ALONE else runtime, made)
+            files = device.helped(None if converter.ALONE else runtime, convert_and_open)
         except NeedlessError:
             raise
         except OnmetalError as error:
@@ -110,7 +110,7 @@ def convert(
         prepared=source.sha256,
         compute=compute,
         runtime=runtime,
-        tool=_tool(recipe, samples) + ([asks] if asks else []),
+        tool=_tool(recipe, samples) + ([hardware_options] if hardware_options else []),
         version=version,
         options=options,
         code=converter.VERSION,
@@ -134,16 +134,18 @@ def convert(
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    """What a converter tells of how it made the artifact."""
+    """The details that the converter wrote about the artifact (made.json); empty where it wrote
+    none."""
     try:
-        found: dict[str, Any] = msgspec.json.decode((folder / "made.json").read_bytes())
+        document: dict[str, Any] = msgspec.json.decode((folder / "made.json").read_bytes())
     except FileNotFoundError:
         return {}
-    return found
+    return document
 
 
 def _tool(recipe: Recipe, samples: Samples | None) -> list[Any]:
-    """What besides the source and the runtime decides the artifact."""
+    """The parts of the cache key for a recipe whose tool calibrates by itself (NNCF): its version
+    and the samples; empty for other recipes."""
     if not recipe.does("nncf") or samples is None:
         return []
     return ["nncf", metadata_version("nncf"), samples.digest, str(samples.count)]

@@ -1,4 +1,4 @@
-"""The samples of a deployment: which calibrate and which evaluate, by which metric."""
+"""The samples of a deployment: those for calibration, evaluation and training, and the metric."""
 
 import numpy as np
 from msgspec import Struct
@@ -20,7 +20,7 @@ FEW_SAMPLES = 100
 
 
 class Parts(Struct, frozen=True):
-    """Of every model, by its path, the samples for each purpose."""
+    """The samples for each purpose: path of a model -> its samples."""
 
     evaluation: dict[str, Samples]
     calibration: dict[str, Samples]
@@ -37,23 +37,27 @@ def load_data(
     progress: OnProgress,
     training: float = 0.0,
 ) -> tuple[Parts, list[str]]:
-    """`training`: the share of DATA that is for training, beside what calibrates.
+    """Load the samples of all models.
 
-    -> the samples, warnings.
+    `training`: the share of DATA that is for training, besides the part for calibration. -> the
+    samples by purpose, warnings.
     """
     parts = Parts({}, {}, {})
     warnings: list[str] = []
     for entry in models:
-        given, own = _loaded(request, entry, cache, progress)
-        notes = [*(own.warnings if own else ()), *(given.warnings if given else ())]
-        notes += _divide(parts, entry, given, own, calibrates, training, cache)
+        given, calibrating_samples = _loaded(request, entry, cache, progress)
+        notes = [
+            *(calibrating_samples.warnings if calibrating_samples else ()),
+            *(given.warnings if given else ()),
+        ]
+        notes += _divide(parts, entry, given, calibrating_samples, calibrates, training, cache)
         if entry is models[0]:
             warnings += notes
     if not request.data:
-        what = "the calibration data" if request.calibration_data else "random inputs"
+        compared_inputs = "the calibration data" if request.calibration_data else "random inputs"
         warnings.append(
-            f"no labelled data: no task metric was measured; outputs on {what} are compared "
-            "with the original model's"
+            f"no labelled data: no task metric was measured; outputs on {compared_inputs} "
+            "are compared with the original model's"
         )
     return parts, warnings
 
@@ -62,37 +66,41 @@ def _divide(
     parts: Parts,
     entry: Model,
     given: Samples | None,
-    own: Samples | None,
+    calibrating_samples: Samples | None,
     calibrates: bool,
     training: float,
     cache: Cache,
 ) -> list[str]:
-    """Put one model's samples into the parts: `given` by --data, `own` by --calibration-data.
+    """Divide one model's samples into the parts.
 
-    -> what is to be said of samples that are in two parts.
+    `given`: the samples of --data; `calibrating_samples`: those of --calibration-data.
+    -> warnings about samples that are in two parts.
     """
-    place = str(entry.path)
-    if own:
-        parts.evaluation[place] = given or own
+    model_path = str(entry.path)
+    if calibrating_samples:
+        parts.evaluation[model_path] = given or calibrating_samples
         if calibrates:
-            parts.calibration[place] = own
+            parts.calibration[model_path] = calibrating_samples
         if given and calibrates:
             return _shared(
                 sample_checks.hashes(given, entry, cache),
-                sample_checks.hashes(own, entry, cache),
+                sample_checks.hashes(calibrating_samples, entry, cache),
                 "in --calibration-data too",
             )
         return []
-    if not (given and calibrates and (found := samples.split(given, training))):
-        parts.evaluation[place] = given or samples.random(entry, cache, RANDOM_SAMPLES)
+    if not (given and calibrates and (parts_of_samples := samples.split(given, training))):
+        parts.evaluation[model_path] = given or samples.random(entry, cache, RANDOM_SAMPLES)
         return []
-    parts.calibration[place], parts.evaluation[place] = found.calibration, found.evaluation
-    if found.training:
-        parts.training[place] = found.training
-    known = sample_checks.hashes(given, entry, cache)
+    parts.calibration[model_path], parts.evaluation[model_path] = (
+        parts_of_samples.calibration,
+        parts_of_samples.evaluation,
+    )
+    if parts_of_samples.training:
+        parts.training[model_path] = parts_of_samples.training
+    sample_hashes = sample_checks.hashes(given, entry, cache)
     return _shared(
-        known[found.evaluation.places()],
-        known[found.calibration.places()],
+        sample_hashes[parts_of_samples.evaluation.places()],
+        sample_hashes[parts_of_samples.calibration.places()],
         "in the part of DATA that is used for calibration, too",
     )
 
@@ -100,10 +108,11 @@ def _divide(
 def _loaded(
     request: Request, entry: Model, cache: Cache, progress: OnProgress
 ) -> tuple[Samples | None, Samples | None]:
-    """What --data and --calibration-data hold for a model."""
-    given, own = None, None
+    """-> the samples of --data and those of --calibration-data for a model; None where the option
+    was not given."""
+    given, calibrating_samples = None, None
     if request.calibration_data:
-        own = samples.load(
+        calibrating_samples = samples.load(
             request.calibration_data,
             entry,
             cache,
@@ -124,21 +133,23 @@ def _loaded(
             scores=label_forms.scores(tensor, entry.sample_shape(tensor)),
             progress=progress,
         )
-    return given, own
+    return given, calibrating_samples
 
 
-def _shared(judging: np.ndarray, calibrating: np.ndarray, where: str) -> list[str]:
-    both = int(np.isin(judging, calibrating).sum())
-    if not both:
+def _shared(
+    evaluation_hashes: np.ndarray, calibration_hashes: np.ndarray, overlap: str
+) -> list[str]:
+    shared_count = int(np.isin(evaluation_hashes, calibration_hashes).sum())
+    if not shared_count:
         return []
     return [
-        f"{both} of the evaluation samples are {where}; the accuracy of calibrated candidates will "
-        "look better than it is"
+        f"{shared_count} of the evaluation samples are {overlap}; the accuracy of calibrated "
+        "candidates will look better than it is"
     ]
 
 
 def _output(request: Request, entry: Model) -> str:
-    """The output that is judged."""
+    """The name of the output that the metric reads. Raises UsageError where the model lacks it."""
     names = [tensor.name for tensor in entry.outputs]
     output = request.output or names[0]
     if entry.path != request.models[0] and len(names) == 1:
@@ -154,17 +165,17 @@ def _output(request: Request, entry: Model) -> str:
 def choose_metric(
     request: Request, entry: Model, data: Samples, cache: Cache
 ) -> tuple[str, Metric, Samples, list[str]]:
-    """-> the output judged, by which metric, and the samples with labels as it takes them; what is
-    to be said of the labels."""
+    """-> the output that is judged; the metric; the samples, with labels in the form that the
+    metric takes; warnings about the labels."""
     output = _output(request, entry)
     tensor = entry.output(output)
     shape = entry.sample_shape(tensor)
     given = replace(data, part="all").label_array()
-    labels, said = label_forms.class_labels(request.metric, tensor, shape, given)
+    labels, label_notes = label_forms.class_labels(request.metric, tensor, shape, given)
     if labels is not given:
         data = samples.relabelled(data, labels, cache)
     metric = metrics.choose(request.metric, tensor, shape, data.label_array())
-    return output, metric, data, [f"{data.source}: {text}" for text in said]
+    return output, metric, data, [f"{data.source}: {text}" for text in label_notes]
 
 
 def few_samples(request: Request, labelled: bool, count: int, metric: Metric | None) -> list[str]:

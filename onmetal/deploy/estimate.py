@@ -1,7 +1,8 @@
-"""How long a run will take, step by step: from the plan at first, from what was seen later on.
+"""Estimates how long each step of a run will take: from the plan at first, from the results of the
+screening later on.
 
-A measurement's schedule is exact. What it costs to start processes, to convert and to calibrate is
-a rough figure of an idle machine, which the load scales; Progress corrects it as steps end.
+The schedule of a measurement is exact. The times to start processes, to convert and to calibrate
+are rough figures of an idle machine, scaled by the load; Progress corrects them as steps end.
 """
 
 import os
@@ -28,23 +29,24 @@ QUANTIZATION_S = 0.8
 FAST_S = 4.0
 """A candidate of mixed precision: profiles, several variants, short timings."""
 PASSES = 3
-"""Over the calibration samples, of the float model with all its tensors as outputs."""
+"""How often the float model, with all its tensors as outputs, is run over the calibration
+samples."""
 SCREENING_S = 0.9
 """Of one candidate: a short timing, and a few samples in a process of its own."""
 SURVIVING = 0.5
-"""Of the quantized candidates, how many are tried further after the screening."""
+"""The share of the quantized candidates that is tried further after the screening."""
 STILL_TIMED = 0.5
-"""Of what is measured, how many are not far behind after the least number of blocks."""
+"""The share of the measured candidates that is still timed after the least number of blocks."""
 MACS_PER_S = 1.5e10
-"""Of one thread."""
+"""Multiply-accumulates in a second by one thread."""
 MICRO_MACS_PER_S = 5e8
-"""By TFLite Micro's reference kernels."""
+"""Multiply-accumulates in a second by TFLite Micro's reference kernels."""
 LEAST_MS = 0.1
 BUSIEST = 4.0
 
 
 class Extent(Struct, frozen=True):
-    """How much there is to do."""
+    """The number of candidates of each kind, and the time of one inference."""
 
     floats: int
     quantized: int
@@ -59,15 +61,15 @@ class Extent(Struct, frozen=True):
 
 
 def steps_s(task: Task, standing: Standing | None = None) -> dict[str, float]:
-    """Seconds by the title of each step. `standing`: after the screening, when it is known which
-    are tried further."""
+    """Title of each step -> its expected seconds. `standing`: the results of the screening, which
+    say how many candidates are tried further; None before it."""
     extent = _extent(task, standing)
     process_s = _worker_start_s(task) * load(task)
     samples = task.data[str(task.models[0].path)].count
     calibrated = task.calibration_samples * PASSES if extent.quantized else 0
     sample_s = extent.inference_ms / 1e3
     micro, tried = task.target.micro, extent.tried
-    found = {
+    seconds = {
         CONVERTING: load(task)
         * (
             extent.floats * CONVERSION_S
@@ -79,19 +81,19 @@ def steps_s(task: Task, standing: Standing | None = None) -> dict[str, float]:
         JUDGING: tried * (process_s + samples * sample_s),
     }
     if micro:
-        found[COUNTING] = tried * 3 * process_s
+        seconds[COUNTING] = tried * 3 * process_s
     if task.device:
         plan = schedule(task.device, task.request.mode)
         if not task.one_model:
-            found[PROFILING] = tried * process_s * (1 + plan.memory_runs)
+            seconds[PROFILING] = tried * process_s * (1 + plan.memory_runs)
         count = 1 if task.one_model else tried
         last = max(min(count, 2), round(STILL_TIMED * count)) if plan.least_blocks else count
-        found[MEASURING] = measuring_s(plan, count, process_s, sample_s, last)
-    found[DECIDING] = 0.5
+        seconds[MEASURING] = measuring_s(plan, count, process_s, sample_s, last)
+    seconds[DECIDING] = 0.5
     if task.device and task.interleaved:
         plan = schedule(task.device, task.request.mode)
-        found[DECIDING] = measuring_s(plan, 2, process_s, sample_s)
-    return {**found, WRITING: 3 * process_s}
+        seconds[DECIDING] = measuring_s(plan, 2, process_s, sample_s)
+    return {**seconds, WRITING: 3 * process_s}
 
 
 def measuring_s(
@@ -101,8 +103,9 @@ def measuring_s(
     inference_s: float,
     last: int | None = None,
 ) -> float:
-    """What a schedule takes; a round lasts for one inference at least. `last`: how many of the
-    candidates are timed in every block, not only in the least number of them; None: all."""
+    """The seconds that a schedule takes; a round lasts for one inference at least. `last`: how many
+    of the candidates are timed in every block, not only in the least number of blocks; None:
+    all."""
     start_s = process_s + max(plan.warm_s, 5 * inference_s)
     round_s = max(plan.round_s, inference_s) + max(plan.round_warm_s, inference_s)
     least = plan.least_blocks or plan.blocks
@@ -111,12 +114,13 @@ def measuring_s(
 
 
 def _worker_start_s(task: Task) -> float:
-    """Starting a worker with its runtime, and opening an artifact in it."""
+    """The seconds to start a worker with its runtime and to open an artifact in it."""
     return (task.device or task.host).traits.worker_start_s
 
 
 def load(task: Task) -> float:
-    """How much slower this machine is than an idle one, by what else runs on it."""
+    """How many times slower this machine is than an idle one, by its load average; at most
+    BUSIEST."""
     return min(BUSIEST, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
 
 
@@ -129,15 +133,16 @@ def _extent(task: Task, standing: Standing | None) -> Extent:
     if standing is not None:
         tried = sum(t.status == "ok" and t.failure is None for t in standing.trials)
     exact = [
-        known.p50_ms
-        for name, known in (standing.screened if standing else {}).items()
-        if EXACT in name.partition("@")[0] and np.isfinite(known.p50_ms)
+        screening.p50_ms
+        for name, screening in (standing.screened if standing else {}).items()
+        if EXACT in name.partition("@")[0] and np.isfinite(screening.p50_ms)
     ]
     return Extent(floats, quantized, fast, tried, min(exact) if exact else guessed_ms(task))
 
 
 def guessed_ms(task: Task) -> float:
-    """Of one inference, by the multiply-accumulates of the largest model and the load."""
+    """The guessed milliseconds of one inference, by the multiply-accumulates of the largest model
+    and the load."""
     macs = max(entry.macs or 2 * entry.parameters for entry in task.models)
     per_s = MICRO_MACS_PER_S if task.target.micro else MACS_PER_S * task.threads
     return load(task) * max(LEAST_MS, 1e3 * macs / per_s)

@@ -1,4 +1,5 @@
-"""What really ran, by the runtime's own profile, and the peak memory."""
+"""Reads which operators and precisions really ran, by the runtime's profile, and the peak
+memory."""
 
 from msgspec.structs import replace
 
@@ -28,7 +29,8 @@ def examine(run: Run, standing: Standing, device: Device) -> Standing:
 
 
 def _unexamined(trial: Trial) -> Trial:
-    """What computes in fewer bits must be seen to; the rest lacks figures."""
+    """The result of a trial that there was no time to examine. A candidate in fewer bits is
+    skipped, since its precision must be confirmed; an exact one only lacks figures."""
     if trial.recipe != EXACT:
         return out_of_time(trial, "examined")
     why = "--time-limit left no time for it"
@@ -46,7 +48,7 @@ def _examined(run: Run, device: Device, trial: Trial, runs: int) -> Trial:
     except OnmetalError as error:
         missing["ran_on"] = str(error)
     try:
-        # TFLite Micro's arena is known by now, and is what it takes.
+        # TFLite Micro's arena was counted before, and is its peak memory.
         memory = memory or measure.peak_memory(device, candidate, run.feeds(candidate), runs)
     except OnmetalError as error:
         missing["peak_memory_bytes"] = str(error)
@@ -57,11 +59,11 @@ def _examined(run: Run, device: Device, trial: Trial, runs: int) -> Trial:
 
 
 def _exact(trial: Trial) -> Trial:
-    """Float that was computed in bf16 is not fp32."""
-    half = trial.ran_on["precision"].get("bf16", 0.0) if trial.ran_on else 0.0
-    if half < COMPUTED:
+    """The trial of an fp32 candidate; failed where the runtime computed it in bf16."""
+    bf16_share = trial.ran_on["precision"].get("bf16", 0.0) if trial.ran_on else 0.0
+    if bf16_share < COMPUTED:
         return trial
-    reason = f"{trial.runtime} computed {half:.0%} of it in bf16, so it is not fp32"
+    reason = f"{trial.runtime} computed {bf16_share:.0%} of it in bf16, so it is not fp32"
     return replace(trial, status="failed", failure="conversion", reason=reason)
 
 
@@ -75,6 +77,6 @@ def _computed_in(trial: Trial, compute: str) -> Trial:
     shares = trial.ran_on["precision"]
     if shares.get(compute, 0.0) >= COMPUTED:
         return trial
-    ran = ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items())
-    reason = f"{trial.runtime} did not compute it in {compute} but in {ran}"
+    precisions = ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items())
+    reason = f"{trial.runtime} did not compute it in {compute} but in {precisions}"
     return replace(trial, status="failed", failure="conversion", reason=reason)

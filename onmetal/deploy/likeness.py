@@ -1,9 +1,9 @@
-"""Whether a candidate's outputs are the model's: what of any precision must hold before it ships.
+"""Checks that a candidate's outputs follow the original model's closely enough to ship.
 
-The rule is in docs/fidelity.md: fp32 gives every output with 60 dB or more (30 where the source
-rounds); fp16 and bf16 with 20 dB; what is quantized or trained with 20 dB, except the output that a
-metric reads, where there are labels. Whole numbers are equal in 99 % of the elements, of float
-candidates.
+The rule is in docs/fidelity.md: fp32 must give every output with 60 dB or more (30 where the source
+model rounds its values); fp16 and bf16 with 20 dB; quantized or trained candidates with 20 dB,
+except the output that a metric reads, where there are labels. Outputs of whole numbers of float
+candidates must be equal in 99 % of the elements.
 """
 
 from collections.abc import Collection, Mapping
@@ -18,21 +18,23 @@ from onmetal.records import Model, Trial
 from onmetal.targets import EXACT, Recipe
 
 FLOAT_DB = 60.0
-"""Of fp32: rounding in another order of the sums gives 100 dB and more."""
+"""The least fidelity of fp32: sums in another order differ by rounding alone, at 100 dB and
+more."""
 COARSE_DB = 30.0
-"""Of fp32 where the source itself rounds, to 8 bits or float16: other kernels round otherwise."""
+"""The least fidelity of fp32 where the source model itself rounds to 8 bits or float16, since other
+kernels round differently."""
 HALF_DB = 20.0
-"""Of fp16 and bf16."""
+"""The least fidelity of fp16 and bf16."""
 LOST_DB = 3.0
-"""Fidelity under which nothing of the model is left."""
+"""Fidelity under which the outputs no longer resemble the model's."""
 ADVICE = {
     True: " (the metric does not read it)",
     False: " (with labelled data, --data, the metric would decide instead)",
 }
-"""Behind the reason why an inexact candidate is rejected: where a metric reads another output, and
-where there are no labels."""
+"""Text after the reason why an inexact candidate is rejected. True: there are labels, and a metric
+reads another output; False: there are no labels."""
 EQUAL = 0.99
-"""The share of whole numbers that a float candidate gives as the original does."""
+"""The least share of whole-number elements in which a float candidate must equal the original."""
 
 
 def compared(
@@ -43,10 +45,10 @@ def compared(
     extents: Mapping[str, Extent],
     read: Collection[str],
 ) -> Trial:
-    """The trial with how its outputs follow the original's.
+    """The trial with the fidelity of its outputs to the original's.
 
     `read`: the outputs that a metric with labels reads. A float candidate whose outputs are not the
-    model's has failed; of an inexact one `unlike` says it.
+    model's gets the status failed; for an inexact one the reasons are put into `unlike`.
     """
     if reason := _another_form(outputs, original):
         return replace(trial, status="failed", failure="conversion", reason=reason)
@@ -81,59 +83,66 @@ def compared(
 
 
 def _lost(fidelities: Mapping[str, Fidelity], read: Collection[str]) -> list[str]:
-    """Of the outputs that a metric reads, those that do not follow the original's at all."""
+    """Sentences about those outputs that a metric reads whose fidelity is below LOST_DB."""
     return _too_far({name: fidelities[name] for name in read if name in fidelities}, LOST_DB, ())
 
 
 def least_float_db(trial: Trial) -> float:
-    """What fp32 of the trial's model must have."""
+    """The least fidelity that fp32 of the trial's model must have."""
     return COARSE_DB if trial.candidate and _coarse(trial.candidate.model) else FLOAT_DB
 
 
 def _coarse(model: Model) -> bool:
     """Whether the source rounds its own values to few bits."""
-    ends = (*model.inputs, *model.outputs)
-    return bool(model.quantized or model.half or any(end.dtype == "float16" for end in ends))
+    tensors = (*model.inputs, *model.outputs)
+    return bool(
+        model.quantized or model.half or any(tensor.dtype == "float16" for tensor in tensors)
+    )
 
 
 def _another_form(outputs: Mapping[str, Outputs], original: Mapping[str, Outputs]) -> str | None:
-    """Whether outputs have other names, shapes or dtypes than the original's."""
+    """A sentence about the first output whose name, shape or dtype differs from the original's;
+    None where there is none."""
     if set(outputs) != set(original):
         return f"its outputs are {', '.join(outputs)}, the model's are {', '.join(original)}"
     for name, output in outputs.items():
-        for what in ("shape", "dtype"):
-            mine, wanted = getattr(output, what), getattr(original[name], what)
-            if mine != wanted:
-                if what == "shape":
-                    mine, wanted = list(mine[1:]), list(wanted[1:])
-                return f"its output {name!r} has the {what} {mine}, the model's has {wanted}"
+        for attribute in ("shape", "dtype"):
+            actual, expected = getattr(output, attribute), getattr(original[name], attribute)
+            if actual != expected:
+                if attribute == "shape":
+                    actual, expected = list(actual[1:]), list(expected[1:])
+                return (
+                    f"its output {name!r} has the {attribute} {actual}, the model's has {expected}"
+                )
     return None
 
 
 def _too_far(
     fidelities: Mapping[str, Fidelity], least_db: float, read: Collection[str]
 ) -> list[str]:
-    """In words, which outputs do not follow the original's, but for those that a metric reads."""
+    """Sentences about the outputs whose fidelity is under `least_db`, except those in `read`."""
     reasons = []
-    for name, found in fidelities.items():
-        if name in read or found.sqnr_db is None:
+    for name, output_fidelity in fidelities.items():
+        if name in read or output_fidelity.sqnr_db is None:
             continue
-        if found.sqnr_db < least_db:
+        if output_fidelity.sqnr_db < least_db:
             reasons.append(
-                f"the output {name!r} follows it with {found.sqnr_db:.1f} dB, under "
+                f"the output {name!r} follows it with {output_fidelity.sqnr_db:.1f} dB, under "
                 f"{least_db:.0f} dB"
             )
-        elif found.worst_slice and found.worst_slice.sqnr_db < least_db:
+        elif output_fidelity.worst_slice and output_fidelity.worst_slice.sqnr_db < least_db:
             reasons.append(
-                f"the output {name!r} follows it with {found.worst_slice.sqnr_db:.1f} dB in "
-                f"{found.worst_slice}, under {least_db:.0f} dB"
+                f"the output {name!r} follows it with "
+                f"{output_fidelity.worst_slice.sqnr_db:.1f} dB in {output_fidelity.worst_slice}, "
+                f"under {least_db:.0f} dB"
             )
     return reasons
 
 
 def _unequal(fidelities: Mapping[str, Fidelity]) -> list[str]:
     return [
-        f"the output {name!r} has {found.equal:.1%} of its elements equal, under {EQUAL:.0%}"
-        for name, found in fidelities.items()
-        if found.equal is not None and found.equal < EQUAL
+        f"the output {name!r} has {output_fidelity.equal:.1%} of its elements equal, "
+        f"under {EQUAL:.0%}"
+        for name, output_fidelity in fidelities.items()
+        if output_fidelity.equal is not None and output_fidelity.equal < EQUAL
     ]

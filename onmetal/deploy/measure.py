@@ -1,4 +1,4 @@
-"""Candidates are timed in turn on the device, and their energy is metered."""
+"""Times candidates in turn on the device, and meters their energy."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ CUT_SHORT = "--time-limit ended the measurements early: their intervals are wide
 def measure(
     run: Run, standing: Standing, device: Device, settled: Settled | None = None
 ) -> Standing:
-    """Time all that are usable; `settled` says which need no more of it."""
+    """Time all usable trials; `settled` names those that need no further rounds."""
     running = [trial.candidate for trial in standing.trials if usable(trial) and trial.candidate]
     schedule = measuring.schedule(device, run.task.request.mode)
     outcome = measuring.measure(
@@ -44,7 +44,7 @@ def measure(
 
 
 def timed(trial: Trial, outcome: Outcome, *, emulated: bool) -> Trial:
-    """The trial with what a measurement gave of it, or why it gave nothing."""
+    """The trial with its figures from a measurement, or with the reason why there are none."""
     if why := outcome.failures.get(trial.name):
         return replace(trial, status="failed", reason=why, failure="device")
     rounds = outcome.rounds.get(trial.name)
@@ -56,7 +56,7 @@ def timed(trial: Trial, outcome: Outcome, *, emulated: bool) -> Trial:
 
 
 def with_figures(trial: Trial, rounds: Rounds, batch: int, *, emulated: bool) -> Trial:
-    """The trial with its rounds and what they come to."""
+    """The trial with its rounds, and with latency, throughput and load time computed from them."""
     basis: Basis = "emulated" if emulated else "measured"
     latency = replace(statistics.latency(rounds), basis=basis)
     return replace(trial, rounds=rounds, latency_ms=latency).with_figures(

@@ -1,4 +1,4 @@
-"""A user's own metric is tried on a few outputs of the original model, before any conversion."""
+"""Tries a user's own metric on a few outputs of the original model, before any conversion."""
 
 from pathlib import Path
 
@@ -13,18 +13,19 @@ from onmetal.records import Model
 from onmetal.samples import Samples
 
 FEWEST, MOST = 16, 128
-"""Samples that it is tried on: more than the fewest where there are more classes."""
+"""The number of samples that a metric is tried on: FEWEST, up to MOST where there are more
+classes."""
 MOST_BYTES = 1 << 26
-"""Of the outputs that it is tried on."""
+"""The most bytes of outputs that a metric is tried on."""
 
 
 def try_metric(metric: Metric, model: Model, data: Samples, host: Local, cache: Cache) -> None:
-    """Raises UsageError, with what the function said and where, if it fails."""
+    """Raises UsageError, with the function's error and its place, where the metric fails."""
     labels = data.label_array()
     picked = chosen(labels, model)
     outputs = _original(model, data, picked, host, cache)
     if outputs is None:
-        return  # what the model lacks is said when it is converted
+        return  # the reason is reported when the model is converted
     rows = len(next(iter(outputs.values())))
     try:
         custom_metric.try_custom(metric, outputs, labels[picked[:rows]])
@@ -41,7 +42,8 @@ def try_metric(metric: Metric, model: Model, data: Samples, host: Local, cache: 
 
 
 def chosen(labels: np.ndarray, model: Model) -> np.ndarray:
-    """Samples to try a metric on: one of each class as far as there is room, and some more."""
+    """The indices of samples to try a metric on: one of each class, as far as MOST_BYTES allows,
+    and some more."""
     size = sum(
         int(np.prod(model.sample_shape(tensor), dtype=np.int64)) * np.dtype(tensor.dtype).itemsize
         for tensor in model.outputs
@@ -51,8 +53,8 @@ def chosen(labels: np.ndarray, model: Model) -> np.ndarray:
     firsts = np.zeros(0, np.int64)
     if labels.ndim == 1 and labels.dtype.kind in "iub":
         firsts = np.unique(labels, return_index=True)[1]
-    both = np.concatenate([firsts, spread])
-    ordered = both[np.sort(np.unique(both, return_index=True)[1])]
+    indices = np.concatenate([firsts, spread])
+    ordered = indices[np.sort(np.unique(indices, return_index=True)[1])]
     found: np.ndarray = ordered[:room]
     return found
 
@@ -78,15 +80,15 @@ def _original(
 
 
 def _filled(batch: np.ndarray, size: int) -> list[int]:
-    return [int(batch[min(place, len(batch) - 1)]) for place in range(size)]
+    return [int(batch[min(index, len(batch) - 1)]) for index in range(size)]
 
 
 def _rows(model: Model, folder: Path, batches: int, count: int) -> dict[str, np.ndarray] | None:
     found = {}
-    for place, tensor in enumerate(model.outputs):
-        given = [np.load(folder / f"{number}-{place}.npy") for number in range(batches)]
-        rows = [array if array.shape[:1] == (model.batch,) else array[None] for array in given]
+    for index, tensor in enumerate(model.outputs):
+        arrays = [np.load(folder / f"{number}-{index}.npy") for number in range(batches)]
+        rows = [array if array.shape[:1] == (model.batch,) else array[None] for array in arrays]
         if len({row.shape for row in rows}) > 1 or len(rows[0]) != model.batch:
-            return None  # it cannot be judged, which is said then
+            return None  # reported when the model is judged
         found[tensor.name] = np.concatenate(rows)[:count]
     return found

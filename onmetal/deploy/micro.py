@@ -1,8 +1,8 @@
-"""What a microcontroller needs of a candidate, and whether it has it.
+"""RAM, flash and measurements of candidates for microcontrollers.
 
-RAM is counted by TFLite Micro's own recording allocator on this machine, and modelled for the
-chip's kernels besides; flash is the file and the code that runs it. What an NPU does is Vela's
-model: told as such, and never as measured.
+RAM is counted by TFLite Micro's own recording allocator on this machine, and also modelled for the
+chip's kernels; flash is the file and the code that runs it. Figures of an NPU come from Vela's
+model: they are reported as modelled, never as measured.
 """
 
 from collections.abc import Sequence
@@ -31,16 +31,19 @@ from onmetal.targets import Target
 
 LIMIT_S = 3600.0
 FIGURES = tuple(cost.key for cost in costs.MEASURED if not cost.known_on_chips)
-"""What only the board tells."""
+"""Keys of the figures that only a board can measure."""
 ACTIVATIONS: dict[str, Activation | None] = {"i8": "s8", "i16": "s16", "f32": None}
 
 
-# --- first: what TFLite Micro lacks
+# --- operators that TFLite Micro lacks
 
 
 def check_operators(task: Task, cache: Cache) -> None:
-    """Before anything is calibrated. Raises UnsupportedError naming all that TFLite Micro lacks,
-    where no candidate is left that it runs."""
+    """Check the operators of all planned candidates, before anything is calibrated.
+
+    Raises UnsupportedError, which names everything that TFLite Micro lacks, where it runs none of
+    the candidates.
+    """
     said: dict[tuple[str, str], list[str]] = {}
     for entry in task.planned:
         key = str(entry.model.path), entry.recipe.compute
@@ -52,7 +55,8 @@ def check_operators(task: Task, cache: Cache) -> None:
 
 
 def lacking(entry: Planned, target: Target, host: Local, cache: Cache) -> list[str]:
-    """What of the model TFLite Micro does not run in the recipe's format, in words.
+    """Sentences about the operators of the model that TFLite Micro does not run in the recipe's
+    format.
 
     Raises UnsupportedError where the model does not even become a .tflite file.
     """
@@ -71,19 +75,19 @@ def lacking(entry: Planned, target: Target, host: Local, cache: Cache) -> list[s
 
 
 def preview(entry: Planned, target: Target, host: Local, cache: Cache) -> dict[str, Any]:
-    """What the model will need in the recipe's format, before it is calibrated."""
+    """The memory that the model will need in the recipe's format, before it is calibrated."""
     path = CalibratedModel(entry.model, target, None, host, cache).tflite.path()
     activation = None if entry.model.quantized else ACTIVATIONS[entry.recipe.compute]
-    asks = runtimes.hardware(entry.runtime, entry.recipe, target)
+    hardware_options = runtimes.hardware(entry.runtime, entry.recipe, target)
     with host.worker() as worker:
         needs = worker.do(
-            asked(operations.preview, entry.runtime, path, activation, target.io, asks),
+            asked(operations.preview, entry.runtime, path, activation, target.io, hardware_options),
             timeout_s=LIMIT_S,
         )
     return {"candidate": entry.name, **needs}
 
 
-# --- what a candidate needs
+# --- memory of a candidate
 
 
 def count_memory(run: Run, standing: Standing) -> Standing:
@@ -123,7 +127,8 @@ def _counted(run: Run, trial: Trial) -> Trial:
 
 
 def _arena(task: Task, candidate: Candidate, feed: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the arena takes, counted and modelled; and the plan of its buffers over time."""
+    """-> the size of the arena, counted on this machine and modelled for the chip; the plan of its
+    buffers over time."""
     core = task.target.chip.core if task.target.chip else None
     with task.host.worker() as worker:
         worker.keep_feeds(feed, timeout_s=LIMIT_S)
@@ -137,7 +142,8 @@ def _arena(task: Task, candidate: Candidate, feed: Path) -> tuple[dict[str, Any]
 
 
 def _memory(arena: dict[str, Any], npu: dict[str, Any] | None) -> Figure:
-    """What the budget judges: the larger of what was counted here and what is modelled."""
+    """The peak memory that the budget judges: the larger of the counted and the modelled arena; for
+    an NPU, the memory that Vela models."""
     if npu:
         used = {name: count for name, count in npu["memory_bytes"].items() if "flash" not in name}
         parts = ", ".join(f"{name} {count}" for name, count in used.items() if count)
@@ -159,30 +165,35 @@ def _memory(arena: dict[str, Any], npu: dict[str, Any] | None) -> Figure:
 
 def _flash(task: Task, candidate: Candidate) -> dict[str, Any]:
     core = task.target.chip.core if task.target.chip else None
-    held = shipped(candidate.runtime, candidate.files)[0]
+    model_file = shipped(candidate.runtime, candidate.files)[0]
     with task.host.worker() as worker:
-        return worker.do(asked(operations.flash, candidate.runtime, held, core), timeout_s=LIMIT_S)
+        return worker.do(
+            asked(operations.flash, candidate.runtime, model_file, core), timeout_s=LIMIT_S
+        )
 
 
 def _against_reference(task: Task, candidate: Candidate, feed: Path) -> dict[str, Any]:
-    """How its outputs differ from those of the runtime that defines the format, of the same file:
-    kernels differ."""
+    """How the candidate's outputs differ from those that the runtime which defines the format gives
+    for the same file: their kernels differ."""
     name = defining(spec(candidate.runtime).reads)
     options = {**candidate.options, **for_runtime(name).options("f32", 1)}
-    other = replace(candidate, runtime=name, files=candidate.files[:1], options=options)
+    reference_candidate = replace(
+        candidate, runtime=name, files=candidate.files[:1], options=options
+    )
     try:
-        there = agree.outputs(task.host, other, feed)
-        here = agree.outputs(task.host, candidate, feed)
+        reference_outputs = agree.outputs(task.host, reference_candidate, feed)
+        candidate_outputs = agree.outputs(task.host, candidate, feed)
     except OnmetalError as error:
         return {"missing": f"{spec(name).title} does not run it: {error}"}
-    return dict(plain(agree.compared(here, there, "host")))
+    return dict(plain(agree.compared(candidate_outputs, reference_outputs, "host")))
 
 
 def _with_npu(trial: Trial, npu: dict[str, Any]) -> Trial:
-    """Vela's latency, where it is of the whole model."""
-    left: list[dict[str, str]] = npu["on_cpu"]
+    """The trial with the latency that Vela models, where the whole model runs on the NPU; else with
+    a warning and the reason why there is none."""
+    cpu_rows: list[dict[str, str]] = npu["on_cpu"]
     if npu["cpu_operators"] or not npu["cycles"].get("total"):
-        named = ", ".join(sorted({f"{row['operator']} {row['output']!r}" for row in left}))
+        named = ", ".join(sorted({f"{row['operator']} {row['output']!r}" for row in cpu_rows}))
         why = (
             f"{npu['cpu_operators']} operator(s) are left to the core, whose cycles are not in "
             f"Vela's sum: {named[:300]}"
@@ -218,7 +229,8 @@ def check_flashed(task: Task, board: Device, trials: Sequence[Trial]) -> None:
 
 
 def measure_flashed(run: Run, standing: Standing, board: Device) -> Standing:
-    """Latency, memory and energy of the one that the board holds; the others say why not."""
+    """Measure latency, memory and energy of the candidate that the board holds; the other trials
+    get the reason why they were not measured."""
     warnings: list[str] = []
 
     def measured(trial: Trial) -> Trial:

@@ -1,7 +1,7 @@
-"""Reads a model file safely: what it takes and gives, and a static copy to make candidates of.
+"""Reads a model file safely: its inputs and outputs, and a static copy to make candidates from.
 
-The file is foreign: `read` looks at it in a child process, so that one which crashes a parser costs
-nothing but an error. Nothing in the file is executed, no path in it leads out of its folder, and it
+The file is untrusted: `read` parses it in a child process, so that a file which crashes a parser
+causes only an error. Nothing in the file is executed, no path in it leads out of its folder, and it
 is never written to.
 """
 
@@ -39,7 +39,7 @@ MOST_AXIS = (1 << 31) - 1
 
 def parse_shapes(words: list[str]) -> dict[str, tuple[int, ...]]:
     """NAME=1,3,224,224 -> {NAME: (1, 3, 224, 224)}"""
-    found = {}
+    input_shapes = {}
     for word in words:
         name, _, text = word.rpartition("=")
         try:
@@ -48,10 +48,10 @@ def parse_shapes(words: list[str]) -> dict[str, tuple[int, ...]]:
             shape = ()
         if not name or not shape or min(shape) < 1 or max(shape) > MOST_AXIS:
             raise UsageError(f"--input-shape {word}: write it like NAME=1,3,224,224")
-        if name in found:
+        if name in input_shapes:
             raise UsageError(f"--input-shape {word}: the input {name!r} was given a shape already")
-        found[name] = shape
-    return found
+        input_shapes[name] = shape
+    return input_shapes
 
 
 def read(
@@ -76,9 +76,9 @@ def read(
                 why = str(error).replace(*_OUT_OF_TIME)
                 raise UsageError(f"{path}: reading it failed: {why}") from None
             except (UsageError, UnsupportedError) as error:
-                said = str(error)
-                named = said if said.startswith(str(path)) else f"{path}: {said}"
-                raise type(error)(named) from None
+                message = str(error)
+                with_path = message if message.startswith(str(path)) else f"{path}: {message}"
+                raise type(error)(with_path) from None
         _check_memory(path, facts)
 
         def move(folder: Path) -> None:
@@ -113,7 +113,8 @@ _OUT_OF_TIME = ("was ended by SIGXCPU", "took more processor time than a file of
 
 
 def _check_memory(path: Path, facts: dict[str, Any]) -> None:
-    """A declared shape may be anything; buffers are made of it before a runtime sees it."""
+    """Raises UnsupportedError where the declared shapes take too much memory: a file may declare
+    any shape, and buffers are allocated from it."""
     most = psutil.virtual_memory().total
     for tensor in (*facts["inputs"], *facts["outputs"]):
         size = math.prod(tensor["shape"]) * np.dtype(tensor["dtype"]).itemsize
@@ -130,13 +131,16 @@ def _check_memory(path: Path, facts: dict[str, Any]) -> None:
 
 
 def _recognize(path: Path) -> ModelFormat:
-    """Which format it is; refuse what is plainly none of them, saying what it is."""
+    """The format of the file. Raises UsageError, saying what the file is, where it is plainly none
+    of the known formats."""
     if not path.exists():
         likely = near(path, tuple(s for form in formats() for s in form.suffixes))
         raise UsageError(f"{path}: there is no such file{likely}")
     if path.is_dir():
-        what = "a TensorFlow SavedModel" if (path / "saved_model.pb").exists() else "a folder"
-        raise UsageError(f"{path}: this is {what}; an ONNX or TFLite file is wanted")
+        description = (
+            "a TensorFlow SavedModel" if (path / "saved_model.pb").exists() else "a folder"
+        )
+        raise UsageError(f"{path}: this is {description}; an ONNX or TFLite file is wanted")
     try:
         with open_regular(path) as file:
             head = file.read(8)

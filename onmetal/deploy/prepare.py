@@ -1,4 +1,4 @@
-"""All that the user gave is read and checked before anything long begins."""
+"""Reads and checks everything that the user gave, before any long step begins."""
 
 from onmetal.calibration import metric_table
 from onmetal.deploy import model
@@ -32,8 +32,8 @@ def prepare(
     """Read and check everything that the user gave; close the task's device afterwards."""
     target = load_target(request.target)
     check_options(target)
-    if asked := metric_table.known(request.metric):
-        check_meant(request, asked)  # as early as the metric is known
+    if known_metric := metric_table.known(request.metric):
+        check_meant(request, known_metric)  # as early as the metric is known
     device = connect_device(request, target, cache)
     try:
         return _prepared(request, target, device, cache, progress)
@@ -69,9 +69,9 @@ def _prepared(
         samples=bool(request.data or request.calibration_data),
         timed=device is not None,
     )
-    parts, said = load_data(request, models, calibrates(planned), cache, progress)
+    parts, data_warnings = load_data(request, models, calibrates(planned), cache, progress)
     data = parts.evaluation
-    warnings += said
+    warnings += data_warnings
     labelled = request.data is not None
     if not parts.calibration:
         planned = without_samples(
@@ -81,13 +81,15 @@ def _prepared(
         )
     output, metric = None, None
     if labelled:
-        # Each must go with the labels and the metric; the first one's output is the one named.
+        # Every model must fit the labels and the metric; the output of the first model is kept.
         for entry in reversed(models):
-            place = str(entry.path)
-            output, metric, data[place], said = choose_metric(request, entry, data[place], cache)
+            model_path = str(entry.path)
+            output, metric, data[model_path], data_warnings = choose_metric(
+                request, entry, data[model_path], cache
+            )
             if metric.function is not None:
-                try_metric(metric, entry, data[place], host, cache)
-        warnings += said
+                try_metric(metric, entry, data[model_path], host, cache)
+        warnings += data_warnings
         if metric:
             check_meant(request, metric)
     elif request.metric or request.output:
@@ -128,18 +130,18 @@ def _read(
 
 def _check_same_task(models: list[Model]) -> None:
     stems = [entry.stem for entry in models]
-    if double := sorted({stem for stem in stems if stems.count(stem) > 1}):
-        raise UsageError(f"two models are named {double[0]!r}: rename one file")
+    if duplicates := sorted({stem for stem in stems if stems.count(stem) > 1}):
+        raise UsageError(f"two models are named {duplicates[0]!r}: rename one file")
     first = models[0]
-    for other in models[1:]:
-        for kind, mine, theirs in (
-            ("inputs", first.inputs, other.inputs),
-            ("outputs", first.outputs, other.outputs),
+    for other_model in models[1:]:
+        for kind, first_tensors, other_tensors in (
+            ("inputs", first.inputs, other_model.inputs),
+            ("outputs", first.outputs, other_model.outputs),
         ):
-            names = sorted(t.name for t in mine), sorted(t.name for t in theirs)
-            single = len(mine) == len(theirs) == 1
+            names = sorted(t.name for t in first_tensors), sorted(t.name for t in other_tensors)
+            single = len(first_tensors) == len(other_tensors) == 1
             if names[0] != names[1] and not single:
                 raise UsageError(
-                    f"{other.path} and {first.path} cannot be compared: their {kind} differ "
+                    f"{other_model.path} and {first.path} cannot be compared: their {kind} differ "
                     f"({', '.join(names[1])} against {', '.join(names[0])})"
                 )

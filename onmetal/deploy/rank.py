@@ -1,6 +1,7 @@
 """From trials and a budget to a choice: baseline, verdicts, ranking, Pareto set, reasons.
 
-Two trials are compared in one respect at a time, and differ in it only beyond its noise.
+Two trials are compared by one cost at a time. Their values count as different only where the
+difference is larger than the noise of that cost.
 """
 
 import math
@@ -17,8 +18,8 @@ from onmetal.targets import EXACT, Chip, Target
 
 
 def baseline(trials: list[Trial], model: str) -> Trial | None:
-    """The fastest exact float candidate of the reference model, of those that were timed to the
-    end; plan order where none was timed."""
+    """The fastest exact float candidate of the reference model among those with the most timed
+    rounds; the first one in plan order where none was timed."""
     exact = [t for t in trials if t.recipe == EXACT and t.model == model and t.failure is None]
     most = max((t.latency_ms.rounds for t in exact if t.latency_ms), default=0)
     timed = [t for t in exact if t.latency_ms and t.latency_ms.rounds == most]
@@ -38,11 +39,11 @@ def against(trials: list[Trial], base: Trial | None) -> list[Trial]:
 
 
 def better(mine: Trial, other: Trial, cost: Cost) -> bool:
-    """Whether a trial is better than another in one respect, beyond noise. What is not known is
-    better than nothing, and worse than all that is known.
+    """Whether trial `mine` is better than trial `other` by one cost, beyond noise. A trial without
+    a value is never better; one with a value is better than one without.
 
-    Speeds are compared by paired rounds alone: the figures of what was measured again are of
-    another time, when the whole machine may have been slower.
+    Speeds are compared by paired rounds alone: figures that were measured again are from another
+    time, when the whole machine may have been slower.
     """
     own, others = cost.minimized(mine), cost.minimized(other)
     if own is None or others is None:
@@ -64,7 +65,8 @@ def better(mine: Trial, other: Trial, cost: Cost) -> bool:
 
 
 def _interval(trial: Trial, cost: Cost) -> tuple[float, float] | None:
-    """Of what is minimized: the least end comes first."""
+    """The 95 % interval of the value that is minimized (negated where more is better), the lower
+    end first; None where the trial has no interval."""
     figure = trial.figures.get(cost.key)
     if figure is None or figure.ci95 is None:
         return None
@@ -73,7 +75,7 @@ def _interval(trial: Trial, cost: Cost) -> tuple[float, float] | None:
 
 
 def _within(drop: float, trial: Trial) -> bool:
-    """Whether the interval of the trial's own accuracy drop holds another's."""
+    """Whether the interval of the trial's accuracy drop contains `drop`, that of another trial."""
     if trial.accuracy is None or trial.accuracy.drop_ci95 is None:
         return costs.DROP.of(trial) == drop
     low, high = trial.accuracy.drop_ci95
@@ -81,21 +83,22 @@ def _within(drop: float, trial: Trial) -> bool:
 
 
 def alike(trial: Trial, best: Trial, cost: Cost) -> bool:
-    """Whether the trial cannot be distinguished from the best by what is minimized."""
+    """Whether the trial cannot be distinguished from the best one by this cost."""
     if trial.name == best.name:
         return True
     return cost.of(trial) is not None and not better(best, trial, cost)
 
 
 def latest(base: Trial, chosen: Trial, cost: Cost) -> Versus | None:
-    """How many times faster the chosen one is: of the fresh blocks, where there are any."""
+    """The speed-up of the chosen trial over the baseline, from the blocks that were measured again
+    where both were; None where rounds are missing."""
     mine, theirs = chosen.rounds, base.rounds
     if {chosen.name, base.name} <= chosen.again.keys():
         mine, theirs = chosen.again[chosen.name], chosen.again[base.name]
     return statistics.compare(theirs, mine, mean=cost.by_means) if mine and theirs else None
 
 
-# --- which is better in all
+# --- dominance over all costs
 
 
 def dominates(mine: Trial, other: Trial, target: Target) -> bool:
@@ -107,7 +110,7 @@ def dominates(mine: Trial, other: Trial, target: Target) -> bool:
     if (mine.status == "over-budget") > (other.status == "over-budget"):
         return False
     if _dynamic(mine, target) and not _dynamic(other, target) and mine.latency_ms is None:
-        return False  # how fast it is, which is what integers are for, is not known
+        return False  # its speed, the purpose of integers, is not known
     ranks = target.exactness(mine.recipe), target.exactness(other.recipe)
     still = [cost for cost in costs.GOALS if not cost.paired]
     if ranks[0] > ranks[1] or any(_least(mine, one) > _least(other, one) for one in still):
@@ -120,14 +123,15 @@ def dominates(mine: Trial, other: Trial, target: Target) -> bool:
 
 
 def _least(trial: Trial, cost: Cost) -> float:
-    """What is minimized; what is not known is no merit."""
+    """The value that is minimized; infinity where it is not known."""
     value = cost.minimized(trial)
     return math.inf if value is None else value
 
 
 def front(trials: Sequence[Trial], target: Target) -> list[Trial]:
-    """Those that none dominates. Noise makes circles possible, in which each dominates the next:
-    of those, all stay, unless one from outside dominates any of them."""
+    """The trials that no other trial dominates. Noise makes cycles possible, in which each trial
+    dominates the next one: all trials of a cycle stay, unless one from outside of it dominates
+    any of them."""
     dominators = {
         t.name: [o.name for o in trials if o.name != t.name and dominates(o, t, target)]
         for t in trials
@@ -137,7 +141,10 @@ def front(trials: Sequence[Trial], target: Target) -> list[Trial]:
 
 
 def _reached(name: str, dominators: dict[str, list[str]]) -> set[str]:
-    """All that dominate it, directly or through others."""
+    """The names of all trials that dominate the named one, directly or through other trials.
+
+    `dominators`: name of a trial -> the names of those that dominate it directly.
+    """
     reached: set[str] = set()
     waiting = list(dominators[name])
     while waiting:
@@ -156,7 +163,7 @@ def pareto(trials: list[Trial], target: Target) -> list[str]:
     return [trial.name for trial in front(tried, target)]
 
 
-# --- which one is chosen
+# --- the order of choice
 
 
 def ranking(fitting: list[Trial], goal: Cost, target: Target) -> Iterator[Trial]:
@@ -176,7 +183,7 @@ def ranking(fitting: list[Trial], goal: Cost, target: Target) -> Iterator[Trial]
         undominated = [trial for trial in tied if trial.name in names]
         if undominated:
             pick = min(undominated, key=lambda t: target.exactness(t.recipe))
-        else:  # noise is no ranking: what dominates the best may be worse than it beyond noise
+        else:  # trials that are not tied with the best one dominate all tied ones
             rest = [trial for trial in left if trial.name in names]
             pick = min(rest, key=lambda t: _least(t, goal))
         yield pick
@@ -192,12 +199,13 @@ def _of_equal_size(tied: list[Trial], target: Target) -> list[Trial]:
 
 
 def _dynamic(trial: Trial, target: Target) -> bool:
-    """Whether its activations are floats between its operators."""
+    """Whether activations between operators are floats: a dynamic-range or weight-only recipe."""
     return target.recipe(trial.recipe, trial.runtime).quantized_by in ("dynamic", "weights")
 
 
 def _best(tied: list[Trial], cost: Cost) -> list[Trial]:
-    """Those that cannot be distinguished from the best in one respect; all, where it is unknown."""
+    """The trials that cannot be distinguished from the best one by this cost; all of them where
+    the cost of none is known."""
     known = [trial for trial in tied if cost.of(trial) is not None]
     if not known:
         return tied
@@ -205,11 +213,11 @@ def _best(tied: list[Trial], cost: Cost) -> list[Trial]:
     return [trial for trial in known if alike(trial, best, cost)]
 
 
-# --- what speaks against one
+# --- objections to one candidate
 
 
 def objections(trial: Trial, budget: Budget, target: Target, higher_is_better: bool) -> list[str]:
-    """Everything that speaks against a trial that ran: the budget, and what the hardware has."""
+    """The reasons against a trial that ran: limits of the budget and of the target's hardware."""
     reasons = budget.objections(trial, higher_is_better=higher_is_better)
     reasons += _unlike(trial, budget)
     limits, candidate, memory_bytes = target.limits, trial.candidate, costs.MEMORY.of(trial)
@@ -232,7 +240,7 @@ def objections(trial: Trial, budget: Budget, target: Target, higher_is_better: b
 
 
 def likeness_objections(trial: Trial, budget: Budget, higher_is_better: bool) -> list[str]:
-    """What speaks against its outputs alone."""
+    """The reasons against a trial that follow from its outputs: accuracy and fidelity."""
     return [*budget.accuracy_objections(trial, higher_is_better), *_unlike(trial, budget)]
 
 
@@ -310,7 +318,7 @@ def why_not(trial: Trial, chosen: Trial, goal: Cost, target: Target) -> str:
 
 
 def _preferred(trial: Trial, chosen: Trial, target: Target) -> str:
-    """What speaks for the chosen one of two that are equal in what is minimized."""
+    """Why the chosen trial is preferred to another one that is equal in the cost minimized."""
     if target.exactness(chosen.recipe) < target.exactness(trial.recipe):
         return "is more exact"
     for cost, merit in costs.MERITS:

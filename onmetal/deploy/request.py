@@ -1,4 +1,4 @@
-"""What is asked, settled and checked before anything long begins."""
+"""The request of a deployment, and the checks of it before any long step begins."""
 
 import os
 from importlib.util import find_spec
@@ -51,24 +51,25 @@ class Request(Struct, frozen=True):
     """Whether the bundle holds paths and the device's address as they are."""
 
 
-def choose_threads(asked: int | None, target: Target, facts: DeviceFacts) -> int:
-    """As asked for, else the target's, else the physical cores; more than fit are refused."""
+def choose_threads(requested: int | None, target: Target, facts: DeviceFacts) -> int:
+    """The number of threads: the requested one, else the target's, else the physical cores. Raises
+    UsageError where it is too large."""
     if target.micro:
-        if asked and asked > 1:
+        if requested and requested > 1:
             raise UsageError(
-                f"--threads {asked}: TFLite Micro computes in one thread; leave --threads out"
+                f"--threads {requested}: TFLite Micro computes in one thread; leave --threads out"
             )
         return 1
-    here = facts.address == "local"
-    threads = asked or target.threads or facts.cores
-    if not here and not asked:
+    is_local = facts.address == "local"
+    threads = requested or target.threads or facts.cores
+    if not is_local and not requested:
         threads = min(threads, facts.cores)
-    most = 4 * max(facts.cores, os.cpu_count() or 1 if here else 1)
-    if threads > most:
+    most_threads = 4 * max(facts.cores, os.cpu_count() or 1 if is_local else 1)
+    if threads > most_threads:
         raise UsageError(
-            f"{threads} threads are too many for {'this' if here else 'a'} machine of "
+            f"{threads} threads are too many for {'this' if is_local else 'a'} machine of "
             f"{facts.cores} cores; "
-            f"--threads may be up to {most}"
+            f"--threads may be up to {most_threads}"
         )
     return threads
 
@@ -83,14 +84,15 @@ def connect_device(request: Request, target: Target, cache: Cache) -> Device | N
         )
     address = request.device or target.device.transport
     if address == "serial" and request.device is None:
-        return None  # what need not be timed is not, where no board is named
+        return None  # no board is named, and the target does not require one
     if address == "ssh":
         raise DeviceError(f"the target {target.name} needs a device: --device ssh://user@host")
     return connect.connect(target, address, cache)
 
 
 def check_runtimes(target: Target, host: Local) -> None:
-    """What runs on this machine whatever the device must be here."""
+    """Raises DeviceError where a tool is missing that must run on this machine, whatever the
+    device."""
     for name in (entry.name for entry in target.runtimes if spec(entry.name).in_firmware):
         if name not in host.facts().runtimes:
             raise DeviceError(
@@ -102,20 +104,21 @@ def check_runtimes(target: Target, host: Local) -> None:
 
 
 def check_fit(device: Device | None) -> list[str]:
-    """What speaks against timing on the device now. Raises DeviceError where it must not be."""
+    """Warnings about the state of the device that disturb timings. Raises DeviceError where it is
+    not fit to be measured on."""
     if device is None:
         return []
     fitness = device.fitness()
     if fitness.refused:
         why = "; ".join(fitness.refused)
         raise DeviceError(f"{device.address} is not fit to be measured on: {why}")
-    return [f"{device.address}: {said}" for said in fitness.flagged]
+    return [f"{device.address}: {problem}" for problem in fitness.flagged]
 
 
 def check_budget(
     request: Request, target: Target, device: Device | None, facts: DeviceFacts
 ) -> None:
-    """Refuse what cannot be measured, before hours are spent."""
+    """Raises DeviceError or UsageError where a limit or goal cannot be measured here."""
     limited = [cost for cost, _ in costs.LIMITS if cost.name in request.budget.limits]
     timed = {cost: limit.option for cost, limit in costs.LIMITS if cost.needs == "timed device"}
     options = " and ".join(timed.values())
@@ -128,10 +131,13 @@ def check_budget(
     for cost in costs.MEASURED if device is None or device.meter is None else ():
         if cost.needs == "meter" and (cost in limited or cost.name == request.minimize):
             why = device.no_meter if device else "there is no device"
-            asking = [*([cost.limit.option] if cost.limit else []), f"--minimize {cost.name}"]
+            metered_options = [
+                *([cost.limit.option] if cost.limit else []),
+                f"--minimize {cost.name}",
+            ]
             raise DeviceError(
                 f"{cost.name} cannot be measured here: {why}; leave "
-                f"{' or '.join(asking)} out, or name a board's meter in its address"
+                f"{' or '.join(metered_options)} out, or name a board's meter in its address"
             )
     if device is None and limits_timed:
         raise DeviceError(
@@ -156,6 +162,7 @@ def check_budget(
 
 
 def check_meant(request: Request, metric: Metric) -> None:
-    """Custom metrics have units of their own, in which any number may be meant."""
+    """Check the limits of accuracy against the metric's range. Custom metrics are left out: any
+    number may be meant in their units."""
     if metric.proportion and metric.function is None:
         request.budget.check_meant(metric.name)

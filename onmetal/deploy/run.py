@@ -1,4 +1,4 @@
-"""A deployment, from the model files to the bundle, in one straight line."""
+"""Runs a deployment step by step, from reading the model files to writing the bundle."""
 
 import platform
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ from onmetal.samples import Samples
 
 
 def deploy(request: Request, progress: Progress) -> Report[Document]:
-    """Do all of it.
+    """Run a whole deployment and return its report.
 
     Raises the errors of onmetal.errors; BudgetError and DeviceError carry the report where
     candidates were judged.
@@ -51,17 +51,17 @@ def deploy(request: Request, progress: Progress) -> Report[Document]:
     if not request.dry_run:
         write.check_out(out, request.force)
         if not request.keep_paths:
-            privacy.secret()  # it is needed in the end
+            privacy.secret()  # fails now, not when the bundle is written
     if target.micro:
         progress.steps = 6 if request.device in (None, "none") else 7
     clock = Clock(request.time_limit_s)
-    damages: list[str] = []
-    with Cache(say=damages.append) as cache, cache.scratch() as scratch:
+    cache_damages: list[str] = []
+    with Cache(say=cache_damages.append) as cache, cache.scratch() as scratch:
         progress.step("reading the model and the data")
         task = prepare(request, cache, progress)
         ended_well = False
         try:
-            report = _deploy(task, out, cache, scratch, clock, progress, damages)
+            report = _deploy(task, out, cache, scratch, clock, progress, cache_damages)
             ended_well = True
         finally:
             if task.device:
@@ -76,10 +76,13 @@ def _deploy(
     scratch: Path,
     clock: Clock,
     progress: Progress,
-    damages: list[str],
+    cache_damages: list[str],
 ) -> Report[Document]:
-    """What `deploy` does once all is read and checked. `damages`: of the cache, in words, as they
-    are met."""
+    """The steps of `deploy` after everything was read and checked.
+
+    `cache_damages`: sentences about damaged cache entries; the cache appends them as it meets such
+    entries.
+    """
     if task.request.dry_run:
         return _dry_run(task)
     _check_plan(task.planned)
@@ -105,7 +108,7 @@ def _deploy(
     choice = choose(run, standing, budget, reference.stem)
     standing, base, chosen = choice.standing, choice.base, choice.chosen
     after, warnings = _state_after(task)
-    standing = standing.warned([*warnings, *damages])
+    standing = standing.warned([*warnings, *cache_damages])
     aside = _aside(task, base, chosen)
     measurements = keep_raw(standing.trials, cache)
     if chosen is None:
@@ -115,14 +118,16 @@ def _deploy(
     document = _document(task, budget, standing, base, chosen, out)
     try:
         document = _bundle(run, document, chosen, after, measurements, out)
-    except DeviceError as error:  # golden vectors run on the device, whose figures are shown
+    except (
+        DeviceError
+    ) as error:  # the golden vectors run on the device; the report keeps all figures
         judged = Report(_document(task, budget, standing, base, None), aside)
         raise DeviceError(f"the bundle could not be written: {error}", judged) from None
     return Report(document, aside)
 
 
 def _measured(run: Run, standing: Standing, budget: Budget, reference: Reference) -> Standing:
-    """Memory, profile, latency and energy, as far as the target and the device have them."""
+    """Measure memory, profile, latency and energy, as far as the target and the device allow."""
     task, progress = run.task, run.progress
     if task.target.micro:
         progress.step(estimate.COUNTING)
@@ -140,7 +145,7 @@ def _measured(run: Run, standing: Standing, budget: Budget, reference: Reference
 
 
 def _check_plan(planned: list[Planned]) -> None:
-    """Refuse where nothing that was asked for can be tried here."""
+    """Raise UsageError or UnsupportedError where no planned candidate can be tried."""
     if all(entry.skipped or entry.reference_only for entry in planned):
         reasons = [f"{entry.name}: {entry.skipped}" for entry in planned if entry.skipped]
         kind = UsageError if any(e.skipped == NO_DATA for e in planned) else UnsupportedError
@@ -155,7 +160,7 @@ def _document(
     chosen: Trial | None,
     out: Path | None = None,
 ) -> Document:
-    """`out`: of the bundle, where there is one."""
+    """The document of the report. `out`: the folder of the bundle; None where none is written."""
     request, trials = task.request, standing.trials
     ran = [trial for trial in trials if trial.status in ("chosen", "ok", "over-budget")]
     data = task.data[str(task.models[0].path)]
@@ -188,11 +193,11 @@ def _document(
 
 
 def _aside(task: Task, base: Trial | None, chosen: Trial | None) -> record.Aside:
-    """What the text for people says besides the document."""
+    """Facts for the text report that the JSON document does not hold."""
     again = chosen.again.get(base.name) if chosen and base else None
-    then_ms = None
+    baseline_ms = None
     if again:
-        then_ms = float(np.median(np.concatenate(list(again.samples_ns.values())))) / 1e6
+        baseline_ms = float(np.median(np.concatenate(list(again.samples_ns.values())))) / 1e6
     throughput = None
     if chosen and base and objective(task).by_means:
         throughput = rank.latest(base, chosen, objective(task))
@@ -201,12 +206,12 @@ def _aside(task: Task, base: Trial | None, chosen: Trial | None) -> record.Aside
         proportion=task.metric.proportion if task.metric else True,
         impossible=frozenset(entry.name for entry in task.planned if entry.skipped),
         throughput=of_trials.versus(throughput),
-        baseline_again_ms=then_ms,
+        baseline_again_ms=baseline_ms,
     )
 
 
 def _state_after(task: Task) -> tuple[dict[str, Any] | None, list[str]]:
-    """The device's state once all is measured; what got worse with it, as warnings."""
+    """The device's state after all measurements, and warnings about what got worse during them."""
     if task.device is None:
         return None, []
     try:
@@ -214,7 +219,7 @@ def _state_after(task: Task) -> tuple[dict[str, Any] | None, list[str]]:
     except DeviceError as error:
         return None, [f"the device's state after measuring is not known: {error}"]
     worse = task.device.changed(after)
-    return after, [f"{task.device.address}, after measuring: {said}" for said in worse]
+    return after, [f"{task.device.address}, after measuring: {problem}" for problem in worse]
 
 
 def _dry_run(task: Task) -> Report[Document]:
@@ -229,8 +234,10 @@ def _dry_run(task: Task) -> Report[Document]:
 
 
 def _refuse(task: Task, report: Report[Document], trials: Sequence[Trial], out: Path) -> NoReturn:
-    """No candidate: say why, by what kind of failure it was; of what was never to be tried, the
-    document says why."""
+    """Raise the error that fits the reasons why no candidate was chosen.
+
+    Reasons of candidates that were never to be tried are left to the document.
+    """
     late = [t for t in trials if "--time-limit" in (t.missing.get("latency_ms") or t.reason or "")]
     if late and not any(trial.latency_ms for trial in trials):
         raise DeviceError("--time-limit ended before anything was measured; give more", report)
@@ -252,7 +259,11 @@ def _refuse(task: Task, report: Report[Document], trials: Sequence[Trial], out: 
 
 
 def _tolerance(task: Task, chosen: Trial) -> float:
-    """Whole numbers by TFLite Micro are the same everywhere, unless a board was seen to differ."""
+    """The tolerance of the golden vectors, as a part of the largest magnitude of an output.
+
+    It is 0 where TFLite Micro computes with integers alone, which gives the same outputs on every
+    device, unless this board's outputs were measured to differ.
+    """
     differs = chosen.agreement is not None and not chosen.agreement["identical"]
     if chosen.embedded and chosen.embedded["flash"]["whole_numbers"] and not differs:
         return 0.0
@@ -270,7 +281,7 @@ def _bundle(
     measurements: Path | None,
     out: Path,
 ) -> Document:
-    """Write it. -> the document, with what is to be said of the bundle too."""
+    """Write the bundle. -> the document, with the warnings about the bundle added."""
     task, candidate = run.task, chosen.candidate
     assert candidate
     tolerance = _tolerance(task, chosen)
@@ -280,8 +291,8 @@ def _bundle(
     if kind == "real" and not (task.request.data or task.request.calibration_data):
         kind = "random"
     data = task.data[str(candidate.model.path)]
-    besides = builds.beside(task.target, task.device, chosen, golden, tolerance)
-    warnings = [*document.data.warnings, *besides.warnings]
+    additions = builds.beside(task.target, task.device, chosen, golden, tolerance)
+    warnings = [*document.data.warnings, *additions.warnings]
     document = replace(document, data=replace(document.data, warnings=warnings))
     manifest = Manifest(
         **asdict(document),
@@ -304,14 +315,16 @@ def _bundle(
         device_after=after,
         measured=task.timed,
         unmeasured=_unmeasured(task),
-        builds=of_trials.typed(besides.builds, manifest_record.Builds) if besides.builds else None,
+        builds=of_trials.typed(additions.builds, manifest_record.Builds)
+        if additions.builds
+        else None,
     )
     written = _private(task, plain(manifest), out)
     write.write(
         out,
         candidate.runtime,
         [*candidate.files, *([measurements] if measurements else [])],
-        besides.files,
+        additions.files,
         golden if vectors else None,
         written,
         readme(restore(written, Manifest)),
@@ -331,7 +344,7 @@ def _unmeasured(task: Task) -> str | UnsetType:
 
 
 def _private(task: Task, document: dict[str, Any], out: Path) -> dict[str, Any]:
-    """The document for others, unless they are to have all of it."""
+    """The document without private paths and addresses, unless --keep-paths was given."""
     if task.request.keep_paths:
         return document
     return privacy.shared(document, _known(task, out), privacy.secret())
@@ -344,7 +357,7 @@ def _known(task: Task, out: Path) -> privacy.Known:
 
 
 def _preprocessing(data: Samples) -> dict[str, Any] | None:
-    """How an image becomes an input; None where DATA is no folder of images."""
+    """The preprocessing of images, without class names; None where DATA is no folder of images."""
     if data.preprocessing is None:
         return None
     recorded: dict[str, Any] = plain(data.preprocessing)
@@ -352,6 +365,6 @@ def _preprocessing(data: Samples) -> dict[str, Any] | None:
 
 
 def _classes(data: Samples) -> list[str] | None:
-    """What the scores are called, in their order; None where DATA does not say."""
+    """The names of the classes, in the order of the scores; None where DATA names none."""
     names = getattr(data.preprocessing, "classes", None)
     return list(names) if names else None

@@ -1,4 +1,5 @@
-"""A cheap screening of quantized candidates, before much time goes into each: which to drop."""
+"""Screens quantized candidates by a short timing and a few samples, and drops the pointless
+ones."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,18 +26,19 @@ from onmetal.targets import EXACT
 SCHEDULE = Schedule(blocks=1, rounds=7, round_s=0.03, warm_s=0.15, round_warm_s=0.01, memory_runs=0)
 SAMPLES = 8
 LATEST = 0.35
-"""The part of --time-limit after which there is no time for it."""
+"""The part of --time-limit after which candidates are no longer screened."""
 SLOWER = 1.10
-"""A short timing is trusted from this ratio on, where all rounds but one agree on who is slower."""
+"""From this ratio of latencies on, a short timing is trusted, where all rounds but one agree on
+which candidate is slower."""
 BETTER_DB = 3.0
-"""So much closer to the original is closer on other samples too."""
+"""A fidelity that is better by this much on a few samples is better on other samples too."""
 
 
 def screen(run: Run, standing: Standing) -> Standing:
-    """Drop quantized candidates that another one makes pointless, once each is known.
+    """Screen the quantized candidates that were not screened yet, and drop the pointless ones.
 
-    Nothing is dropped unless something that may meet the budget is at least as good in all that
-    the budget and the aim ask.
+    A candidate is dropped only where another one that may meet the budget is at least as good in
+    everything that the budget and --minimize ask for.
     """
     task, trials = run.task, standing.trials
     fresh = [t for t in trials if usable(t) and quantized_by(task, t)]
@@ -61,12 +63,13 @@ def screen(run: Run, standing: Standing) -> Standing:
 
 
 def hopeless(screened: Screened) -> bool:
-    """Whether hardly anything of the original is left in its outputs."""
+    """Whether the fidelity on calibration samples is below LOST_DB."""
     return screened.sqnr_db is not None and screened.sqnr_db < LOST_DB
 
 
 def pointless(task: Task, trials: Sequence[Trial], screened: dict[str, Screened]) -> dict[str, str]:
-    """Name -> why the trial is not tried further. What is dropped drops no other."""
+    """Name of a trial -> why it is not tried further. A dropped trial cannot cause others to be
+    dropped."""
     if not _comparable(task):
         return {}
     reasons: dict[str, str] = {}
@@ -74,8 +77,8 @@ def pointless(task: Task, trials: Sequence[Trial], screened: dict[str, Screened]
     for trial in sorted(running, key=lambda t: screened[t.name].p50_ms):
         if not quantized_by(task, trial):
             continue
-        others = [t for t in running if t.model == trial.model and t.name not in reasons]
-        if why := _beaten_by_any(task, trial, others, screened):
+        alternatives = [t for t in running if t.model == trial.model and t.name not in reasons]
+        if why := _beaten_by_any(task, trial, alternatives, screened):
             reasons[trial.name] = f"first look: {why}"
     return reasons
 
@@ -85,37 +88,38 @@ def quantized_by(task: Task, trial: Trial) -> str | None:
 
 
 def _comparable(task: Task) -> bool:
-    """Whether a short timing, sizes and a few samples are all that the budget and the aim ask:
-    memory and energy are not known yet."""
-    asked, limits = task.request.budget.limits, task.target.limits
-    unknown = any(cost.name in asked and not cost.paired for cost in costs.MEASURED)
+    """Whether a short timing, sizes and a few samples cover everything that the budget and
+    --minimize ask for: memory and energy are not known at this stage."""
+    budget_limits, limits = task.request.budget.limits, task.target.limits
+    unknown = any(cost.name in budget_limits and not cost.paired for cost in costs.MEASURED)
     return objective(task).paired and not (unknown or limits.memory_kib or task.target.chip)
 
 
 def _beaten_by_any(
-    task: Task, trial: Trial, others: list[Trial], screened: dict[str, Screened]
+    task: Task, trial: Trial, alternatives: list[Trial], screened: dict[str, Screened]
 ) -> str | None:
-    """Why the trial is not tried further, where one of the others is at least as good."""
+    """Why the trial is not tried further, where one of `alternatives` is at least as good; else
+    None."""
     mine = screened[trial.name]
-    for other in others:
+    for other in alternatives:
         if other.name == trial.name or not _may_meet(task, other):
             continue
-        theirs = screened[other.name]
+        other_screened = screened[other.name]
         if other.recipe == EXACT:
-            wrong = theirs.sqnr_db is None or theirs.sqnr_db < least_float_db(trial)
-            if not wrong and (ratio := _slower(mine, theirs)):
+            wrong = other_screened.sqnr_db is None or other_screened.sqnr_db < least_float_db(trial)
+            if not wrong and (ratio := _slower(mine, other_screened)):
                 return f"{ratio:.2f} times as slow as {other.name} in a short timing"
         elif quantized_by(task, other) and other.candidate and trial.candidate:
             if other.candidate.size_bytes > 1.1 * trial.candidate.size_bytes:
                 continue
-            if not hopeless(theirs) and (why := _beaten(mine, theirs, other.name)):
+            if not hopeless(other_screened) and (why := _beaten(mine, other_screened, other.name)):
                 return why
     return None
 
 
 def _may_meet(task: Task, trial: Trial) -> bool:
-    """Whether a candidate meets what of the budget is known before anything is judged: its size
-    and its multiply-accumulates. Of several models the strictest limit counts."""
+    """Whether a candidate meets the limits that are known before anything is judged: its size and
+    its multiply-accumulates. With several models the strictest limit counts."""
     limits, candidate = task.target.limits, trial.candidate
     if candidate is None:
         return False
@@ -126,8 +130,8 @@ def _may_meet(task: Task, trial: Trial) -> bool:
 
 
 def drop_lost(task: Task, standing: Standing, budget: Budget) -> Standing:
-    """Once all are judged: those of which nothing is left, and which the accuracy budget rejects,
-    are not timed."""
+    """Mark judged candidates as over the budget, so that they are not timed, where their fidelity
+    is below LOST_DB and the accuracy budget rejects them."""
     higher = task.metric.higher_is_better if task.metric else True
 
     def kept(trial: Trial) -> Trial:
@@ -145,20 +149,21 @@ def drop_lost(task: Task, standing: Standing, budget: Budget) -> Standing:
 
 
 def _beaten(mine: Screened, other: Screened, name: str) -> str | None:
-    """Whether another candidate is clearly better in one thing and no worse in the other."""
+    """Why candidate `mine` is dropped in favour of `other`, whose name is `name`: the other one is
+    clearly better in latency or fidelity and no worse in the second of them. Else None."""
     if mine.sqnr_db is None or other.sqnr_db is None or not mine.rounds_ms or not other.rounds_ms:
         return None
-    gain = other.sqnr_db - mine.sqnr_db
-    if gain >= 0 and (ratio := _slower(mine, other)):
+    gain_db = other.sqnr_db - mine.sqnr_db
+    if gain_db >= 0 and (ratio := _slower(mine, other)):
         slow = f"{ratio:.2f} times as slow as {name} in a short timing"
         return f"{slow}, and not closer to the original's outputs"
-    if gain >= BETTER_DB and not _faster(mine, other):
-        return f"{gain:.0f} dB less fidelity than {name}, and not faster in a short timing"
+    if gain_db >= BETTER_DB and not _faster(mine, other):
+        return f"{gain_db:.0f} dB less fidelity than {name}, and not faster in a short timing"
     return None
 
 
 def _slower(mine: Screened, other: Screened) -> float | None:
-    """How many times as slow, where that is plain."""
+    """How many times as slow `mine` is as `other`; None where the short timing does not show it."""
     if not mine.rounds_ms or not other.rounds_ms:
         return None
     ratios = np.array(mine.rounds_ms) / np.array(other.rounds_ms)
@@ -167,7 +172,7 @@ def _slower(mine: Screened, other: Screened) -> float | None:
 
 
 def _faster(mine: Screened, other: Screened) -> bool:
-    """Whether it was faster in all rounds but one, by however little."""
+    """Whether `mine` was faster than `other` in all rounds but at most one."""
     return int(np.sum(np.array(mine.rounds_ms) >= np.array(other.rounds_ms))) <= 1
 
 
@@ -193,7 +198,8 @@ def short_times(run: Run, trials: Sequence[Trial]) -> dict[str, list[float]]:
 
 
 def _fidelities(run: Run, trials: Sequence[Trial]) -> dict[str, float]:
-    """The worst output's SQNR against the original over a few calibration samples."""
+    """Name of a trial -> the SQNR in dB of its worst output against the original model, over a few
+    calibration samples."""
     task, scratch = run.task, run.scratch
     fidelities: dict[str, float] = {}
     for model in task.models:
@@ -208,25 +214,25 @@ def _fidelities(run: Run, trials: Sequence[Trial]) -> dict[str, float]:
             else _reference_outputs(task, model, feed, scratch)
         )
         if reference is None:
-            continue  # judging says why
+            continue  # the same failure is reported when the model is judged
         for number, trial in enumerate(mine):
             run.progress(number, len(mine), f"{trial.name} on a few calibration samples")
             if not quantized_by(task, trial) and trial.recipe != EXACT:
                 continue
-            same = trial is original
-            outputs = reference if same else _outputs(task, trial, feed, scratch)
+            is_original = trial is original
+            outputs = reference if is_original else _outputs(task, trial, feed, scratch)
             if outputs is not None:
                 fidelities[trial.name] = _least_db(reference, outputs)
     return fidelities
 
 
 def _least_db(reference: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> float:
-    """Of every output of real numbers, in the whole and by slices."""
+    """The least SQNR in dB over all floating-point outputs, as a whole and by slices."""
     least = PERFECT_DB
-    for name, wanted in reference.items():
-        if wanted.shape != outputs[name].shape:
+    for name, reference_output in reference.items():
+        if reference_output.shape != outputs[name].shape:
             return -PERFECT_DB
-        known = compare(wanted, outputs[name]).least_db
+        known = compare(reference_output, outputs[name]).least_db
         least = least if known is None else min(least, known)
     return least
 
@@ -237,7 +243,8 @@ def _some_samples(task: Task, model: Model, path: Path) -> Path:
 
 
 def _outputs(task: Task, trial: Trial, feed: Path, scratch: Path) -> dict[str, np.ndarray] | None:
-    """By output, over all feeds; None where it does not run: judging it will say why."""
+    """Output name -> its values for all feeds; None where the candidate does not run, which is
+    reported when it is judged."""
     candidate = trial.candidate
     assert candidate
     folder = scratch / f"screen-{trial.name.replace('/', '.')}"
@@ -251,7 +258,7 @@ def _outputs(task: Task, trial: Trial, feed: Path, scratch: Path) -> dict[str, n
 def _reference_outputs(
     task: Task, model: Model, feed: Path, scratch: Path
 ) -> dict[str, np.ndarray] | None:
-    """The same of the model itself."""
+    """Output name -> its values for all feeds, by the model itself; None where it does not run."""
 
     def open_(worker: LocalWorker) -> None:
         worker.open_reference(model, timeout_s=3600)
@@ -280,6 +287,6 @@ def _run(
         return None
     count = len(list(folder.glob("*-0.npy")))
     return {
-        tensor.name: np.stack([np.load(folder / f"{i}-{place}.npy") for i in range(count)])
-        for place, tensor in enumerate(model.outputs)
+        tensor.name: np.stack([np.load(folder / f"{i}-{index}.npy") for i in range(count)])
+        for index, tensor in enumerate(model.outputs)
     }

@@ -1,4 +1,5 @@
-"""A stage runs over the candidates, one trial each. A failure is a result, not an end."""
+"""Runs a stage over all candidates, one trial each. A failure becomes the trial's result and does
+not end the run."""
 
 from collections.abc import Callable, Iterable
 
@@ -13,11 +14,12 @@ from onmetal.targets import EXACT
 
 Verb = Callable[[Trial], Trial]
 Late = Callable[[Trial], Trial | None]
-"""What becomes of a trial whose part of --time-limit is over; None: there is time for it."""
+"""Gives the result of a trial where the stage's part of --time-limit is over; None: there is
+time."""
 
 
 def usable(trial: Trial) -> bool:
-    """Whether there is something to judge and to time, and nothing speaks against it yet."""
+    """Whether the trial has a candidate that can be judged and timed, and has not failed so far."""
     return trial.candidate is not None and trial.failure is None and trial.status == "ok"
 
 
@@ -30,23 +32,26 @@ def each(
     tried: Callable[[Trial], bool] = usable,
     doing: str = "",
 ) -> list[Trial]:
-    """What `verb` makes of those trials that are `tried`, one after another; all others stay as
-    they are. The first one is tried whatever the time. What the verb raises becomes the trial's
-    reason. `doing`: told with the progress.
+    """Apply `verb` to those trials for which `tried` is true, one after another; the others stay as
+    they are. -> all trials, in the same order.
+
+    The first trial is always tried; before each later one, `late` may end it for lack of time. An
+    error that the verb raises becomes the trial's reason. `doing`: text after the trial's name in
+    the progress line.
     """
-    done: list[Trial] = []
+    results: list[Trial] = []
     all_trials = list(trials)
     begun = False
     for number, trial in enumerate(all_trials):
         if not tried(trial):
-            done.append(trial)
-        elif begun and (ended := late(trial)):
-            done.append(ended)
+            results.append(trial)
+        elif begun and (ended_trial := late(trial)):
+            results.append(ended_trial)
         else:
             begun = True
             run.progress(number, len(all_trials), f"{trial.name}{doing}")
-            done.append(_attempt(verb, late, trial))
-    return done
+            results.append(_attempt(verb, late, trial))
+    return results
 
 
 def _attempt(verb: Verb, late: Late, trial: Trial) -> Trial:
@@ -68,7 +73,8 @@ def planned_trial(entry: Planned) -> Trial:
 
 
 def original_trial(model: Model, trials: Iterable[Trial]) -> Trial | None:
-    """The candidate that is just the model itself, by the runtime that defines its format."""
+    """The usable trial of the unchanged model by the runtime that defines its format; None where
+    there is none."""
     name = defining(model.format)
     for trial in trials:
         kind = (trial.model, trial.recipe, trial.runtime)
@@ -77,5 +83,5 @@ def original_trial(model: Model, trials: Iterable[Trial]) -> Trial | None:
     return None
 
 
-def out_of_time(trial: Trial, what: str) -> Trial:
-    return replace(trial, status="skipped", reason=f"--time-limit ended before it was {what}")
+def out_of_time(trial: Trial, step: str) -> Trial:
+    return replace(trial, status="skipped", reason=f"--time-limit ended before it was {step}")

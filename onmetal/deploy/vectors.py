@@ -1,4 +1,4 @@
-"""Arrays on disk: inputs to time with, a bundle's golden vectors, and the raw samples."""
+"""Arrays on disk: the inputs of timed inferences, a bundle's golden vectors, and raw samples."""
 
 import hashlib
 import io
@@ -15,19 +15,19 @@ from onmetal.files.cache import Cache
 from onmetal.records import Candidate, Tensor, Trial, Window
 
 FEEDS = 8
-"""Samples that inferences are timed with, one a round, so that no single one decides."""
+"""How many samples inferences are timed with: one a round, so that no single sample decides."""
 GOLDEN_BYTES = 8_000_000
 """Golden vectors are at most this large together, but at least one."""
 
 
 def write_feeds(task: Task, scratch: Path) -> Feeds:
-    """The inputs to time and to make golden vectors with: samples spread over the data."""
-    places: dict[str, Path] = {}
+    """Write the inputs that each model is timed with: samples spread over the data."""
+    feed_paths: dict[str, Path] = {}
     for entry in task.models:
         arrays = numbered(task.data[str(entry.path)].spread(entry, FEEDS))
-        places[str(entry.path)] = scratch / f"feeds-{len(places)}.npz"
-        write_npz(places[str(entry.path)], arrays)
-    return lambda candidate: places[str(candidate.model.path)]
+        feed_paths[str(entry.path)] = scratch / f"feeds-{len(feed_paths)}.npz"
+        write_npz(feed_paths[str(entry.path)], arrays)
+    return lambda candidate: feed_paths[str(candidate.model.path)]
 
 
 def numbered(feeds: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -51,7 +51,8 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def write_golden(run: Run, candidate: Candidate, path: Path) -> int:
-    """Inputs and what the artifact gives for them, by the runtime that ships. -> how many."""
+    """Write golden vectors: inputs, and the outputs that the artifact gives for them by the runtime
+    that ships. -> the number of vectors."""
     task, scratch = run.task, run.scratch
     if task.request.golden == "none":
         return 0
@@ -83,9 +84,13 @@ def write_golden(run: Run, candidate: Candidate, path: Path) -> int:
 def random_alike(
     tensors: Iterable[Tensor], feeds: list[dict[str, np.ndarray]]
 ) -> list[dict[str, np.ndarray]]:
-    """Seeded inputs of the shapes and types of these, which hold nothing of them but this: real
-    numbers reach to the next power of two, and below zero where these do, and so do whole numbers
-    that stand for real ones. Others are 0 or 1, since they may be places in a table."""
+    """Random inputs, seeded, of the same shapes and dtypes as `feeds`, which reveal little of the
+    user's data.
+
+    Real numbers, and whole numbers that stand for real ones by a scale, lie between plus and minus
+    the next power of two of the largest magnitude in `feeds`, and are negative only where values in
+    `feeds` are. Other whole numbers are 0 or 1, since they may be indices into a table.
+    """
     source = np.random.default_rng(0)
 
     def alike(tensor: Tensor, array: np.ndarray) -> np.ndarray:
@@ -93,11 +98,11 @@ def random_alike(
         if not (real or tensor.scale):
             return source.integers(0, 2, array.shape).astype(array.dtype)
         zero = 0 if real else tensor.zero_point
-        there = np.concatenate([feed[tensor.name].reshape(-1) for feed in feeds])
-        there = there.astype(np.float64) - zero
-        peak = np.abs(there[np.isfinite(there)]).max(initial=0.0)
+        observed = np.concatenate([feed[tensor.name].reshape(-1) for feed in feeds])
+        observed = observed.astype(np.float64) - zero
+        peak = np.abs(observed[np.isfinite(observed)]).max(initial=0.0)
         reach = 2.0 ** np.ceil(np.log2(peak)) if peak else 1.0
-        values = source.uniform(-reach if (there < 0).any() else 0.0, reach, array.shape) + zero
+        values = source.uniform(-reach if (observed < 0).any() else 0.0, reach, array.shape) + zero
         limits = np.finfo(array.dtype) if real else np.iinfo(array.dtype)
         return np.clip(values if real else values.round(), limits.min, limits.max).astype(
             array.dtype
@@ -107,10 +112,14 @@ def random_alike(
 
 
 def keep_raw(trials: Iterable[Trial], cache: Cache) -> Path | None:
-    """All raw samples, in the cache whether or not there will be a bundle. Latencies are int64
-    nanoseconds under `candidate/block/round`; of the fresh blocks under `again/…`, or
-    `rejected/PICK/…` where what was picked did not hold when measured again. A meter's windows are
-    under `candidate/energy_mj/…`, an array for each field of records.Window, and `idle_mw`."""
+    """Keep all raw samples in the cache, whether or not a bundle is written. -> their .npz file;
+    None where there are none.
+
+    Latencies are int64 nanoseconds under `candidate/block/round`; those of the blocks that were
+    measured again are under `again/…`, or under `rejected/PICK/…` where the candidate was rejected
+    after that. A meter's windows are under `candidate/energy_mj/…`, an array for each field of
+    records.Window, and `idle_mw`.
+    """
     raw = {name: array for trial in trials for name, array in _raw(trial)}
     if not raw:
         return None

@@ -1,6 +1,5 @@
-"""Arrays in .npy and .npz files that strangers made. What a file says of itself is held against
-what is there before anything is read, so that a lie costs neither memory nor time.
-"""
+"""Reads arrays from untrusted .npy and .npz files. The header of a file is checked against its real
+size before any values are read, so that a false header costs neither memory nor time."""
 
 import contextlib
 import hashlib
@@ -22,19 +21,19 @@ from onmetal.files.stored import StoredArray
 
 PREFIX_BYTES = 12
 HEADER_BYTES = 10_000
-"""The longest head of an .npy file that numpy itself takes from a stranger."""
+"""The longest header of an .npy file, which is numpy's own limit for untrusted files."""
 CHUNK_BYTES = 1 << 24
 DIRECTORY_BYTES = 4 << 20
-"""Of an archive: 10,000 members with names of 300 letters."""
+"""The most bytes of an archive's directory: enough for 10,000 members with names of 300 letters."""
 BOMB_BYTES = 4 << 30
 BOMB_RATIO = 100
 """An archive that unpacks to more than so many bytes, and to so many times its size, is refused."""
 MOST_AXES = 32
 MOST_BYTES = 1 << 60
-"""Of one array; more has no machine, and less overflows nowhere."""
+"""The most bytes of one array: more than any machine has, and few enough not to overflow."""
 MOST_MEMBERS = 10_000
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""How numpy packs; other methods may be told to take gigabytes of memory."""
+"""The compression methods that numpy writes; others can demand gigabytes of memory."""
 
 
 class ArrayFile(Struct, frozen=True):
@@ -48,7 +47,7 @@ class ArrayFile(Struct, frozen=True):
 
     @property
     def size_bytes(self) -> int:
-        """Of its values alone."""
+        """The size of its values, without the header."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def open(self) -> np.ndarray:
@@ -58,7 +57,7 @@ class ArrayFile(Struct, frozen=True):
         return np.memmap(self.path, self.dtype, "r", self.offset, self.shape, order)
 
     def row(self, index: int) -> np.ndarray:
-        """One sample, read from the file: pages of a mapped file would count as memory."""
+        """One sample, read and not memory-mapped: pages of a mapped file would count as memory."""
         if self.fortran or 0 in self.shape:
             return np.array(self.open()[index])
         stored = StoredArray(self.path, self.shape, np.dtype(self.dtype), self.offset)
@@ -70,8 +69,9 @@ class TextArrayError(UsageError):
     """An array of names or objects, where numbers are wanted."""
 
 
-def read_header(file: IO[bytes], path: Path, size_bytes: int, what: str) -> ArrayFile:
-    """What the head of an .npy file says. `what`: the array, in errors; `path` goes to the record.
+def read_header(file: IO[bytes], path: Path, size_bytes: int, label: str) -> ArrayFile:
+    """Parse the header of an .npy file. `label`: names the array in errors; `path`: is put into
+    the result.
 
     Raises UsageError where it is no array, or not as long as the `size_bytes` of its file;
     TextArrayError where it holds no numbers.
@@ -79,22 +79,22 @@ def read_header(file: IO[bytes], path: Path, size_bytes: int, what: str) -> Arra
     head = file.read(PREFIX_BYTES + HEADER_BYTES)
     fixed = {b"\1\0": 10, b"\2\0": 12}.get(head[6:8], 0)  # format version -> where the text begins
     if head[:6] != b"\x93NUMPY" or len(head) < fixed or not fixed:
-        raise UsageError(f"{what} is not a readable array (it does not begin as .npy files do)")
+        raise UsageError(f"{label} is not a readable array (it does not begin as .npy files do)")
     offset = fixed + int.from_bytes(head[8:fixed], "little")
     if offset > len(head):
-        raise UsageError(f"{what} is not a readable array (its head is cut short, or too long)")
-    dtype, fortran, axes = _parsed(head[fixed:offset], what)
+        raise UsageError(f"{label} is not a readable array (its head is cut short, or too long)")
+    dtype, fortran, axes = _parsed(head[fixed:offset], label)
     if dtype.hasobject or dtype.kind not in "biuf":
-        raise TextArrayError(f"{what} has dtype {dtype}: only numbers can be given to a model")
+        raise TextArrayError(f"{label} has dtype {dtype}: only numbers can be given to a model")
     longest = math.prod(max(1, axis) for axis in axes) * dtype.itemsize
     if len(axes) > MOST_AXES or min(axes, default=0) < 0 or longest > MOST_BYTES:
-        raise UsageError(f"{what} says that its shape is {str(list(axes))[:200]}: no array has it")
+        raise UsageError(f"{label} says that its shape is {str(list(axes))[:200]}: no array has it")
     array = ArrayFile(path, dtype.str, axes, offset, fortran)
     if size_bytes < array.offset + array.size_bytes:
-        raise UsageError(f"{what} is cut short")
+        raise UsageError(f"{label} is cut short")
     if size_bytes > array.offset + array.size_bytes:
         raise UsageError(
-            f"{what} holds {size_bytes - offset} bytes, more than the {array.size_bytes} of its "
+            f"{label} holds {size_bytes - offset} bytes, more than the {array.size_bytes} of its "
             "shape and dtype"
         )
     return array
@@ -107,9 +107,9 @@ _ITEM = re.compile(
 _AXIS = re.compile(r"\s*(-?\d{1,20})L?\s*", re.ASCII)
 
 
-def _parsed(text: bytes, what: str) -> tuple["np.dtype[Any]", bool, tuple[int, ...]]:
-    """The dtype, whether the first axis varies fastest, and the shape. The text is a dict of Python
-    in one of few forms; it is matched and never evaluated, as numpy does."""
+def _parsed(text: bytes, label: str) -> tuple["np.dtype[Any]", bool, tuple[int, ...]]:
+    """-> the dtype; whether the first axis varies fastest; the shape. The text is a Python dict in
+    one of a few forms; it is matched by a pattern and, unlike in numpy, never evaluated."""
     words = text.decode("latin-1").strip()
     values: dict[str, Any] = {}
     place, end = 1, len(words) - 1
@@ -120,33 +120,35 @@ def _parsed(text: bytes, what: str) -> tuple["np.dtype[Any]", bool, tuple[int, .
             if not parts[-1].strip():
                 parts.pop()
             axes = [_AXIS.fullmatch(part) for part in parts]
-            one = len(axes) == 1 and "," not in item[4]  # a number in brackets
-            values[item[1]] = None if one or None in axes else tuple(int(a[1]) for a in axes if a)
+            bracketed_number = len(axes) == 1 and "," not in item[4]  # a number in brackets
+            values[item[1]] = (
+                None if bracketed_number or None in axes else tuple(int(a[1]) for a in axes if a)
+            )
         if item[5]:
-            raise TextArrayError(f"{what} has fields: only numbers can be given to a model")
+            raise TextArrayError(f"{label} has fields: only numbers can be given to a model")
         place = item.end()
     descr, fortran, shape = (values.get(key) for key in ("descr", "fortran_order", "shape"))
     whole = words[:1] == "{" and words[-1:] == "}" and not words[place:end].strip()
     if not (whole and isinstance(descr, str) and isinstance(fortran, bool) and shape is not None):
-        raise UsageError(f"{what} is not a readable array (its head is {words[:100]!r})")
+        raise UsageError(f"{label} is not a readable array (its head is {words[:100]!r})")
     try:
         return np.dtype(descr), fortran, shape
     except (TypeError, ValueError, SyntaxError):
-        raise UsageError(f"{what} has dtype {descr!r}, which is unknown") from None
+        raise UsageError(f"{label} has dtype {descr!r}, which is unknown") from None
 
 
 def stored(path: Path) -> ArrayFile:
-    """An .npy file of our own making."""
+    """The header of an .npy file that onmetal wrote."""
     with path.open("rb") as file:
         return read_header(file, path, path.stat().st_size, str(path))
 
 
 Members = dict[str, ArrayFile]
-"""Name of an array -> what its head says; its path is the number of its member, `0.npy`."""
+"""Name of an array -> its header; `path` is the number of its member, such as `0.npy`."""
 
 
 class Archive(NamedTuple):
-    """An .npz file that is open, whose members were looked at."""
+    """An open .npz file, whose members were checked."""
 
     path: Path
     file: io.BufferedReader
@@ -158,7 +160,7 @@ class Archive(NamedTuple):
         return sum(entry.file_size for entry in self.zipped.infolist())
 
     def sha256(self) -> str:
-        """Of the file that is open: another may lie at the path by now."""
+        """The digest of the open file: another file may be at the path by now."""
         digest, place = hashlib.sha256(), 0
         while piece := os.pread(self.file.fileno(), CHUNK_BYTES, place):  # the file's place stays
             digest.update(piece)
@@ -166,7 +168,7 @@ class Archive(NamedTuple):
         return digest.hexdigest()
 
     def unpack(self, folder: Path) -> None:
-        """Every member as it is, called by its number: `0.npy`."""
+        """Write every member unchanged to the folder, named by its number: `0.npy`."""
         for number, entry in enumerate(self.zipped.infolist()):
             with _reading(self.path), self.zipped.open(entry) as packed:
                 _copy(packed, folder / f"{number}.npy", entry, self.path)
@@ -186,9 +188,11 @@ def _copy(packed: IO[bytes], place: Path, entry: zipfile.ZipInfo, source: Path) 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Archive]:
-    """An .npz file, whose members were looked at. Raises UsageError, with the path and what is
-    wrong: no regular file, no archive, other members than arrays of numbers, a size that is not
-    there; and afterwards, where the file was changed in the meantime.
+    """Open an .npz file and check its members.
+
+    Raises UsageError, with the path and the problem: no regular file, no archive, members other
+    than arrays of numbers, fewer bytes than a header says; and at the end, where the file was
+    changed in the meantime.
     """
     try:
         file = open_regular(path)
@@ -208,8 +212,8 @@ def opened(path: Path) -> Iterator[Archive]:
 
 
 class _Directory(io.BufferedReader):
-    """Of an archive that is opened, its directory is read as a whole, however long it says it is,
-    and kept in a hundred times the memory."""
+    """A reader that limits the bytes read while zipfile opens an archive: zipfile reads the whole
+    directory, whatever length it states, and needs a hundred times its size in memory."""
 
     most_bytes: int | None = DIRECTORY_BYTES
 
@@ -225,7 +229,7 @@ class _Directory(io.BufferedReader):
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Errors of zipfile, which are of many kinds, as ours."""
+    """Turn the errors of zipfile, which are of many types, into UsageError."""
     try:
         yield
     except UsageError:
@@ -261,13 +265,13 @@ def _members(path: Path, archive: zipfile.ZipFile) -> Members:
                 "by numpy.savez or numpy.savez_compressed"
             )
         with archive.open(entry) as packed:
-            what = f"{path}: member {name!r}"
-            members[name] = read_header(packed, Path(f"{number}.npy"), entry.file_size, what)
+            label = f"{path}: member {name!r}"
+            members[name] = read_header(packed, Path(f"{number}.npy"), entry.file_size, label)
     return members
 
 
 def heads(path: Path, most_bytes: int) -> Members:
-    """What the arrays of an .npz file say of themselves. Raises UsageError as `read_npz`."""
+    """The headers of the arrays of an .npz file. Raises UsageError as `read_npz`."""
     with opened(path) as archive:
         _check_total(archive, most_bytes)
         return archive.members
@@ -295,12 +299,12 @@ def read_npz(path: Path, most_bytes: int) -> dict[str, np.ndarray]:
 
 
 def _read(
-    archive: zipfile.ZipFile, entry: zipfile.ZipInfo, array: ArrayFile, what: str
+    archive: zipfile.ZipFile, entry: zipfile.ZipInfo, array: ArrayFile, label: str
 ) -> np.ndarray:
     with archive.open(entry) as packed:
         packed.read(array.offset)
         content = packed.read(array.size_bytes)
     if len(content) != array.size_bytes:
-        raise UsageError(f"{what} is cut short")
+        raise UsageError(f"{label} is cut short")
     order: Any = "F" if array.fortran else "C"
     return np.frombuffer(content, array.dtype).reshape(array.shape, order=order)

@@ -1,13 +1,14 @@
-"""What outlives a run: conversions, outputs and unpacked data, under content-addressed keys.
+"""The cache of results that outlive a run: conversions, outputs and unpacked data, under
+content-addressed keys.
 
-An entry is a folder that is complete or absent: it is built beside its place, flushed to the disk
-and renamed, so that a killed run leaves nothing half done, and of two runs that build the same
-entry one wins and both go on. It holds what was built under `content`, and the digests of that,
-which are checked when a run first uses it: a damaged entry is made anew. Whoever uses an entry
-holds a shared lock on its folder; the sweep that keeps the cache within its size takes only entries
-that nobody holds. Timings are never kept here.
+An entry is a folder that is complete or absent: it is built in another folder, flushed to the disk
+and renamed, so that a killed run leaves no incomplete entry, and where two runs build the same
+entry, one of the two is used by both. An entry holds its files under `content`, and their digests,
+which are checked when a run first uses the entry: a damaged entry is built again. A run that uses
+an entry holds a shared lock on its folder; the sweep that keeps the cache within its size removes
+only entries that no run holds. Timings are never kept here.
 
-The cache is its user's alone: others may neither read nor write what is in it.
+The cache is private: other users may neither read nor write its files.
 """
 
 import contextlib
@@ -34,20 +35,20 @@ LIMIT_BYTES = 10 * 10**9
 FOLDERS = ("entries", "building", "home", "home/intel", "logs")
 CONTENT = "content"
 SUMS = "SHA256SUMS"
-"""Of an entry: its name, then the digest of every file under `content`."""
+"""The file of an entry that holds its name, then the digest of every file under `content`."""
 
 
 def home() -> Path:
     """`$ONMETAL_HOME`, else `onmetal` in the user's cache folder; links are followed."""
-    asked = os.environ.get("ONMETAL_HOME")
+    from_environment = os.environ.get("ONMETAL_HOME")
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
-        place = Path(asked) if asked else Path(base) / "onmetal"
+        place = Path(from_environment) if from_environment else Path(base) / "onmetal"
         return place.expanduser().resolve()
     except (OSError, RuntimeError) as error:  # links in a circle, a user without a home folder
         raise UsageError(
-            f"the cache folder {asked or base} cannot be found ({error}); set ONMETAL_HOME to a "
-            "folder that you may write to"
+            f"the cache folder {from_environment or base} cannot be found ({error}); set "
+            "ONMETAL_HOME to a folder that you may write to"
         ) from None
 
 
@@ -58,7 +59,7 @@ def key(**parts: Any) -> str:
 
 
 def sha256(*paths: Path) -> str:
-    """Over the bytes of the files, in order."""
+    """The digest over the bytes of the files, in order."""
     digest = hashlib.sha256()
     for path in paths:
         with open_regular(path) as file:
@@ -68,7 +69,7 @@ def sha256(*paths: Path) -> str:
 
 
 def _check_owner(root: Path) -> None:
-    """Raises UsageError where others could put into the cache what is then believed."""
+    """Raises UsageError where other users could change the cache, whose files are trusted."""
     facts = root.stat()
     advice = "set ONMETAL_HOME to a folder of your own"
     if hasattr(os, "geteuid") and facts.st_uid != os.geteuid():
@@ -84,15 +85,16 @@ def _check_owner(root: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    held = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(held)
+        os.fsync(descriptor)
     finally:
-        os.close(held)
+        os.close(descriptor)
 
 
 def _seal(folder: Path, name: str) -> None:
-    """Make of what was built a complete entry: its user's alone, digests beside it, on the disk."""
+    """Make the built files a complete entry: readable by its user alone, with digests, flushed to
+    the disk."""
     for path in (folder, *folder.rglob("*")):
         if not path.is_symlink():
             path.chmod(stat.S_IMODE(path.stat().st_mode) & 0o700 | (0o700 if path.is_dir() else 0))
@@ -117,7 +119,7 @@ def _sums(content: Path, name: str) -> str:
 
 
 def _intact(folder: Path) -> bool:
-    """Whether an entry is what it was when it was made."""
+    """Whether the files of an entry still have the digests of when it was built."""
     try:
         recorded = read_bytes(folder / SUMS)
         return recorded == _sums(folder / CONTENT, folder.name).encode()
@@ -128,21 +130,21 @@ def _intact(folder: Path) -> bool:
 def _lock(folder: Path, kind: int) -> int | None:
     """A file descriptor that holds a lock on the folder; None if another's lock forbids it."""
     try:
-        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:  # vanished, or no folder: not ours
         return None
     try:
-        fcntl.flock(held, kind | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(held)
+        os.close(descriptor)
         return None
     except OSError:  # a file system without locks: go on without
-        return held
+        return descriptor
     # Between the opening and the lock the sweep may have moved the folder away.
     with contextlib.suppress(FileNotFoundError):
-        if folder.stat().st_ino == os.fstat(held).st_ino:
-            return held
-    os.close(held)
+        if folder.stat().st_ino == os.fstat(descriptor).st_ino:
+            return descriptor
+    os.close(descriptor)
     return None
 
 
@@ -159,13 +161,13 @@ class Cache:
         limit_bytes: int | None = None,
         say: Callable[[str], object] = _to_standard_error,
     ) -> None:
-        """`say` is told of entries that were damaged. Raises UsageError where the folder cannot be
-        written to, or others can write to it."""
+        """`say` is called with a sentence about each damaged entry. Raises UsageError where the
+        folder cannot be written to, or other users can write to it."""
         self.root = (root or home()).resolve()
         self.say = say
-        asked = os.environ.get("ONMETAL_CACHE_LIMIT")
-        if limit_bytes is None and asked:
-            limit_bytes = parse_bytes(asked, "ONMETAL_CACHE_LIMIT")
+        from_environment = os.environ.get("ONMETAL_CACHE_LIMIT")
+        if limit_bytes is None and from_environment:
+            limit_bytes = parse_bytes(from_environment, "ONMETAL_CACHE_LIMIT")
         self.limit_bytes = LIMIT_BYTES if limit_bytes is None else limit_bytes
         self._held: dict[Path, int] = {}
         try:
@@ -184,48 +186,49 @@ class Cache:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for held in self._held.values():
-            os.close(held)
+        for descriptor in self._held.values():
+            os.close(descriptor)
         self._held.clear()
         self.sweep()
 
     def find(self, kind: str, digest: str) -> Path | None:
-        """What the entry holds, locked until the cache is closed; None if there is none. One that
-        is damaged is removed, which is said."""
+        """The content folder of an entry, locked until the cache is closed; None if there is none.
+        A damaged entry is removed and reported by `say`."""
         return self._find(self._place(kind, digest), sealed_here=False)
 
     def _place(self, kind: str, digest: str) -> Path:
         return self.root / "entries" / f"{kind}-{digest}"
 
     def _find(self, folder: Path, *, sealed_here: bool) -> Path | None:
-        """`sealed_here`: its digests were taken just now."""
+        """As `find`. `sealed_here`: this run has just computed the digests, so they are not
+        checked."""
         if folder in self._held:
             return folder / CONTENT
-        held = _lock(folder, fcntl.LOCK_SH)
-        if held is None:
+        descriptor = _lock(folder, fcntl.LOCK_SH)
+        if descriptor is None:
             return None
         if not sealed_here and not _intact(folder):
-            self._discard(folder, held)
+            self._discard(folder, descriptor)
             return None
-        self._held[folder] = held
+        self._held[folder] = descriptor
         with contextlib.suppress(OSError):
             os.utime(folder)  # the sweep takes those unused for longest
         return folder / CONTENT
 
-    def _discard(self, folder: Path, held: int) -> None:
-        """A damaged entry, even one that another run holds: it must not be believed. One without
-        digests is of an older version, of which nothing is said."""
+    def _discard(self, folder: Path, descriptor: int) -> None:
+        """Remove a damaged entry, even one that another run holds, since it must not be used. An
+        entry without digests is of an older version and is removed without a message."""
         try:
             sealed = (folder / SUMS).exists()
-            if folder.stat().st_ino != os.fstat(held).st_ino:
+            if folder.stat().st_ino != os.fstat(descriptor).st_ino:
                 return  # another run has replaced it
-            doomed = self.root / "building" / uuid.uuid4().hex
-            folder.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            removed_folder = self.root / "building" / uuid.uuid4().hex
+            folder.rename(removed_folder)
+            shutil.rmtree(removed_folder, ignore_errors=True)
         except OSError:
             return
         finally:
-            os.close(held)
+            os.close(descriptor)
         if sealed:
             self.say(
                 f"the cache entry {folder.name} was damaged and is made anew; if this comes again, "
@@ -233,7 +236,8 @@ class Cache:
             )
 
     def get(self, kind: str, digest: str, build: Callable[[Path], object]) -> Path:
-        """What the entry holds, built first (by `build(empty folder)`) where there is none."""
+        """The content folder of an entry, which is built first (by `build(empty folder)`) where
+        there is none."""
         place = self._place(kind, digest)
         for _ in range(5):  # another run's sweep may take the entry between two steps
             if content := self._find(place, sealed_here=False):
@@ -242,7 +246,7 @@ class Cache:
                 (folder / CONTENT).mkdir()
                 build(folder / CONTENT)
                 if not any((folder / CONTENT).iterdir()):
-                    break  # what was to be moved here is gone
+                    break  # the files that `build` was to move here no longer exist
                 _seal(folder, place.name)
                 renamed = False
                 with contextlib.suppress(OSError):  # another run was faster: its entry is as good
@@ -258,20 +262,21 @@ class Cache:
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A folder for work that is removed at the end, by the next sweep if this run is killed."""
-        held = None
-        while held is None:  # another run's sweep may take it before it is locked
+        """A temporary folder, removed at the end, or by the next sweep if this run is killed."""
+        descriptor = None
+        while descriptor is None:  # another run's sweep may take it before it is locked
             folder = self.root / "building" / uuid.uuid4().hex
             folder.mkdir(mode=0o700)
-            held = _lock(folder, fcntl.LOCK_SH)
+            descriptor = _lock(folder, fcntl.LOCK_SH)
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            os.close(held)
+            os.close(descriptor)
 
     def sweep(self) -> None:
-        """Removes what killed runs left, and over the limit the entries unused for longest."""
+        """Remove the folders that killed runs left and, while the cache is over its limit, the
+        entries that were unused for longest."""
         for folder in (self.root / "building").iterdir():
             self._remove(folder)
         entries = []
@@ -290,16 +295,16 @@ class Cache:
                 total -= size
 
     def _remove(self, folder: Path) -> bool:
-        held = _lock(folder, fcntl.LOCK_EX)
-        if held is None:
+        descriptor = _lock(folder, fcntl.LOCK_EX)
+        if descriptor is None:
             return False
         try:
             # Out of its place first: a half-removed entry must never be found.
-            doomed = self.root / "building" / uuid.uuid4().hex
-            folder.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            removed_folder = self.root / "building" / uuid.uuid4().hex
+            folder.rename(removed_folder)
+            shutil.rmtree(removed_folder, ignore_errors=True)
         except OSError:
             return False
         finally:
-            os.close(held)
+            os.close(descriptor)
         return True

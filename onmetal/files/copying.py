@@ -1,7 +1,8 @@
-"""A private copy of a stranger's folder: what was hashed is what is used, whatever happens to the
-folder meanwhile. Only regular files are opened, no link is followed, and sizes are looked at first.
+"""Makes a private copy of an untrusted folder, so that the bytes that were hashed are the bytes
+that are used, even where the folder is changed meanwhile. Only regular files are opened, no
+symbolic link is followed, and sizes are checked first.
 
-Hard links are taken as the files that they are: their content is copied as any other.
+Hard links are copied like any other file.
 """
 
 import contextlib
@@ -19,17 +20,18 @@ MOST_FILES = 10_000
 MOST_DEPTH = 32
 PIECE_BYTES = 1 << 20
 SPARE_BYTES = 64 << 20
-"""Of the disk, what is left free."""
+"""The bytes of the disk that are left free."""
 
 Folder = int
-"""A descriptor: what is opened by it lies in the folder, also where that was exchanged."""
+"""A descriptor of a folder: files opened relative to it are in that folder, even where the path of
+the folder was replaced."""
 
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Folder]:
-    """Raises OSError where it is no folder, or cannot be read."""
+    """A descriptor of the folder. Raises OSError where it is no folder, or cannot be read."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield descriptor
@@ -38,7 +40,7 @@ def opened(path: Path) -> Iterator[Folder]:
 
 
 def inside(folder: Folder) -> dict[str, os.stat_result]:
-    """What lies in it, by its path there: whatever is no folder, and empty folders.
+    """Path in the folder -> its state, of everything that is no folder, and of empty folders.
 
     Raises OSError where it cannot be listed, ValueError where it holds too much.
     """
@@ -50,8 +52,8 @@ def inside(folder: Folder) -> dict[str, os.stat_result]:
 def _list(folder: Folder, prefix: str, depth: int, entries: dict[str, os.stat_result]) -> None:
     if depth > MOST_DEPTH:
         raise ValueError(f"its folders are more than {MOST_DEPTH} deep")
-    with os.scandir(folder) as listed:
-        for entry in listed:
+    with os.scandir(folder) as scan:
+        for entry in scan:
             name, state = prefix + entry.name, entry.stat(follow_symlinks=False)
             before = len(entries)
             if stat.S_ISDIR(state.st_mode):
@@ -77,12 +79,13 @@ def read(folder: Folder, name: str, most: int) -> bytes:
 
 def check_room(entries: dict[str, os.stat_result], place: Path) -> None:
     """Raises UsageError where the disk has no room for a copy of the regular files."""
-    wanted = sum(state.st_size for state in entries.values() if stat.S_ISREG(state.st_mode))
+    needed_bytes = sum(state.st_size for state in entries.values() if stat.S_ISREG(state.st_mode))
     free = shutil.disk_usage(place).free - SPARE_BYTES
-    if wanted > free:
+    if needed_bytes > free:
         raise UsageError(
-            f"its files take {wanted} bytes, and a copy of them is checked, for which the disk of "
-            f"the cache has {max(0, free)}: make room there, or set ONMETAL_HOME to another disk"
+            f"its files take {needed_bytes} bytes, and a copy of them is checked, for which the "
+            f"disk of the cache has {max(0, free)}: make room there, or set "
+            "ONMETAL_HOME to another disk"
         )
 
 
@@ -91,13 +94,13 @@ def copied(folder: Folder, name: str, size_bytes: int, target: Path) -> str:
 
     Raises OSError where it cannot be read, is no regular file, or is longer than `size_bytes`.
     """
-    digest, left = hashlib.sha256(), size_bytes
+    digest, bytes_left = hashlib.sha256(), size_bytes
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     private = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(private, "wb") as copy, _open(folder, name) as file:
         while piece := file.read(PIECE_BYTES):
-            left -= len(piece)
-            if left < 0:
+            bytes_left -= len(piece)
+            if bytes_left < 0:
                 raise OSError("it grew while it was read")
             digest.update(piece)
             copy.write(piece)

@@ -1,4 +1,4 @@
-"""Image files opened safely: which formats are read, and how large an image may be."""
+"""Opens image files safely: only some formats, and only up to a number of pixels."""
 
 import contextlib
 import logging
@@ -21,7 +21,7 @@ SUFFIXES = tuple(
 )
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """The readers of Pillow that are used: others start programs (EPS: Ghostscript) or are hardly ever
-needed. A camera's JPEG with a preview (MPO) is found by the reader of JPEG."""
+needed. A camera's JPEG with a preview (MPO) is read by the reader of JPEG."""
 FOREIGN = {
     b"%!PS": "an EPS (PostScript) file",
     b"\xc5\xd0\xd3\xc6": "an EPS (PostScript) file",
@@ -58,7 +58,7 @@ to 16 bytes for each while it decodes, which is within 2 GB."""
 MOST_SCANS = 20 * MOST_PIXELS
 """Most pixels times scans of a JPEG: a progressive one of a few kB may ask for days of decoding."""
 MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]", re.DOTALL)
-"""The marker of a segment of a JPEG: others stand within its pixels."""
+"""The marker of a segment of a JPEG; other markers occur within its pixel data."""
 START_OF_IMAGE, END_OF_IMAGE, START_OF_SCAN = 0xD8, 0xD9, 0xDA
 TILE_WIDTH, TILE_LENGTH, ROWS_PER_STRIP = 322, 323, 278
 """Tags of a TIFF."""
@@ -68,7 +68,7 @@ PLAIN_TEXT = (b"P1", b"P2", b"P3")
 
 @contextlib.contextmanager
 def opened(path: Path, within: Path | None) -> Iterator["Image"]:
-    """The image, whose size was checked and which is not decoded yet."""
+    """Open an image and check its size; it is not decoded yet."""
     from PIL import Image, UnidentifiedImageError
 
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # errors come as exceptions, too
@@ -101,22 +101,23 @@ TOO_MANY = (
 
 
 def _foreign(path: Path, within: Path | None) -> str:
-    """Why a file is refused that is no image of FORMATS."""
+    """Why a file that is no image of FORMATS is refused."""
     with open_regular(path, within) as file:
         head = file.read(64).lstrip()
-    what = next((name for magic, name in FOREIGN.items() if head.startswith(magic)), None)
+    description = next((name for magic, name in FOREIGN.items() if head.startswith(magic)), None)
     if head[4:8] == b"ftyp":
-        what = "an AVIF, HEIC or video file"
+        description = "an AVIF, HEIC or video file"
     known = ", ".join(FORMATS)
     if not head:
         return "a broken image: the file is empty"
-    if what is None:
+    if description is None:
         return f"a broken image, or one of another format; what is read is {known}"
-    return f"this is {what}; what is read is {known}"
+    return f"this is {description}; what is read is {known}"
 
 
 def _check_size(path: Path, image: "Image", file: BinaryIO) -> None:
-    """Refuse what takes too much to decode: a file of 300 bytes may state any number of pixels."""
+    """Raises UsageError where the image takes too much memory or time to decode: a file of 300
+    bytes may state any number of pixels."""
     pixels = image.width * image.height
     if pixels > MOST_PIXELS:
         raise UsageError(f"{path}: it has {image.width}x{image.height} pixels, {TOO_MANY}")
@@ -138,10 +139,10 @@ def _check_size(path: Path, image: "Image", file: BinaryIO) -> None:
 
 def _head(file: BinaryIO, count: int) -> bytes:
     """The first bytes of the file. Its position stays."""
-    place = file.tell()
+    position = file.tell()
     file.seek(0)
     head = file.read(count)
-    file.seek(place)
+    file.seek(position)
     return head
 
 
@@ -156,13 +157,13 @@ def _tile_pixels(image: "Image") -> int:
 
 def count_scans(file: BinaryIO) -> int:
     """How many scans a JPEG has. The position in the file stays."""
-    place, count = file.tell(), 0
+    position, count = file.tell(), 0
     file.seek(0)
     while (marker := _next_marker(file)) not in (None, END_OF_IMAGE):
         count += marker == START_OF_SCAN
         if marker != START_OF_IMAGE:
             file.seek(max(0, int.from_bytes(file.read(2), "big") - 2), os.SEEK_CUR)
-    file.seek(place)
+    file.seek(position)
     return count
 
 

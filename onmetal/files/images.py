@@ -1,4 +1,4 @@
-"""One image file, read by Pillow, as a model's input; and what was done with it, in words."""
+"""Reads an image file by Pillow as a model's input, and describes how images were converted."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +28,7 @@ GREY = ("1", "L", "LA")
 COLOUR = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 
 
-def read(path: Path, how: Preprocessing, within: Path | None = None) -> np.ndarray:
+def read(path: Path, preprocessing: Preprocessing, within: Path | None = None) -> np.ndarray:
     """One image file as the model's input: (x * scale - mean) / std, in the layout asked for.
 
     It is turned as EXIF says, transparency is laid over a colour, the shorter side is scaled to
@@ -36,28 +36,29 @@ def read(path: Path, how: Preprocessing, within: Path | None = None) -> np.ndarr
     `open_regular` has it. Raises UsageError where the file is no image of FORMATS, is too large
     or is smaller than the crop.
     """
-    return read_with_kinds(path, how, within)[0]
+    return read_with_kinds(path, preprocessing, within)[0]
 
 
 def read_with_kinds(
-    path: Path, how: Preprocessing, within: Path | None = None
+    path: Path, preprocessing: Preprocessing, within: Path | None = None
 ) -> tuple[np.ndarray, frozenset[str]]:
-    """`read`, and what was done with the image beyond what data.toml asks: keys of KINDS."""
+    """-> the input as by `read`; the conversions beyond those that data.toml asks for: keys of
+    KINDS."""
     kinds: set[str] = set()
     with opened(path, within) as image:
         form = image.format
-        upright = _upright(image, how, kinds)
+        upright = _upright(image, preprocessing, kinds)
         if upright.mode in (*GREY, *COLOUR):
-            pixels = _opaque(upright, how, kinds)
+            pixels = _opaque(upright, preprocessing, kinds)
         else:
-            pixels = _grey_16(path, upright, form, how, kinds)
-        values = np.atleast_3d(np.asarray(_cut(path, pixels, how), np.float32))
-    if how.channels != "L" and values.shape[2] == 1:
+            pixels = _grey_16(path, upright, form, preprocessing, kinds)
+        values = np.atleast_3d(np.asarray(_cut(path, pixels, preprocessing), np.float32))
+    if preprocessing.channels != "L" and values.shape[2] == 1:
         values = np.repeat(values, 3, axis=2)
-    return _normalized(path, values, how), frozenset(kinds)
+    return _normalized(path, values, preprocessing), frozenset(kinds)
 
 
-def _upright(image: "Image", how: Preprocessing, kinds: set[str]) -> "Image":
+def _upright(image: "Image", preprocessing: Preprocessing, kinds: set[str]) -> "Image":
     """The pixels, mirrored and turned as the EXIF orientation says, unless `exif` is false."""
     from PIL.Image import Transpose
 
@@ -70,11 +71,11 @@ def _upright(image: "Image", how: Preprocessing, kinds: set[str]) -> "Image":
         7: Transpose.TRANSVERSE,
         8: Transpose.ROTATE_90,
     }
-    back = {Transpose.ROTATE_270: Transpose.ROTATE_90, Transpose.ROTATE_90: Transpose.ROTATE_270}
+    inverse = {Transpose.ROTATE_270: Transpose.ROTATE_90, Transpose.ROTATE_90: Transpose.ROTATE_270}
     # not n_frames, for which some readers go over all of them
     if getattr(image, "is_animated", False) and image.format != "MPO":  # a camera's preview
         kinds.add("frames")
-    by_pillow = image.format == "TIFF"  # which it turns while it loads
+    by_pillow = image.format == "TIFF"  # Pillow turns it while it loads
     turn = _orientation(image, turns) if by_pillow else None
     image.load()
     if not by_pillow:
@@ -82,10 +83,10 @@ def _upright(image: "Image", how: Preprocessing, kinds: set[str]) -> "Image":
     if turn is None:
         return image
     kinds.add("turned")
-    if by_pillow == how.exif:
+    if by_pillow == preprocessing.exif:
         return image
-    info, turned = image.info, image.transpose(back.get(turn, turn) if by_pillow else turn)
-    turned.info = info  # what is transparent
+    info, turned = image.info, image.transpose(inverse.get(turn, turn) if by_pillow else turn)
+    turned.info = info  # holds which colour is transparent
     image.close()  # its pixels are many
     return turned
 
@@ -93,17 +94,17 @@ def _upright(image: "Image", how: Preprocessing, kinds: set[str]) -> "Image":
 def _orientation(image: "Image", turns: Mapping[int, "Transpose"]) -> "Transpose | None":
     try:
         return turns.get(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # damaged EXIF is passed over, as viewers do
+    except Exception:  # damaged EXIF data are ignored, as viewers do
         return None
 
 
-def _opaque(image: "Image", how: Preprocessing, kinds: set[str]) -> "Image":
+def _opaque(image: "Image", preprocessing: Preprocessing, kinds: set[str]) -> "Image":
     """The pixels in 8 bits, RGB or grey as `channels` asks, without transparency."""
     if image.mode in ("1", "P", "PA", "CMYK"):
         kinds.add({"1": "1-bit", "CMYK": "CMYK"}.get(image.mode, "palette"))
-    if how.channels != "L" and image.mode in GREY:
+    if preprocessing.channels != "L" and image.mode in GREY:
         kinds.add("grey")
-    elif how.channels == "L" and image.mode not in GREY:
+    elif preprocessing.channels == "L" and image.mode not in GREY:
         kinds.add("colour")
     if not image.has_transparency_data:
         pixels = image if image.mode in ("L", "RGB") else image.convert("RGB")
@@ -112,15 +113,15 @@ def _opaque(image: "Image", how: Preprocessing, kinds: set[str]) -> "Image":
         kinds.add("alpha")
         if pixels.getchannel("A").getextrema()[0] != 255:
             kinds.add("transparent")
-        if how.alpha != "drop":
-            _lay_over(pixels, how.alpha)
+        if preprocessing.alpha != "drop":
+            _lay_over(pixels, preprocessing.alpha)
             if "transparent" in kinds and pixels.getcolors(1):
                 kinds.add("vanished")
         if pixels is not image:
             image.close()  # its pixels are many
         pixels = pixels.convert("RGB")
-    wanted = "L" if how.channels == "L" else "RGB"
-    return pixels if pixels.mode == wanted else pixels.convert(wanted)
+    wanted_mode = "L" if preprocessing.channels == "L" else "RGB"
+    return pixels if pixels.mode == wanted_mode else pixels.convert(wanted_mode)
 
 
 def _lay_over(pixels: "Image", colour: str) -> None:
@@ -134,7 +135,7 @@ def _lay_over(pixels: "Image", colour: str) -> None:
 
 
 def _grey_16(
-    path: Path, image: "Image", form: str | None, how: Preprocessing, kinds: set[str]
+    path: Path, image: "Image", form: str | None, preprocessing: Preprocessing, kinds: set[str]
 ) -> "Image":
     """16-bit grey as floats from 0 to 255, so that nothing is clipped or rounded."""
     from PIL import Image
@@ -145,47 +146,47 @@ def _grey_16(
             "as 8-bit grey or RGB, or give such data as .npz"
         )
     kinds.add("16-bit")
-    if how.channels != "L":
+    if preprocessing.channels != "L":
         kinds.add("grey")
     values = np.asarray(image).astype(np.float32)
     if values.max() < 4096:
         kinds.add("12-bit")
-    clear = values == image.info.get("transparency", -1)
+    transparent_mask = values == image.info.get("transparency", -1)
     values /= WHITE_16
-    if clear.any():
+    if transparent_mask.any():
         kinds |= {"alpha", "transparent"}
-        if how.alpha != "drop":
-            values[clear] = 255 if how.alpha == "white" else 0
+        if preprocessing.alpha != "drop":
+            values[transparent_mask] = 255 if preprocessing.alpha == "white" else 0
     return Image.fromarray(values)
 
 
-def _cut(path: Path, pixels: "Image", how: Preprocessing) -> "Image":
+def _cut(path: Path, pixels: "Image", preprocessing: Preprocessing) -> "Image":
     """The pixels scaled to `size` and cropped."""
     from PIL.Image import Resampling
 
-    if how.size:
+    if preprocessing.size:
         short = min(pixels.size)
-        width, height = (max(1, side * how.size // short) for side in pixels.size)
-        _check_input(path, width, height, how)
+        width, height = (max(1, side * preprocessing.size // short) for side in pixels.size)
+        _check_input(path, width, height, preprocessing)
         pixels = pixels.resize((width, height), Resampling.BILINEAR)
-    if how.crop:
-        high, wide = how.crop
+    if preprocessing.crop:
+        high, wide = preprocessing.crop
         if pixels.height < high or pixels.width < wide:
             raise UsageError(
                 f"{path}: {pixels.width}x{pixels.height} pixels are too few for the crop "
                 f"{wide}x{high}; set `size` in data.toml"
             )
-        _check_input(path, wide, high, how)
+        _check_input(path, wide, high, preprocessing)
         left, top = (pixels.width - wide) // 2, (pixels.height - high) // 2
         pixels = pixels.crop((left, top, left + wide, top + high))
-    _check_input(path, *pixels.size, how)
+    _check_input(path, *pixels.size, preprocessing)
     return pixels
 
 
-def _check_input(path: Path, width: int, height: int, how: Preprocessing) -> None:
+def _check_input(path: Path, width: int, height: int, preprocessing: Preprocessing) -> None:
     """Refuse an input that is too large before it is computed: `size` can enlarge a narrow strip to
     any number of pixels."""
-    most = MOST_INPUT_PIXELS * 4 // max(4, np.dtype(how.dtype).itemsize)
+    most = MOST_INPUT_PIXELS * 4 // max(4, np.dtype(preprocessing.dtype).itemsize)
     if width * height > most:
         raise UsageError(
             f"{path}: as data.toml asks, {width}x{height} pixels would be made of it, and the most "
@@ -193,17 +194,17 @@ def _check_input(path: Path, width: int, height: int, how: Preprocessing) -> Non
         )
 
 
-def _normalized(path: Path, values: np.ndarray, how: Preprocessing) -> np.ndarray:
+def _normalized(path: Path, values: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """[h, w, channels] float32 from 0 to 255 -> scaled, in the layout and dtype of data.toml."""
-    mean, std = np.array(how.mean, np.float32), np.array(how.std, np.float32)
-    if how.channels == "BGR":
+    mean, std = np.array(preprocessing.mean, np.float32), np.array(preprocessing.std, np.float32)
+    if preprocessing.channels == "BGR":
         values = values[:, :, ::-1]
-    values = values * np.float32(how.scale)
+    values = values * np.float32(preprocessing.scale)
     values -= mean
     values /= std
-    if how.layout == "NCHW":
+    if preprocessing.layout == "NCHW":
         values = values.transpose(2, 0, 1)
-    dtype = np.dtype(how.dtype)
+    dtype = np.dtype(preprocessing.dtype)
     if dtype.kind in "iu":
         values = values.round()
         limits = np.iinfo(dtype)
@@ -239,16 +240,22 @@ KINDS = {
 }
 
 
-def describe(counts: Mapping[str, int], total: int, how: Preprocessing) -> list[str]:
-    """What was done with how many of `total` images, in words. `counts`: kind -> images."""
+def describe(counts: Mapping[str, int], total: int, preprocessing: Preprocessing) -> list[str]:
+    """Sentences about the conversions of the `total` images. `counts`: key of KINDS -> number of
+    images."""
     sentences = []
     for kind, words in KINDS.items():
-        asked = {"turned": how.exif, "not turned": not how.exif}
-        asked |= {"alpha": how.alpha != "drop", "dropped": how.alpha == "drop"}
+        applies = {"turned": preprocessing.exif, "not turned": not preprocessing.exif}
+        applies |= {
+            "alpha": preprocessing.alpha != "drop",
+            "dropped": preprocessing.alpha == "drop",
+        }
         source = {"not turned": "turned", "dropped": "alpha"}.get(kind, kind)
-        if counts.get(source) and asked.get(kind, True):
+        if counts.get(source) and applies.get(kind, True):
             images = f"{counts[source]} of {total} images"
             sentences.append(
-                words.format(images, transparent=counts.get("transparent", 0), alpha=how.alpha)
+                words.format(
+                    images, transparent=counts.get("transparent", 0), alpha=preprocessing.alpha
+                )
             )
     return sentences

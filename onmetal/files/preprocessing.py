@@ -1,4 +1,4 @@
-"""data.toml: how image files become a model's input."""
+"""data.toml: how image files are converted to a model's input."""
 
 from collections import Counter
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 LEVELS = 16
-"""Fewest whole values of an integer dtype that there must be between black and white."""
+"""The least number of integer values that there must be between black and white."""
 Side = Annotated[int, Meta(gt=0, le=65_535)]
 
 
@@ -50,7 +50,7 @@ def read_preprocessing(path: Path, within: Path | None = None) -> Preprocessing:
     keys = ", ".join(Preprocessing.__struct_fields__)
     try:
         text = read_bytes(table, TOML_BYTES, within).decode("utf-8-sig")
-        how = msgspec.convert(parse_toml(text), Preprocessing)
+        preprocessing = msgspec.convert(parse_toml(text), Preprocessing)
     except FileNotFoundError:
         if table.is_symlink():
             raise UsageError(f"{table}: it is a link to what is not there") from None
@@ -64,40 +64,46 @@ def read_preprocessing(path: Path, within: Path | None = None) -> Preprocessing:
         raise UsageError(f"{table}: {error} (its keys: {keys})") from None
     except ValueError as error:  # broken UTF-8, broken TOML, endless numbers
         raise UsageError(f"{table}: {str(error)[:300]}") from None
-    if fault := _fault(how):
+    if fault := _fault(preprocessing):
         raise UsageError(f"{table}: {fault}")
-    return how
+    return preprocessing
 
 
-def _fault(how: Preprocessing) -> str | None:
+def _fault(preprocessing: Preprocessing) -> str | None:
     """The fault of a data.toml whose keys and types are right; None where it has none."""
-    depth = 1 if how.channels == "L" else 3
-    for key, statistics in (("mean", how.mean), ("std", how.std)):
+    depth = 1 if preprocessing.channels == "L" else 3
+    for key, statistics in (("mean", preprocessing.mean), ("std", preprocessing.std)):
         if len(statistics) not in (1, depth):
             return f"{key} has {len(statistics)} values for {depth} channels"
     with np.errstate(over="ignore"):
-        if not np.isfinite(np.array([how.scale, *how.mean, *how.std], np.float32)).all():
+        if not np.isfinite(
+            np.array([preprocessing.scale, *preprocessing.mean, *preprocessing.std], np.float32)
+        ).all():
             return "scale, mean and std must be finite numbers, in 32 bits too"
-        if 0.0 in np.array(how.std, np.float32):
+        if 0.0 in np.array(preprocessing.std, np.float32):
             return "std must not be zero, nor vanish in 32 bits"
-    if np.dtype(how.dtype).kind in "iu":
-        between = min(255 * abs(how.scale / std) for std in how.std)
+    if np.dtype(preprocessing.dtype).kind in "iu":
+        between = min(255 * abs(preprocessing.scale / std) for std in preprocessing.std)
         if between < LEVELS:
             return (
-                f'dtype = "{how.dtype}" rounds to whole numbers, and scale, mean and std leave '
+                f'dtype = "{preprocessing.dtype}" rounds to whole numbers, and scale, mean and '
+                "std leave "
                 f"{between:.3g} between black and white: leave scale, mean and std out"
             )
-    if how.classes is not None:
-        name, times = Counter(how.classes).most_common(1)[0] if how.classes else ("", 0)
+    if preprocessing.classes is not None:
+        name, times = (
+            Counter(preprocessing.classes).most_common(1)[0] if preprocessing.classes else ("", 0)
+        )
         if times > 1:
             return f"classes holds {name!r} twice"
-        if not how.classes or not all(name.strip() for name in how.classes):
+        if not preprocessing.classes or not all(name.strip() for name in preprocessing.classes):
             return "classes must be the names of the model's scores, in order"
     return None
 
 
-def advice(shape: Shape, dtype: np.dtype, expected: Shape, wanted: np.dtype) -> str | None:
-    """The line of data.toml that makes images of a shape and dtype what a model takes."""
+def advice(shape: Shape, dtype: np.dtype, expected: Shape, expected_dtype: np.dtype) -> str | None:
+    """Advice on the lines of data.toml that convert images of `shape` and `dtype` to the shape and
+    dtype that a model expects; None where no line would help."""
     lines = []
     if len(expected) == 3 and shape != expected:
         channels_last = expected[-1] in (1, 3) and expected[0] not in (1, 3)
@@ -112,13 +118,13 @@ def advice(shape: Shape, dtype: np.dtype, expected: Shape, wanted: np.dtype) -> 
             lines.append(f'channels = "{"L" if channels == 1 else "RGB"}"')
         if (high, wide) != (given_high, given_wide):
             lines += [f"size = {max(high, wide)}", f"crop = [{high}, {wide}]"]
-    whole = wanted.kind in "iu" and dtype.kind == "f"
-    if wanted != dtype and (whole or wanted.kind == "f"):
+    whole = expected_dtype.kind in "iu" and dtype.kind == "f"
+    if expected_dtype != dtype and (whole or expected_dtype.kind == "f"):
         names = {"uint8", "int8", "float16", "float32", "float64"}
-        named_dtype = wanted.name if wanted.name in names else "uint8"
+        named_dtype = expected_dtype.name if expected_dtype.name in names else "uint8"
         lines.append(f'dtype = "{named_dtype}"')
         if whole:
-            shift = "mean = [128]" if wanted.name == "int8" else "no scale, mean and std"
+            shift = "mean = [128]" if expected_dtype.name == "int8" else "no scale, mean and std"
             return f"write {', '.join(lines)} and {shift} in data.toml"
     return f"write {', '.join(lines)} in data.toml" if lines else None
 

@@ -1,6 +1,5 @@
-"""Opens files that strangers made: regular files only and, where they are to be small, never more
-of them than that. Whoever names a FIFO or a device gets an error, and no command hangs.
-"""
+"""Opens untrusted files: regular files only and, where a file should be small, reads no more than a
+limit. A FIFO or a device gives an error, so that no command hangs."""
 
 import errno
 import io
@@ -21,7 +20,8 @@ SMALL_BYTES = 64 << 20
 PIECE_BYTES = 1 << 20
 TOML_BYTES = 1 << 20
 TOML_DEPTH = 64
-"""Tables in tables of one key, over each of which the parser goes again in every line below."""
+"""The most nested tables of one key: the parser walks through all of them again for every line
+below."""
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
@@ -33,8 +33,8 @@ def open_regular(path: Path, within: Path | None = None) -> io.BufferedReader:
 
     `within`: a folder, resolved, out of which no link may lead; None: links may lead anywhere.
 
-    It is looked at before it is opened, which some devices already act on, and once more when it is
-    open: what lies at the path may have been exchanged in between.
+    The type of the file is checked before it is opened, since opening already affects some devices,
+    and again after that: the file at the path may have been replaced in between.
     """
     if within is not None:
         return _open_below(within, path)
@@ -43,22 +43,25 @@ def open_regular(path: Path, within: Path | None = None) -> io.BufferedReader:
 
 
 def _open_below(folder: Path, path: Path) -> io.BufferedReader:
-    """Where all links lead is found out first. That place is then reached from the folder step by
-    step, and no step may be a link any more, so that none can be put there in the meantime."""
-    place = Path(os.path.realpath(path, strict=True))
-    if not place.is_relative_to(folder):
+    """Open a file inside of `folder`. The path is resolved first. The resolved path is then opened
+    folder by folder, and no part of it may be a link, so that no link can be inserted in the
+    meantime."""
+    target = Path(os.path.realpath(path, strict=True))
+    if not target.is_relative_to(folder):
         raise OSError(errno.EPERM, f"it is a link that leads out of {folder}", str(path))
-    *folders, name = place.relative_to(folder).parts or (".",)
-    at = os.open(folder, os.O_RDONLY | _FOLDER)
+    *folders, name = target.relative_to(folder).parts or (".",)
+    folder_descriptor = os.open(folder, os.O_RDONLY | _FOLDER)
     try:
         for step in folders:
-            below = os.open(step, os.O_RDONLY | _FOLDER | _NO_LINK, dir_fd=at)
-            os.close(at)
-            at = below
-        _check_regular(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode, path)
-        return _checked(os.open(name, _FLAGS | _NO_LINK, dir_fd=at), path)
+            next_descriptor = os.open(
+                step, os.O_RDONLY | _FOLDER | _NO_LINK, dir_fd=folder_descriptor
+            )
+            os.close(folder_descriptor)
+            folder_descriptor = next_descriptor
+        _check_regular(os.stat(name, dir_fd=folder_descriptor, follow_symlinks=False).st_mode, path)
+        return _checked(os.open(name, _FLAGS | _NO_LINK, dir_fd=folder_descriptor), path)
     finally:
-        os.close(at)
+        os.close(folder_descriptor)
 
 
 def _checked(descriptor: int, path: Path) -> io.BufferedReader:
@@ -78,7 +81,7 @@ def _check_regular(mode: int, path: Path) -> None:
 
 
 def kind(mode: int) -> str:
-    """What the mode of something that is no regular file says of it, in words."""
+    """The kind of a file that is no regular file, in words, by its mode."""
     kinds = {
         stat.S_IFDIR: "a folder",
         stat.S_IFIFO: "a pipe (FIFO)",
@@ -92,11 +95,13 @@ def kind(mode: int) -> str:
 
 def read_bytes(path: Path, most: int = SMALL_BYTES, within: Path | None = None) -> bytes:
     """All of a small file. Raises OSError as `open_regular`, and where it is longer than `most`."""
-    pieces, left = [], most + 1
+    pieces, bytes_left = [], most + 1
     with open_regular(path, within) as file:
-        while piece := file.read(min(left, PIECE_BYTES)):  # it allocates as much as it is asked for
+        while piece := file.read(
+            min(bytes_left, PIECE_BYTES)
+        ):  # read() allocates as many bytes as requested
             pieces.append(piece)
-            left -= len(piece)
+            bytes_left -= len(piece)
     content = b"".join(pieces)
     if len(content) > most:
         why = f"it is longer than {most} bytes, the most that such a file may have"
@@ -115,13 +120,14 @@ _QUOTED = (
     r'"(?:\\.|[^"\\\n])*+"?',
     r"'[^'\n]*+'?",
 )
-"""Also such as nothing closes, at which the parser ends: so that each is gone over once."""
+"""The patterns also match strings that are not closed, so that each is scanned only once; the
+parser fails at them."""
 _STRING_OR_COMMENT = re.compile("|".join((*_QUOTED, r"#[^\n]*")), re.DOTALL)
 _DEEP_KEY = re.compile(rf"(?:\.[ \t]*[\w-]+[ \t]*){{{TOML_DEPTH + 1}}}")
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """The table that a stranger's file holds. Raises ValueError, saying what is wrong with it."""
+    """Parse an untrusted TOML text. Raises ValueError, saying what is wrong with it."""
     bare = _STRING_OR_COMMENT.sub(lambda match: "" if match[0][0] == "#" else "s", text)
     if deep := _DEEP_KEY.search(bare):
         number = 1 + bare.count("\n", 0, deep.start())
@@ -131,7 +137,7 @@ def parse_toml(text: str) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("its arrays or tables are nested too deep") from None
     values: list[Any] = [table]
-    while values:  # types that are checked later let integers of any length pass
+    while values:  # the types that are checked later accept integers of any length
         value = values.pop()
         if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
             raise ValueError("it holds an integer of more than 64 bits")
@@ -141,8 +147,8 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 
 def decode(data: bytes | msgspec.Raw, kind: type[T]) -> T:
-    """JSON of this type. Raises ValueError with what is wrong with it: too deep, of another form,
-    no JSON at all."""
+    """Decode JSON to this type. Raises ValueError with the problem: nested too deeply, of another
+    type, or no JSON."""
     try:
         return msgspec.json.decode(data, type=kind)
     except RecursionError:
@@ -152,5 +158,5 @@ def decode(data: bytes | msgspec.Raw, kind: type[T]) -> T:
 
 
 def linked(error: OSError) -> str:
-    """What to do where a link was refused, to end an error with; else nothing."""
+    """Advice to end an error message with, where a link was refused; else an empty text."""
     return f"; {FOLLOW}" if error.errno == errno.EPERM else ""

@@ -27,14 +27,14 @@ class StoredArray:
 
     @classmethod
     def at(cls, path: Path) -> "StoredArray":
-        """An .npy file of our own making."""
+        """The array of an .npy file that onmetal wrote."""
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)
-            read = {
+            read_header = {
                 (1, 0): np.lib.format.read_array_header_1_0,
                 (2, 0): np.lib.format.read_array_header_2_0,
             }[version]
-            shape, fortran_order, dtype = read(file)
+            shape, fortran_order, dtype = read_header(file)
             assert not fortran_order
             return cls(path, shape, dtype, file.tell())
 
@@ -56,8 +56,8 @@ class StoredArray:
                 return self._read(start, max(0, stop - start))
             picked = np.arange(start, stop, step)
         rows = np.empty((len(picked), *self.shape[1:]), self.dtype)
-        for place, index in enumerate(picked):
-            rows[place] = self._read(int(index), 1)[0]
+        for row, index in enumerate(picked):
+            rows[row] = self._read(int(index), 1)[0]
         return rows
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

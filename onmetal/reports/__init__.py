@@ -1,6 +1,6 @@
 """Reports: the typed record of a run (record.py), and the forms that render it.
 
-One more form is one more module here that has what Form says.
+A module in this folder with the function of the protocol Form adds a form.
 """
 
 from typing import Protocol
@@ -10,9 +10,8 @@ from onmetal.texts.terminal import Screen
 
 
 class Form(Protocol):
-    """A way to show the record; a module with this function is one."""
+    """A module that renders the record."""
 
     def render(self, report: AnyReport, screen: Screen) -> list[str] | bytes:
-        """Lines for people, or the bytes of a file. It reads the record alone: no trial, no
-        measurement and no device is asked again. `screen`: where lines are shown, which are to be
-        no wider, and what it can show."""
+        """Lines for people, or the bytes of a file, from the record alone. `screen`: the width that
+        lines may have, and what the stream can show."""

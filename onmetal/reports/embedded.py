@@ -1,4 +1,4 @@
-"""What a candidate takes of a microcontroller, as text."""
+"""The memory and flash that a candidate takes on a microcontroller, as text."""
 
 from onmetal import costs
 from onmetal.reports.chip_record import Npu
@@ -6,7 +6,8 @@ from onmetal.reports.record import Candidate
 
 
 def lines(candidate: Candidate) -> list[str]:
-    """What of a microcontroller a candidate takes; none, where it is not for one."""
+    """Lines about the RAM, flash and NPU of a candidate; none where it is not for a
+    microcontroller."""
     embedded, memory = candidate.embedded, candidate.figure(costs.MEMORY)
     if embedded is None or memory is None:
         return []
@@ -25,7 +26,7 @@ def lines(candidate: Candidate) -> list[str]:
 
 
 def npu_lines(npu: Npu) -> list[str]:
-    """What Vela models, and what it leaves to the core."""
+    """Lines about the cycles that Vela models, and the operators that it leaves to the core."""
     modelled = (
         f"{npu.accelerator} at {npu.clock_mhz:.0f} MHz, modelled: "
         f"{npu.cycles['total']:,} cycles; left to the core: {npu.cpu_operators} operator(s)."

@@ -15,8 +15,8 @@ def render(report: AnyReport, screen: Screen) -> bytes:
 
 
 def encode(document: dict[str, Any]) -> bytes:
-    """JSON for people and programs; what is no number (NaN, infinity) becomes null, and of names
-    that are no UTF-8 each odd byte is spelled out."""
+    """Indented JSON. NaN and infinity become null; bytes of names that are not valid UTF-8 are
+    written as escapes."""
     try:
         content = msgspec.json.encode(document)
     except UnicodeEncodeError:

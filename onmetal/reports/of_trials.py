@@ -1,4 +1,4 @@
-"""Trials, models and devices become parts of the record."""
+"""Converts trials, models and devices to parts of the record."""
 
 from typing import Any, TypeVar
 
@@ -17,8 +17,8 @@ Part = TypeVar("Part", bound=Struct)
 
 
 def typed(values: Any, kind: type[Part]) -> Part:
-    """A part of the record, of plain values that must be all that it has, in its order: a key that
-    the record does not know would be lost."""
+    """Convert plain values to a part of the record. They must have all keys of that type in its
+    order, and no others: a key that the type does not know would be lost."""
     part = msgspec.convert(values, kind)
     assert encode(plain(part)) == encode(plain(values)), f"{kind.__name__} lacks a key of {values}"
     return part
@@ -32,7 +32,7 @@ def candidate(trial: Trial) -> Candidate:
 
 
 def fields(trial: Trial) -> dict[str, Any]:
-    """Of a candidate's record, by name."""
+    """Name -> value of the fields of a candidate's record."""
     artifact = trial.candidate
     return {
         "name": trial.name,
@@ -61,7 +61,7 @@ def fields(trial: Trial) -> dict[str, Any]:
 
 
 def _copied(part: Struct | None, kind: type[Part]) -> Part | None:
-    """A record of the ground as one of the document, which has the same fields."""
+    """Convert a record of onmetal.records to the document's type, which has the same fields."""
     return None if part is None else kind(**msgspec.structs.asdict(part))
 
 
@@ -80,28 +80,28 @@ def _fidelity(trial: Trial) -> record.Fidelity | None:
 
 
 def _without_drawing(embedded: dict[str, Any]) -> dict[str, Any]:
-    """The drawing is a file of the bundle."""
+    """The facts without the SVG drawing, which is a file of the bundle instead."""
     plan = {name: value for name, value in embedded["plan"].items() if name != "svg"}
     return {**embedded, "plan": plan}
 
 
-def model(read: records.Model) -> Model:
+def model(loaded_model: records.Model) -> Model:
     return Model(
-        path=shown(read.path),
-        format=read.format,
-        sha256=read.sha256,
-        size_bytes=read.size_bytes,
-        inputs=list(read.inputs),
-        outputs=list(read.outputs),
-        parameters=read.parameters,
-        macs=read.macs,
-        batch=read.batch,
-        notes=list(read.notes),
+        path=shown(loaded_model.path),
+        format=loaded_model.format,
+        sha256=loaded_model.sha256,
+        size_bytes=loaded_model.size_bytes,
+        inputs=list(loaded_model.inputs),
+        outputs=list(loaded_model.outputs),
+        parameters=loaded_model.parameters,
+        macs=loaded_model.macs,
+        batch=loaded_model.batch,
+        notes=list(loaded_model.notes),
     )
 
 
 def run(candidate: records.Candidate) -> Run:
-    """What run.py needs to know."""
+    """The part of the manifest that run.py reads."""
     return Run(
         runtime=candidate.runtime,
         runtime_version=candidate.runtime_version,
@@ -118,7 +118,7 @@ def device(facts: DeviceFacts | None) -> Device:
     if facts is None:
         return Device(address="none")
     values: dict[str, Any] = plain(facts)
-    more = values.pop("more")
+    further_facts = values.pop("more")
     if not facts.accelerators:
         del values["accelerators"]
-    return typed({**values, **more}, Device)
+    return typed({**values, **further_facts}, Device)

@@ -14,7 +14,7 @@ from onmetal.texts.units import milliseconds
 
 
 def readme(manifest: Manifest) -> str:
-    """README.md of a bundle: what this is, how to run it, what was measured."""
+    """The text of README.md: what the bundle is, how to run it, and what was measured."""
     chosen = manifest.candidate(manifest.chosen)
     assert chosen
     latency, accuracy, run = chosen.latency_ms, chosen.accuracy, manifest.run
@@ -42,8 +42,8 @@ def readme(manifest: Manifest) -> str:
     lines += _preprocessing(manifest.preprocessing, manifest.classes)
     lines += [*_builds(manifest.builds), "", "## What was measured", ""]
     if manifest.device.cpu:
-        where = f"On {code(manifest.device.cpu)}, {manifest.threads} threads"
-        lines += [f"{where}, batch {manifest.batch}."]
+        device_text = f"On {code(manifest.device.cpu)}, {manifest.threads} threads"
+        lines += [f"{device_text}, batch {manifest.batch}."]
     if accuracy:
         value = "undefined" if accuracy.value is None else f"{accuracy.value:.4f}"
         lines += [f"{code(accuracy.metric)} {value} on {accuracy.samples} samples."]
@@ -103,12 +103,12 @@ PREPROCESSING = {
     "layout": "N images, C channels, H rows, W columns",
     "dtype": "of the array",
 }
-"""What the keys of data.toml do to a picture, in the order in which they do."""
+"""Key of data.toml -> what it does to a picture, in the order of the computation."""
 
 
-def _preprocessing(how: dict[str, Any] | None, classes: list[str] | None) -> list[str]:
-    """What a caller must do to a picture, and what the scores that come back are of."""
-    if how is None:
+def _preprocessing(settings: dict[str, Any] | None, classes: list[str] | None) -> list[str]:
+    """Lines about the preprocessing of a picture, and about the classes of the scores."""
+    if settings is None:
         return []
     lines = [
         "",
@@ -116,9 +116,12 @@ def _preprocessing(how: dict[str, Any] | None, classes: list[str] | None) -> lis
     ]
     lines += ["where the figures below were taken (`preprocessing` in `manifest.json`):", ""]
     lines += ["| | value | what it does |", "|---|---|---|"]
-    keys = [*(key for key in PREPROCESSING if key in how), *(how.keys() - PREPROCESSING.keys())]
+    keys = [
+        *(key for key in PREPROCESSING if key in settings),
+        *(settings.keys() - PREPROCESSING.keys()),
+    ]
     lines += [
-        f"| {key} | {code(_json(how[key]), cell=True)} | {PREPROCESSING.get(key, '')} |"
+        f"| {key} | {code(_json(settings[key]), cell=True)} | {PREPROCESSING.get(key, '')} |"
         for key in keys
     ]
     if classes:
@@ -132,7 +135,7 @@ def _json(value: Any) -> str:
 
 
 def _builds(builds: Builds | None) -> list[str]:
-    """What else lies in a bundle for a phone or a board."""
+    """Lines about the additional files in a bundle for a phone or a board."""
     if builds is None:
         return []
     shipped, measured = builds.shipped, builds.measured

@@ -1,4 +1,4 @@
-"""Why candidates were not chosen: reasons that differ in numbers alone are one line."""
+"""Lists why candidates were not chosen; reasons that differ only in numbers share a line."""
 
 import re
 from collections.abc import Sequence
@@ -10,28 +10,30 @@ from onmetal.texts.terminal import Screen, clean
 
 
 def reasons(candidates: Sequence[Candidate], setting: Setting, screen: Screen) -> list[str]:
-    """Why the others were not chosen, reasons that differ in numbers alone together; and how many
-    were never possible."""
+    """Lines about why candidates were not chosen, with reasons that differ only in numbers on one
+    line, and about how many were never possible."""
     grouped: dict[str, list[Candidate]] = {}
-    never = 0
+    impossible_count = 0
     rank = {"over-budget": 0, "failed": 1, "ok": 2}
     for candidate in sorted(candidates, key=lambda c: rank.get(c.status, 3)):
         if not candidate.reason or candidate.status == "chosen" or candidate.reason == LEFT_OUT:
             continue  # users know what they left out
         if candidate.name in setting.impossible and not _asks_for_data(candidate.reason):
-            never += 1
+            impossible_count += 1
             continue
         grouped.setdefault(NUMBER.sub("#", candidate.reason), []).append(candidate)
     lines = []
-    for alike in grouped.values():
-        names = ", ".join(clean(candidate.name) for candidate in alike)
-        reason = together([candidate.reason or "" for candidate in alike])
+    for group in grouped.values():
+        names = ", ".join(clean(candidate.name) for candidate in group)
+        reason = together([candidate.reason or "" for candidate in group])
         lines += screen.prose(f"{names}: {clean(reason)}", "  ")
     lines = ["", "Not chosen:", *lines] if lines else []
-    if never:
-        noun = "candidate is" if never == 1 else "candidates are"
-        more = f"{never} more {noun} not possible here; --dry-run and --json say why."
-        lines += ["", *screen.prose(more)]
+    if impossible_count:
+        noun = "candidate is" if impossible_count == 1 else "candidates are"
+        sentence = (
+            f"{impossible_count} more {noun} not possible here; --dry-run and --json say why."
+        )
+        lines += ["", *screen.prose(sentence)]
     return lines
 
 
@@ -51,8 +53,10 @@ def together(reasons: list[str]) -> str:
     '0.9 to 1.0x [0.8, 1.2]'
     """
     numbers = zip(*(NUMBER.findall(reason) for reason in reasons), strict=True)
-    ends: list[tuple[str, str]] = [(min(own, key=float), max(own, key=float)) for own in numbers]
-    spans = iter(ends)
+    extremes: list[tuple[str, str]] = [
+        (min(column, key=float), max(column, key=float)) for column in numbers
+    ]
+    spans = iter(extremes)
 
     def shown(match: re.Match[str]) -> str:
         low, high = next(spans)

@@ -1,4 +1,5 @@
-"""The decision in one sentence: what was minimized first, against the baseline, with intervals."""
+"""The decision in one sentence: the cost that was minimized comes first, compared with the
+baseline, with intervals."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from onmetal.texts.terminal import clean
 from onmetal.texts.units import size
 
 ALIKE = 0.01
-"""Sizes and memories that differ by less than this part are called the same."""
+"""Sizes and memories that differ by less than this part are described as the same."""
 
 
 class Clause(Struct, frozen=True):
@@ -33,7 +34,8 @@ class Clause(Struct, frozen=True):
 
 
 def sentence(chosen: Candidate, base: Candidate | None, setting: Setting) -> str:
-    """What was minimized comes first, against the baseline, which it names."""
+    """The sentence about the chosen candidate: the cost that was minimized comes first, compared
+    with the baseline, which is named once."""
     if base is not None and base.name == chosen.name:
         return _baseline_itself(chosen, setting)
     goals = [costs.goal(setting.decided_by), costs.LATENCY, costs.SIZE, costs.DROP]
@@ -50,10 +52,14 @@ def sentence(chosen: Candidate, base: Candidate | None, setting: Setting) -> str
 
 
 def _baseline_itself(chosen: Candidate, setting: Setting) -> str:
-    """Nothing is compared: its own figures."""
+    """The sentence where the baseline itself is chosen: its figures, without a comparison."""
     goal = costs.goal(setting.decided_by)
-    goals = [one for one in (goal, costs.LATENCY) if one not in (costs.SIZE, costs.DROP)]
-    clauses = [_clause(one, chosen, None, setting) for one in dict.fromkeys(goals)]
+    goals = [
+        each_goal
+        for each_goal in (goal, costs.LATENCY)
+        if each_goal not in (costs.SIZE, costs.DROP)
+    ]
+    clauses = [_clause(each_goal, chosen, None, setting) for each_goal in dict.fromkeys(goals)]
     texts = [clause.head + clause.tail for clause in clauses if clause is not None]
     if chosen.size_bytes is not None:
         texts.append(size(chosen.size_bytes))
@@ -63,9 +69,10 @@ def _baseline_itself(chosen: Candidate, setting: Setting) -> str:
 
 
 def called(candidate: Candidate, setting: Setting) -> str:
-    """`int8-u8s8 on OpenVINO`, of which model where there are several."""
-    of = f" of {candidate.model}" if setting.several_models else ""
-    return clean(f"{candidate.recipe}{of} on {spec(candidate.runtime).title}")
+    """A candidate in words, such as `int8-u8s8 on OpenVINO`, with its model where there are
+    several."""
+    model_text = f" of {candidate.model}" if setting.several_models else ""
+    return clean(f"{candidate.recipe}{model_text} on {spec(candidate.runtime).title}")
 
 
 def _original(setting: Setting) -> str | None:
@@ -78,22 +85,22 @@ def _original(setting: Setting) -> str | None:
 def _clause(
     cost: Cost, chosen: Candidate, base: Candidate | None, setting: Setting
 ) -> Clause | None:
-    """None: it is not known."""
+    """The clause about one cost; None where its value is not known."""
     return _OF_COST.get(cost.name, _figure)(cost, chosen, base, setting)
 
 
 def _figure(
     cost: Cost, chosen: Candidate, base: Candidate | None, setting: Setting
 ) -> Clause | None:
-    mine, theirs = chosen.value(cost), base.value(cost) if base else None
-    if mine is None:
+    chosen_value, base_value = chosen.value(cost), base.value(cost) if base else None
+    if chosen_value is None:
         return None
-    own = cost.own(mine)
+    own = cost.own(chosen_value)
     if chosen.embedded and cost.column and cost.column.chip_title:
-        return Clause(f"{cost.column.chip_title} {cost.figure(mine)}", None)
-    if theirs is None or not mine:
+        return Clause(f"{cost.column.chip_title} {cost.figure(chosen_value)}", None)
+    if base_value is None or not chosen_value:
         return Clause(own, None)
-    return Clause(f"{_more_or_less(theirs / mine)} {cost.name}", "than", f" ({own})")
+    return Clause(f"{_more_or_less(base_value / chosen_value)} {cost.name}", "than", f" ({own})")
 
 
 def _more_or_less(ratio: float) -> str:
@@ -143,13 +150,13 @@ def _throughput(
 
 
 def _size(cost: Cost, chosen: Candidate, base: Candidate | None, setting: Setting) -> Clause | None:
-    mine = chosen.size_bytes
-    if mine is None:
+    chosen_value = chosen.size_bytes
+    if chosen_value is None:
         return None
-    theirs = base.size_bytes if base and base.size_bytes else setting.original_size_bytes
-    if not theirs or not mine or (base is None and setting.original_size_bytes is None):
-        return Clause(cost.own(mine), None)
-    ratio = theirs / mine
+    base_value = base.size_bytes if base and base.size_bytes else setting.original_size_bytes
+    if not base_value or not chosen_value or (base is None and setting.original_size_bytes is None):
+        return Clause(cost.own(chosen_value), None)
+    ratio = base_value / chosen_value
     if abs(ratio - 1) < ALIKE:
         return Clause("the same size", "as")
     return Clause(f"{_short(ratio)}x smaller" if ratio > 1 else f"{_short(1 / ratio)}x larger")
@@ -188,7 +195,7 @@ _OF_COST: dict[str, Callable[[Cost, Candidate, Candidate | None, Setting], Claus
     costs.SIZE.name: _size,
     costs.DROP.name: _quality,
 }
-"""Costs that have words of their own; of every other one the figures are compared."""
+"""Name of a cost -> the function for its clause; the other costs use `_figure`."""
 
 
 # --- numbers
@@ -199,7 +206,7 @@ def _known(value: Number) -> float:
 
 
 def times(*ratios: float) -> list[str]:
-    """As many digits as a ratio near 1 needs, and no more."""
+    """Ratios with only as many digits as the one nearest to 1 needs."""
     digits = 2 if min(ratios) < 2 and max(ratios) < 10 else 1 if min(ratios) < 20 else 0
     return [f"{ratio:.{digits}f}" for ratio in ratios]
 

@@ -1,4 +1,4 @@
-"""What the text for people says of a run besides its candidates."""
+"""The facts about a run, besides its candidates, that the text for people needs."""
 
 from msgspec import Struct
 
@@ -28,7 +28,7 @@ class Setting(Struct, frozen=True):
 
 
 def setting(report: AnyReport) -> Setting:
-    """Of a deployment; of a benchmark, what does not depend on a run."""
+    """The setting of a deployment; for a benchmark, only the facts that do not depend on a run."""
     document, aside = report.document, report.aside
     if not isinstance(document, Document):
         return Setting(p90=True)

@@ -16,11 +16,12 @@ from onmetal.texts.terminal import Screen, clean, pad, pieces, width
 from onmetal.texts.units import milliseconds
 
 OTHER_TIME = 0.05
-"""By how much the baseline's latency differs where the machine was slower or faster than before."""
+"""From this relative difference of the baseline's latency on, the machine was slower or faster when
+it was measured again."""
 P90_PLACE, SPEED_UP_PLACE = 3, 4
-"""Columns beside those of the table of costs, by its counting from the left..."""
+"""The places of two more columns among those of the table of costs, counted from the left."""
 P90_LEAVES, CHANGE_LEAVES = 2, 5
-"""...and when a narrow terminal does without them."""
+"""The order in which a narrow terminal leaves out two more columns, as `leaves` of Column."""
 
 
 class Column(Struct, frozen=True):
@@ -28,7 +29,7 @@ class Column(Struct, frozen=True):
     unit: str
     cells: tuple[str, ...]
     leaves: int | None = None
-    """A narrow terminal does without columns, the least number first; None: never without it."""
+    """A narrow terminal leaves out columns, the one with the least number first; None: never."""
 
     @property
     def width(self) -> int:
@@ -96,20 +97,22 @@ def _legend(
 
 
 def _at_another_time(rows: list[Candidate], base: Candidate | None, setting: Setting) -> list[str]:
-    """The chosen one's figures are of when it was measured again: the baseline's of then, where
-    they are others, so that the speed-up can be seen in the table."""
+    """A note on the baseline's latency when the chosen candidate was measured again, where it
+    differs from the one in the table. The table shows the chosen candidate's figures of that time,
+    so that the note makes the speed-up clear."""
     chosen = next((row for row in rows if row.status == "chosen"), None)
-    then_ms = setting.baseline_again_ms
-    if not (chosen and base and base.latency_ms and then_ms) or chosen.name == base.name:
+    remeasured_ms = setting.baseline_again_ms
+    if not (chosen and base and base.latency_ms and remeasured_ms) or chosen.name == base.name:
         return []
-    if abs(then_ms / base.latency_ms.p50 - 1) < OTHER_TIME:
+    if abs(remeasured_ms / base.latency_ms.p50 - 1) < OTHER_TIME:
         return []
-    took = milliseconds(then_ms)
-    return [f"{clean(chosen.name)} was measured again, when {clean(base.name)} took {took}"]
+    latency_text = milliseconds(remeasured_ms)
+    return [f"{clean(chosen.name)} was measured again, when {clean(base.name)} took {latency_text}"]
 
 
 def _fitting(columns: list[Column], most: int) -> tuple[list[Column], list[str]]:
-    """The columns that a line has room for, the least important left out; and which those are."""
+    """-> the columns that fit into `most` characters; the titles of those that were left out, the
+    least important first."""
     dropped: list[str] = []
     for number in sorted(column.leaves for column in columns if column.leaves is not None):
         if 3 + sum(1 + column.width for column in columns) <= most:
@@ -164,7 +167,10 @@ def _of_cost(cost: Cost, column: costs.Column, rows: list[Candidate]) -> Column:
 
 def _p90(rows: list[Candidate]) -> Column:
     latencies = [row.latency_ms for row in rows]
-    p90s = [one.p90 if one and one.basis != "emulated" else None for one in latencies]
+    p90s = [
+        row_latency.p90 if row_latency and row_latency.basis != "emulated" else None
+        for row_latency in latencies
+    ]
     assert costs.LATENCY.column
     scales = costs.LATENCY.column.scales
     return _scaled("p90", p90s, scales, list(map(_prefix, rows)), P90_LEAVES)
@@ -191,7 +197,7 @@ def _judged(rows: list[Candidate], setting: Setting) -> list[Column]:
 
 
 def _decibels(row: Candidate) -> str:
-    """Of the worst output."""
+    """The cell of the fidelity in dB of the worst output."""
     worst = row.fidelity.least_db if row.fidelity else None
     if worst is None:
         return "-"
@@ -205,7 +211,7 @@ def _scaled(
     prefixes: list[str],
     leaves: int | None,
 ) -> Column:
-    """All in one unit, in which half of them are 1 or more, so that they compare at a glance."""
+    """The column of all values in one unit, the largest in which their median is 1 or more."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     middle = median(known) if known else 1.0
     unit, scale = next((pair for pair in scales if middle >= pair[1]), scales[-1])
@@ -229,7 +235,7 @@ def figures(value: float) -> str:
 
 
 def _timed(row: Candidate, cost: Cost) -> float | None:
-    """None on an emulated device: its timings mean nothing."""
+    """The value of a timed cost; None on an emulated device, whose timings mean nothing."""
     latency = row.latency_ms
     return None if latency is None or latency.basis == "emulated" else row.value(cost)
 

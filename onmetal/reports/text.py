@@ -32,10 +32,11 @@ def render(report: AnyReport, screen: Screen) -> list[str]:
 # --- a deployment
 
 
-def _deployment(document: Document, of: Setting, screen: Screen) -> list[str]:
-    """Its lines. Without a choice, the error that follows says each candidate's objections."""
+def _deployment(document: Document, run_setting: Setting, screen: Screen) -> list[str]:
+    """The lines of a deployment. Where none was chosen, the error after them has the objections to
+    each candidate."""
     base, chosen = document.candidate(document.baseline), document.candidate(document.chosen)
-    lines = text(document.candidates, base, chosen, of, screen)
+    lines = text(document.candidates, base, chosen, run_setting, screen)
     return [*lines, "", f"The bundle is in {document.bundle}"] if chosen else lines
 
 
@@ -43,48 +44,49 @@ def text(
     candidates: Sequence[Candidate],
     base: Candidate | None,
     chosen: Candidate | None,
-    of: Setting,
+    run_setting: Setting,
     screen: Screen,
 ) -> list[str]:
-    lines = decision(base, chosen, of, screen)
-    lines += ["", *table(candidates, base, of, screen)]
+    lines = decision(base, chosen, run_setting, screen)
+    lines += ["", *table(candidates, base, run_setting, screen)]
     lines += notes(candidates, screen)
     if chosen:
-        lines += reasons(candidates, of, screen)
+        lines += reasons(candidates, run_setting, screen)
     return lines
 
 
 def decision(
-    base: Candidate | None, chosen: Candidate | None, of: Setting, screen: Screen
+    base: Candidate | None, chosen: Candidate | None, run_setting: Setting, screen: Screen
 ) -> list[str]:
     lines = []
     if chosen:
-        decided = screen.prose(sentence(chosen, base, of))
+        decided = screen.prose(sentence(chosen, base, run_setting))
         lines += [screen.paint(line, "bold") for line in decided]
     else:
         lines += screen.prose(screen.paint("No candidate meets the budget.", "bold"))
-    if why := replaced(of, chosen):
+    if why := replaced(run_setting, chosen):
         lines += screen.prose(why)
     return lines
 
 
-def replaced(of: Setting, chosen: Candidate | None) -> str:
+def replaced(run_setting: Setting, chosen: Candidate | None) -> str:
     """Which goal replaced the one that was asked for, and why; without a choice, why alone."""
-    if of.decided_by == of.minimize:
+    if run_setting.decided_by == run_setting.minimize:
         return ""
     why = (
         "The device is emulated, so its timings mean nothing"
-        if of.emulated
+        if run_setting.emulated
         else "Nothing was timed, because no device was given"
     )
     if chosen is None:
         return f"{why}."
-    ties = f" {TIES}" if costs.goal(of.decided_by).stands_in else ""
-    return f"{why}: decided by {of.decided_by} instead of {of.minimize}.{ties}"
+    ties = f" {TIES}" if costs.goal(run_setting.decided_by).stands_in else ""
+    return f"{why}: decided by {run_setting.decided_by} instead of {run_setting.minimize}.{ties}"
 
 
 def notes(candidates: Sequence[Candidate], screen: Screen) -> list[str]:
-    """What figures of the table are not, and what of a microcontroller the first one takes."""
+    """Lines about figures that are emulated or modelled, and about the memory that the first
+    candidate takes on a microcontroller."""
     lines: list[str] = []
     rows = sorted((c for c in candidates if c.status in ORDER), key=lambda c: ORDER[c.status])
     bases = {row.latency_ms.basis for row in rows if row.latency_ms}
@@ -113,9 +115,9 @@ def _plan(document: Document) -> list[str]:
 # --- a benchmark
 
 
-def _bench(document: Bench, of: Setting, screen: Screen) -> list[str]:
+def _bench(document: Bench, run_setting: Setting, screen: Screen) -> list[str]:
     base = next(entry for entry in document.candidates if entry.name == document.baseline)
-    lines = table(document.candidates, base, of, screen)
+    lines = table(document.candidates, base, run_setting, screen)
     lines += notes(document.candidates, screen)
     lines += [f"{entry.name}: {entry.reason}" for entry in document.candidates if entry.reason]
     return lines + [

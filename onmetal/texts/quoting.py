@@ -1,8 +1,8 @@
-"""Names in what onmetal writes: one function for each language that they are written in.
+"""Quotes untrusted names in the files that onmetal writes: one function for each language.
 
-Whoever made a model chose the names of its tensors, its file and its classes; devices and libraries
-say what they like. None of that may end a literal, a comment or a cell, add a line, or be read as
-Markdown, a link or an instruction.
+The author of a model chose the names of its tensors, its file and its classes; texts of devices and
+libraries are arbitrary, too. None of them may end a literal, a comment or a table cell, add a line,
+or be read as Markdown, a link or an instruction.
 """
 
 import json
@@ -12,9 +12,9 @@ from collections.abc import Callable
 from onmetal.texts.terminal import clean
 
 LONGEST = 200
-"""Of a name in a text for people, which the manifest has in full."""
+"""The most characters of a name in a text for people; the manifest has the full name."""
 _MARKDOWN = re.compile(r"[\\`*_\[\]<>|#~&]|:(?=//)|(?<=\bwww)\.|@(?=[\w-]+\.)")
-"""What Markdown reads, and what makes addresses links."""
+"""Characters that have a meaning in Markdown, and those that turn addresses into links."""
 
 
 def code(text: str, *, cell: bool = False) -> str:
@@ -39,14 +39,14 @@ def prose(text: str) -> str:
 
 
 def block(lines: list[str]) -> list[str]:
-    """Lines as they are, in Markdown."""
+    """A fenced code block of Markdown that holds the lines."""
     lines = [clean(line) for line in lines]
     fence = _fence("".join(lines), 3)
     return [fence, *lines, fence]
 
 
 def _fence(text: str, least: int) -> str:
-    """More backticks than the text has in a row."""
+    """At least `least` backticks, and more than the text has in a row."""
     return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 
@@ -55,13 +55,13 @@ def _short(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """For comments of every language, and for a device's protocol: without a character that could
-    end them. In ASCII."""
+    """The text in ASCII for comments of every language and for a device's protocol, without
+    characters that could end these."""
     return re.sub(r"[^\w .()+-]", "?", text, flags=re.ASCII)
 
 
 def version(text: str) -> str:
-    """Of a package, in a command or in requirements.txt: nothing else fits in."""
+    """The version of a package for a command or requirements.txt, without any other characters."""
     return re.sub(r"[^\w.!+-]", "?", text, flags=re.ASCII)
 
 
@@ -86,15 +86,15 @@ def kotlin_string(text: str) -> str:
 
 
 def _literal(text: str, spelled: Callable[[str], str], also: str) -> str:
-    """In double quotes: `spelled` writes what is not plain printable ASCII, a quote, a backslash or
-    one of `also`."""
+    """The text in double quotes. `spelled` escapes each quote, backslash, character of `also`, and
+    character that is not printable ASCII."""
     special = {'"', "\\", *also}
     inside = "".join(c if " " <= c <= "~" and c not in special else spelled(c) for c in text)
     return f'"{inside}"'
 
 
 def toml_string(text: str) -> str:
-    """A basic string of TOML. What no terminal should get is escaped as TOML has it."""
+    """A basic string of TOML; characters that are not printable are written as TOML's escapes."""
 
     def spelled(letter: str) -> str:
         number = ord(letter)

@@ -1,4 +1,4 @@
-"""The likely word behind one that is unknown: `did you mean …?`"""
+"""Suggests known words that are similar to an unknown one: `did you mean …?`"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,16 +24,17 @@ def alike(word: str, known: Iterable[str]) -> list[str]:
     import difflib
 
     folded = {name.casefold(): name for name in known}
-    wanted = word.casefold()
-    longer = [name for name in folded if name.startswith(wanted)]
-    if longer and len(wanted.lstrip("-")) >= SHORTEST_PREFIX:
+    folded_word = word.casefold()
+    longer = [name for name in folded if name.startswith(folded_word)]
+    if longer and len(folded_word.lstrip("-")) >= SHORTEST_PREFIX:
         return [folded[name] for name in sorted(longer, key=len)[:2]]
-    return [folded[name] for name in difflib.get_close_matches(wanted, folded, 1, SIMILAR)]
+    return [folded[name] for name in difflib.get_close_matches(folded_word, folded, 1, SIMILAR)]
 
 
 def near(path: Path, suffixes: tuple[str, ...]) -> str:
-    """What may be meant by a file that does not exist: a similar name in its folder, else what the
-    folder holds of that kind, else the folder that is missing too. Nothing: no idea."""
+    """A suggestion for a file that does not exist: a similar name in its folder, else the files of
+    that kind in the folder, else that the folder is missing too; an empty text where there is
+    none."""
     folder = path.parent
     if not folder.is_dir():
         return f"; there is no folder {folder} either"

@@ -1,10 +1,10 @@
-"""What a stream can show, and the one way to it: all that onmetal prints is written here, line by
-line.
+"""Writes everything that onmetal prints, line by line, as far as a stream can show it.
 
-Names come from strangers: of files, tensors, operators, devices. A terminal obeys control
-characters in them, and a line break could pass for a line of ours. So what is printed is a list of
-lines, and whatever in one of them is no printable character is spelled, line breaks too. Colours
-are marks until then: they become escape sequences last, so that none has to be let through.
+Names of files, tensors, operators and devices are untrusted. A terminal obeys control characters in
+them, and text after a line break would look like a line of onmetal's own. So a text is printed as a
+list of lines, and every character in a line that is not printable is replaced by its escape, line
+breaks too. Colours are represented by marks until then: they become escape sequences last, so that
+no escape sequence in a text has to be accepted.
 """
 
 import json
@@ -18,15 +18,15 @@ from dataclasses import dataclass
 from typing import Literal, TextIO
 
 COLUMNS = 80
-"""Of a file or a pipe, which has no width of its own."""
+"""The width of a file or a pipe, which has none of its own."""
 NARROWEST = 40
 WIDEST_PROSE = 100
-"""Longer lines of sentences are hard to read."""
+"""The longest lines of sentences: longer ones are hard to read."""
 
 Style = Literal["bold", "green", "yellow", "red", "dim"]
 _CODES: dict[Style, str] = {"bold": "1", "green": "32", "yellow": "33", "red": "31", "dim": "2"}
-_MARKS: dict[Style, str] = {style: chr(0xFDD0 + place) for place, style in enumerate(_CODES)}
-"""What stands for a style in a text: characters that Unicode keeps out of all interchange."""
+_MARKS: dict[Style, str] = {style: chr(0xFDD0 + index) for index, style in enumerate(_CODES)}
+"""Style -> its mark in a text: a noncharacter, which Unicode reserves from interchange."""
 _END = chr(0xFDD0 + len(_CODES))
 _SEQUENCES = {mark: f"\x1b[{_CODES[style]}m" for style, mark in _MARKS.items()} | {_END: "\x1b[0m"}
 
@@ -39,7 +39,7 @@ class Screen:
     """Sentences are broken at words for a terminal; a file or a pipe gets each on one line."""
 
     def paint(self, text: str, style: Style) -> str:
-        """With marks around it, which `write` makes colours of."""
+        """The text with the marks of a style around it, which `write` turns into colours."""
         return f"{_MARKS[style]}{text}{_END}" if self.colour and text else text
 
     def prose(self, text: str, indent: str = "") -> list[str]:
@@ -86,7 +86,8 @@ def write(stream: TextIO, lines: Iterable[str]) -> None:
 
 
 def write_json(stream: TextIO, encoded: bytes) -> None:
-    """A document that `spelled` has been over; in ASCII where the stream has no more."""
+    """Write a JSON document that `spelled` returned; in ASCII where the stream's encoding lacks
+    characters of it."""
     text = encoded.decode()
     try:
         text.encode(stream.encoding or "utf-8")
@@ -96,13 +97,14 @@ def write_json(stream: TextIO, encoded: bytes) -> None:
 
 
 def rewrite(stream: TextIO, text: str) -> None:
-    """One line in the place of the one that the cursor is on; nothing clears that one."""
+    """Replace the line that the cursor is on; an empty text clears it."""
     line = pieces(clean(text), of(stream).columns - 1)[0]
     stream.write(f"\r\x1b[K{line}")
 
 
 def rendered(line: str, colour: bool) -> str:
-    """As the terminal gets it."""
+    """The line as it is written to the stream: cleaned, and with escape sequences for the marks
+    where `colour` is set."""
     if not colour:
         return clean(line)
     parts = re.split(f"([{''.join(_SEQUENCES)}])", line)
@@ -110,8 +112,8 @@ def rendered(line: str, colour: bool) -> str:
 
 
 def clean(text: str) -> str:
-    """On one line, and without characters that a terminal obeys or that turn the direction of what
-    follows: they are spelled.
+    """The text on one line, with escapes for characters that a terminal obeys or that change the
+    direction of the text after them.
 
     >>> clean("a\\x1b[31mb\\nc")
     'a\\\\x1b[31mb\\\\nc'
@@ -119,31 +121,33 @@ def clean(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(
-        letter if letter.isprintable() or _joins(text, place) else _visible(letter)
-        for place, letter in enumerate(text)
+        letter if letter.isprintable() or _joins(text, index) else _visible(letter)
+        for index, letter in enumerate(text)
     )
 
 
 def _visible(letter: str) -> str:
-    """Blanks of every width as one, and where a word may be parted a hyphen."""
+    """The replacement of a character that is not printable: a space for spaces of every width, a
+    hyphen for a soft hyphen, else its escape."""
     if unicodedata.category(letter) == "Zs":
         return " "
     return "-" if letter == "\u00ad" else _escape(letter)
 
 
-def _joins(text: str, place: int) -> bool:
-    """Whether a character that nobody sees is of the word that it stands in: a joiner, or the tie
-    that is none, between letters of a script that has them (Persian, Indic) or between pictures."""
-    if text[place] not in _JOINERS or not 0 < place < len(text) - 1:
+def _joins(text: str, index: int) -> bool:
+    """Whether an invisible character is part of a word: a zero-width joiner or non-joiner between
+    letters of a script that uses them (Persian, Indic) or between emoji."""
+    if text[index] not in _JOINERS or not 0 < index < len(text) - 1:
         return False
-    return all(_joined(text[beside]) for beside in (place - 1, place + 1))
+    return all(_joined(text[neighbour]) for neighbour in (index - 1, index + 1))
 
 
 _JOINERS = "\u200c\u200d"
 
 
 def _joined(letter: str) -> bool:
-    """Signs that change the letter or the picture before them are a part of it."""
+    """Whether the character is a letter or an emoji that joiners may connect, or a combining sign
+    of one."""
     return not letter.isascii() and unicodedata.category(letter) in ("Lo", "Mn", "Mc", "So", "Sk")
 
 
@@ -152,8 +156,8 @@ def _escape(letter: str) -> str:
 
 
 def spelled(encoded: bytes) -> bytes:
-    """A JSON document whose strings hold no character but printable ones: the rest as escapes, so
-    that it means the same. Blanks of every kind and joiners are escaped, too."""
+    """The same JSON document with escapes for all characters that are not printable, which include
+    joiners and every space but the common one."""
     return _ODD.sub(lambda match: _as_json(match[0]), encoded.decode()).encode()
 
 
@@ -166,7 +170,8 @@ def _as_json(letter: str) -> str:
 
 
 def width(text: str) -> int:
-    """In columns: letters of East Asia take two, marks and joiners none."""
+    """The width in columns: wide East Asian characters take two, combining marks and joiners
+    none."""
     return sum(0 if unseen(letter) else 2 if wide(letter) else 1 for letter in text)
 
 
@@ -184,10 +189,10 @@ def pad(text: str, columns: int, *, right: bool = False) -> str:
 
 
 def pieces(text: str, columns: int) -> list[str]:
-    """A text without spaces, cut where a line is full."""
-    found = [""]
+    """The text cut into pieces of at most `columns` columns each."""
+    cut_lines = [""]
     for letter in text:
-        if width(found[-1] + letter) > columns:
-            found.append("")
-        found[-1] += letter
-    return found
+        if width(cut_lines[-1] + letter) > columns:
+            cut_lines.append("")
+        cut_lines[-1] += letter
+    return cut_lines

@@ -1,6 +1,6 @@
-"""Quantities with their units: as people write them on a command line, and as they are shown.
+"""Parses quantities with units from the command line, and formats quantities for people.
 
-Nothing heavy is imported here: the command line reads it before it answers `--help`.
+Nothing heavy is imported here: the command line imports this module before it answers `--help`.
 """
 
 import re
@@ -29,15 +29,15 @@ class Share(NamedTuple):
 
 
 MOST = 10**18
-"""No limit is larger, in any unit: a slip of the keyboard."""
+"""The largest limit in any unit; a larger number is a typing error."""
 
 
-# --- as people write them
+# --- parsing
 
 
 def _number(text: str, option: str, units: Mapping[str, float], *examples: str) -> Fraction:
-    """The number before the unit, exactly as written, and times what the unit stands for. Units are
-    read in any case. `examples`: units that may be meant where there is none."""
+    """The number times the factor of its unit, exactly. Units are read in any case. `examples`:
+    units to suggest where the text has none. Raises UsageError."""
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zA-Zµμ%]*)\s*", text)
     if match and not match[2] and len(match[1]) <= 100:
         likely = " or ".join(match[1] + unit for unit in examples)
@@ -129,12 +129,12 @@ def parse_share_or_bytes(text: str, option: str) -> Share | int:
     return parse_bytes(text, option)
 
 
-# --- as they are shown
+# --- formatting
 
 
 BYTES = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0))
 TIMES = (("s", 1e3), ("ms", 1.0), ("µs", 1e-3))
-"""Units with what they are of the base unit (a byte, a millisecond), the largest first."""
+"""(unit, its factor to the base unit: a byte or a millisecond), the largest unit first."""
 
 
 def size(count: float) -> str:

@@ -1,7 +1,7 @@
-"""What bundles for several kinds of devices hold beside run.py and the artifact.
+"""Kinds of bundles: what bundles for each kind of device hold beside run.py and the artifact.
 
-A module here that defines `KIND`, a `BundleKind`, is all that one more kind of bundle needs; a
-target has it by its transport.
+A module in this folder that defines `KIND`, a `BundleKind`, adds a kind of bundle; the transport of
+a target selects it.
 """
 
 from functools import cache
@@ -17,7 +17,7 @@ from onmetal.targets import Target
 
 
 class Contents(Struct, frozen=True):
-    """What a bundle is made of."""
+    """The inputs from which the programs of a bundle are written."""
 
     chosen: Trial
     candidate: Candidate
@@ -31,7 +31,7 @@ class BundleKind(Protocol):
     """One kind of bundle."""
 
     transport: str
-    """Of the targets whose bundles are of this kind."""
+    """The transport of the targets whose bundles are of this kind."""
     what: str
     """The programs that it holds, in words; empty where it holds none but run.py."""
     places: dict[str, str]
@@ -39,11 +39,11 @@ class BundleKind(Protocol):
     bundle fail its verification. PART stands for the name of a file or folder."""
 
     def files(self, contents: Contents) -> dict[str, bytes]:
-        """By their path in the bundle. Raises UnsupportedError where the programs cannot be
-        written for this artifact."""
+        """Path in the bundle -> content of each file. Raises UnsupportedError where the programs
+        cannot be written for this artifact."""
 
     def without(self, candidate: Candidate) -> dict[str, bytes]:
-        """What it holds where the programs cannot be written."""
+        """Path in the bundle -> content of each file, where the programs cannot be written."""
 
     def shipped(self, candidate: Candidate, left_out: str | None, *, run: bool) -> dict[str, Any]:
         """What an application made from the bundle runs, for the manifest. `left_out`: why the

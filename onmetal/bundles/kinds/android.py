@@ -56,8 +56,8 @@ def files(
 ) -> dict[str, bytes]:
     """The module's files by their path in the bundle (`android/…`).
 
-    `golden`: as `vectors.write_golden` makes it. Raises UnsupportedError where the runtime has
-    no way on Android to hand a tensor over.
+    `golden`: as `vectors.write_golden` makes it. Raises UnsupportedError where the runtime cannot
+    pass a tensor of the artifact's dtype on Android.
     """
     found = ports(candidate)
     _check(candidate, found)
@@ -75,12 +75,12 @@ def files(
 
 
 def _check(candidate: Candidate, found: Ports) -> None:
-    able = programs(candidate).BUFFERS
+    buffer_types = programs(candidate).BUFFERS
     for port in (*found.inputs, *found.outputs):
-        if port.stored not in able:
+        if port.stored not in buffer_types:
             raise UnsupportedError(
                 f"{candidate.runtime} for Android has no buffers of {port.stored}, which "
-                f"{port.name!r} is in the artifact; there are: {', '.join(able)}"
+                f"{port.name!r} is in the artifact; there are: {', '.join(buffer_types)}"
             )
 
 
@@ -180,9 +180,9 @@ def identifiers(names: list[str], fallback: str = "tensor") -> list[str]:
         if base[0].isdigit() or base in KEYWORDS:
             base = f"{fallback}_{base}"
         number = 1
-        while (made := base if number == 1 else f"{base}_{number}") in found:
+        while (identifier := base if number == 1 else f"{base}_{number}") in found:
             number += 1
-        found.append(made)
+        found.append(identifier)
     return found
 
 
@@ -216,17 +216,17 @@ def _spec(port: Port) -> str:
 
 
 def _wrapper(candidate: Candidate, found: Ports) -> dict[str, str]:
-    taken = identifiers([port.name for port in found.inputs])
-    given = identifiers([port.name for port in found.outputs])
-    said = [
+    input_names = identifiers([port.name for port in found.inputs])
+    output_names = identifiers([port.name for port in found.outputs])
+    parameter_docs = [
         f"     * @param {name} {port.dtype}, shape {list(port.shape)}"
-        for name, port in zip(taken, found.inputs, strict=True)
+        for name, port in zip(input_names, found.inputs, strict=True)
     ]
     return {
-        "parameters": _typed(taken, found.inputs, "", 8),
-        "parameter_docs": "\n".join(said),
-        "arguments": ", ".join(taken),
-        "fields": _typed(given, found.outputs, "@JvmField val ", 8),
+        "parameters": _typed(input_names, found.inputs, "", 8),
+        "parameter_docs": "\n".join(parameter_docs),
+        "arguments": ", ".join(input_names),
+        "fields": _typed(output_names, found.outputs, "@JvmField val ", 8),
         "results": _lines(
             [f"found[{i}] as {ARRAYS[port.dtype]}" for i, port in enumerate(found.outputs)], 12
         ),

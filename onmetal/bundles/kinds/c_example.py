@@ -34,14 +34,14 @@ def files(
     `golden`: as `vectors.write_golden` makes it. Raises UnsupportedError for tensors of a type
     that the example does not know.
     """
-    found = ports(candidate)
-    vectors = count_vectors(found, golden)
+    tensor_ports = ports(candidate)
+    vectors = count_vectors(tensor_ports, golden)
     return {
-        "example.c": _source(candidate, found, vectors, tolerance).encode(),
+        "example.c": _source(candidate, tensor_ports, vectors, tolerance).encode(),
         "requirements.txt": requirements(candidate).encode(),
         **{
             f"example-golden/{name}": content
-            for name, content in raw_vectors(found, golden).items()
+            for name, content in raw_vectors(tensor_ports, golden).items()
         },
     }
 
@@ -50,23 +50,25 @@ def requirements(candidate: Candidate) -> str:
     return pinned(candidate.runtime, candidate.runtime_version)
 
 
-def _source(candidate: Candidate, found: Ports, vectors: int, tolerance: float) -> str:
+def _source(candidate: Candidate, tensor_ports: Ports, vectors: int, tolerance: float) -> str:
     runtime = candidate.runtime
-    own = programs(candidate).in_c(candidate.options)
+    runtime_values = programs(candidate).in_c(candidate.options)
     return template(
         "example.c",
         title=spec(runtime).title,
         version=plain(candidate.runtime_version),
-        max_rank=str(max(4, *(len(p.shape) for p in (*found.inputs, *found.outputs)))),
-        input_count=str(len(found.inputs)),
-        output_count=str(len(found.outputs)),
+        max_rank=str(
+            max(4, *(len(p.shape) for p in (*tensor_ports.inputs, *tensor_ports.outputs)))
+        ),
+        input_count=str(len(tensor_ports.inputs)),
+        output_count=str(len(tensor_ports.outputs)),
         vectors=str(vectors),
         threads=str(programs(candidate).threads(candidate.options)),
         artifact=c_string(file_names(candidate)[0]),
         tolerance=repr(float(tolerance)),
-        inputs=",\n    ".join(map(_tensor, found.inputs)),
-        outputs=",\n    ".join(map(_tensor, found.outputs)),
-        runtime_part=runtime_template(runtime, "example.c", **own),
+        inputs=",\n    ".join(map(_tensor, tensor_ports.inputs)),
+        outputs=",\n    ".join(map(_tensor, tensor_ports.outputs)),
+        runtime_part=runtime_template(runtime, "example.c", **runtime_values),
     )
 
 

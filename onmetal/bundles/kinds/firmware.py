@@ -1,8 +1,9 @@
-"""The firmware of a bundle: C and C++ around TFLite Micro that hold the model and answer a host.
+"""The firmware of a bundle: C and C++ sources around TFLite Micro that contain the model and answer
+a host.
 
 Everything is written from templates and from the candidate alone, so that the same candidate gives
-the same bytes. What is compiled in may be another file than the one that gave the golden vectors:
-for an Ethos-U, Vela's. It takes and gives the same tensors.
+the same bytes. The file that is compiled in may differ from the one that gave the golden vectors:
+for an Ethos-U it is the one that Vela wrote. Both have the same inputs and outputs.
 """
 
 import hashlib
@@ -33,14 +34,15 @@ FOLDER = "firmware"
 GOLDEN_BYTES = 64 * 1024
 """Golden vectors lie in flash beside the model: at most this large together, but at least one."""
 DTYPES = ("float32", "int8", "uint8", "int16", "int32", "int64", "bool")
-"""Of an input or output that TFLite Micro stores."""
+"""The dtypes of inputs and outputs that the firmware can pass to TFLite Micro."""
 _LINE = 24
 """Bytes in a line of source, at most four characters each."""
 _CHARACTERS = [
     chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\?01234567' else f"\\{byte:o}"
     for byte in range(256)
 ]
-"""Each byte in a C string: digits too as escapes, so that they do not lengthen the one before."""
+"""Byte -> its text in a C string. Octal digits are escaped, too, so that they do not lengthen an
+escape before them."""
 
 _ADDERS = (
     "Abs Add AddN ArgMax ArgMin AssignVariable AveragePool2D BatchMatMul BatchToSpaceNd "
@@ -76,7 +78,8 @@ small letters without `_`, or else its very name: tensorflow/lite/micro/micro_mu
 """
 
 NPU_TAIL_BYTES = 16 * 1024
-"""Of the arena, beside what Vela plans: what the interpreter keeps of the few operators left."""
+"""Bytes of the arena beside what Vela plans: the interpreter's structures for the few operators
+that are left."""
 
 
 def files(
@@ -177,12 +180,12 @@ def _method(operator: str) -> str:
 
 
 def _constants(found: Ports, name: str, arena_bytes: int, stateful: bool) -> dict[str, str]:
-    both = (*found.inputs, *found.outputs)
+    all_ports = (*found.inputs, *found.outputs)
     sides = (("INPUT", found.inputs), ("OUTPUT", found.outputs))
     macros = (
         _macros(f"ONMETAL_{side}_{number}", port)
-        for side, mine in sides
-        for number, port in enumerate(mine)
+        for side, side_ports in sides
+        for number, port in enumerate(side_ports)
     )
     return {
         "name": c_string(label(name)),
@@ -190,7 +193,7 @@ def _constants(found: Ports, name: str, arena_bytes: int, stateful: bool) -> dic
         "output_count": str(len(found.outputs)),
         "input_bytes": str(sum(map(_bytes, found.inputs))),
         "output_bytes": str(sum(map(_bytes, found.outputs))),
-        "max_rank": str(max(4, *(len(port.shape) for port in both))),
+        "max_rank": str(max(4, *(len(port.shape) for port in all_ports))),
         "stateful": str(int(stateful)),
         "arena_bytes": str(arena_bytes),
         "constants": "\n\n".join(macros),
@@ -200,7 +203,8 @@ def _constants(found: Ports, name: str, arena_bytes: int, stateful: bool) -> dic
 
 
 def label(name: str) -> str:
-    """A name for a line of the protocol: nothing in it may end the brackets, or the answer."""
+    """A name for a line of the protocol, without characters that could end its brackets or the
+    answer."""
     return plain(name).replace("m-ready", "m_ready") or "model"
 
 
@@ -234,7 +238,7 @@ def _macros(prefix: str, port: Port) -> str:
 
 
 def _tensor(port: Port) -> str:
-    """As `struct onmetal_tensor` has it."""
+    """An initializer of `struct onmetal_tensor`."""
     values = (
         c_string(port.name),
         f"ONMETAL_{port.stored.upper()}",
@@ -253,10 +257,10 @@ def _tensor(port: Port) -> str:
 
 
 def _golden(vectors: list[bytes]) -> dict[str, str]:
-    kept = vectors[: max(1, GOLDEN_BYTES // max(1, len(vectors[0])))]
+    embedded_vectors = vectors[: max(1, GOLDEN_BYTES // max(1, len(vectors[0])))]
     return {
-        "vectors": str(len(kept)),
-        "golden_data": ",\n".join(f"{{{_numbers(vector)}}}" for vector in kept),
+        "vectors": str(len(embedded_vectors)),
+        "golden_data": ",\n".join(f"{{{_numbers(vector)}}}" for vector in embedded_vectors),
     }
 
 
@@ -266,8 +270,8 @@ def _vectors(found: Ports, golden: dict[str, np.ndarray]) -> Iterator[bytes]:
     for number in range(count_vectors(found, golden)):
         yield b"".join(
             stored(port, golden[f"{side}/{port.name}/{number}"])
-            for side, mine in sides
-            for port in mine
+            for side, side_ports in sides
+            for port in side_ports
         )
 
 
@@ -278,15 +282,15 @@ def stored(port: Port, array: np.ndarray) -> bytes:
     becomes the very integers again, since it is off by less than half a step.
     """
     turned = array.transpose(NHWC) if port.turned else array
-    wanted = np.dtype(port.stored)
+    stored_dtype = np.dtype(port.stored)
     if port.scale:
-        limits = np.iinfo(wanted)
+        limits = np.iinfo(stored_dtype)
         whole = np.rint(turned / np.float32(port.scale)) + port.zero_point
         turned = np.clip(whole, limits.min, limits.max)
-    return np.ascontiguousarray(turned).astype(wanted.newbyteorder("<")).tobytes()
+    return np.ascontiguousarray(turned).astype(stored_dtype.newbyteorder("<")).tobytes()
 
 
-# --- what is told of it
+# --- the README and the plan of the arena
 
 
 def _readme(
@@ -294,8 +298,8 @@ def _readme(
 ) -> dict[str, str]:
     rows = [
         f"| {side} {number} | {' | '.join(_told(port))} |"
-        for side, mine in (("input", found.inputs), ("output", found.outputs))
-        for number, port in enumerate(mine)
+        for side, side_ports in (("input", found.inputs), ("output", found.outputs))
+        for number, port in enumerate(side_ports)
     ]
     return {
         "file": code(shipped.name),
@@ -316,7 +320,8 @@ the same model before Vela, on TFLite Micro's own kernels.
 
 
 def _told(port: Port) -> tuple[str, str, str, str]:
-    """Name, type, shape, and what a stored number stands for."""
+    """The cells of a row of the README's table: name, dtype, shape, and the value of a stored
+    number."""
     shape = "x".join(map(str, _stored_shape(port))) or "one value"
     turned = " (channels last)" if port.turned else ""
     sign = "-" if port.zero_point >= 0 else "+"
@@ -330,7 +335,8 @@ def _told(port: Port) -> tuple[str, str, str, str]:
 
 
 def _memory(chosen: Trial) -> dict[str, bytes]:
-    """Who lives in the arena, and when: in text, and drawn. Vela plans an NPU's itself."""
+    """The plan of the arena, as text and as a drawing: which tensors are in it while which
+    operators run. There is none for an NPU, whose memory Vela plans."""
     assert chosen.embedded
     if chosen.embedded["npu"]:
         return {}
@@ -339,13 +345,13 @@ def _memory(chosen: Trial) -> dict[str, bytes]:
 
 
 def _around(chosen: Trial, golden: dict[str, np.ndarray], core: str | None) -> dict[str, bytes]:
-    """The sources of a firmware around the file that the chip holds."""
+    """The sources of the firmware that contains the artifact for the chip."""
     candidate, found = chosen.candidate, chosen.embedded
     assert candidate and found
     reserve = int(chosen.figures["peak_memory_bytes"].value)
     if found["npu"]:
         reserve += NPU_TAIL_BYTES
-    else:  # also where a board took less: other kernels may be linked the next time
+    else:  # not less where a board used less: other kernels may be linked the next time
         modelled = found["arena"]["modelled"] or {"total_bytes": 0}
         known = found["arena"]["host"]["total"], modelled["total_bytes"]
         reserve = max(reserve, *known)

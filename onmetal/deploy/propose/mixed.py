@@ -1,6 +1,6 @@
 """`int8-fast`: a runtime's fastest static 8-bit candidate, with some operators left in float.
 
-Which ones, the runtime's own profile says.
+The runtime's own profile says which operators.
 """
 
 import numpy as np
@@ -19,46 +19,46 @@ from onmetal.records import Candidate, Source, Trial
 from onmetal.targets import EXACT
 
 LATEST = 0.5
-"""The part of --time-limit after which none is begun."""
+"""The part of --time-limit after which no mixture is begun."""
 
 
 def propose(run: Run, standing: Standing) -> Standing | None:
-    """Make what waits."""
+    """Make the mixed candidates that wait for the static 8-bit ones; None where none waits."""
     waiting = {t.name: t for t in standing.trials if t.status == "skipped" and t.reason == WAITS}
     if not waiting:
         return None
     entries = {entry.name: entry for entry in run.task.planned}
-    found: dict[str, list[float]] = {}
+    timings_ms: dict[str, list[float]] = {}
 
     def mixture(trial: Trial) -> Trial:
-        best, found[trial.name] = _fastest(run, standing, entries[trial.name], trial)
+        best, timings_ms[trial.name] = _fastest(run, standing, entries[trial.name], trial)
         return best
 
     trials = each(run, standing.trials, mixture, tried=lambda trial: trial.name in waiting)
-    screened = {name: Screened(rounds_ms, None) for name, rounds_ms in found.items()}
+    screened = {name: Screened(rounds_ms, None) for name, rounds_ms in timings_ms.items()}
     return replace(standing.having(trials), screened={**standing.screened, **screened})
 
 
 def _fastest(
     run: Run, standing: Standing, entry: Planned, trial: Trial
 ) -> tuple[Trial, list[float]]:
-    """-> the fastest mixture of 8 bits and float, and its short timing; the trial with the reason,
-    where there is none."""
+    """-> the trial of the fastest mixture of 8 bits and float, or with the reason why there is
+    none; the medians in ms of the rounds of its short timing."""
     screened = standing.screened
     static = [
-        other
-        for other in standing.trials
-        if other.runtime == entry.runtime
-        and other.model == trial.model
-        and quantized_by(run.task, other) == "static"
-        and other.name in screened
-        and screened[other.name].rounds_ms
-        and not hopeless(screened[other.name])
+        variant
+        for variant in standing.trials
+        if variant.runtime == entry.runtime
+        and variant.model == trial.model
+        and quantized_by(run.task, variant) == "static"
+        and variant.name in screened
+        and screened[variant.name].rounds_ms
+        and not hopeless(screened[variant.name])
     ]
     if not static or run.task.device is None or run.clock.left_s(LATEST) <= 0:
         why = "no static 8-bit candidate of this runtime was timed, which it would be made from"
         return replace(trial, reason=why), []
-    base = min(static, key=lambda other: screened[other.name].p50_ms)
+    base = min(static, key=lambda variant: screened[variant.name].p50_ms)
     trial = replace(trial, lineage=replace(trial.lineage, parent=base.name))
     try:
         sources = _mixtures(run, entry, base)
@@ -70,17 +70,17 @@ def _fastest(
         return replace(trial, reason=why), []
     fresh = replace(trial, status="ok", reason=None)
     tried = [_tried(run, entry, fresh, source) for source in sources]
-    good = [other for other in tried if usable(other)]
-    if not good:
+    usable_trials = [variant for variant in tried if usable(variant)]
+    if not usable_trials:
         return tried[0], []
     numbered = [
-        replace(other, name=f"{other.name} #{number}", candidate=_named(other, number))
-        for number, other in enumerate(good)
+        replace(variant, name=f"{variant.name} #{number}", candidate=_named(variant, number))
+        for number, variant in enumerate(usable_trials)
     ]
     times = short_times(run, [*numbered, base])
-    rounds_ms = [times.get(other.name, []) for other in numbered]
-    best = min(range(len(good)), key=lambda i: np.median(rounds_ms[i] or [np.inf]))
-    return good[best], rounds_ms[best]
+    rounds_ms = [times.get(variant.name, []) for variant in numbered]
+    best = min(range(len(usable_trials)), key=lambda i: np.median(rounds_ms[i] or [np.inf]))
+    return usable_trials[best], rounds_ms[best]
 
 
 def _tried(run: Run, entry: Planned, trial: Trial, source: Source) -> Trial:
@@ -98,7 +98,8 @@ def _named(trial: Trial, number: int) -> Candidate:
 
 
 def _mixtures(run: Run, entry: Planned, base: Trial) -> list[Source]:
-    """Graphs with some operators in float, by profiles of this runtime with and without 8 bits."""
+    """Quantized graphs with some operators in float, which are selected by this runtime's profiles
+    of the float and the 8-bit candidate."""
     task = run.task
     assert task.device and base.candidate
 
@@ -131,6 +132,6 @@ def _mixtures(run: Run, entry: Planned, base: Trial) -> list[Source]:
             source = model.quantized(form, progress, in_float)
         except UnsupportedError:
             continue
-        how = {"made_from": base.name, "format": base.candidate.details.get("format")}
-        sources.append(replace(source, details={**source.details, **how}))
+        origin = {"made_from": base.name, "format": base.candidate.details.get("format")}
+        sources.append(replace(source, details={**source.details, **origin}))
     return sources

@@ -1,4 +1,4 @@
-"""Who proposes candidates, in which order."""
+"""The modules that propose candidates, in the order in which they are asked."""
 
 from onmetal.deploy.propose import mixed, planned
 from onmetal.deploy.propose.proposer import Proposer

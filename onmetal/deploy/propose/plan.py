@@ -1,4 +1,5 @@
-"""Which candidates a target offers for the models, most exact first, and which not, and why."""
+"""Plans the candidates of a target for the models, most exact first, with the reasons why some are
+not tried."""
 
 from importlib.util import find_spec
 
@@ -19,13 +20,14 @@ class Planned(Struct, frozen=True):
     recipe: Recipe
     runtime: str
     skipped: str | None = None
-    """Why it is not tried; None: it is."""
+    """Why it is not tried; None: it is tried."""
     reference_only: bool = False
     """Run as the reference, but left out of the choice by --recipes."""
 
     @property
     def lineage(self) -> Lineage:
-        """What is done to the model: one that is quantized already is not quantized again."""
+        """The steps that are applied to the model; a model that is quantized already is not
+        quantized again."""
         as_it_is = self.model.quantized and not self.skipped
         done = [step for step in self.recipe.steps if not (as_it_is and STEPS[step.do].quantizes)]
         return Lineage(steps=tuple(done))
@@ -42,28 +44,28 @@ def plan(
     target: Target,
     models: list[Model],
     facts: DeviceFacts,
-    asked: list[str] | None,
+    families: list[str] | None,
     *,
     samples: bool = True,
     timed: bool = True,
 ) -> list[Planned]:
-    """In plan order: by recipe, then model, then runtime as the target lists them.
+    """All candidates in plan order: by recipe, then model, then runtime, as the target lists them.
 
-    `asked`: families of recipes (a recipe's name, or the word it starts with); None: all.
+    `families`: families of recipes (a recipe's name, or the word it starts with); None: all.
     `samples`: whether there is data to calibrate with; `timed`: whether there is a device.
     Raises UsageError for a family that the target does not know.
     """
-    for family in asked or []:
+    for family in families or []:
         if not any(_belongs(recipe.name, family) for recipe in target.recipes):
             known = list(dict.fromkeys(recipe.name for recipe in target.recipes))
             raise UsageError(
                 f"--recipes {family}: unknown to the target {target.name}"
                 f"{did_you_mean(family, known)}; it has: {', '.join(known)}"
             )
-    found = []
+    entries = []
     has_float = any(recipe.quantized_by is None for recipe in target.recipes)
     for recipe_name in dict.fromkeys(recipe.name for recipe in target.recipes):
-        left_out = asked is not None and not any(_belongs(recipe_name, f) for f in asked)
+        left_out = families is not None and not any(_belongs(recipe_name, f) for f in families)
         for model in models:
             for runtime in target.runtimes:
                 recipe = target.recipe(recipe_name, runtime.name)
@@ -74,7 +76,7 @@ def plan(
                     or _needless(recipe, runtime.name, model, samples, timed, has_float)
                 )
                 name = f"{recipe.name}@{runtime.name}"
-                found.append(
+                entries.append(
                     Planned(
                         name=f"{model.stem}/{name}" if len(models) > 1 else name,
                         model=model,
@@ -84,7 +86,7 @@ def plan(
                         reference_only=left_out and recipe.name == EXACT,
                     )
                 )
-    return found
+    return entries
 
 
 def calibrates(planned: list[Planned]) -> bool:
@@ -97,7 +99,7 @@ def _calibrated(entry: Planned) -> bool:
 
 
 def without_samples(planned: list[Planned], why: str) -> list[Planned]:
-    """The plan without what needs calibrating."""
+    """The plan with all candidates that need calibration skipped, for the reason `why`."""
     return [
         replace(entry, skipped=why) if _calibrated(entry) and not entry.skipped else entry
         for entry in planned
@@ -111,13 +113,13 @@ def _belongs(recipe: str, family: str) -> bool:
 def _unfit(recipe: Recipe, runtime: str, target: Target, facts: DeviceFacts) -> str | None:
     """Why this runtime or CPU cannot run the recipe."""
     if runtime not in recipe.runtimes:
-        what = f"run {recipe.name}" if recipe.quantized_by else f"compute in {recipe.compute}"
-        return f"{runtime} does not {what} on this target"
+        ability = f"run {recipe.name}" if recipe.quantized_by else f"compute in {recipe.compute}"
+        return f"{runtime} does not {ability} on this target"
     if recipe.requires_any_flag and not set(recipe.requires_any_flag) & set(facts.flags):
-        wanted = " or ".join(recipe.requires_any_flag)
+        flags_text = " or ".join(recipe.requires_any_flag)
         if target.arch not in (facts.arch, "any"):  # without a device, the facts are this machine's
-            return f"needs a CPU with {wanted}, as only a device can show (--device)"
-        return f"this CPU has no {wanted}, so it cannot compute in {recipe.compute}"
+            return f"needs a CPU with {flags_text}, as only a device can show (--device)"
+        return f"this CPU has no {flags_text}, so it cannot compute in {recipe.compute}"
     if recipe.does("nncf") and not find_spec("nncf"):
         return "NNCF is not installed; `pip install 'onmetal[nncf]'` to try its quantization too"
     return None
@@ -133,8 +135,8 @@ def _foreign(model: Model, runtime: str) -> str | None:
 def _needless(
     recipe: Recipe, runtime: str, model: Model, samples: bool, timed: bool, has_float: bool
 ) -> str | None:
-    """Why the recipe has no point for this model and data. Where a target has no recipe in float,
-    what is quantized already is taken as it is, under the name of its format."""
+    """Why the recipe has no point for this model and data; None where it has. Where a target has no
+    float recipe, a quantized model is used unchanged, under the recipe of its format."""
     if recipe.quantized_by is None:
         return None
     if model.quantized and not has_float:

@@ -1,4 +1,4 @@
-"""Proposes all that the target's recipes plan, at once."""
+"""Proposes all planned candidates of the target's recipes at once."""
 
 from msgspec.structs import replace
 
@@ -13,8 +13,8 @@ LATEST = 0.6
 
 
 def propose(run: Run, standing: Standing) -> Standing | None:
-    """One trial for everything planned; what cannot be converted carries the reason. What is made
-    of others (`mixed`) waits for them."""
+    """One trial for every planned candidate; where it cannot be converted, with the reason.
+    Candidates that are made from others (`mixed`) wait for those."""
     if standing.trials:
         return None
     entries = {entry.name: entry for entry in run.task.planned}

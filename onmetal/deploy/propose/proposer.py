@@ -1,4 +1,4 @@
-"""What a proposer is: who says which candidates are tried next."""
+"""The protocol of a proposer: a module that proposes the candidates to be tried next."""
 
 from typing import Protocol
 
@@ -6,10 +6,10 @@ from onmetal.deploy.context import Run, Standing
 
 
 class Proposer(Protocol):
-    """`propose` of a module in this folder, which order.py names."""
+    """A module in this folder with a function `propose`; order.py lists them."""
 
     def propose(self, run: Run, standing: Standing) -> Standing | None:
-        """The standing with further candidates, converted; None: it has none, or no more.
+        """The standing with further candidates, converted; None: it proposes no more.
 
-        It is asked again until it has none, each time with all that is known by then.
+        It is called until it returns None, each time with everything that is known by then.
         """
