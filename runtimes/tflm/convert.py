@@ -34,22 +34,24 @@ def convert(prepared: str, compute: str, folder: str, hardware: Hardware) -> lis
     from onmetal.converters.tflite.parsing import read
     from onmetal.runtimes.tflm import split, vela
 
-    if found := check.problems(read(Path(prepared))):
-        raise UnsupportedError(f"the file violates TFLite's specification: {found[0]}")
-    target, made = Path(folder) / "model.tflite", {}
+    if faults := check.problems(read(Path(prepared))):
+        raise UnsupportedError(f"the file violates TFLite's specification: {faults[0]}")
+    target, provenance = Path(folder) / "model.tflite", {}
     if hardware["npu"] is None:  # Vela orders what it compiles by itself
-        made["memory"] = split.shrink_arena(prepared, folder, hardware["core"], hardware["split"])
-        if target.exists() and (found := check.problems(read(target))):
+        provenance["memory"] = split.shrink_arena(
+            prepared, folder, hardware["core"], hardware["split"]
+        )
+        if target.exists() and (faults := check.problems(read(target))):
             raise UnsupportedError(
-                f"no file was written, since it would violate TFLite's specification: {found[0]}"
+                f"no file was written, since it would violate TFLite's specification: {faults[0]}"
             )
     if not target.exists():
         _link(prepared, target)
     files = [target.name]
     if hardware["npu"] is not None:
         files.append("model_vela.tflite")
-        made["npu"] = vela.compile_(target, hardware["npu"], Path(folder) / files[-1])
-    (Path(folder) / "made.json").write_bytes(msgspec.json.encode(made))
+        provenance["npu"] = vela.compile_(target, hardware["npu"], Path(folder) / files[-1])
+    (Path(folder) / "made.json").write_bytes(msgspec.json.encode(provenance))
     return files
 
 

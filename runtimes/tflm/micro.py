@@ -37,8 +37,8 @@ def lacking(path: Path, activation: grid.Activation | None) -> list[Lacking]:
     Ranges do not matter to that, so none are needed: every tensor is given the same one.
     """
     net = _as_it_will_be(path, activation)
-    whole = _refusal(net)
-    if whole is None:
+    graph_refusal = _refusal(net)
+    if graph_refusal is None:
         return []
     makers = _makers(path)
     found: list[Lacking] = []
@@ -48,7 +48,7 @@ def lacking(path: Path, activation: grid.Activation | None) -> list[Lacking]:
             name = op.outputs[0].name
             node = makers.get(name, f"{name!r}")
             found.append({"operator": op.custom or op.kind, "node": node, "reason": reason})
-    return found or [{"operator": "", "node": "", "reason": whole}]
+    return found or [{"operator": "", "node": "", "reason": graph_refusal}]
 
 
 def preview(

@@ -75,18 +75,22 @@ def need_for(op: Op, rows: Rows) -> Need:
         stride = op.options["strideH"]
         first = rows[0] * stride - above
         last = (rows[1] - 1) * stride + _window(op)[0] - above
-    kept = max(first, 0), min(last, high)
-    if kept[0] >= kept[1]:
+    inside = max(first, 0), min(last, high)
+    if inside[0] >= inside[1]:
         raise OnlyPadding
-    return Need(kept, kept[0] - first, last - kept[1])
+    return Need(inside, inside[0] - first, last - inside[1])
 
 
-def _computable_by_rows(op: Op, known: set[Tensor]) -> bool:
+def _computable_by_rows(op: Op, available: set[Tensor]) -> bool:
     """Whether it can be computed by rows from the known tensors and constants."""
     if len(op.outputs) != 1 or not _has_rows(op.outputs[0]):
         return False
     moving = [tensor for tensor in op.taken if tensor.data is None]
-    if not moving or any(tensor not in known for tensor in moving) or op.taken[0] not in known:
+    if (
+        not moving
+        or any(tensor not in available for tensor in moving)
+        or op.taken[0] not in available
+    ):
         return False
     out = op.outputs[0]
     if op.kind in ROW_WISE:
@@ -109,8 +113,8 @@ def _computable_by_rows(op: Op, known: set[Tensor]) -> bool:
 
 def _has_rows(tensor: Tensor) -> bool:
     """Whether it is of one inference, in integers, with more than one row."""
-    whole = tensor.dtype in (np.int8, np.int16) and not tensor.per_channel
-    return whole and len(tensor.shape) == 4 and tensor.shape[0] == 1 and tensor.shape[1] > 1
+    is_integer = tensor.dtype in (np.int8, np.int16) and not tensor.per_channel
+    return is_integer and len(tensor.shape) == 4 and tensor.shape[0] == 1 and tensor.shape[1] > 1
 
 
 def regions(net: Net) -> list[Region]:

@@ -19,7 +19,7 @@ def text(plan: Plan, net: Net, width: int = 80) -> str:
     runs, and a bar of them; then what lives at the peak, the largest first. `width`: columns."""
     if plan.peak is None:
         return "no operators"
-    most = max(plan.head_bytes, 1)
+    full_bytes = max(plan.head_bytes, 1)
     rows = [
         (f"{number}", _kind(op), _shape(op.outputs[0]), f"{plan.live_bytes(number + 1):,}")
         for number, op in enumerate(net.ops)
@@ -29,21 +29,22 @@ def text(plan: Plan, net: Net, width: int = 80) -> str:
     lines = []
     for number, (row, op) in enumerate(zip(rows, net.ops, strict=True)):
         left, middle = row[0].rjust(sizes[0]), f"{row[1]:{sizes[1]}}  {row[2]:{sizes[2]}}"
-        bar = _bar(plan.live_bytes(number + 1) / most, room)
+        bar = _bar(plan.live_bytes(number + 1) / full_bytes, room)
         mark = "<" if op is net.ops[plan.peak.number] else ""
         lines.append(f"{left}  {middle}  {row[3].rjust(sizes[3])}  {bar}{mark}".rstrip())
     return "\n".join([*lines, "", *_at_peak(plan, plan.peak, width)])
 
 
 def _at_peak(plan: Plan, peak: Peak, width: int) -> list[str]:
-    there = sorted(plan.live(peak.number + 1), key=lambda buffer: -buffer.size_bytes)
+    by_size = sorted(plan.live(peak.number + 1), key=lambda buffer: -buffer.size_bytes)
     gaps = plan.head_bytes - peak.live_bytes
     lines = [f"peak: {peak.live_bytes:,} bytes at operator {peak.number}, {peak.kind}, where live"]
     lines += [
-        f"  {buffer.size_bytes:>11,}  {_short(buffer.name, width - 15)}" for buffer in there[:NAMED]
+        f"  {buffer.size_bytes:>11,}  {_short(buffer.name, width - 15)}"
+        for buffer in by_size[:NAMED]
     ]
-    if rest := there[NAMED:]:
-        lines.append(f"  {sum(b.size_bytes for b in rest):>11,}  {len(rest)} more")
+    if unnamed := by_size[NAMED:]:
+        lines.append(f"  {sum(b.size_bytes for b in unnamed):>11,}  {len(unnamed)} more")
     unused = f", {gaps:,} of them unused even then" if gaps else ""
     return [*lines, f"head of the arena: {plan.head_bytes:,} bytes{unused}"]
 
@@ -107,21 +108,21 @@ def svg(plan: Plan, net: Net) -> str:
 
 
 def _title(plan: Plan) -> list[str]:
-    said = f"Head of the arena: {plan.head_bytes:,} bytes"
+    caption = f"Head of the arena: {plan.head_bytes:,} bytes"
     if plan.peak is not None:
-        said += f"; at its peak {plan.peak.live_bytes:,} live"
+        caption += f"; at its peak {plan.peak.live_bytes:,} live"
     return [
-        f'<text x="{LEFT}" y="26" font-size="16" font-weight="600">{escape(said)}</text>',
+        f'<text x="{LEFT}" y="26" font-size="16" font-weight="600">{escape(caption)}</text>',
         *_key(LEFT, f'fill="none" stroke="{PEAK}" stroke-width="2"', "where most bytes live"),
         *_key(LEFT + 180, f'fill="{SCRATCH}"', "scratch memory of a kernel"),
         *_key(LEFT + 390, f'fill="{COLOURS[0]}"', "a tensor, until it is last taken"),
     ]
 
 
-def _key(x: int, look: str, said: str) -> list[str]:
+def _key(x: int, look: str, caption: str) -> list[str]:
     return [
         f'<rect x="{x}" y="38" width="12" height="12" {look}/>',
-        f'<text x="{x + 18}" y="48" fill="#555">{said}</text>',
+        f'<text x="{x + 18}" y="48" fill="#555">{caption}</text>',
     ]
 
 
@@ -157,9 +158,9 @@ def _rectangle(
     scratch = buffer.name.startswith("scratch memory of ")
     colour = SCRATCH if scratch else COLOURS[number % len(COLOURS)]
     lives = f"from {labels[first]} to {labels[last]}"
-    said = f"{clean(buffer.name)}: {buffer.size_bytes:,} bytes at {buffer.offset:,}, {lives}"
+    caption = f"{clean(buffer.name)}: {buffer.size_bytes:,} bytes at {buffer.offset:,}, {lives}"
     parts = [
-        f'<g><title>{escape(said)}</title><rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" '
+        f'<g><title>{escape(caption)}</title><rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" '
         f'height="{height:.1f}" fill="{colour}" stroke="#fff" stroke-width=".8"/>'
     ]
     letters = int((width - 8) / LETTER)

@@ -37,28 +37,30 @@ def compile_(path: Path, npu: dict[str, str], target: Path) -> dict[str, Any]:
         raise UnsupportedError(INSTALL)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        given = folder / "model.tflite"
-        given.write_bytes(path.read_bytes())
-        done = _run(given, npu, folder)
-        made = list(folder.glob("*_vela.tflite"))
+        source = folder / "model.tflite"
+        source.write_bytes(path.read_bytes())
+        process = _run(source, npu, folder)
+        compiled = list(folder.glob("*_vela.tflite"))
         summary = list(folder.glob("*_summary_*.csv"))
-        if done.returncode or len(made) != 1 or len(summary) != 1:
-            raise UnsupportedError(f"Vela does not compile it: {_last(done.stdout)}")
-        content = made[0].read_bytes()
+        if process.returncode or len(compiled) != 1 or len(summary) != 1:
+            raise UnsupportedError(f"Vela does not compile it: {_last(process.stdout)}")
+        content = compiled[0].read_bytes()
         layers = folder / "model_per-layer.csv"
         rows = _rows(layers.read_text("utf-8", "replace")) if layers.is_file() else []
-        found = told(done.stdout, _rows(summary[0].read_text("utf-8", "replace"))[0], rows, content)
+        figures = told(
+            process.stdout, _rows(summary[0].read_text("utf-8", "replace"))[0], rows, content
+        )
     target.write_bytes(content)
-    return found
+    return figures
 
 
-def _run(given: Path, npu: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
+def _run(source: Path, npu: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
     words = ["--accelerator-config", npu["accelerator"], "--system-config", npu["system_config"]]
     words += ["--memory-mode", npu["memory_mode"], "--config", "Arm/vela.ini"]
     words += ["--output-dir", str(folder), "--verbose-performance"]
     try:
         return subprocess.run(
-            [sys.executable, "-P", "-m", "ethosu.vela", str(given), *words],
+            [sys.executable, "-P", "-m", "ethosu.vela", str(source), *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
