@@ -92,7 +92,7 @@ def inner(path: str) -> Inner | None:
 def wrong_in_8_bits() -> "dict[str, tuple[Rule, ...]]":
     """Runtime -> the rules of what it computes wrong in 8 bits; of those that have any."""
     rules = {name: runtime(name).wrong_in_8_bits() for name in RUNTIMES}
-    return {name: found for name, found in rules.items() if found}
+    return {name: runtime_rules for name, runtime_rules in rules.items() if runtime_rules}
 
 
 def shipped(name: str, files: Sequence[Path]) -> Sequence[Path]:

@@ -18,7 +18,7 @@ def shares(
     """
     real = [op for op in ops if op["op_name"] != "DELEGATE"]
     taken = delegated(ops)
-    left = [op for op in real if op["index"] not in taken]
+    undelegated = [op for op in real if op["index"] not in taken]
     share = len(taken) / max(1, len(real))
     precisions: Counter[str] = Counter()
     for op in real:
@@ -32,9 +32,9 @@ def shares(
         "provider": {"XNNPACK": round(share, 4), "LiteRT": round(1 - share, 4)},
         "precision": {kind: round(n / total, 4) for kind, n in precisions.most_common()},
         "operators": {name: round(n / total, 4) for name, n in names.most_common()},
-        "not_delegated": dict(Counter(str(op["op_name"]) for op in left)),
+        "not_delegated": dict(Counter(str(op["op_name"]) for op in undelegated)),
         "of": "operators",
-        "kernels": len(left) + sum(op["op_name"] == "DELEGATE" for op in ops),
+        "kernels": len(undelegated) + sum(op["op_name"] == "DELEGATE" for op in ops),
     }
 
 
@@ -42,7 +42,7 @@ def delegated(ops: list[dict[str, Any]]) -> set[int]:
     """Indices of the operators that a delegate does the work of: all between what it takes and what
     it gives."""
     makers = {int(out): op for op in ops if op["op_name"] != "DELEGATE" for out in op["outputs"]}
-    found: set[int] = set()
+    indices: set[int] = set()
     for delegate in ops:
         if delegate["op_name"] != "DELEGATE":
             continue
@@ -50,8 +50,8 @@ def delegated(ops: list[dict[str, Any]]) -> set[int]:
         waiting = [int(tensor) for tensor in delegate["outputs"]]
         while waiting:
             op = makers.get(waiting.pop())
-            if op is None or op["index"] in found:
+            if op is None or op["index"] in indices:
                 continue
-            found.add(op["index"])
+            indices.add(op["index"])
             waiting += [int(t) for t in op["inputs"] if int(t) not in taken]
-    return found
+    return indices

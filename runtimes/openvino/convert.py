@@ -77,9 +77,13 @@ def _refuse_counted_padding(path: str) -> None:
     if not any(node.op_type == "QuantizeLinear" for node in graph.node):
         return
     for node in graph.node:
-        given = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
-        padded = any(given.get("pads", ())) or given.get("auto_pad", b"").startswith(b"SAME")
-        if node.op_type == "AveragePool" and given.get("count_include_pad") and padded:
+        attributes = {
+            entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute
+        }
+        padded = any(attributes.get("pads", ())) or attributes.get("auto_pad", b"").startswith(
+            b"SAME"
+        )
+        if node.op_type == "AveragePool" and attributes.get("count_include_pad") and padded:
             raise UnsupportedError(
                 f"OpenVINO computes AveragePool {node.name!r}, which counts its padding "
                 "(count_include_pad), wrong in 8 bits; export the model without it, or use "
@@ -107,12 +111,12 @@ def describe(path: str) -> dict[str, list[dict[str, Any]]]:
         raise UnsupportedError(reason(error)) from None
 
     def tensors(kind: str, ports: Any) -> list[dict[str, Any]]:
-        found = []
+        descriptions = []
         for number, port in enumerate(ports):
             name = min(port.names) if port.names else f"{kind}{number}"
             dtype = port.element_type.to_dtype().name
-            found.append({"name": name, "dtype": dtype, "shape": _shape(port.partial_shape)})
-        return found
+            descriptions.append({"name": name, "dtype": dtype, "shape": _shape(port.partial_shape)})
+        return descriptions
 
     return {"inputs": tensors("input", model.inputs), "outputs": tensors("output", model.outputs)}
 

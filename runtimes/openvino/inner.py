@@ -25,8 +25,8 @@ def opened(path: str, names: list[str]) -> Run:
     """Runs it, giving the named tensors."""
     core = openvino.Core()
     model = core.read_model(path)
-    given = {name for port in model.outputs for name in port.names}
-    model.add_outputs([name for name in names if name not in given])
+    output_names = {name for port in model.outputs for name in port.names}
+    model.add_outputs([name for name in names if name not in output_names])
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     request = compiled.create_infer_request()
 

@@ -52,9 +52,9 @@ def layers(
     for node in session.compiled.get_runtime_model().get_ordered_ops():
         facts = node.get_rt_info()
         if "originalLayersNames" in facts:
-            said = facts["originalLayersNames"]
+            names = facts["originalLayersNames"]
             origins[node.get_friendly_name()] = str(
-                said.astype(str) if hasattr(said, "astype") else said
+                names.astype(str) if hasattr(names, "astype") else names
             ).split(",")
     return [
         {"names": origins.get(entry.node_name) or [entry.node_name], "us": us}
@@ -73,18 +73,18 @@ def _kernels(
     it takes in a warm inference. (The clock has whole microseconds, so that a median would be one.)
     """
     session = Session(files, {**options, "PERF_COUNT": True}, inputs, outputs)
-    taken: list[list[Any]] = []
+    profiles: list[list[Any]] = []
     end = time.monotonic() + SECONDS
-    while len(taken) < 2 or (len(taken) < 2 * RUNS and time.monotonic() < end):
+    while len(profiles) < 2 or (len(profiles) < 2 * RUNS and time.monotonic() < end):
         session.run(feed)
-        taken.append(list(session.request.profiling_info))
-    found = []
-    for runs in zip(*taken[len(taken) // 2 :], strict=True):
+        profiles.append(list(session.request.profiling_info))
+    kernel_times = []
+    for runs in zip(*profiles[len(profiles) // 2 :], strict=True):
         times = np.sort([entry.real_time.total_seconds() * 1e6 for entry in runs])
         us = float(np.mean(times[: max(1, len(times) * 3 // 4)]))
         if us > 0:
-            found.append((runs[0], us))
-    return session, found
+            kernel_times.append((runs[0], us))
+    return session, kernel_times
 
 
 def _precision(kernel: str) -> str:
@@ -92,6 +92,6 @@ def _precision(kernel: str) -> str:
     return _NAMES.get(last, last)
 
 
-def _shares(spent: dict[str, float], total: float) -> dict[str, float]:
-    largest = sorted(spent.items(), key=lambda entry: -entry[1])
+def _shares(us_by_name: dict[str, float], total: float) -> dict[str, float]:
+    largest = sorted(us_by_name.items(), key=lambda entry: -entry[1])
     return {name: round(us / total, 4) for name, us in largest if us > 0}
