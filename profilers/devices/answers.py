@@ -109,14 +109,16 @@ def latencies(text: str, least: int, took_s: float) -> np.ndarray:
         raise ValueError("latencies that are no base64") from None
     if len(data) % 8:
         raise ValueError(f"latencies of {len(data)} bytes, where each has 8")
-    found = np.frombuffer(data, "<i8")
-    if len(found) < max(1, least):
-        raise ValueError(f"{len(found)} latencies, where {max(1, least)} or more were asked for")
-    if found.min() <= 0:
-        raise ValueError(f"a latency of {found.min()} ns")
-    spent_s = float(found.sum(dtype=np.float64)) / 1e9
+    samples_ns = np.frombuffer(data, "<i8")
+    if len(samples_ns) < max(1, least):
+        raise ValueError(
+            f"{len(samples_ns)} latencies, where {max(1, least)} or more were asked for"
+        )
+    if samples_ns.min() <= 0:
+        raise ValueError(f"a latency of {samples_ns.min()} ns")
+    spent_s = float(samples_ns.sum(dtype=np.float64)) / 1e9
     if spent_s > (1 + CLOCK_OFF) * took_s + DELAY_S:
         raise ValueError(
             f"latencies of {spent_s:.3g} s in all, where {took_s:.3g} s passed on this machine"
         )
-    return found
+    return samples_ns

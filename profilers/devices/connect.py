@@ -46,9 +46,9 @@ def check_address(address: str) -> None:
     if is_board(address):
         return
     if address != "local" and not re.match(r"adb(:.|$)|ssh://.", address):
-        known = ", ".join(TRANSPORTS)
+        transports = ", ".join(TRANSPORTS)
         likely = did_you_mean(address, ("local", "none", "adb"))
-        raise UsageError(f"--device {address}: unknown{likely}; this version knows: {known}")
+        raise UsageError(f"--device {address}: unknown{likely}; this version knows: {transports}")
 
 
 def reach(address: str, cache: Cache) -> Device:

@@ -72,14 +72,16 @@ class Local:
     def execute(
         self, program: Path, files: Mapping[str, Path], arguments: Sequence[str], timeout_s: float
     ) -> str:
-        given = [f"--{name}={path}" for name, path in files.items()]
+        file_options = [f"--{name}={path}" for name, path in files.items()]
         try:
-            done = collect([str(program.absolute()), *given, *arguments], timeout_s, program.name)
+            finished = collect(
+                [str(program.absolute()), *file_options, *arguments], timeout_s, program.name
+            )
         except OSError as error:
             raise DeviceError(f"{program.name} could not be run: {error}") from None
-        text = (done.out + done.err).decode(errors="replace")
-        if done.code:
-            raise DeviceError(f"{program.name} failed with code {done.code}: {quoted(text, 2)}")
+        text = (finished.out + finished.err).decode(errors="replace")
+        if finished.code:
+            raise DeviceError(f"{program.name} failed with code {finished.code}: {quoted(text, 2)}")
         return text
 
     def identity(self, runtime: str) -> list[Any]:
@@ -170,26 +172,26 @@ def _cores() -> int:
 
 def _cpuinfo() -> dict[str, str]:
     """The first processor's fields of /proc/cpuinfo; empty where there is none."""
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             name, _, value = line.partition(":")
-            found.setdefault(name.strip(), value.strip())
-    return found
+            fields.setdefault(name.strip(), value.strip())
+    return fields
 
 
 def state() -> dict[str, Any]:
     """What may disturb a measurement: governor, clock, load, temperature; absent is not known."""
-    found: dict[str, Any] = {"load_1min": round(os.getloadavg()[0], 2)}
+    fields: dict[str, Any] = {"load_1min": round(os.getloadavg()[0], 2)}
     policy = Path("/sys/devices/system/cpu/cpu0/cpufreq")
     for name, key in (("scaling_governor", "governor"), ("scaling_cur_freq", "clock_khz")):
         with contextlib.suppress(OSError):
             text = (policy / name).read_text().strip()
-            found[key] = int(text) if text.isdigit() else text
+            fields[key] = int(text) if text.isdigit() else text
     with contextlib.suppress(OSError, ValueError):
         zones = Path("/sys/class/thermal").glob("thermal_zone*/temp")
         temperatures = [int(zone.read_text()) / 1000 for zone in zones]
         if temperatures:
-            found["temperature_c"] = max(temperatures)
-    found["virtual_machine"] = "hypervisor" in _cpuinfo().get("flags", "").split()
-    return found
+            fields["temperature_c"] = max(temperatures)
+    fields["virtual_machine"] = "hypervisor" in _cpuinfo().get("flags", "").split()
+    return fields

@@ -82,17 +82,17 @@ def _qemu(address: str) -> Place:
 
 
 def _parted(
-    text: str, known: tuple[str, ...], address: str, form: str
+    text: str, option_names: tuple[str, ...], address: str, form: str
 ) -> tuple[str, dict[str, str]]:
     """What stands before the `?`, and the options after it."""
     where, mark, query = text.partition("?")
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for option in query.split("&") if mark else []:
         name, _, value = option.partition("=")
-        if name not in known or name in found or not value:
+        if name not in option_names or name in values or not value:
             raise _refused(address, form)
-        found[name] = value
-    return where, found
+        values[name] = value
+    return where, values
 
 
 def _meter(options: dict[str, str], address: str, form: str) -> str:

@@ -81,29 +81,29 @@ class Board(Inferences):
 
     def identity(self, runtime: str) -> list[Any]:
         facts = self.facts()
-        where = [facts.more["model_digest"], facts.more["profile"], facts.emulated]
-        return [facts.cpu, facts.flags, *where]
+        details = [facts.more["model_digest"], facts.more["profile"], facts.emulated]
+        return [facts.cpu, facts.flags, *details]
 
     def lacks(self, runtime: str) -> str:
         titles = " or ".join(spec(name).title for name in self.facts().runtimes)
         return f"does not run on {self.address}, a board that only {titles} runs on"
 
     def facts(self) -> DeviceFacts:
-        said = self.tiny.profile
+        firmware_profile = self.tiny.profile
         machine = self.qemu.machine if self.qemu else None
         more: dict[str, Any] = {
-            "model": said.model,
-            "soc": f"{machine.name}: {machine.description}" if machine else said.name,
-            "model_digest": said.sha256,
-            "profile": said.firmware,
-            "arena_bytes_used": said.arena_used,
-            "arena_bytes_given": said.arena_given,
+            "model": firmware_profile.model,
+            "soc": f"{machine.name}: {machine.description}" if machine else firmware_profile.name,
+            "model_digest": firmware_profile.sha256,
+            "profile": firmware_profile.firmware,
+            "arena_bytes_used": firmware_profile.arena_used,
+            "arena_bytes_given": firmware_profile.arena_given,
             "baud": self.baud,
             "meters": [self.meter.kind] if self.meter else [],
         }
         return DeviceFacts(
             address=self.address,
-            cpu=said.name,
+            cpu=firmware_profile.name,
             arch="cortex-m",
             os="bare metal",
             cores=1,

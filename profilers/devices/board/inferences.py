@@ -68,23 +68,23 @@ class Inferences:
 
     def check_holds(self, files: Sequence[Path]) -> None:
         """Raises UnsupportedError where another model than this artifact's is on the board."""
-        wanted = hashlib.sha256(files[-1].read_bytes()).hexdigest()
-        if self.holds not in (None, wanted):
+        file_digest = hashlib.sha256(files[-1].read_bytes()).hexdigest()
+        if self.holds not in (None, file_digest):
             assert self.holds
             raise UnsupportedError(
                 f"the board at {self.address} holds the model {self.tiny.profile.model} "
-                f"({self.holds[:12]}), where {files[-1].name} ({wanted[:12]}) was wanted: "
+                f"({self.holds[:12]}), where {files[-1].name} ({file_digest[:12]}) was wanted: "
                 "build and flash the firmware of this candidate's bundle"
             )
 
     def check_ready(self) -> None:
         """Raises DeviceError where the firmware runs and its model does not."""
         if self.tiny.profile.arena_used == 0:
-            given = self.tiny.profile.arena_given
-            said = " / ".join(self.tiny.said_first)
+            arena = self.tiny.profile.arena_given
+            messages = " / ".join(self.tiny.said_first)
             raise DeviceError(
-                f"the firmware at {self.address} could not set its model up in an arena of {given} "
-                f"bytes{f' ({said})' if said else ''}: build it with a larger one "
+                f"the firmware at {self.address} could not set its model up in an arena of {arena} "
+                f"bytes{f' ({messages})' if messages else ''}: build it with a larger one "
                 "(-DONMETAL_ARENA_BYTES=…)"
             )
 
@@ -188,8 +188,8 @@ class Inferences:
         tick = _tick(first)
         fit = int(MOST_INSTRUCTIONS / max(1.0, _nanoseconds(first)))
         more = max(1, min(MOST_INFERENCES, int(5 * tick), fit))
-        both = self.infer(1 + more, 0, timeout_s)
-        found = (_nanoseconds(both) - _nanoseconds(first)) / more
+        longer = self.infer(1 + more, 0, timeout_s)
+        found = (_nanoseconds(longer) - _nanoseconds(first)) / more
         if found <= 0:
             raise DeviceError(
                 f"the clock of {self.address} counted no more for {more + 1} inferences than for "
@@ -270,8 +270,8 @@ def _stored(printed: tuple[float, ...], outputs: tuple[Port, ...], address: str)
     if kind.kind == "b":
         return bytes((reals != 0).tobytes())
     limits = np.iinfo(kind)
-    whole = np.rint(reals / first.scale) + first.zero if first.scale else np.rint(reals)
-    return bytes(np.clip(whole, limits.min, limits.max).astype(kind).tobytes())
+    integers = np.rint(reals / first.scale) + first.zero if first.scale else np.rint(reals)
+    return bytes(np.clip(integers, limits.min, limits.max).astype(kind).tobytes())
 
 
 def _firmware() -> str:

@@ -98,11 +98,11 @@ def _refused(path: str, baud: int, error: Exception) -> DeviceError:
     """Why a serial port cannot be opened, by what the system said of it."""
     number = getattr(error, "errno", None)
     if number == errno.ENOENT or not Path(path).exists():
-        there = sorted(
+        ports = sorted(
             str(found) for kind in ("ttyACM*", "ttyUSB*") for found in Path("/dev").glob(kind)
         )
-        seen = f"there are {', '.join(there)}" if there else "no board is plugged in by USB"
-        return DeviceError(f"there is no serial port {path}; {seen}")
+        alternatives = f"there are {', '.join(ports)}" if ports else "no board is plugged in by USB"
+        return DeviceError(f"there is no serial port {path}; {alternatives}")
     if number in (errno.EACCES, errno.EPERM):
         return DeviceError(
             f"this user may not open {path}: add the user to the group that owns it "

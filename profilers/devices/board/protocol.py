@@ -71,8 +71,8 @@ class Laps(Struct, frozen=True):
     count: int
     us: int
     host_s: float
-    """Time between the arrivals of the begin and of the second time, which enclose the window; less
-    than it took where lines are held back on their way."""
+    """Time between the arrivals of the begin and of the second time stamp, which enclose the
+    window; shorter than the window where lines are delayed on their way."""
     whole_s: float
     """Time from the command to the end of its answer, untimed inferences included."""
     ticks: int | None = None
@@ -276,10 +276,10 @@ class Tiny(Exchange):
             counts = answer.matching(r"m-check-\[([0-9]{1,6}) of ([0-9]{1,6})\]")
             if not counts:
                 raise Garbled("what passed is not among it")
-            passed, of = int(counts[0][1]), int(counts[0][2])
-            if passed > of:
-                raise Garbled(f"{passed} of {of} passed")
-            return passed, of
+            passed, total = int(counts[0][1]), int(counts[0][2])
+            if passed > total:
+                raise Garbled(f"{passed} of {total} passed")
+            return passed, total
 
         return self._twice("`check`", once)
 

@@ -68,29 +68,29 @@ def check_image(image: Path) -> None:
 
 def machine(name: str) -> Machine:
     """Raises UsageError where qemu has no such board with a Cortex-M, DeviceError without qemu."""
-    known = _machines(_program())
-    if name not in known:
+    boards = _machines(_program())
+    if name not in boards:
         raise UsageError(
-            f"?machine={name}: qemu has no such board with a Cortex-M; it has: {', '.join(known)}"
+            f"?machine={name}: qemu has no such board with a Cortex-M; it has: {', '.join(boards)}"
         )
-    return known[name]
+    return boards[name]
 
 
 def _program() -> str:
-    found = shutil.which(PROGRAM)
-    if found is None:
+    path = shutil.which(PROGRAM)
+    if path is None:
         raise DeviceError(f"there is no {PROGRAM}: `apt install qemu-system-arm`")
-    return found
+    return path
 
 
 @functools.lru_cache(maxsize=1)
 def _machines(program: str) -> dict[str, Machine]:
     """The boards with a Cortex-M, by what qemu itself lists."""
     try:
-        done = collect([program, "-M", "help"], 30, f"`{PROGRAM} -M help`")
+        listing = collect([program, "-M", "help"], 30, f"`{PROGRAM} -M help`")
     except OSError as error:
         raise DeviceError(f"`{PROGRAM} -M help` failed: {error}") from None
-    text = done.out.decode(errors="replace")
+    text = listing.out.decode(errors="replace")
     lines = [line.split(None, 1) for line in text.splitlines() if "Cortex-M" in line]
     return {words[0]: Machine(words[0], words[-1].strip()) for words in lines}
 
@@ -179,8 +179,8 @@ class Qemu:
             why = f"was ended by {signal.Signals(-code).name}"
         assert self._log
         lines = self._log.text(1)[-2000:].strip().splitlines()
-        said = " / ".join(re.sub(r"\s+", " ", line) for line in lines[:2])
-        return DeviceError(f"{self.name} {why}" + (f": {said[:300]}" if said else ""))
+        last_output = " / ".join(re.sub(r"\s+", " ", line) for line in lines[:2])
+        return DeviceError(f"{self.name} {why}" + (f": {last_output[:300]}" if last_output else ""))
 
     def close(self) -> None:
         if self._line is not None:

@@ -92,18 +92,18 @@ class BoardWorker:
                 break  # else faster than when it was timed first
             count = math.ceil(1.05 * count * 1e6 * seconds / max(1, laps.us))
             laps = self.board.infer(count, warm, timeout_s)
-        each = np.array([round(laps.us * 1000 / count)], np.int64)
-        if each[0] <= 0:
+        inference_ns = np.array([round(laps.us * 1000 / count)], np.int64)
+        if inference_ns[0] <= 0:
             raise DeviceError(
                 f"the clock of the board at {self.board.address} counted {laps.us} µs for {count} "
                 "inferences: its timer stands still, or its firmware does not run them"
             )
-        return each
+        return inference_ns
 
     def _through(self, feed: dict[str, np.ndarray], timeout_s: float) -> list[np.ndarray]:
         self._load(feed)
-        found = self.board.outputs(self._ports, timeout_s)
-        return unpack(found, self._ports.outputs, self._names[1], self._edges, self._wanted)
+        stored = self.board.outputs(self._ports, timeout_s)
+        return unpack(stored, self._ports.outputs, self._names[1], self._edges, self._wanted)
 
     def outputs(
         self,
@@ -125,20 +125,20 @@ class BoardWorker:
                 progress(min(start + model.batch, count), count)
 
     def run(self, feeds: Path, folder: Path, *, timeout_s: float) -> None:
-        given, left_s = read_feeds(feeds), _countdown(timeout_s)
-        for number, feed in enumerate(given):
-            limit_s = left_s(f"{number} of {len(given)} samples")
+        loaded_feeds, left_s = read_feeds(feeds), _countdown(timeout_s)
+        for number, feed in enumerate(loaded_feeds):
+            limit_s = left_s(f"{number} of {len(loaded_feeds)} samples")
             for place, array in enumerate(self._through(feed, limit_s)):
                 np.save(folder / f"{number}-{place}.npy", array)
 
     def profile(self, artifact: Artifact, *, timeout_s: float) -> dict[str, Any]:
         self.open(artifact, timeout_s=timeout_s)
-        said = self.board.tiny.profile
+        firmware_profile = self.board.tiny.profile
         shares = {
-            "provider": {f"{spec(artifact.runtime).title} on {said.name}": 1.0},
+            "provider": {f"{spec(artifact.runtime).title} on {firmware_profile.name}": 1.0},
             **self.board.operators(artifact.files[0]),
-            "firmware": said.firmware,
-            "board": said.name,
+            "firmware": firmware_profile.firmware,
+            "board": firmware_profile.name,
         }
         if self.board.qemu and self._feeds:
             shares |= self.instructions(timeout_s=timeout_s)
@@ -181,10 +181,10 @@ def _countdown(timeout_s: float) -> Callable[[str], float]:
     end = time.monotonic() + timeout_s
 
     def left_s(done: str) -> float:
-        left = end - time.monotonic()
-        if left <= 0:
+        remaining_s = end - time.monotonic()
+        if remaining_s <= 0:
             raise DeviceError(f"the board did {done} in {timeout_s:.0f} s, all that there was")
-        return left
+        return remaining_s
 
     return left_s
 

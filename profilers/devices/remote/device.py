@@ -96,15 +96,17 @@ class Remote(Reached):
     def execute(
         self, program: Path, files: Mapping[str, Path], arguments: Sequence[str], timeout_s: float
     ) -> str:
-        there = self.folder.put([program, *files.values()])
-        given = [f"--{name}={path}" for name, path in zip(files, there[1:], strict=True)]
-        argv = [there[0], *given, *arguments]
+        device_paths = self.folder.put([program, *files.values()])
+        file_options = [
+            f"--{name}={path}" for name, path in zip(files, device_paths[1:], strict=True)
+        ]
+        argv = [device_paths[0], *file_options, *arguments]
         return shell(self.transport, " ".join(map(shlex.quote, argv)) + " 2>&1", timeout_s)
 
     def identity(self, runtime: str) -> list[Any]:
         facts, runner = self.facts(), self.runner(runtime)
-        where = [facts.os, facts.more["model"], facts.more["soc"], runner.kind, runner.version]
-        return [facts.cpu, facts.flags, *where]
+        details = [facts.os, facts.more["model"], facts.more["soc"], runner.kind, runner.version]
+        return [facts.cpu, facts.flags, *details]
 
     def lacks(self, runtime: str) -> str:
         package = spec(runtime).packages[0]
@@ -117,9 +119,9 @@ class Remote(Reached):
         is left out, which is our own by then."""
         later = {name: value for name, value in state.items() if name != "load_1min"}
         first = self.fitness()
-        before = {_kind(said) for said in (*first.refused, *first.flagged)}
+        before = {_kind(sentence) for sentence in (*first.refused, *first.flagged)}
         after = fitness.unfit(replace(self.found, state=later), NEEDED_BYTES)
-        return [said for part in after for said in part if _kind(said) not in before]
+        return [sentence for part in after for sentence in part if _kind(sentence) not in before]
 
     def state(self) -> dict[str, Any]:
         """What may have changed since: clocks, load, temperatures, battery."""
@@ -130,6 +132,6 @@ class Remote(Reached):
         return RemoteWorker(self)
 
 
-def _kind(said: str) -> str:
+def _kind(sentence: str) -> str:
     """A sentence without its figures."""
-    return re.sub(r"[\d.]+", "", said)
+    return re.sub(r"[\d.]+", "", sentence)

@@ -99,9 +99,9 @@ def compiler() -> list[str] | None:
 
 def arguments() -> list[str]:
     """What a C compiler is given of it: flags, the runtimes that are compiled in, and sources."""
-    known = " ".join(f"X({name})" for name in LIBRARIES)
+    runtime_macros = " ".join(f"X({name})" for name in LIBRARIES)
     code = [str(path) for path in sources() if path.suffix == ".c"]
-    return [*FLAGS, f"-DRUNTIMES={known}", f"-I{SOURCES}", *code]
+    return [*FLAGS, f"-DRUNTIMES={runtime_macros}", f"-I{SOURCES}", *code]
 
 
 def _compile(target: Path, scratch: Path) -> None:
@@ -114,24 +114,26 @@ def _compile(target: Path, scratch: Path) -> None:
     _run([*found, *arguments(), "-o", str(target), "-ldl", "-lpthread"], "compiled", scratch)
 
 
-def _run(argv: list[str], what: str, scratch: Path) -> None:
+def _run(argv: list[str], action: str, scratch: Path) -> None:
     """Run a tool in the scratch folder, in which it keeps its own caches too."""
-    own = {f"ZIG_{kind}_CACHE_DIR": str(scratch / "zig") for kind in ("GLOBAL", "LOCAL")}
+    cache_variables = {
+        f"ZIG_{kind}_CACHE_DIR": str(scratch / "zig") for kind in ("GLOBAL", "LOCAL")
+    }
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             argv,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             cwd=scratch,
-            env={**os.environ, **own, "PIP_NO_CACHE_DIR": "1"},
+            env={**os.environ, **cache_variables, "PIP_NO_CACHE_DIR": "1"},
             timeout=900,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise DeviceError(f"the runner for the device could not be {what}: {error}") from None
-    if done.returncode:
-        said = " / ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
-        raise DeviceError(f"the runner for the device could not be {what}: {said}")
+        raise DeviceError(f"the runner for the device could not be {action}: {error}") from None
+    if result.returncode:
+        last_lines = " / ".join((result.stderr or result.stdout).strip().splitlines()[-3:])
+        raise DeviceError(f"the runner for the device could not be {action}: {last_lines}")
 
 
 def _libc(folder: Path, scratch: Path) -> None:
@@ -142,13 +144,13 @@ def _libc(folder: Path, scratch: Path) -> None:
         _debs(root, scratch)
         places = [root / "lib/aarch64-linux-gnu", root / "usr/lib/aarch64-linux-gnu"]
     for name in LIBC:
-        there = [place / name for place in places if (place / name).is_file()]
-        if not there:
+        files = [place / name for place in places if (place / name).is_file()]
+        if not files:
             raise DeviceError(
                 f"the runner for the device needs an AArch64 {name}, which is not here; "
                 "`apt install libc6-arm64-cross libstdc++6-arm64-cross`"
             )
-        shutil.copyfile(there[0].resolve(), folder / name)
+        shutil.copyfile(files[0].resolve(), folder / name)
     (folder / LOADER).chmod(0o755)
 
 

@@ -78,8 +78,10 @@ class Reached:
         return self._folder
 
     def _runnable(self) -> list[str]:
-        ours = set(native_runner.versions()) if self.found.arch == native_runner.ARCH else set()
-        return sorted(ours | set(self._in_python()))
+        native_runtimes = (
+            set(native_runner.versions()) if self.found.arch == native_runner.ARCH else set()
+        )
+        return sorted(native_runtimes | set(self._in_python()))
 
     def _in_python(self) -> dict[str, str]:
         """Runtimes that the device's own Python has; Android has none."""
@@ -160,22 +162,22 @@ class Reached:
         """The folder there that holds the runner's files under their names."""
         if runtime not in self._programs:
             place = f"{self.folder.path}/lib/{runtime}"
-            there = self.folder.put(list(runner.files.values()))
-            self.folder.link(dict(zip(runner.files, there, strict=True)), place)
+            paths = self.folder.put(list(runner.files.values()))
+            self.folder.link(dict(zip(runner.files, paths, strict=True)), place)
             self._programs[runtime] = place
         return self._programs[runtime]
 
     def artifact(self, files: Sequence[Path]) -> str:
         """The path there of an artifact's first file; several lie together under their names."""
-        there = self.folder.put(list(files))
+        paths = self.folder.put(list(files))
         if len(files) == 1:
-            return there[0]
-        place = f"{self.folder.path}/lib/{Path(there[0]).name}"
+            return paths[0]
+        place = f"{self.folder.path}/lib/{Path(paths[0]).name}"
         # The other files go by the names that are in the first one; OpenVINO's by its own stem.
         first = files[0].name if files[0].suffix == ".xml" else f"model{files[0].suffix}"
         if place not in self._programs:
             names = [first, *(file.name for file in files[1:])]
-            self.folder.link(dict(zip(names, there, strict=True)), place)
+            self.folder.link(dict(zip(names, paths, strict=True)), place)
             self._programs[place] = place
         return f"{place}/{first}"
 

@@ -80,17 +80,17 @@ class Ssh:
             self._check(collect(argv, timeout_s, self._copying(target), given=file.fileno()))
 
     def pull(self, source: str, target: Path, timeout_s: float, most_bytes: int) -> None:
-        argv, who = self.argv(f"cat {shlex.quote(source)}", stream=True), self._copying(source)
+        argv, copying = self.argv(f"cat {shlex.quote(source)}", stream=True), self._copying(source)
         with target.open("wb") as file:
-            self._check(collect(argv, timeout_s, who, taken=file, most_bytes=most_bytes))
+            self._check(collect(argv, timeout_s, copying, taken=file, most_bytes=most_bytes))
 
     def _copying(self, path: str) -> str:
         return f"{self.address}: the copy of {path}"
 
     def _check(self, copied: Done) -> None:
         if copied.code:
-            said = quoted(copied.err.decode(errors="replace"), 2)
-            raise DeviceError(f"{self.address}: a copy failed: {said or copied.code}")
+            error_text = quoted(copied.err.decode(errors="replace"), 2)
+            raise DeviceError(f"{self.address}: a copy failed: {error_text or copied.code}")
 
     def close(self) -> None:
         self._folder.cleanup()
