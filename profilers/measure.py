@@ -139,8 +139,8 @@ def measure(
                 progress(done, total, f"round {done + 1} of {total}, {len(workers)} candidates")
                 for name in shuffled.sample(sorted(workers), len(workers)):
                     try:
-                        found = _round(workers[name], schedule, done)
-                        samples[name][block, number] = found
+                        latencies_ns = _round(workers[name], schedule, done)
+                        samples[name][block, number] = latencies_ns
                     except OnmetalError as error:
                         failures[name] = str(error)
                         del workers[name]
@@ -162,10 +162,10 @@ def _paired(
         for key in begun
         if all(key in samples[name] or ended.get(name, key[0] + 1) <= key[0] for name in alive)
     ]
-    kept = {name: [key for key in complete if key in samples[name]] for name in alive}
+    common = {name: [key for key in complete if key in samples[name]] for name in alive}
     return {
         name: Rounds({key: samples[name][key] for key in keys}, tuple(loads[name]))
-        for name, keys in kept.items()
+        for name, keys in common.items()
         if keys
     }
 

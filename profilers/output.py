@@ -161,7 +161,7 @@ def _read(
     keep: Callable[[str, bytes], None],
 ) -> None:
     assert process.stdout and process.stderr
-    left = {"out": most_bytes, "err": OUTPUT_BYTES}
+    budgets = {"out": most_bytes, "err": OUTPUT_BYTES}
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ, "out")
         selector.register(process.stderr, selectors.EVENT_READ, "err")
@@ -174,8 +174,8 @@ def _read(
                 if not piece:
                     selector.unregister(key.fileobj)
                     continue
-                left[key.data] -= len(piece)
-                if left[key.data] < 0:
+                budgets[key.data] -= len(piece)
+                if budgets[key.data] < 0:
                     most = most_bytes if key.data == "out" else OUTPUT_BYTES
                     raise too_much(who, megabytes(most))
                 keep(key.data, piece)

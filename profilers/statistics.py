@@ -39,8 +39,8 @@ def _drawn(keys: tuple[tuple[int, int], ...]) -> np.ndarray:
     counts = np.zeros((RESAMPLES, len(keys)))
     for number in range(RESAMPLES):
         for block in random.integers(0, len(blocks), len(blocks)):
-            own = members[block]
-            np.add.at(counts[number], own[random.integers(0, len(own), len(own))], 1)
+            indices = members[block]
+            np.add.at(counts[number], indices[random.integers(0, len(indices), len(indices))], 1)
     return counts
 
 
@@ -53,16 +53,18 @@ def _quantile_interval(rounds: Rounds, share: float) -> tuple[float, float]:
     values, weight = np.concatenate(sketches), np.concatenate(weights)
     order = np.argsort(values, kind="stable")
     owner = np.repeat(np.arange(len(keys)), SKETCH)[order]
-    found = []
+    quantiles = []
     for drawn in _draws(keys):
         mass = np.cumsum(weight[order] * drawn[owner])
-        found.append(values[order[np.searchsorted(mass, share * mass[-1])]])
-    low, high = np.percentile(found, [2.5, 97.5])
+        quantiles.append(values[order[np.searchsorted(mass, share * mass[-1])]])
+    low, high = np.percentile(quantiles, [2.5, 97.5])
     of_block: dict[int, list[np.ndarray]] = {}
     for key in keys:
         of_block.setdefault(key[0], []).append(rounds.samples_ns[key])
-    each = [float(np.quantile(np.concatenate(samples), share)) for samples in of_block.values()]
-    low, high = _with_blocks(float(low), float(high), each)
+    per_block = [
+        float(np.quantile(np.concatenate(samples), share)) for samples in of_block.values()
+    ]
+    low, high = _with_blocks(float(low), float(high), per_block)
     # Two blocks may widen it beyond reason; no quantile lies outside of what was seen.
     return max(low, float(values.min())) / 1e6, min(high, float(values.max())) / 1e6
 
@@ -104,13 +106,13 @@ def throughput(rounds: Rounds, batch: int) -> Figure:
     rates = batch * 1e9 * (drawn @ counts) / (drawn @ sums)
     low, high = np.percentile(rates, [2.5, 97.5])
     blocks = np.array([block for block, _ in keys])
-    each = [
+    per_block = [
         batch * 1e9 * float(counts[blocks == block].sum() / sums[blocks == block].sum())
         for block in sorted(set(blocks.tolist()))
     ]
     return Figure(
         value=float(batch * 1e9 * counts.sum() / sums.sum()),
-        ci95=_with_blocks(float(low), float(high), each),
+        ci95=_with_blocks(float(low), float(high), per_block),
         samples=rounds.count,
         basis="measured",
         how="one request at a time: the batch over the mean latency",
@@ -136,8 +138,8 @@ def compare(baseline: Rounds, other: Rounds, *, mean: bool = False) -> Versus:
         low, high = min(low, 0.0) - ONE_BLOCK, max(high, 0.0) + ONE_BLOCK
         return Versus(math.exp(point), (math.exp(low), math.exp(high)), "inconclusive")
     of_block = np.array([block for block, _ in keys])
-    each = [math.exp(np.median(logs[of_block == block])) for block in blocks]
-    ends = _with_blocks(math.exp(low), math.exp(high), each)
+    per_block = [math.exp(np.median(logs[of_block == block])) for block in blocks]
+    ends = _with_blocks(math.exp(low), math.exp(high), per_block)
     low, high = math.log(ends[0]), math.log(ends[1])
     resolution = math.log1p(RESOLUTION)
     low, high = min(low, point - resolution), max(high, point + resolution)

@@ -58,8 +58,8 @@ def pack(
         wanted = np.dtype(port.dtype)
         if array.dtype != wanted and port.scale:
             limits = np.iinfo(wanted)
-            whole = np.rint(array / np.float32(port.scale)) + port.zero
-            array = np.clip(whole, limits.min, limits.max).astype(wanted)
+            integers = np.rint(array / np.float32(port.scale)) + port.zero
+            array = np.clip(integers, limits.min, limits.max).astype(wanted)
         if array.dtype != wanted or array.nbytes != port.bytes:
             raise DeviceError(
                 f"input {name!r} is {array.dtype} {list(array.shape)}, but the model on the device "
@@ -77,7 +77,7 @@ def unpack(
     wanted: Sequence[str],
 ) -> list[np.ndarray]:
     """One inference's outputs, as the runner wrote them -> arrays in the order of `wanted`."""
-    found: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     place = 0
     for port, name in zip(ports, names, strict=True):
         flat = np.frombuffer(content[place : place + port.bytes], np.dtype(port.dtype))
@@ -87,18 +87,18 @@ def unpack(
             array = (array.astype(np.float32) - np.float32(port.zero)) * np.float32(port.scale)
         if name in edges.float16:
             array = array.astype(np.float16)
-        found[name] = np.ascontiguousarray(array.transpose(NCHW)) if name in edges.nhwc else array
-    return [found[name] for name in wanted]
+        arrays[name] = np.ascontiguousarray(array.transpose(NCHW)) if name in edges.nhwc else array
+    return [arrays[name] for name in wanted]
 
 
 def read_feeds(path: Path) -> list[dict[str, np.ndarray]]:
     """An .npz with `<number>/<input name>`, as vectors.numbered names them."""
-    found: dict[int, dict[str, np.ndarray]] = {}
+    arrays: dict[int, dict[str, np.ndarray]] = {}
     with np.load(path, allow_pickle=False) as stored:
         for name in stored.files:
             number, _, tensor = name.partition("/")
-            found.setdefault(int(number), {})[tensor] = np.asarray(stored[name], order="C")
-    return [found[number] for number in sorted(found)]
+            arrays.setdefault(int(number), {})[tensor] = np.asarray(stored[name], order="C")
+    return [arrays[number] for number in sorted(arrays)]
 
 
 class Rows:

@@ -103,10 +103,10 @@ def warm(seconds: float, least: int) -> int:
     samples: list[int] = []
     while True:
         samples += timed(run, feed, seconds / 6, 1)
-        spent = time.perf_counter() - began
-        if spent > 3 * seconds and len(samples) > 1:
+        elapsed_s = time.perf_counter() - began
+        if elapsed_s > 3 * seconds and len(samples) > 1:
             return len(samples)
-        if spent < seconds or len(samples) < max(least, 6):
+        if elapsed_s < seconds or len(samples) < max(least, 6):
             continue
         third = len(samples) // 3
         middle, last = np.median(samples[third : 2 * third]), np.median(samples[2 * third :])
@@ -174,11 +174,11 @@ def outputs(samples: dict[str, Any], model: dict[str, Any], count: int, folder: 
     from onmetal.records import Model, restore
     from onmetal.samples import Samples
 
-    data, of = restore(samples, Samples), restore(model, Model)
-    rows = Rows(Path(folder), of, count)
-    for start in range(0, count, of.batch):
-        rows.add(start, State.session.run(data.feed(of, rows.indices(start))))
-        _tell(min(start + of.batch, count), count)
+    data, model_record = restore(samples, Samples), restore(model, Model)
+    rows = Rows(Path(folder), model_record, count)
+    for start in range(0, count, model_record.batch):
+        rows.add(start, State.session.run(data.feed(model_record, rows.indices(start))))
+        _tell(min(start + model_record.batch, count), count)
 
 
 def run(path: str, folder: str) -> None:
@@ -191,24 +191,24 @@ def run(path: str, folder: str) -> None:
 
 def profile(runtime: str, **arguments: Any) -> dict[str, Any]:
     """What really ran, from the runtime's own profile."""
-    found: dict[str, Any] = (
+    figures: dict[str, Any] = (
         runtimes.runtime(runtime).profiler().profile(feed=State.feeds[0], **arguments)
     )
-    return found
+    return figures
 
 
 def arena(runtime: str, **arguments: Any) -> dict[str, Any]:
     """What an inference takes of TFLite Micro's arena, in bytes."""
-    found: dict[str, Any] = firmware(runtime).arena(feed=State.feeds[0], **arguments)
-    return found
+    figures: dict[str, Any] = firmware(runtime).arena(feed=State.feeds[0], **arguments)
+    return figures
 
 
 def layers(runtime: str, **arguments: Any) -> list[dict[str, Any]]:
     """The time of every kernel, from the runtime's own profile."""
-    found: list[dict[str, Any]] = (
+    figures: list[dict[str, Any]] = (
         runtimes.runtime(runtime).profiler().layers(feed=State.feeds[0], **arguments)
     )
-    return found
+    return figures
 
 
 def peak_memory(runtime: str, options: dict[str, Any], **arguments: Any) -> dict[str, int]:

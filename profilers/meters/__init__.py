@@ -69,11 +69,11 @@ def on_host() -> Meter | Missing:
         find: Callable[[], Meter | Missing] | None = getattr(_module(kind), "on_host", None)
         if find is None:
             continue
-        found = find()
-        if not isinstance(found, Missing):
-            return found
-        if found.fix or missing is NONE:
-            missing = found
+        meter = find()
+        if not isinstance(meter, Missing):
+            return meter
+        if meter.fix or missing is NONE:
+            missing = meter
     return missing
 
 

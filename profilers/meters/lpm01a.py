@@ -26,7 +26,7 @@ BAUD = 3_686_400
 RATE_HZ = 1000
 """Samples a second: each is the energy of a millisecond."""
 VOLTS = 3.3
-"""That the board is fed with."""
+"""The voltage that the board is fed with."""
 RESOLUTION_A = 1e-7
 """The least current that the meter tells while it changes,"""
 ACCURACY = 0.02
@@ -195,18 +195,18 @@ class Meter:
     # --- the line
 
     def _lines(self, timeout_s: float) -> list[str]:
-        """What came in the time, as soon as a line is whole; none: nothing did."""
+        """Read from the link once. -> the lines that are complete then, which may be none."""
         self._came.add(self.link.read(timeout_s))
         if len(self._came.part) > LONGEST_LINE:
             self._came.part.clear()  # no line of the meter's
         return [line.decode("ascii", "replace").strip("\r\0 ") for line in self._came.take()]
 
-    def _command(self, command: str, what: str) -> None:
+    def _command(self, command: str, label: str) -> None:
         """Raises DeviceError where it is refused, or not answered in time."""
         self.link.write(f"{command}\r\n".encode())
-        self._acknowledged(command, what)
+        self._acknowledged(command, label)
 
-    def _acknowledged(self, command: str, what: str) -> None:
+    def _acknowledged(self, command: str, label: str) -> None:
         word, deadline = command.split()[0], time.monotonic() + ANSWER_S
         while time.monotonic() < deadline:
             for line in self._lines(0.1):
@@ -214,10 +214,10 @@ class Meter:
                 if text.startswith(f"ack {word}"):
                     return
                 if text.startswith(("err ", "error ")) and word in text:
-                    said = text[:QUOTED]
-                    raise DeviceError(f"the meter at {self.link.name} refuses {what}: {said}")
+                    refusal = text[:QUOTED]
+                    raise DeviceError(f"the meter at {self.link.name} refuses {label}: {refusal}")
         raise DeviceError(
-            f"the meter at {self.link.name} does not answer {what}: is it an X-NUCLEO-LPM01A, "
+            f"the meter at {self.link.name} does not answer {label}: is it an X-NUCLEO-LPM01A, "
             "powered, and is this its USB port?"
         )
 
@@ -283,9 +283,9 @@ def at(port: str) -> Meter:
 
 
 def _sum(joules: Sequence[float]) -> float:
-    """Of all; a damaged one counts as the mean of the others."""
-    found = np.array(joules)
-    return float(np.nanmean(found) * found.size)
+    """The sum of all samples; a damaged one counts as the mean of the others."""
+    values = np.array(joules)
+    return float(np.nanmean(values) * values.size)
 
 
 def _milliwatts(joules: float, seconds: float) -> float:
