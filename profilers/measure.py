@@ -16,7 +16,7 @@ from onmetal.records import Candidate, Figure, Rounds
 
 
 class Schedule(Struct, frozen=True):
-    """How long to look. Every block starts every candidate afresh."""
+    """How long candidates are timed. Every block starts every candidate afresh."""
 
     blocks: int
     rounds: int
@@ -25,10 +25,11 @@ class Schedule(Struct, frozen=True):
     warm_s: float
     """Of a fresh worker, before its first round."""
     round_warm_s: float
-    """Before each timed part of a round: caches and clocks that the others took."""
+    """Before each timed part of a round, since the other candidates disturbed caches and clocks."""
     memory_runs: int
     least_blocks: int | None = None
-    """After so many blocks, what cannot be chosen any more is not timed further; None: all is."""
+    """After so many blocks, candidates that cannot be chosen any more are not timed further; None:
+    all are."""
 
 
 Mode = Literal["quick", "default", "thorough"]
@@ -70,14 +71,14 @@ class Outcome(Struct, frozen=True):
 
 
 def schedule(device: Device, mode: Mode) -> Schedule:
-    """How long to look at candidates on this device."""
+    """How long candidates are timed on this device."""
     if not device.traits.time_is_real:
         return EMULATED
     return (BOARD if device.traits.holds_one_model else MODES)[mode]
 
 
 def timeout_s(schedule: Schedule) -> float:
-    """A worker that says nothing for this long hangs."""
+    """Seconds without an answer after which a worker is taken to hang."""
     return 600 + 20 * (schedule.round_s + schedule.warm_s)
 
 
@@ -93,7 +94,7 @@ def measure(
 ) -> Outcome:
     """Time the candidates, interleaved; `feeds` gives the .npz of a candidate's inputs.
 
-    Only rounds that all who were timed in them finished are kept, so that all are paired.
+    Only rounds that every candidate timed in them finished are kept, so that all are paired.
     `deadline` is a time.monotonic(). A candidate that fails is left out from then on; one that is
     settled after the schedule's least number of blocks keeps what it has.
     """
@@ -153,7 +154,7 @@ def _paired(
     failures: dict[str, str],
     ended: dict[str, int],
 ) -> dict[str, Rounds]:
-    """The rounds that all finished who were timed in them. `ended`: name -> the first block in
+    """The rounds that every candidate timed in them finished. `ended`: name -> the first block in
     which it was timed no more."""
     alive = [name for name in samples if name not in failures]
     begun = sorted(set().union(*(samples[name] for name in alive)))

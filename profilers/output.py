@@ -40,7 +40,7 @@ class Lines:
 
     def __init__(self) -> None:
         self.part = bytearray()
-        """What came of a line whose end did not."""
+        """The beginning of a line whose end has not come yet."""
         self._whole: deque[bytes] = deque()
 
     def add(self, piece: bytes) -> None:
@@ -55,7 +55,7 @@ class Lines:
         return self._whole.popleft() if self._whole else None
 
     def take(self) -> list[bytes]:
-        """All that are whole."""
+        """All complete lines."""
         lines = [*self._whole]
         self._whole.clear()
         return lines
@@ -92,7 +92,7 @@ def quoted(text: str, count: int) -> str:
 
 
 def _short(line: str) -> str:
-    """The reason stands at the end of a long line as often as at its beginning."""
+    """A long line without its middle: the reason stands at either end of it."""
     half = QUOTED // 2
     return line if len(line) <= QUOTED else f"{line[:half]} … {line[-half:]}"
 
@@ -193,7 +193,7 @@ def too_much(who: str, most: str) -> DeviceError:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Whatever state it is in. Its group stays where it ended by itself: adb leaves its server."""
+    """Kill the process's group, unless the process ended by itself: adb leaves its server in it."""
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -205,7 +205,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _with_files_of(most_bytes: int | None) -> Callable[[], None] | None:
-    """What a child does before it becomes the program: the kernel refuses it larger files."""
+    """The function that a child calls before it becomes the program, so that the kernel refuses it
+    files larger than `most_bytes`; None: there is no limit."""
     if most_bytes is None:
         return None
     limit = (most_bytes, most_bytes)

@@ -1,5 +1,5 @@
 """From raw samples to figures with intervals. The unit that varies is the round, not the inference:
-neighbouring inferences share whatever the machine was doing, so they say little that is new.
+neighbouring inferences share the state of the machine, so they are not independent samples.
 
 Rounds themselves come in blocks of fresh processes, and processes of one artifact differ a little
 for as long as they live. So every bootstrap draws blocks first and then rounds within them.
@@ -18,7 +18,8 @@ RESOLUTION = 0.01
 """Half the least width of a ratio's interval: processes of one artifact, on a quiet machine, differ
 by up to this for as long as they live (docs/measuring.md), and few blocks cannot show it."""
 ONE_BLOCK = 0.05
-"""By how much more, as a logarithm, a ratio is uncertain that one process of each gave."""
+"""How much is added to each side of a ratio's interval, as a logarithm, where each artifact ran in
+one process only."""
 SKETCH = 101
 """Order statistics kept of a round while resampling."""
 
@@ -70,8 +71,8 @@ def _quantile_interval(rounds: Rounds, share: float) -> tuple[float, float]:
 
 
 def _with_blocks(low: float, high: float, of_blocks: Sequence[float]) -> tuple[float, float]:
-    """The interval, widened to Student's t over what single blocks gave (as logarithms): a
-    bootstrap of three or five blocks does not know how few they are."""
+    """The interval, widened to Student's t over the figures of single blocks (as logarithms): a
+    bootstrap of three or five blocks does not account for how few they are."""
     count = len(of_blocks)
     if count < 2:
         return low, high
@@ -124,7 +125,7 @@ def compare(baseline: Rounds, other: Rounds, *, mean: bool = False) -> Versus:
 
     The speed-up is the median over rounds of the ratio of the two medians (`mean`: means) of a
     round. Its interval is the widest of: the bootstrap of rounds in blocks; Student's t over the
-    medians of the blocks, which alone knows how little three or five blocks say; RESOLUTION.
+    medians of the blocks, which alone accounts for how few blocks there are; RESOLUTION.
     """
     keys, logs = _paired(baseline, other, mean)
     if not keys:

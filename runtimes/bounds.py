@@ -1,4 +1,4 @@
-"""What values an option of a runtime may have: target files and bundles of strangers set them."""
+"""The values that a runtime's options may have: untrusted target files and bundles set them."""
 
 from typing import Annotated, Any, Literal
 

@@ -1,6 +1,6 @@
 """Which runtime can run which recipe: a target file becomes a target here.
 
-What a runtime can do stands in its own folder's spec; what is asked of it, in the recipe.
+What a runtime can run stands in its own folder's spec; what it is to run, in the recipe.
 """
 
 from pathlib import Path
@@ -62,8 +62,8 @@ def _check_runtimes(file: TargetFile) -> None:
 
 
 def ways(entry: Named, file: TargetFile) -> list[Recipe]:
-    """A recipe as the target's runtimes run it. Raises ValueError where none does, or one does not
-    that was named to."""
+    """A recipe as the target's runtimes run it. Raises ValueError where none of them can, or where
+    a runtime that is named for it cannot."""
     target_runtimes = [runtime.name for runtime in file.runtimes]
     reasons: dict[str, str] = {}
     runnable = []

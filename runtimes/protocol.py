@@ -1,4 +1,4 @@
-"""All that a runtime is to the rest: what its folder must hold.
+"""The interface of a runtime: what its folder must define.
 
 `runtimes/NAME/spec.py` defines `RUNTIME`, a `Runtime`; it imports the folder's other modules when
 they are asked for. By custom these are `convert` (a Converter), `session` (the Session of workers,
@@ -30,7 +30,7 @@ Feed = dict[str, np.ndarray]
 
 
 class Spec(Struct, frozen=True):
-    """What is to be known of a runtime without importing it."""
+    """What is known of a runtime without importing it."""
 
     title: str
     """As people call it."""
@@ -39,8 +39,8 @@ class Spec(Struct, frozen=True):
     reads: Literal["onnx", "tflite"]
     """The format of the file that `convert` takes."""
     runs: dict[str, tuple[str, ...]]
-    """Steps of recipes whose candidates it runs (targets.recipe.STEPS; "float": what is computed as
-    it is) -> the types that it then computes in."""
+    """Steps of recipes whose candidates it runs (targets.recipe.STEPS; "float": models without such
+    a step) -> the types that it then computes in."""
     other_floats: str = ""
     """Why it computes floats in no other {type} than `runs` says, in words that follow its name."""
     defines: str = ""
@@ -73,7 +73,7 @@ class Converter(Protocol):
     type of its value."""
 
     RESERVED: frozenset[str]
-    """Of those, what follows from the recipe and --threads: not a target file's to set."""
+    """The options that the recipe and --threads decide, which a target file may not set."""
 
     ALONE: bool
     """Whether every artifact is made in a process of its own, because what the process made before
@@ -90,7 +90,7 @@ class Converter(Protocol):
         """The runtime's own options for one inference at a time, as low a latency as it can."""
 
     def describe(self, path: str) -> Ends:
-        """What an artifact takes and gives. Raises UnsupportedError where it cannot be read."""
+        """An artifact's inputs and outputs. Raises UnsupportedError where it cannot be read."""
 
 
 class Opened(Protocol):
@@ -163,13 +163,13 @@ class Lacking(TypedDict):
 
 
 class Firmware(Protocol):
-    """What is to be known of a model that is compiled into firmware with the runtime."""
+    """What a runtime in firmware says of the models that are compiled in with it."""
 
     def hardware(self, recipe: Recipe, target: Target) -> Hardware:
-        """What of the chip decides the artifact."""
+        """The properties of the chip on which the artifact depends."""
 
     def shipped(self, files: Sequence[Path]) -> Sequence[Path]:
-        """Of an artifact's files those that the chip holds."""
+        """The artifact's files that the chip holds."""
 
     def lacking(self, path: Path, activation: Activation | None) -> list[Lacking]:
         """Which operators of a float file it does not run, with activations of this type (None: as
@@ -197,7 +197,7 @@ class Firmware(Protocol):
         """Shares of a file's operators, by kind and by the type computed in."""
 
     def ports(self, path: Path) -> dict[str, Any]:
-        """What a file takes and gives, as devices.answers.Ports, in its own order."""
+        """A file's inputs and outputs, as devices.answers.Ports, in its own order."""
 
     def flash(self, path: Path, core: str | None) -> dict[str, Any]:
         """Bytes of flash that the model and the code for it take."""
@@ -231,7 +231,7 @@ class Programs(Protocol):
 
 
 class Runtime(Protocol):
-    """An engine that executes models. What most do not have is not to be defined."""
+    """An engine that executes models. The methods with a body need not be defined."""
 
     spec: Spec
 

@@ -1,8 +1,8 @@
 """The run.py of a bundle, put together from its three parts.
 
-`run_head.py` and `run_tail.py` are the same for every runtime; between them stands what the
-runtime's `session.py` has behind its line "# run.py: the session". What runs in workers is the very
-same code, imported from these modules.
+`run_head.py` and `run_tail.py` are the same for every runtime; between them stands the part of the
+runtime's `session.py` after its line "# run.py: the session". Workers run the same code, imported
+from these modules.
 """
 
 import re

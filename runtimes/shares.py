@@ -1,6 +1,6 @@
 """What a runtime really ran on a device, as shares of its operators: limits that they must keep.
 
-A device is a stranger: what it sends is read as types, and what comes of it is checked.
+A device is not trusted: what it sends is read as types, and the shares that follow are checked.
 """
 
 import math

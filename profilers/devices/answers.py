@@ -1,7 +1,7 @@
-"""What a runner on a device answers, as types with limits: native/runner.c and python_runner.py.
+"""The answers of a runner on a device (native/runner.c, python_runner.py), as types with limits.
 
-All of it comes from the device, which may be broken, or somebody else's. What is of another form,
-negative, endless or at odds with itself raises ValueError, saying what is wrong.
+All of it comes from the device, which may be broken or hostile. Answers of another form, negative,
+endless or contradictory ones raise ValueError, saying what is wrong.
 """
 
 import base64
@@ -44,7 +44,7 @@ class Hello(Struct, frozen=True):
     """The first line of a runner."""
 
     cores: Annotated[tuple[Cpu, ...], Meta(max_length=MOST_CPUS)]
-    """That it may run on."""
+    """The CPUs that the runner may run on."""
     pid: Count
 
 
@@ -69,7 +69,7 @@ Side = Annotated[tuple[Port, ...], Meta(max_length=10_000)]
 
 
 class Ports(Struct, frozen=True):
-    """All of a model, in the runner's order."""
+    """All inputs and outputs of a model, in the runner's order."""
 
     inputs: Side
     outputs: Side
@@ -102,7 +102,8 @@ class Memory(Struct, frozen=True):
 
 
 def latencies(text: str, least: int, took_s: float) -> np.ndarray:
-    """Base64 of int64 nanoseconds, one an inference, of a round that took so long here."""
+    """The nanoseconds of a round's inferences, from base64 of int64. Raises ValueError where they
+    are not `least` or more, or do not fit into the `took_s` that the round took here."""
     try:
         data = base64.b64decode(text, validate=True)
     except binascii.Error:

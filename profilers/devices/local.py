@@ -51,17 +51,17 @@ class Local:
         return self._meter.why if isinstance(self._meter, Missing) else ""
 
     def fitness(self) -> Fitness:
-        """Whoever measures on this machine sees to it that it is idle."""
+        """No reasons are reported: the user sees to it that this machine is idle."""
         return Fitness()
 
     def changed(self, state: dict[str, Any]) -> list[str]:
         return []
 
     def take(self) -> None:
-        """It is shared."""
+        """Nothing is to be done: this machine is shared."""
 
     def pin(self, threads: int) -> None:
-        """The system's scheduler places threads."""
+        """Nothing is to be done: the system's scheduler places threads."""
 
     def build(self, candidate: Candidate) -> Candidate:
         return candidate
@@ -92,8 +92,8 @@ class Local:
         return f"is not installed here; `{install(runtime)}`"
 
     def worker(self, runtime: str | None = None) -> "LocalWorker":
-        """A fresh process, beside which none of the helpers is left. `runtime`: it imports this one
-        before it answers anything."""
+        """A fresh process; all helpers are ended first. `runtime`: it imports this runtime before
+        it answers anything."""
         _end(self._idle)
         program = ("-m", "onmetal.profilers.worker", *([runtime] if runtime else []))
         return LocalWorker(quiet_environment(self.home), program)
@@ -101,11 +101,12 @@ class Local:
     def helped(
         self, kind: str | None, work: Callable[[list["LocalWorker"]], T], count: int = 1
     ) -> T:
-        """What `work` gives with `count` helpers: processes in which models are read and converted,
-        and never timed, so that they serve again for work of the same kind (None: they do not).
+        """The result of `work` with `count` helpers: processes in which models are read and
+        converted, and never timed, so that they are reused for work of the same kind (None: they
+        are not).
 
-        Where it fails with helpers that have served before, it is done again with fresh ones: what
-        one model did to a process costs no other model its candidate.
+        Where `work` fails with reused helpers, it is called again with fresh ones, so that no model
+        loses a candidate by what another model did to a process.
         """
         idle = self._idle.setdefault(kind, []) if kind else []
         while True:

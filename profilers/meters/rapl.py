@@ -45,7 +45,7 @@ class Zone:
         return int(self.path.read_text())
 
     def since_uj(self, before: int, after: int) -> int:
-        """What was counted between two readings, between which it began anew at most once."""
+        """The energy between two readings, between which the counter began anew at most once."""
         return after - before if after >= before else after - before + self.range_uj
 
 
@@ -129,8 +129,8 @@ def on_host(powercap: Path | None = None) -> Rapl | Missing:
 
 
 def _folders(powercap: Path) -> Iterator[Path]:
-    """Of every package, and of its memory; `core` and `uncore` are parts of a package, and the
-    zones of `intel-rapl-mmio` the same counters again."""
+    """The zones of every package, and of its memory; `core` and `uncore` are parts of a package,
+    and the zones of `intel-rapl-mmio` are the same counters again."""
     for folder in sorted(powercap.glob("intel-rapl:*")):
         try:
             name = (folder / "name").read_text().strip()

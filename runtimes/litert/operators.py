@@ -39,8 +39,7 @@ def shares(
 
 
 def delegated(ops: list[dict[str, Any]]) -> set[int]:
-    """Indices of the operators that a delegate does the work of: all between what it takes and what
-    it gives."""
+    """Indices of the operators that a delegate replaces: all between its inputs and its outputs."""
     makers = {int(out): op for op in ops if op["op_name"] != "DELEGATE" for out in op["outputs"]}
     indices: set[int] = set()
     for delegate in ops:

@@ -19,8 +19,8 @@ Kernels = dict[str, tuple[dict[str, Any], float]]
 
 
 def kernels(events: list[dict[str, Any]], runs: int) -> Kernels:
-    """By name of its node: what the profiler says of a kernel, and the microseconds that it takes
-    in an inference (the median of warm ones; in a loop, all rounds together)."""
+    """Name of a node -> its kernel's arguments in the profile, and the microseconds of one
+    inference (the median of warm ones; of a kernel in a loop, all rounds together)."""
     found = [
         event
         for event in events

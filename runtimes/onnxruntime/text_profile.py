@@ -19,7 +19,7 @@ class _Arguments(Struct, frozen=True):
 
 
 class _Event(Struct, frozen=True):
-    """Of ONNX Runtime's trace."""
+    """An event of ONNX Runtime's trace."""
 
     name: str
     cat: str = ""
@@ -36,8 +36,8 @@ def shares(text: str, runs: int) -> dict[str, Any]:
 
 
 def _events(text: str) -> list[dict[str, Any]]:
-    """Of ONNX Runtime's trace what is used of it. A device that was cut off in the middle of
-    writing leaves no end, which is an error."""
+    """The events of ONNX Runtime's trace that are used. A trace without its end, as a device leaves
+    it that was cut off while it wrote, is an error."""
     events = decode(text.encode(errors="replace"), list[_Event])
     return [_plain(event) for event in events if event.cat == "Node"]
 

@@ -69,8 +69,8 @@ def _kernels(
     inputs: list[str],
     outputs: list[str],
 ) -> tuple[Session, list[tuple[Any, float]]]:
-    """The session; what its profile says of every kernel that took time, and the microseconds that
-    it takes in a warm inference. (The clock has whole microseconds, so that a median would be one.)
+    """-> the session, and of every kernel that took time, its entry in the profile and the mean
+    microseconds of warm inferences. (A median would be whole microseconds, as the clock has them.)
     """
     session = Session(files, {**options, "PERF_COUNT": True}, inputs, outputs)
     profiles: list[list[Any]] = []

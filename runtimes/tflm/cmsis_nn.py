@@ -56,7 +56,8 @@ class Modelled(Struct, frozen=True):
     scratch_bytes: int
     """The most that a kernel asks for at once; planned into the head."""
     scratch_operator: str | None
-    """Which: its kind and the name of its output; None where none asks."""
+    """The operator whose kernel that is: its kind and the name of its output; None where no kernel
+    asks for scratch memory."""
     kept_bytes: int
     """Of the tail: sums over weights that kernels keep (fully connected, SVDF and LSTM)."""
     tail_32_bytes: int

@@ -26,7 +26,7 @@ from onmetal.targets import Io
 
 _SOURCES = re.compile(r"tensorflow/\S+?\.(?:cc|h):?\s*")
 SAID_BYTES = 600
-"""Of what it says of one graph."""
+"""Most bytes of its message about one graph."""
 
 
 def lacking(path: Path, activation: grid.Activation | None) -> list[Lacking]:
@@ -58,7 +58,7 @@ def preview(
     core: str | None,
     npu: dict[str, str] | None,
 ) -> dict[str, Any]:
-    """What the graph will need as `activation` has it, told before it is calibrated: `arena` as
+    """What the graph will need with activations of this type, before it is calibrated: `arena` as
     profile.arena, `plan` as examine.examine, `flash` as flash.needs; `npu` as vela.told."""
     net = _as_it_will_be(path, activation)
     if target_io.layout == "nhwc":

@@ -85,7 +85,7 @@ class Way(NamedTuple):
     region: Region
     bands: int
     peak: int
-    """Most bytes that live while it runs."""
+    """Most live bytes while it runs."""
     tail: int
     macs: int
     """Additional multiplications."""

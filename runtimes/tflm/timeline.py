@@ -1,4 +1,4 @@
-"""Who lives when in the arena: as text, a line an operator, and as a drawing."""
+"""Which buffers are live when in the arena: as text, a line an operator, and as a drawing."""
 
 from collections.abc import Sequence
 from html import escape
@@ -15,8 +15,9 @@ NAMED = 12
 
 
 def text(plan: Plan, net: Net, width: int = 80) -> str:
-    """A line an operator: its number, what it is, the shape it gives, the bytes that live while it
-    runs, and a bar of them; then what lives at the peak, the largest first. `width`: columns."""
+    """A line an operator: its number, its kind, the shape of its output, the live bytes while it
+    runs, and a bar of them; then the live buffers at the peak, the largest first. `width`: columns.
+    """
     if plan.peak is None:
         return "no operators"
     full_bytes = max(plan.head_bytes, 1)
@@ -55,7 +56,7 @@ def _bar(part: float, room: int) -> str:
 
 
 def _short(name: str, room: int) -> str:
-    """Without its middle, where it is too long: both ends tell most."""
+    """The name without its middle, where it is too long: its ends distinguish it best."""
     name = clean(name)
     if len(name) <= room:
         return name

@@ -29,7 +29,7 @@ _LEFT = re.compile(r"CPU operators = (\d+)")
 
 
 def compile_(path: Path, npu: dict[str, str], target: Path) -> dict[str, Any]:
-    """Write the file that the NPU's driver runs to `target`. -> what Vela says of it, as `told`.
+    """Write the file that the NPU's driver runs to `target`. -> Vela's figures, as of `told`.
 
     `npu`: as targets.Npu. Raises UnsupportedError, with Vela's words, where it compiles nothing.
     """

@@ -1,10 +1,10 @@
 """A microcontroller's board as a device: one model, compiled into its firmware, asked by lines.
 
-Nothing is pushed to a board. What is wanted of it is compared, by digest, with what its firmware
-holds; firmware of others does not say that and is taken at its word, so that whoever asked must
-judge by golden vectors. Arrays become the artifact's stored numbers here, as for the runner on
-phones (tensor_bytes.py), and a window of inferences is one measurement: the board's clock is read
-before and after, no line is sent between.
+Nothing is pushed to a board. The model to be run is compared, by digest, with the one that its
+firmware holds. Firmware that is not of a bundle states no digest and is trusted, so that the caller
+must check its outputs by golden vectors. Arrays become the artifact's stored numbers here, as for
+the runner on phones (tensor_bytes.py), and a window of inferences is one measurement: the board's
+clock is read before and after, and no line is sent in between.
 """
 
 from collections.abc import Mapping, Sequence
@@ -60,7 +60,7 @@ class Board(Inferences):
         return []
 
     def take(self) -> None:
-        """Who opened its line has it."""
+        """Nothing is to be done: the run that opened its line has it."""
 
     def pin(self, threads: int) -> None:
         """It has one core."""
@@ -116,7 +116,7 @@ class Board(Inferences):
         )
 
     def state(self) -> dict[str, Any]:
-        """Nothing that a board tells changes."""
+        """Empty: nothing that a board reports changes."""
         return {}
 
     def worker(self, runtime: str | None = None) -> "BoardWorker":

@@ -25,7 +25,8 @@ TIMED_S = 0.1
 """A window this long tells an inference's time well enough to plan by: a clock of microseconds is
 read to 1e-5 of it."""
 STILL_S = 2.0
-"""It takes no longer here: a board's clock that stands still would never make it that long."""
+"""Longest time by this machine's clock for that window: by a board's clock that stands still, it
+would never be long enough."""
 LONGER = 1.03
 """A window is planned this much longer than it must be: it hardly ever comes out shorter."""
 PACED_LONGER = 1.1
@@ -36,19 +37,20 @@ CLOCK_OFF = 0.2
 JUDGED_S = 1.0
 """in windows from this length on: shorter ones are lost among the delays of USB."""
 PACED_S = 0.3
-"""The delays of a line are little of it."""
+"""Length of a window that is timed by this machine's clock: the delays of a line are little of it.
+"""
 MOST_WINDOW = 1_000_000_000
 """No board runs so many inferences in the shortest window that is timed: it would take less than a
 nanosecond for each."""
 MOST_INFERENCES = 200
-"""To count instructions by."""
+"""Most inferences by which instructions are counted."""
 MOST_INSTRUCTIONS = 1_000_000_000
-"""Of all of these together: about half a minute of emulation. A bound of time on this machine would
-make the figure depend on how busy this machine is."""
+"""Most instructions of all these inferences: about half a minute of emulation. A bound of time on
+this machine would make the figure depend on how busy this machine is."""
 
 
 class Inferences:
-    """What a board's workers ask of its firmware."""
+    """The requests that a board's workers make of its firmware."""
 
     def __init__(self, address: str, tiny: Tiny, qemu: Qemu | None, host: Local) -> None:
         """`tiny`: its firmware, already greeted."""
@@ -58,7 +60,7 @@ class Inferences:
         self.host_s: float | None = None
         """The same by this machine's clock, which differs where the board is emulated."""
         self._rests_on_us = 0
-        """How long the window was, in microseconds, from which these two are known."""
+        """Length in microseconds of the window from which these two times were computed."""
         self._ports: dict[str, Ports] = {}
 
     @property
@@ -101,13 +103,13 @@ class Inferences:
         return self._ports[digest]
 
     def operators(self, file: Path) -> dict[str, Any]:
-        """Shares of the operators that it holds."""
+        """Shares of the operators in an artifact's file."""
         with self._host.worker() as worker:
             return worker.do(asked(operations.operators, _firmware(), file), timeout_s=600)
 
     def infer(self, count: int, warm: int, timeout_s: float) -> Laps:
-        """A window, after which the time of an inference is known. Raises DeviceError where the
-        board's clock is not to be believed, or would come round."""
+        """Run a window, after which the time of an inference is known. Raises DeviceError where the
+        board's clock is wrong, or would wrap around."""
         runs = count + warm
         if self.inference_s and runs * self.inference_s > LONGEST_S:
             raise DeviceError(
@@ -129,8 +131,9 @@ class Inferences:
         return laps
 
     def _check_clock(self, laps: Laps, warm: int) -> None:
-        """What the board's clock counts lies between two arrivals here; where lines are held back
-        on their way, at least the whole answer takes as long."""
+        """Raises DeviceError where the board's clock differs from this machine's. The window takes
+        at least the time between the arrivals of its time stamps, which may be delayed, and at most
+        its part of the time of the whole answer."""
         board_s = laps.us / 1e6
         least_s = laps.host_s
         most_s = laps.whole_s * laps.count / (laps.count + warm)
@@ -145,8 +148,8 @@ class Inferences:
             )
 
     def window(self, seconds: float, least: int, timeout_s: float) -> int:
-        """How many inferences last so long, but at least `least`; timed first where it is not
-        known. What was loaded is run."""
+        """How many inferences last `seconds`, but at least `least`. Where the time of an inference
+        is not known, inferences on the loaded inputs are timed first."""
         if seconds > LONGEST_S:
             raise DeviceError(
                 f"a window of {seconds:.0f} s is longer than the board's clock counts "
@@ -172,12 +175,12 @@ class Inferences:
             )
 
     def instructions(self, timeout_s: float) -> dict[str, Any]:
-        """Of what was loaded: what an inference takes in instructions, as an emulator that lets one
-        pass each nanosecond of its own time counts them.
+        """The instructions of an inference on the loaded inputs, as counted by an emulator that
+        runs one instruction in each nanosecond of its own time.
 
-        A window's count less a shorter one's leaves the inferences alone. The clock is read in
-        whole ticks, of which each window may be one off; where enough inferences fit, that is less
-        than half an instruction in each, and the count is exact. Raises DeviceError where
+        The count of a window less that of a shorter one is that of the inferences alone. The clock
+        is read in whole ticks, and each window may be off by one; where enough inferences fit, that
+        is less than half an instruction in each, and the count is exact. Raises DeviceError where
         the device is not emulated.
         """
         if self.qemu is None:
@@ -205,8 +208,8 @@ class Inferences:
         }
 
     def paced(self, seconds: float, timeout_s: float) -> int:
-        """How many inferences last so long by this machine's clock: firmware that pulses a pin for
-        a meter may tell no times."""
+        """How many inferences last `seconds` by this machine's clock: firmware that pulses a pin
+        for a meter may report no times."""
         count, limit_s = 1, min(timeout_s, FIRST_S)
         while True:
             began = time.monotonic()
@@ -221,7 +224,8 @@ class Inferences:
         self.tiny.infer_untimed(count, 0, timeout_s)
 
     def outputs(self, of: Ports, timeout_s: float) -> bytes:
-        """Of one inference on what was loaded: every output's stored bytes, one after another."""
+        """Run one inference on the loaded inputs. -> every output's stored bytes, one after
+        another."""
         laps = self.infer(1, 0, timeout_s)
         if self.holds is not None:
             return b"".join(self.tiny.outputs([port.bytes for port in of.outputs]))
@@ -234,7 +238,7 @@ def _times(seconds: float, each_s: float) -> int:
 
 
 def _tick(laps: Laps) -> float:
-    """Of the firmware's finest clock, in nanoseconds."""
+    """A tick of the firmware's finest clock, in nanoseconds."""
     return 1e9 / laps.ticks_per_s if laps.ticks and laps.ticks_per_s else 1000.0
 
 

@@ -16,7 +16,7 @@ from onmetal.errors import DeviceError
 BAUD = 115200
 """What firmware speaks where nothing else is said; MLPerf Tiny's does."""
 STEP_S = 0.05
-"""A serial port is asked this often whether anything came: of one deadline no port is sure."""
+"""Time limit of one read of a serial port, which is repeated until the deadline."""
 CONNECT_S = 15.0
 SEND_S = 10.0
 

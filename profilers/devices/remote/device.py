@@ -115,8 +115,8 @@ class Remote(Reached):
         return f"is not installed here, so no runner has it; `pip install {package}`"
 
     def changed(self, state: dict[str, Any]) -> list[str]:
-        """What speaks against it in a later state that did not in the first: it got hot. The load
-        is left out, which is our own by then."""
+        """Reasons against measuring that hold in a later state and did not in the first, such as
+        heat. The load is left out, since by then this run causes it."""
         later = {name: value for name, value in state.items() if name != "load_1min"}
         first = self.fitness()
         before = {_kind(sentence) for sentence in (*first.refused, *first.flagged)}

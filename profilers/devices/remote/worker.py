@@ -46,7 +46,8 @@ PACED_S = 0.3
 PROFILE_BYTES = 64 << 20
 """Most of a profile: ONNX Runtime's has about 400 bytes for each of an operator's runs."""
 SPARE_BYTES = 1 << 20
-"""An output that changes its shape may be larger than it was; that is said of it, then."""
+"""Bytes that may come beyond the expected ones: an output that changes its shape may be larger,
+which is then the error."""
 
 
 class RemoteWorker:
@@ -57,7 +58,7 @@ class RemoteWorker:
         self._line: RemoteLine | None = None
         self._number = ""
         self._cores: tuple[int, ...] = ()
-        """That the process may run on, as it says itself."""
+        """The cores that the process may run on, as it reports them."""
         self._feeds: Path | None = None
         self._ports = Ports((), ())
         self._edges = Edges()
@@ -175,7 +176,7 @@ class RemoteWorker:
         silence_s: float | None = None,
         progress: OnCount | None = None,
     ) -> None:
-        """A chunk of the samples lies there at a time."""
+        """The samples are pushed in chunks, of which the device holds one at a time."""
         rows = Rows(folder, model, count)
         per_chunk = max(1, CHUNK_BYTES // max(1, self._ports.input_bytes, self._ports.output_bytes))
         starts = range(0, count, model.batch)
@@ -198,8 +199,8 @@ class RemoteWorker:
     def _through_chunk(
         self, packed: bytes, count: int, total: int, timeout_s: float, progress: OnCount
     ) -> list[list[np.ndarray]]:
-        """Inputs of `count` inferences of `of` in all: few enough of them stay on the device, for
-        the next candidate and the next run."""
+        """Run the inputs of `count` inferences, of `total` in all, and return the outputs of each.
+        Inputs of DATA_BYTES or less in all stay on the device for the next candidate and run."""
         if total * self._ports.input_bytes <= DATA_BYTES:
             return self._through(self.device.content(packed), count, timeout_s, progress)
         local_path = self.device.written(packed)
@@ -212,7 +213,7 @@ class RemoteWorker:
     def _through(
         self, inputs_path: str, count: int, timeout_s: float, progress: OnCount | None
     ) -> list[list[np.ndarray]]:
-        """The path there of inputs of `count` inferences -> the outputs of each."""
+        """Run `count` inferences on the inputs in a file there. -> the outputs of each."""
         folder, local_path = self.device.folder, self.device.scratch / "through"
         outputs_path = folder.name("out")
         size = self._ports.output_bytes
