@@ -30,7 +30,7 @@ def check(program: Path) -> None:
 
 
 def run(device: Device, program: Path, artifact: Path, threads: int) -> dict[str, Any]:
-    """What it says of a .tflite file on the device.
+    """Run it with a .tflite file on the device. -> its figures, as `parse` reads them.
 
     Raises UsageError where there is no such program, DeviceError where it fails.
     """
@@ -51,7 +51,7 @@ def run(device: Device, program: Path, artifact: Path, threads: int) -> dict[str
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Its log -> milliseconds and bytes; of its several `count=` lines the last are the timed ones.
+    """Its log -> milliseconds and bytes; of its several `count=` lines the last is the timed runs'.
 
     Raises DeviceError where there are none.
     """

@@ -23,7 +23,7 @@ class Schedule(Struct, frozen=True):
     """A block's rounds; each runs every candidate once, in random order."""
     round_s: float
     warm_s: float
-    """Of a fresh worker, before its first round."""
+    """How long a fresh worker runs before its first round."""
     round_warm_s: float
     """Before each timed part of a round, since the other candidates disturbed caches and clocks."""
     memory_runs: int
@@ -49,7 +49,7 @@ BOARD: dict[Mode, Schedule] = {
     "default": Schedule(5, 1, 10.0, 1.0, 0.0, 1),
     "thorough": Schedule(5, 2, 10.0, 1.0, 0.0, 1),
 }
-"""Of a microcontroller: windows of ten seconds, as MLPerf Tiny has them, each one sample."""
+"""For microcontrollers: windows of ten seconds, as MLPerf Tiny has them, each one sample."""
 
 
 class Progress(Protocol):

@@ -1,7 +1,7 @@
-"""What processes and devices send, taken with a limit in bytes and a limit in time.
+"""The output of processes and devices, read with a limit in bytes and a limit in time.
 
-Whatever is at the other end may send without end, so the clock and the count are looked at with
-every piece that comes, not only where nothing does.
+The other end may send without end, so both limits are checked at every piece that comes, not only
+while nothing comes.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ OUTPUT_BYTES = 8 << 20
 """Most that one command may print. The longest honest one is facts.script: 400 kB on a
 server with 256 CPUs, of which /proc/cpuinfo is most, and 100 kB on a phone."""
 TAIL_BYTES = 1 << 16
-"""Kept of what a process prints to standard error, of which errors quote the last lines."""
+"""How much is kept of what a process prints to standard error; errors quote its last lines."""
 QUOTED = 300
 """Most characters of a line that an error quotes."""
 
@@ -62,7 +62,7 @@ class Lines:
 
 
 class Tail:
-    """Reads a pipe to its end in a thread, so that its writer never waits, and keeps the last."""
+    """Reads a pipe to its end in a thread, so that its writer never waits, and keeps its end."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream, self._kept = stream, b""
@@ -80,8 +80,8 @@ class Tail:
         return self._kept.decode(errors="replace")
 
     def close(self) -> None:
-        """Once the writer is gone. What it left behind may hold the pipe open; the thread ends
-        with that."""
+        """Call it once the writer is gone. A process that the writer left behind may hold the pipe
+        open; the thread ends with that process."""
         self._reader.join(1)
 
 

@@ -1,7 +1,7 @@
-"""Arrays as a device takes and gives them: raw tensors one after another, and back.
+"""Arrays as the bytes of a device's inputs and outputs: raw tensors one after another, and back.
 
-What run.py does around a TFLite artifact (channels last, whole numbers that stand for reals, types
-that the artifact has not) is done here for the native runner, which moves bytes only.
+The conversions of run.py around a TFLite artifact (channels last, quantized integers, types that
+the artifact does not have) are done here for the native runner, which moves bytes only.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,8 @@ NHWC, NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
 def order(ports: Sequence[Port], names: Sequence[str]) -> list[str]:
-    """The manifest's name of every port: its own, or by its place where files have other names."""
+    """The manifest's name of every port: the port's own name, or, where the file has other names,
+    the name at its place."""
     if len(ports) != len(names):
         raise DeviceError(f"the device sees {len(ports)} tensors where the model has {len(names)}")
     if {port.name for port in ports} == set(names):
@@ -39,7 +40,7 @@ def edges(options: dict[str, Any]) -> Edges:
 
 
 def runtime_options(options: dict[str, Any]) -> dict[str, Any]:
-    """What a runtime itself is opened with."""
+    """The options with which a runtime itself is opened."""
     return {name: value for name, value in options.items() if name not in Edges._fields}
 
 
@@ -110,11 +111,11 @@ class Rows:
 
     def indices(self, start: int) -> list[int]:
         """The samples of the batch that begins at `start`; the last batch is filled up with its
-        last sample, and what that gives is dropped."""
+        last sample, and the outputs of these copies are dropped."""
         return [min(start + place, self.count - 1) for place in range(self.model.batch)]
 
     def add(self, start: int, outputs: Sequence[np.ndarray]) -> None:
-        """What the batch that begins at `start` gave."""
+        """Append the outputs of the batch that begins at `start`."""
         rows = [_rows(array, self.model.batch) for array in outputs]
         if not self._shapes:
             self._begin(rows)

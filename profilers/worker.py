@@ -28,7 +28,7 @@ from onmetal.profilers.tensor_bytes import Rows, read_feeds
 from onmetal.runtimes import firmware
 
 PACED_S = 0.3
-"""Inferences are timed for so long to know how many last longer."""
+"""How long inferences are timed to know how many of them fill a longer time."""
 
 _answers = sys.stdout
 
@@ -155,14 +155,14 @@ def _without_collector() -> Iterator[None]:
 
 
 def pace(seconds: float) -> int:
-    """How many inferences on the first feed last so long."""
+    """How many inferences on the first feed last `seconds`."""
     run, feed = State.session.run, State.feeds[0]
     samples = timed(run, feed, min(seconds, PACED_S), 3)
     return max(1, round(seconds / (float(np.median(samples)) / 1e9)))
 
 
 def burst(count: int) -> None:
-    """So many inferences, one after another."""
+    """Run `count` inferences, one after another."""
     run, feed = State.session.run, State.feeds[0]
     with _without_collector():
         for _ in range(count):
@@ -190,7 +190,7 @@ def run(path: str, folder: str) -> None:
 
 
 def profile(runtime: str, **arguments: Any) -> dict[str, Any]:
-    """What really ran, from the runtime's own profile."""
+    """The operators that really ran, from the runtime's own profile."""
     figures: dict[str, Any] = (
         runtimes.runtime(runtime).profiler().profile(feed=State.feeds[0], **arguments)
     )

@@ -84,7 +84,7 @@ def own(path: Path) -> str | None:
 
 
 def inner(path: str) -> Inner | None:
-    """What looks into a file of a runtime's own format; None: it is in no such format."""
+    """The reader of tensors in a file of a runtime's own format; None: it is in no such format."""
     name = own(Path(path))
     return runtime(name).inner() if name else None
 

@@ -50,8 +50,8 @@ class Spec(Struct, frozen=True):
     in_firmware: bool = False
     """Whether it is compiled into a microcontroller's firmware, together with one model."""
     own_suffixes: tuple[str, ...] = ()
-    """Of the files in a format of its own, which `bench` and `inspect` take besides: of the one
-    that is opened, and of those that lie beside it under the same name."""
+    """Suffixes of the files in a format of its own, which `bench` and `inspect` accept too: first
+    that of the file to open, then those of files that lie beside it under the same name."""
     benchmark_model: bool = False
     """Whether Google's benchmark_model runs its artifacts, for a second opinion."""
     library: str = ""
@@ -59,7 +59,7 @@ class Spec(Struct, frozen=True):
     quantizer_package: str = ""
     """The package of its own quantizer, where it has one."""
     home_files: dict[str, str] = {}
-    """What must lie in the home folder of its processes, by path: switches of its telemetry."""
+    """Path in the home folder of its processes -> content: files that turn its telemetry off."""
 
 
 class Converter(Protocol):
@@ -222,12 +222,12 @@ class Programs(Protocol):
     def threads(self, options: dict[str, Any]) -> int: ...
 
     def in_c(self, options: dict[str, Any]) -> dict[str, str]:
-        """What the template example.c is filled with. Raises UnsupportedError for an option that
-        the runtime's C interface has not."""
+        """The values for the template example.c. Raises UnsupportedError for an option that the
+        runtime's C interface does not have."""
 
     def in_kotlin(self, options: dict[str, Any]) -> dict[str, str]:
-        """What the template Model.kt is filled with. Raises UnsupportedError for an option that
-        the runtime has not on Android."""
+        """The values for the template Model.kt. Raises UnsupportedError for an option that the
+        runtime does not have on Android."""
 
 
 class Runtime(Protocol):

@@ -59,7 +59,7 @@ class Device(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Limits(Struct, frozen=True, forbid_unknown_fields=True):
-    """What the hardware has: a candidate that exceeds it is rejected."""
+    """The hardware's storage and memory: a candidate that exceeds them is rejected."""
 
     storage_kib: Positive | None = None
     memory_kib: Positive | None = None
@@ -114,7 +114,7 @@ class Npu(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Facts(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a target and its file have in common."""
+    """The fields that a target and its file have in common."""
 
     name: str
     description: str
@@ -235,7 +235,7 @@ def refused(source: str, why: str) -> UsageError:
 
 
 def _check(target: _Document) -> None:
-    """What the types cannot say: facts that contradict each other."""
+    """Raises ValueError for facts that contradict each other, which the types cannot express."""
     runtimes, chip = [runtime.name for runtime in target.runtimes], target.chip
     if not runtimes:
         raise ValueError("it has no [[runtimes]], so nothing could run the model")

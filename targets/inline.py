@@ -63,7 +63,7 @@ def named(tables: tuple[Table, ...], runtimes: list[str]) -> tuple[Named, ...]:
 
 
 def method(recipe: Recipe) -> str:
-    """What `method` would say of a recipe."""
+    """The `method` that stands for a recipe's steps in a [[recipes]] table."""
     steps = () if recipe.quantized_by is None else (recipe.quantized_by,)
     return next(word for word, step_names in METHODS.items() if step_names == steps)
 

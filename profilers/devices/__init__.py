@@ -51,7 +51,7 @@ class Build(Struct, frozen=True):
 
 
 class Memory(Struct, frozen=True):
-    """What a model takes while it is opened and runs."""
+    """The memory that a model takes while it is opened and runs."""
 
     baseline_bytes: int
     """Memory that is in use without the model."""
@@ -59,7 +59,7 @@ class Memory(Struct, frozen=True):
 
 
 class Worker(Protocol):
-    """What has one artifact open and runs it: a process, or a board.
+    """A process or a board that has one artifact open and runs it.
 
     Every operation raises DeviceError where the device fails or `timeout_s` is over, and
     UnsupportedError where the device does not do it, or the runtime does not run the model.
@@ -103,7 +103,7 @@ class Worker(Protocol):
         """Run every feed of an .npz; outputs go to `<feed>-<output>.npy`."""
 
     def profile(self, artifact: Artifact, *, timeout_s: float) -> dict[str, Any]:
-        """What really ran, from the runtime's own profile; the artifact is opened for it."""
+        """The operators that really ran, from the runtime's own profile; opens the artifact."""
 
     def layers(self, artifact: Artifact, *, timeout_s: float) -> list[dict[str, Any]]:
         """The time of every kernel, from the runtime's own profile."""
@@ -112,10 +112,10 @@ class Worker(Protocol):
         """The model's memory, in a worker that has done nothing else."""
 
     def pace(self, seconds: float, *, timeout_s: float) -> int:
-        """How many inferences last so long, for `burst`."""
+        """How many inferences last `seconds`, for `burst`."""
 
     def burst(self, count: int, *, timeout_s: float) -> None:
-        """So many inferences one after another, on one of the feeds, for a meter to measure."""
+        """Run `count` inferences one after another, on one of the feeds, for a meter to measure."""
 
     def kill(self) -> None:
         """End what is going on, from any thread."""
@@ -124,7 +124,7 @@ class Worker(Protocol):
 
 
 class Device(Protocol):
-    """Where candidates run. Whoever connected to it has it until `close`."""
+    """A machine that runs candidates. The run that connected to it has it until `close`."""
 
     address: str
 
@@ -146,7 +146,7 @@ class Device(Protocol):
     def facts(self) -> DeviceFacts: ...
 
     def state(self) -> dict[str, Any]:
-        """What may have changed since: clocks, load, temperatures, battery."""
+        """What may have changed since `facts`: clocks, load, temperatures, battery."""
 
     def fitness(self) -> Fitness: ...
 

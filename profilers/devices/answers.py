@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 MOST_CPUS = 4096
 MOST_BYTES = 1 << 50
 SCALES = (1e-45, 3.5e38)
-"""Of float32 numbers above zero."""
+"""The range of float32 numbers above zero."""
 CLOCK_OFF = 0.2
 """A device's clock must agree with this machine's to this part..."""
 DELAY_S = 0.1

@@ -187,7 +187,7 @@ class LocalWorker(Line):
         memory_bytes: int | None = None,
         cpu_s: float | None = None,
     ) -> R:
-        """Make a call there, and give its result; limits as those of `call`."""
+        """Make a call in the process. -> its result. Limits as those of `call`."""
         value = self.call(
             "call",
             timeout_s=timeout_s,
@@ -233,5 +233,5 @@ class LocalWorker(Line):
 
 
 def _artifact_arguments(artifact: Artifact) -> dict[str, Any]:
-    """What a worker process needs to open an artifact, as JSON values."""
+    """The arguments with which a worker process opens an artifact, as JSON values."""
     return dict(plain(artifact))

@@ -37,7 +37,7 @@ TAIL_S = 0.3
 MOST_J = 1.0
 """A sample of more came damaged: in a millisecond that would be a kilowatt."""
 MOST_LINES = 5_000_000
-"""Of an acquisition: more than an hour of samples."""
+"""Most lines of an acquisition: more than an hour of samples."""
 LONGEST_LINE = 1 << 16
 DAMAGED = 1e-3
 """Most of a window's samples that may have come damaged."""
@@ -63,7 +63,7 @@ SETUP = (
 
 
 class Stream:
-    """What the meter sent in one acquisition, in its order."""
+    """The samples and events of one acquisition, in the order in which the meter sent them."""
 
     def __init__(self) -> None:
         self.joules: list[float] = []
@@ -78,8 +78,8 @@ class Stream:
         self.ended = False
 
     def line(self, text: str) -> None:
-        """A summary of figures follows the end; they are no samples. Raises ValueError where there
-        are too many of them."""
+        """Read a line. The figures of the summary that follows the end are no samples. Raises
+        ValueError where there are too many lines."""
         self.lines += 1
         if self.lines > MOST_LINES:
             raise ValueError(f"it sent more than {MOST_LINES} lines")
@@ -104,7 +104,7 @@ class Stream:
 
 
 class Meter:
-    """One meter, and the supply of the board that it measures: that is on until `close`."""
+    """One meter, which supplies the board that it measures with power until `close`."""
 
     kind = "lpm01a"
     name = f"X-NUCLEO-LPM01A at {VOLTS} V, {RATE_HZ} samples/s"
@@ -132,7 +132,7 @@ class Meter:
             self.link.close()
 
     def idle_mw(self, seconds: float) -> float:
-        """What the board takes while it waits for a command."""
+        """The power that the board takes while it waits for a command."""
         with self._recording() as stream:
             time.sleep(seconds)
         if not stream.joules:

@@ -23,7 +23,7 @@ FIX = "sudo chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj"
 STILL_S = 0.25
 """A counter that has not changed after this time stands still."""
 UPDATES = 20
-"""So many updates tell how long one takes."""
+"""How many updates are timed to know how long one takes."""
 LEAST_S = 0.5
 WINDOW_UPDATES = 200
 """A window of as many updates has edges of less than one in a hundred."""
@@ -34,7 +34,7 @@ ACCURACY = 0.02
 
 
 class Zone:
-    """One counter."""
+    """One zone of powercap and its counter."""
 
     def __init__(self, folder: Path) -> None:
         self.name = (folder / "name").read_text().strip()

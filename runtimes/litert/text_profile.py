@@ -17,7 +17,7 @@ ROW_LENGTH = 1000
 
 
 class _Op(Struct, frozen=True):
-    """As python_runner.py writes it."""
+    """An operator, as python_runner.py writes it."""
 
     index: Index
     op_name: Name
@@ -28,7 +28,7 @@ class _Op(Struct, frozen=True):
 class _Graph(Struct, frozen=True):
     ops: list[_Op]
     types: dict[Annotated[str, Meta(pattern="^[0-9]{1,9}$")], DType]
-    """Of its tensors, as NumPy names them."""
+    """Index of a tensor -> its type, as NumPy names it."""
     in_float16: bool = False
 
 
@@ -55,7 +55,7 @@ _ROW = re.compile(
     r"(?P<kind>\S.*?) -?[\d.]+ -?[\d.]+ -?[\d.]+ (?P<share>[\d.]+)% [\d.]+% [\d.]+ \d+"
     r" \[(?P<name>\w+)\]:\d+"
 )
-"""With one blank between its columns: of many, each would be tried as the first."""
+"""A row with one blank between its columns. (In a run of blanks, each would be tried as the first.)"""
 _KINDS = (
     ("QD8", "i8"),
     ("QS8", "i8"),

@@ -59,7 +59,8 @@ class Modelled(Struct, frozen=True):
     """The operator whose kernel that is: its kind and the name of its output; None where no kernel
     asks for scratch memory."""
     kept_bytes: int
-    """Of the tail: sums over weights that kernels keep (fully connected, SVDF and LSTM)."""
+    """The part of the tail that holds the sums over weights that kernels keep (fully connected,
+    SVDF and LSTM)."""
     tail_32_bytes: int
     """The tail without what is known to be smaller on 32 bits: in the nine networks between what
     the core took and 9 % more."""
@@ -202,8 +203,8 @@ def _as_1x1(op: Op) -> bool:
 
 
 def _fully_connected(op: Op, unit: str) -> list[int]:
-    """Of constant weights the sums are kept (`_kept`). Run as a 1x1 convolution, it needs its one
-    multiplier written out for every channel."""
+    """The sums over constant weights are kept in the tail (`_kept`). An operator that runs as a 1x1
+    convolution needs its one multiplier written out for every channel."""
     if op.taken[0].dtype != np.int8:
         return []
     channels = op.outputs[0].shape[-1]

@@ -14,7 +14,7 @@ from onmetal.runtimes.protocol import Hardware
 
 VERSION = 1
 ALONE = True
-"""What Vela keeps between two compilations must not show in the second."""
+"""Vela keeps state between two compilations, which must not change the second file."""
 OPTIONS: dict[str, Any] = {
     "nhwc": Names,
     "float16": Names,

@@ -256,7 +256,7 @@ def svdf(op: Op) -> list[int]:
 
 
 def lstm_state_bytes(op: Op) -> int:
-    """Of one gate: [batch, cells], in the cell state's type."""
+    """Bytes of one gate's scratch buffer: [batch, cells], in the cell state's type."""
     cell = op.inputs[19]
     assert cell is not None
     return cell.size * cell.dtype.itemsize

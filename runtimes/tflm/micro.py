@@ -30,11 +30,11 @@ SAID_BYTES = 600
 
 
 def lacking(path: Path, activation: grid.Activation | None) -> list[Lacking]:
-    """Of the graph as it will be (`activation`; None: as it is in the file), each operator that
-    TFLite Micro does not run: its `operator`, the `node` of the model that it was made for (the
+    """Each operator that TFLite Micro does not run, of the graph with activations of this type
+    (None: as it is in the file): its `operator`, the `node` of the model that it was made for (the
     output's name, where that is not known) and the `reason`. Empty: all of it runs.
 
-    Ranges do not matter to that, so none are needed: every tensor is given the same one.
+    Ranges do not matter here, so every tensor gets the same one and no calibration is needed.
     """
     net = _as_it_will_be(path, activation)
     graph_refusal = _refusal(net)

@@ -11,7 +11,7 @@ BAR = "\u2588"
 PARTS = " \u258f\u258e\u258d\u258c\u258b\u258a\u2589"
 """Eighths of a bar."""
 NAMED = 12
-"""Buffers of the peak that are named; the rest is summed."""
+"""How many buffers of the peak are named; the others are summed."""
 
 
 def text(plan: Plan, net: Net, width: int = 80) -> str:
@@ -75,7 +75,7 @@ def _shape(tensor: Tensor) -> str:
 # --- as a drawing
 
 WIDTH, HEIGHT = 1120, 560
-"""Of the plot, without its margins."""
+"""Pixels of the plot, without its margins."""
 LEFT, TOP, RIGHT, BELOW = 92, 64, 24, 210
 TICKS = 6
 COLOURS = ("#a0cbe8", "#8cd17d", "#f1ce63", "#d4a6c8", "#86bcb6", "#ffbe7d", "#d7b5a6", "#b6c9a4")

@@ -25,7 +25,7 @@ _MACHINE = re.compile(r"[A-Za-z0-9._-]+")
 
 
 class Place(Struct, frozen=True):
-    """What an address says: one of `path`, `host` and `image`."""
+    """An address, parsed: one of `path`, `host` and `image` is set."""
 
     address: str
     path: str = ""
@@ -39,7 +39,7 @@ class Place(Struct, frozen=True):
 
 
 def place(address: str) -> Place | None:
-    """None: it is of another transport. Raises UsageError where it is malformed."""
+    """An address, parsed; None: it is of another transport. Raises UsageError where malformed."""
     if address.startswith("serial:"):
         return _serial(address)
     if address.startswith("socket:"):
@@ -84,7 +84,7 @@ def _qemu(address: str) -> Place:
 def _parted(
     text: str, option_names: tuple[str, ...], address: str, form: str
 ) -> tuple[str, dict[str, str]]:
-    """What stands before the `?`, and the options after it."""
+    """The part before the `?`, and the options after it. Raises UsageError for other options."""
     where, mark, query = text.partition("?")
     values: dict[str, str] = {}
     for option in query.split("&") if mark else []:

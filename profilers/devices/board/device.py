@@ -63,7 +63,7 @@ class Board(Inferences):
         """Nothing is to be done: the run that opened its line has it."""
 
     def pin(self, threads: int) -> None:
-        """It has one core."""
+        """Nothing is to be done: a board has one core."""
 
     def build(self, candidate: Candidate) -> Candidate:
         return candidate

@@ -15,7 +15,7 @@ from onmetal.profilers.output import QUOTED, Lines, megabytes, too_much
 ANSWER_S = 5.0
 """Time limit of an answer that needs no inference."""
 QUIET_S = 0.1
-"""Where nothing comes for this long, nothing is on its way."""
+"""Where nothing comes for this long, no answer is taken to be on its way."""
 LONGEST_LINE = 1 << 20
 ANSWER_BYTES, ANSWER_LINES = 32 << 20, 1 << 20
 """Most of one answer: outputs of 16 MB, as two digits a byte; more than a board's memory holds."""
@@ -32,7 +32,7 @@ class Answer(Struct, frozen=True):
     lines: tuple[str, ...]
     at: tuple[float, ...]
     errors: tuple[str, ...]
-    """What the firmware says in `e-[…]`."""
+    """The texts of lines `e-[…]`."""
     strange: tuple[str, ...]
 
     def matching(self, pattern: str) -> list[re.Match[str]]:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from onmetal.errors import DeviceError
 
 BAUD = 115200
-"""What firmware speaks where nothing else is said; MLPerf Tiny's does."""
+"""The default baud rate; that of MLPerf Tiny's firmware."""
 STEP_S = 0.05
 """Time limit of one read of a serial port, which is repeated until the deadline."""
 CONNECT_S = 15.0
@@ -22,14 +22,14 @@ SEND_S = 10.0
 
 
 class Link(Protocol):
-    """What carries bytes. Every error is a DeviceError that says what to do."""
+    """A connection that carries bytes. Every error is a DeviceError that says what to do."""
 
     name: str
     """In errors: the port or the address."""
 
     def read(self, timeout_s: float) -> bytes:
-        """What came: at once where anything is there, else as soon as it comes; empty where
-        nothing did in time. Raises DeviceError where the other end is gone."""
+        """The bytes that came: at once where there are any, else as soon as some come; empty where
+        none came in time. Raises DeviceError where the other end is gone."""
 
     def write(self, data: bytes) -> None:
         """Raises DeviceError where the other end is gone or takes nothing."""
@@ -95,7 +95,7 @@ class Serial:
 
 
 def _refused(path: str, baud: int, error: Exception) -> DeviceError:
-    """Why a serial port cannot be opened, by what the system said of it."""
+    """Why a serial port cannot be opened, by the system's error."""
     number = getattr(error, "errno", None)
     if number == errno.ENOENT or not Path(path).exists():
         ports = sorted(
@@ -119,7 +119,7 @@ def _refused(path: str, baud: int, error: Exception) -> DeviceError:
 
 
 class Tcp:
-    """A connection to a board, or to what stands between: a serial-to-network bridge, a program."""
+    """A TCP connection to a board, to a serial-to-network bridge, or to a program."""
 
     def __init__(self, host: str, port: int) -> None:
         """Raises DeviceError where nobody listens there."""

@@ -51,7 +51,7 @@ _NAME = re.compile(r"m-name-\w+-\[(.*)\]")
 
 
 class Profile(Struct, frozen=True):
-    """What firmware states of itself; None where it does not."""
+    """The firmware's description of itself; None: the firmware does not state it."""
 
     name: str
     """The board's name, by its vendor."""
@@ -246,8 +246,8 @@ class Tiny(Exchange):
         return self._twice("`results`", once)
 
     def outputs(self, sizes: list[int]) -> list[bytes]:
-        """Of the last inference, each output's bytes as the artifact stores them; `sizes`: how
-        many of each there are."""
+        """Each output's bytes of the last inference, as the artifact stores them. `sizes`: bytes of
+        each output."""
 
         def once() -> list[bytes]:
             # Twice two digits a byte at 9600 baud, the slowest that boards are driven with.

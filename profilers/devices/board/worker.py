@@ -1,4 +1,4 @@
-"""What runs the model of a board's firmware, opened and asked as a process on this machine is."""
+"""The worker of a board, which runs the model in its firmware: it has a process's interface."""
 
 import math
 import time
@@ -19,7 +19,7 @@ from onmetal.runtimes import in_firmware, spec
 from onmetal.samples import Samples
 
 TRIES = 3
-"""So often is a window repeated that came out shorter than was asked for."""
+"""How often a window is repeated that came out shorter than was asked for."""
 
 
 class BoardWorker:
@@ -47,8 +47,8 @@ class BoardWorker:
         self.board.tiny.close()
 
     def open(self, artifact: Artifact, *, timeout_s: float) -> float:
-        """Nothing is loaded: the model lies in flash. Raises UnsupportedError where another
-        one does."""
+        """Nothing is loaded: the model lies in flash. Raises UnsupportedError where another model
+        does."""
         if artifact.runtime not in in_firmware():
             raise UnsupportedError(
                 f"the runtime {artifact.runtime} does not run on {self.board.address}, a board"
@@ -168,7 +168,7 @@ class BoardWorker:
         return self.board.paced(seconds, timeout_s)
 
     def burst(self, count: int, *, timeout_s: float) -> None:
-        """On what `pace` loaded; the firmware pulses a pin before and after."""
+        """On the inputs that `pace` loaded; the firmware pulses a pin before and after."""
         self.board.metered(count, timeout_s)
 
     def check(self, *, timeout_s: float) -> tuple[int, int]:
@@ -177,7 +177,8 @@ class BoardWorker:
 
 
 def _countdown(timeout_s: float) -> Callable[[str], float]:
-    """What is left of the time, asked with what was done so far. Raises DeviceError at its end."""
+    """A function that returns the seconds that are left, and raises DeviceError where none are. Its
+    argument says in the error what was done so far."""
     end = time.monotonic() + timeout_s
 
     def left_s(done: str) -> float:

@@ -22,7 +22,7 @@ from onmetal.records import Candidate, DeviceFacts, plain
 from onmetal.runtimes import spec
 
 NEEDED_BYTES = 300_000_000
-"""Of free space: the runner with its libraries, artifacts, and samples."""
+"""Free storage that is needed: for the runner with its libraries, artifacts, and samples."""
 WORKER_START_S = 2.0
 
 
@@ -61,7 +61,7 @@ class Remote(Reached):
         )
 
     def pin(self, threads: int) -> None:
-        """Run on the fastest cluster of cores that has as many."""
+        """Run on the fastest cluster of cores that has as many cores as there are threads."""
         self.pinned = affinity.pin(self.found, threads)
 
     @property
@@ -124,7 +124,7 @@ class Remote(Reached):
         return [sentence for part in after for sentence in part if _kind(sentence) not in before]
 
     def state(self) -> dict[str, Any]:
-        """What may have changed since: clocks, load, temperatures, battery."""
+        """What may have changed since `facts`: clocks, load, temperatures, battery."""
         script = self._arguments + STATE_SCRIPT
         return parse_state(shell(self.transport, script))
 

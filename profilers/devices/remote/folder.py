@@ -27,7 +27,8 @@ from onmetal.profilers.output import QUOTED, collect, quoted
 SHELL_S = 60.0
 COPY_S = 900.0
 KEPT_MB = 500
-"""Of pushed files that stay on the device for the next run; those unused for longest go first."""
+"""Most megabytes of pushed files that stay on the device for the next run; those that were unused
+for longest are deleted first."""
 
 
 class Transport(Protocol):
@@ -275,7 +276,7 @@ class Folder:
         self._trusted |= names - bad
 
     def _check(self, names: list[str]) -> None:
-        """What arrived must be what was sent, before anything runs it."""
+        """Raises DeviceError where a pushed file arrived damaged; the others get their names."""
         shell(
             self.transport,
             f"cd {shlex.quote(self.path)}/new || exit 1\n"

@@ -49,7 +49,7 @@ FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra")
 
 
 def versions() -> dict[str, str]:
-    """Of the runtimes that the runner is built with: those that this machine has."""
+    """The versions of the runtimes that the runner is built with: those that this machine has."""
     found = {}
     for runtime in LIBRARIES:
         with contextlib.suppress(PackageNotFoundError):
@@ -58,7 +58,7 @@ def versions() -> dict[str, str]:
 
 
 def sources() -> list[Path]:
-    """The runner's own, and what each runtime's folder holds for it."""
+    """The runner's own source files, and those of each runtime's folder."""
     return [*sorted(SOURCES.glob("*.[ch]")), *(native(name) for name in LIBRARIES)]
 
 
@@ -98,7 +98,7 @@ def compiler() -> list[str] | None:
 
 
 def arguments() -> list[str]:
-    """What a C compiler is given of it: flags, the runtimes that are compiled in, and sources."""
+    """The arguments of the C compiler: flags, the runtimes that are compiled in, and sources."""
     runtime_macros = " ".join(f"X({name})" for name in LIBRARIES)
     code = [str(path) for path in sources() if path.suffix == ".c"]
     return [*FLAGS, f"-DRUNTIMES={runtime_macros}", f"-I{SOURCES}", *code]
@@ -137,7 +137,8 @@ def _run(argv: list[str], action: str, scratch: Path) -> None:
 
 
 def _libc(folder: Path, scratch: Path) -> None:
-    """Loader, C and C++ library: of the cross compiler, else out of Debian's packages."""
+    """Copy the loader, the C and the C++ library: the cross compiler's, else those of Debian's
+    packages."""
     places = [CROSS]
     if not all((CROSS / name).is_file() for name in LIBC):
         root = scratch / "root"
@@ -197,7 +198,7 @@ def _unpack(deb: Path, root: Path) -> None:
 
 
 def _library(runtime: str, number: str, folder: Path, scratch: Path) -> None:
-    """A runtime's C library, out of its wheel for AArch64; any Python's wheel has the same one."""
+    """Copy a runtime's C library from its wheel for AArch64; any Python's wheel has the same one."""
     package = spec(runtime).packages[0]
     home = scratch / runtime
     python = f"{sys.version_info[0]}.{sys.version_info[1]}"

@@ -1,9 +1,9 @@
 """The connection to a device over adb or ssh: its folder there, and the programs that run models.
 
-What a worker is asked for names files of this machine; they are pushed, by digest, and what the
-device writes is pulled. The programs that do the work there are native/runner.c for devices that
-have nothing, and python_runner.py where the device's own Python has the runtime: what its run.py
-will use is what is measured.
+Requests to a worker name files of this machine; they are pushed, by digest, and files that the
+device writes are pulled. The programs that do the work there are native/runner.c for devices that
+have nothing, and python_runner.py where the device's own Python has the runtime: then the runtime
+that the bundle's run.py will use is the one that is measured.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ class Runner(Struct, frozen=True):
     kind: str
     """native or python"""
     version: str
-    """Of the runtime."""
+    """The runtime's version."""
     files: dict[str, Path]
     """Name in the folder that it is started in -> the file here."""
     command: str
@@ -91,7 +91,7 @@ class Reached:
         return self._in_python().get(runtime) or native_runner.versions()[runtime]
 
     def runner(self, runtime: str) -> Runner:
-        """What runs the runtime's models there. Raises DeviceError where nothing does."""
+        """The program that runs the runtime's models there. Raises DeviceError where none does."""
         if runtime not in self._runners:
             self._runners[runtime] = self._choose(runtime)
         return self._runners[runtime]
@@ -118,7 +118,7 @@ class Reached:
         )
 
     def shares(self, artifact: Artifact, profile: str, runs: int) -> dict[str, Any]:
-        """What really ran, from the profile that the runtime wrote there, as text."""
+        """The operators that really ran, from the text of the runtime's profile of a run there."""
         with Local(self.cache).worker() as worker:
             return worker.do(
                 asked(shares_of_text, artifact.runtime, profile, runs, artifact.files[0]),
@@ -126,8 +126,8 @@ class Reached:
             )
 
     def launch(self, runtime: str) -> tuple[RemoteLine, str, Hello]:
-        """A fresh process of the runtime's runner. -> its line, the file of its number, and what
-        it said first."""
+        """Start a fresh process of the runtime's runner. -> its line, the path there of the file
+        with its process number, and its first answer."""
         runner = self.runner(runtime)
         place = self._program(runtime, runner)
         number = self.folder.name("pid")

@@ -1,5 +1,5 @@
-"""Linux boards and machines, through the user's own ssh: its configuration, agent and known_hosts
-hold. Nothing but a shell is needed there: files go through `cat`."""
+"""Linux boards and machines, through the user's own ssh with its configuration, agent and
+known_hosts. Nothing but a shell is needed there: files are copied through `cat`."""
 
 import os
 import re

@@ -38,7 +38,7 @@ from onmetal.records import Artifact, Model
 from onmetal.samples import Samples
 
 CHUNK_BYTES = 16_000_000
-"""Of samples that lie on the device at a time."""
+"""Bytes of samples that lie on the device at a time."""
 DATA_BYTES = 100_000_000
 """Evaluation data up to this size stay on the device while the run lasts, as other files do."""
 PROFILED_S = 0.5

@@ -25,8 +25,8 @@ MAX_KHZ = 100_000_000
 
 
 def read_processors(lines: Iterable[str]) -> list[dict[str, str]]:
-    """/proc/cpuinfo: first what is said of no single processor, then each one's fields. Old Arm
-    kernels say most of it once, at the end, and it lands in the last one's."""
+    """/proc/cpuinfo: first the fields that belong to no processor, then those of each processor.
+    Old Arm kernels print most fields once, at the end, so that the last processor has them."""
     processors: list[dict[str, str]] = [{}]
     for name, value in split_pairs(lines, ":"):
         if name == "processor" and len(processors) <= MAX_CPUS:
