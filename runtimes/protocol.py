@@ -133,7 +133,7 @@ class Profiler(Protocol):
         outputs: list[str],
     ) -> list[dict[str, Any]]:
         """Every kernel in the order of execution: `names` and `us`. Raises UnsupportedError where
-        the runtime tells no time of kernels."""
+        the runtime reports no time of kernels."""
 
 
 class Inner(Protocol):

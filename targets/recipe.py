@@ -241,7 +241,7 @@ def _step(entry: str | dict[str, Any]) -> Step:
 
 
 def check(recipe: Recipe) -> None:
-    """Raises ValueError where a recipe contradicts itself, on whatever runtime."""
+    """Raises ValueError where a recipe contradicts itself, whatever the runtime."""
     if why := _contradiction(recipe):
         raise ValueError(f"recipe {recipe.name!r} {why}")
 

@@ -96,7 +96,7 @@ class Worker(Protocol):
     ) -> None:
         """Run the first `count` samples; every output's rows go to `<number of output>.npy`.
 
-        `silence_s`: how long one inference may take, where that can be told.
+        `silence_s`: how long one inference may take, where the worker reports progress.
         """
 
     def run(self, feeds: Path, folder: Path, *, timeout_s: float) -> None:

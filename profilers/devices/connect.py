@@ -52,7 +52,7 @@ def check_address(address: str) -> None:
 
 
 def reach(address: str, cache: Cache) -> Device:
-    """The device at the address, whatever it is; `close` it. Raises as `connect`."""
+    """The device at the address, not checked against a target; `close` it. Raises as `connect`."""
     check_address(address)
     if address == "local":
         return Local(cache)

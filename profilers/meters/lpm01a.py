@@ -1,4 +1,4 @@
-"""Energy by STMicroelectronics' X-NUCLEO-LPM01A: the meter feeds the board and tells what it took.
+"""Energy by STMicroelectronics' X-NUCLEO-LPM01A, which supplies the board and measures its energy.
 
 The meter sends joules a thousand times a second, in ASCII (UM2269, "Getting started with
 PowerShield firmware", sections 4.3 and 4.4), and a line `event N ris` whenever the board pulls its
@@ -28,9 +28,9 @@ RATE_HZ = 1000
 VOLTS = 3.3
 """The voltage that the board is fed with."""
 RESOLUTION_A = 1e-7
-"""The least current that the meter tells while it changes,"""
+"""The least current that the meter resolves while the current changes,"""
 ACCURACY = 0.02
-"""and the part by which it may be wrong (UM2243, dynamic mode)."""
+"""and its relative error at most (UM2243, dynamic mode)."""
 ANSWER_S = 5.0
 TAIL_S = 0.3
 """After a window, until the event at its end has surely come."""
@@ -59,7 +59,7 @@ SETUP = (
     f"freq {RATE_HZ}",
     "pwr on nostatus",
 )
-"""Measure from the command on, until told to stop."""
+"""Commands to measure from `start` on, until `stop`."""
 
 
 class Stream:

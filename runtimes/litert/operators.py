@@ -1,4 +1,4 @@
-"""LiteRT's list of operators, from this machine or a device, as shares of what was delegated."""
+"""LiteRT's list of operators, from this machine or a device, as the shares that a delegate runs."""
 
 from collections import Counter
 from typing import Any
@@ -12,7 +12,7 @@ def shares(
     ops: list[dict[str, Any]], types: dict[int, Any], in_float16: bool = False
 ) -> dict[str, Any]:
     """`ops`: as Interpreter._get_ops_details gives them; `types`: tensor -> its dtype;
-    `in_float16`: XNNPACK computes in float16 what the file has in float32.
+    `in_float16`: whether XNNPACK computes in float16 where the file has float32.
 
     Shares of the operators, since LiteRT's Python has no clock for each of them.
     """

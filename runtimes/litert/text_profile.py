@@ -1,5 +1,5 @@
-"""What LiteRT really ran on a device, from the summary that it wrote there, or from its list of
-operators as the Python runner there writes it."""
+"""The operators that LiteRT really ran on a device, from the summary that it wrote there, or from
+its list of operators as the Python runner there writes it."""
 
 import re
 from collections import defaultdict
@@ -55,7 +55,8 @@ _ROW = re.compile(
     r"(?P<kind>\S.*?) -?[\d.]+ -?[\d.]+ -?[\d.]+ (?P<share>[\d.]+)% [\d.]+% [\d.]+ \d+"
     r" \[(?P<name>\w+)\]:\d+"
 )
-"""A row with one blank between its columns. (In a run of blanks, each would be tried as the first.)"""
+"""A row with one blank between its columns: of a run of blanks, each would be tried as the first.
+"""
 _KINDS = (
     ("QD8", "i8"),
     ("QS8", "i8"),

@@ -1,4 +1,4 @@
-"""What ONNX Runtime really ran on a device, from the trace that it wrote there."""
+"""The operators that ONNX Runtime really ran on a device, by the trace that it wrote there."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def _events(text: str) -> list[dict[str, Any]]:
 
 
 def _plain(event: _Event) -> dict[str, Any]:
-    """As ort_events takes it; of the outputs of a kernel there are few."""
+    """The event as events.kernels takes it; an excessive list of a kernel's outputs is dropped."""
     if event.name.endswith("_kernel_time") and not event.args.op_name:
         raise ValueError("a kernel without the name of its operator")
     shapes = event.args.output_type_shape

@@ -52,8 +52,8 @@ def convert(prepared: str, compute: str, folder: str, hardware: Hardware) -> lis
 
 
 def _refuse_signed_concat(path: str) -> None:
-    """OpenVINO 2026.4 rounds what a Concat takes to whole numbers where activations are quantized
-    to s8, without a word; u8 is right, and the same arithmetic."""
+    """OpenVINO 2026.4 rounds the inputs of a Concat to whole numbers where activations are
+    quantized to s8, without an error; with u8, the same arithmetic is right."""
     import onnx  # options are asked for where nothing so heavy is loaded
 
     graph = onnx.load(path, load_external_data=False).graph
@@ -69,8 +69,8 @@ def _refuse_signed_concat(path: str) -> None:
 
 
 def _refuse_counted_padding(path: str) -> None:
-    """OpenVINO 2026.4 takes the padding that an AveragePool counts for the integer 0 where what it
-    pools was quantized, even if the pool itself stays float: it moves the scale behind the pool."""
+    """OpenVINO 2026.4 reads the padding that an AveragePool counts as the integer 0 where the input
+    was quantized, even if the pool itself stays float: it moves the scale behind the pool."""
     import onnx  # options are asked for where nothing so heavy is loaded
 
     graph = onnx.load(path, load_external_data=False).graph

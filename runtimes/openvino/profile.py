@@ -1,4 +1,4 @@
-"""What OpenVINO really ran, from its own profile: which kernels, in which precision."""
+"""The kernels that OpenVINO really ran, by its own profile, and their precisions."""
 
 import time
 from collections import defaultdict
@@ -45,8 +45,8 @@ def layers(
     inputs: list[str],
     outputs: list[str],
 ) -> list[dict[str, Any]]:
-    """Every kernel in the order of execution: the names of the file's nodes that it does the work
-    of, and the microseconds of one inference."""
+    """Every kernel in the order of execution: the names of the file's nodes that it computes, and
+    the microseconds of one inference."""
     session, kernels = _kernels(feed, files, options, inputs, outputs)
     origins = {}
     for node in session.compiled.get_runtime_model().get_ordered_ops():

@@ -1,5 +1,5 @@
-"""TFLite Micro: the .tflite file as converters/tflite made it, in the order that needs the least
-memory; for an Ethos-U, what Vela makes of it besides."""
+"""TFLite Micro: the .tflite file of converters/tflite, with its operators in the order that needs
+the least memory; for an Ethos-U, the file that Vela compiles from it too."""
 
 import os
 import shutil
@@ -25,7 +25,8 @@ RESERVED = frozenset(OPTIONS)
 
 
 def convert(prepared: str, compute: str, folder: str, hardware: Hardware) -> list[str]:
-    """`model.tflite`, and `model_vela.tflite` for an NPU; how they were made goes to `made.json`.
+    """Write `model.tflite`, for an NPU `model_vela.tflite` too, and to `made.json` how they were
+    made.
 
     `hardware`: `core` (as targets.Chip, or None), `npu` (as targets.Npu, or None), `split`: whether
     the largest early operators are to be split. Raises UnsupportedError where that gains nothing.

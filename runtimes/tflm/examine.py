@@ -13,7 +13,7 @@ def examine(path: str, core: str | None, host_tail_bytes: int) -> dict[str, Any]
 
     -> `head_bytes`; `peak`: {`number`, `kind`, `output`, `live_bytes`} or None; `buffers`: a list
     of {`name`, `size_bytes`, `first`, `last`, `offset`}; `timeline`: text, a line an operator;
-    `svg`: a drawing. All that of TFLite Micro's reference kernels, as they run on this machine.
+    `svg`: a drawing. These are for TFLite Micro's reference kernels, as they run on this machine.
     `modelled`: cmsis_nn.Modelled of the core as a dictionary, its tail from `host_tail_bytes`; None
     where there is no core.
 

@@ -1,4 +1,4 @@
-"""What TFLite Micro runs: which operators, and the types computed in; and where its memory goes."""
+"""Which operators TFLite Micro runs, in which types it computes them, and the memory it takes."""
 
 import re
 from typing import Any

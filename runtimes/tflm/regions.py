@@ -1,4 +1,4 @@
-"""Regions of a TFLite graph that can be computed in bands of rows, and the rows that they need."""
+"""Regions of a TFLite graph that can be computed in bands of rows, and the rows that bands need."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from onmetal.converters.tflite.net import SAME, Net, Op, Tensor
 MOST_OPERATORS = 24
 """Most operators in a region: the rows that bands share grow with each."""
 Rows = tuple[int, int]
-"""From the first row to the one behind the last."""
+"""The first row, and the one behind the last."""
 WINDOWS = frozenset({"AVERAGE_POOL_2D", "CONV_2D", "DEPTHWISE_CONV_2D", "MAX_POOL_2D"})
 ROW_WISE = frozenset(
     {"ABS", "ADD", "HARD_SWISH", "LEAKY_RELU", "LOGISTIC", "MAXIMUM", "MINIMUM", "MUL", "PRELU"}
@@ -21,7 +21,7 @@ PADS = frozenset({"PAD", "PADV2"})
 
 
 class Region(NamedTuple):
-    """Operators first to last (numbers), all of them between the two tensors, and only they."""
+    """Operators number `first` to `last`: exactly those that compute `result` from `source`."""
 
     first: int
     last: int
@@ -39,7 +39,7 @@ class Need(NamedTuple):
 
 
 class OnlyPadding(Exception):
-    """A band that would be padding alone."""
+    """Raised for a band that would consist of padding alone."""
 
 
 def _window(op: Op) -> tuple[int, int]:
@@ -82,7 +82,7 @@ def need_for(op: Op, rows: Rows) -> Need:
 
 
 def _computable_by_rows(op: Op, available: set[Tensor]) -> bool:
-    """Whether it can be computed by rows from the known tensors and constants."""
+    """Whether the operator can be computed by rows from the available tensors and constants."""
     if len(op.outputs) != 1 or not _has_rows(op.outputs[0]):
         return False
     moving = [tensor for tensor in op.taken if tensor.data is None]
@@ -112,7 +112,7 @@ def _computable_by_rows(op: Op, available: set[Tensor]) -> bool:
 
 
 def _has_rows(tensor: Tensor) -> bool:
-    """Whether it is of one inference, in integers, with more than one row."""
+    """Whether the tensor has batch 1, integers, and more than one row."""
     is_integer = tensor.dtype in (np.int8, np.int16) and not tensor.per_channel
     return is_integer and len(tensor.shape) == 4 and tensor.shape[0] == 1 and tensor.shape[1] > 1
 

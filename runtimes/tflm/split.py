@@ -158,7 +158,7 @@ def _ways(net: Net, core: str | None) -> list[Way]:
     candidates = []
     for region in regions(net):
         worst = max(live[region.first : region.last + 1])
-        # The result lives twice while the bands are joined to it.
+        # While the bands are joined, both they and the result are live.
         if worst > max(live) / 4 and 2 * held(region.result) < worst:
             rows = region.result.shape[1]
             candidates += [(worst, region, bands) for bands in BANDS if bands <= rows]

@@ -1,7 +1,7 @@
 """Vela compiles a .tflite file for an Ethos-U, and models what it costs there: cycles, memory.
 
-Its figures are a model of the NPU alone: what is left to the core beside it is in none of them, and
-is listed here, operator by operator, with Vela's reason. Runs in a child process.
+Its figures are a model of the NPU alone. The operators that are left to the core beside it are in
+none of these figures, and are listed here, each with Vela's reason. Runs in a child process.
 https://gitlab.arm.com/artificial-intelligence/ethos-u/ethos-u-vela
 """
 
@@ -19,7 +19,7 @@ from onmetal.converters.tflite.parsing import read
 from onmetal.errors import UnsupportedError
 
 NPU_OPERATOR = "ethos-u"
-"""The custom operator that stands for all that the NPU runs."""
+"""The custom operator that stands for all operators that the NPU runs."""
 LIMIT_S = 1800
 INSTALL = "Vela is not installed; `pip install 'onmetal[embedded]'`"
 _REASON = re.compile(
@@ -29,7 +29,7 @@ _LEFT = re.compile(r"CPU operators = (\d+)")
 
 
 def compile_(path: Path, npu: dict[str, str], target: Path) -> dict[str, Any]:
-    """Write the file that the NPU's driver runs to `target`. -> Vela's figures, as of `told`.
+    """Write the file that the NPU's driver runs to `target`. -> Vela's figures, as `told` has them.
 
     `npu`: as targets.Npu. Raises UnsupportedError, with Vela's words, where it compiles nothing.
     """
@@ -128,7 +128,7 @@ def told(
 
 
 def _macs_a_cycle(summary: dict[str, str]) -> int:
-    """By the name of the accelerator: Ethos_U55_128 has 128."""
+    """Multiplications in a cycle, by the name of the accelerator: Ethos_U55_128 has 128."""
     return int(summary["accelerator_configuration"].rpartition("_")[2])
 
 
@@ -144,8 +144,8 @@ def _layer(row: dict[str, str]) -> dict[str, Any]:
 
 
 def left(text: str, content: bytes) -> list[dict[str, str]]:
-    """The operators of the compiled file that are not the NPU's, with what Vela says against each;
-    Vela says it by the name of the operator's output."""
+    """The operators of the compiled file that the NPU does not run, with Vela's reason for each,
+    which Vela prints by the name of the operator's output."""
     reasons = {
         name: " ".join(reason.removeprefix("Reason:").split())
         for _, name, reason in _REASON.findall(text)

@@ -25,7 +25,7 @@ from onmetal.runtimes import in_firmware, installed, spec
 
 
 class Board(Inferences):
-    """One board. It is not shared: who opened it has it until `close`."""
+    """One board. It is not shared: the run that opened it has it until `close`."""
 
     def __init__(
         self,

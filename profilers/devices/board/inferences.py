@@ -22,7 +22,7 @@ FIRST_S = 300.0
 """For inferences of a model whose speed on the board is not known yet."""
 SLACK_S = 20.0
 TIMED_S = 0.1
-"""A window this long tells an inference's time well enough to plan by: a clock of microseconds is
+"""A window this long gives an inference's time well enough to plan by: a clock of microseconds is
 read to 1e-5 of it."""
 STILL_S = 2.0
 """Longest time by this machine's clock for that window: by a board's clock that stands still, it
@@ -65,7 +65,7 @@ class Inferences:
 
     @property
     def holds(self) -> str | None:
-        """SHA-256 of the .tflite file that is compiled in; None where the firmware tells none."""
+        """SHA-256 of the .tflite file that is compiled in; None where the firmware states none."""
         return self.tiny.profile.sha256
 
     def check_holds(self, files: Sequence[Path]) -> None:

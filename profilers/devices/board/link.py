@@ -1,7 +1,7 @@
 """Bytes to a board and back: a serial port through pyserial, a TCP connection.
 
-A link is read in pieces, as they come, never waits longer than it is told, and says what is wrong
-with it and what to do.
+A link is read in pieces, as they come. It never waits longer than its time limit, and its errors
+say what is wrong and what to do.
 """
 
 import contextlib

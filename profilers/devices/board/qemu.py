@@ -1,9 +1,9 @@
 """A user's linked image under qemu-system-arm: a board that is emulated, spoken to over a socket.
 
-What it computes is what a board computes, to the bit. Its time is none: with `-icount shift=0` the
-emulator's clock moves one nanosecond an instruction (qemu, docs/devel/tcg-icount.rst), so that what
-the firmware's timer counts are instructions, the same in every run. They are not cycles, and never
-become milliseconds.
+It computes what a board computes, to the bit. Its time is not a board's: with `-icount shift=0` the
+emulator's clock moves one nanosecond an instruction (qemu, docs/devel/tcg-icount.rst), so that the
+firmware's timer counts instructions, the same in every run. They are not cycles, and are never
+reported as milliseconds.
 
 Semihosting is on, as images that are linked for it need: such an image may use the files of this
 machine, so it must be one's own.
@@ -46,7 +46,7 @@ class Machine(Struct, frozen=True):
 
     name: str
     description: str
-    """By qemu; names its core."""
+    """qemu's description, which names the board's core."""
 
 
 def check_image(image: Path) -> None:
@@ -85,7 +85,7 @@ def _program() -> str:
 
 @functools.lru_cache(maxsize=1)
 def _machines(program: str) -> dict[str, Machine]:
-    """The boards with a Cortex-M, by what qemu itself lists."""
+    """The boards with a Cortex-M, as qemu itself lists them."""
     try:
         listing = collect([program, "-M", "help"], 30, f"`{PROGRAM} -M help`")
     except OSError as error:
@@ -96,12 +96,12 @@ def _machines(program: str) -> dict[str, Machine]:
 
 
 class Qemu:
-    """A running emulator; its first UART is the link (see profilers/devices/board/link.py)."""
+    """A running emulator, which is a Link (profilers/devices/board/link.py) by its first UART."""
 
     how = "qemu with -icount shift=0, where an instruction takes 1 ns of its clock"
 
     def __init__(self, image: Path, name: str = MACHINE) -> None:
-        """Raises UsageError where the image or the board is none, DeviceError where qemu does not
+        """Raises UsageError where there is no such image or board, DeviceError where qemu does not
         start."""
         check_image(image)
         self.machine = machine(name)
@@ -171,7 +171,7 @@ class Qemu:
             raise
 
     def _death(self) -> DeviceError:
-        """Why the emulator is gone."""
+        """The error that says why the emulator ended."""
         assert self._process
         code = self._process.returncode
         why = f"ended with code {code}"
@@ -196,8 +196,8 @@ class Qemu:
 
 
 def _dies_with_parent() -> Callable[[], None] | None:
-    """Linux: what a child does before it becomes qemu, so that the kernel ends it when its parent
-    is killed."""
+    """Linux: the function that a child calls before it becomes qemu, so that the kernel ends it
+    when its parent is killed."""
     if sys.platform != "linux":
         return None
     # Looked up in the parent: after a fork little may be done.

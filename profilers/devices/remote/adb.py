@@ -63,7 +63,7 @@ def client() -> str | None:
 
 
 def attached(adb: str) -> list[Attached]:
-    """What `adb devices` lists. Raises DeviceError where adb itself fails."""
+    """The devices that `adb devices` lists. Raises DeviceError where adb itself fails."""
     done = _adb([adb, "devices", "-l"], 30)
     if done.code:
         raise DeviceError(f"`adb devices` failed: {_error_text(done)}")
@@ -98,7 +98,8 @@ _ENTRY = re.compile(
 
 
 def choose(serial: str | None) -> "Adb":
-    """The device that is meant. Raises DeviceError, with what to do, where it is not ready."""
+    """The device of this serial number, else of $ANDROID_SERIAL, else the only one that is ready.
+    Raises DeviceError, with what to do, where it is not ready."""
     adb = client()
     if adb is None:
         raise DeviceError(f"there is no adb program: {INSTALL}")
@@ -171,7 +172,7 @@ class Adb:
             raise DeviceError(f"{self.address}: `adb {words[0]}` failed: {_error_text(done)}")
 
     def close(self) -> None:
-        """adb's server goes on; it is the user's."""
+        """Nothing is to be done: adb's server is the user's and goes on."""
 
 
 def _adb(argv: list[str], timeout_s: float, file_bytes: int | None = None) -> Done:

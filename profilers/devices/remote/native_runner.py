@@ -1,4 +1,4 @@
-"""The native runner for devices that have nothing: built here, once, for AArch64.
+"""The native runner for devices without a runtime of their own: built here, once, for AArch64.
 
 It is a small C program (native/*.c beside this file) together with a loader, a C library and the
 runtimes' own C libraries out of their AArch64 wheels, in the very versions that this machine has: a
@@ -198,7 +198,7 @@ def _unpack(deb: Path, root: Path) -> None:
 
 
 def _library(runtime: str, number: str, folder: Path, scratch: Path) -> None:
-    """Copy a runtime's C library from its wheel for AArch64; any Python's wheel has the same one."""
+    """Copy a runtime's C library from its wheel for AArch64, which is the same for every Python."""
     package = spec(runtime).packages[0]
     home = scratch / runtime
     python = f"{sys.version_info[0]}.{sys.version_info[1]}"
