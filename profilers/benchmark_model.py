@@ -72,8 +72,12 @@ def parse(text: str) -> dict[str, Any]:
         if init and first:
             figures |= {"init_ms": float(init[1]) / 1e3, "first_ms": float(first[1]) / 1e3}
             break
-    begun = next((n for n, line in enumerate(lines) if _FOOTPRINT.search(line)), len(lines))
-    memory = next((match for line in lines[begun:] if (match := _OVERALL.search(line))), None)
+    first_footprint = next(
+        (n for n, line in enumerate(lines) if _FOOTPRINT.search(line)), len(lines)
+    )
+    memory = next(
+        (match for line in lines[first_footprint:] if (match := _OVERALL.search(line))), None
+    )
     if memory:
         figures["memory_bytes"] = float(memory[1]) * 2**20  # its MB are KiB / 1024
     return figures

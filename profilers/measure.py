@@ -157,10 +157,10 @@ def _paired(
     """The rounds that every candidate timed in them finished. `ended`: name -> the first block in
     which it was timed no more."""
     alive = [name for name in samples if name not in failures]
-    begun = sorted(set().union(*(samples[name] for name in alive)))
+    started = sorted(set().union(*(samples[name] for name in alive)))
     complete = [
         key
-        for key in begun
+        for key in started
         if all(key in samples[name] or ended.get(name, key[0] + 1) <= key[0] for name in alive)
     ]
     common = {name: [key for key in complete if key in samples[name]] for name in alive}
@@ -222,7 +222,7 @@ def peak_memory(device: Device, candidate: Candidate, feeds: Path, runs: int) ->
         for _ in range(runs):
             workers.append(device.worker(candidate.runtime))
             stack.callback(workers[-1].close)
-        for worker in workers:  # the others import meanwhile, which no memory of its own shows
+        for worker in workers:  # the others import meanwhile, which does not count as its memory
             worker.keep_feeds(feeds, timeout_s=600)
             memory = worker.peak_memory(candidate.artifact, timeout_s=3600)
             peaks.append(max(0, memory.peak_bytes - memory.baseline_bytes))

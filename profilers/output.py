@@ -132,7 +132,7 @@ def collect(
             start_new_session=True,  # it is ended together with what it started
             preexec_fn=_with_files_of(file_bytes),
         )
-    except ValueError as error:  # a word that no program can be given, as one with a NUL byte
+    except ValueError as error:  # an argument that no program can have, as one with a NUL byte
         raise DeviceError(f"{who} cannot be run: {error}") from None
     pieces: dict[str, list[bytes]] = {"out": [], "err": []}
 

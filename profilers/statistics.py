@@ -66,7 +66,7 @@ def _quantile_interval(rounds: Rounds, share: float) -> tuple[float, float]:
         float(np.quantile(np.concatenate(samples), share)) for samples in of_block.values()
     ]
     low, high = _with_blocks(float(low), float(high), per_block)
-    # Two blocks may widen it beyond reason; no quantile lies outside of what was seen.
+    # Two blocks may widen it beyond reason; no quantile lies outside of the samples.
     return max(low, float(values.min())) / 1e6, min(high, float(values.max())) / 1e6
 
 
@@ -135,7 +135,7 @@ def compare(baseline: Rounds, other: Rounds, *, mean: bool = False) -> Versus:
     resampled = _medians(logs, drawn)
     low, high = (float(value) for value in np.percentile(resampled, [2.5, 97.5]))
     blocks = sorted({block for block, _ in keys})
-    if len(blocks) == 1:  # what processes differ by could not be seen: no verdict
+    if len(blocks) == 1:  # how much processes differ is not known: no verdict
         low, high = min(low, 0.0) - ONE_BLOCK, max(high, 0.0) + ONE_BLOCK
         return Versus(math.exp(point), (math.exp(low), math.exp(high)), "inconclusive")
     of_block = np.array([block for block, _ in keys])

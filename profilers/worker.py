@@ -47,13 +47,13 @@ class State:
 
 def call(function: str, arguments: dict[str, Any]) -> Any:
     """Any `module:function` of onmetal's own, by name."""
-    return perform(function, arguments, _tell)
+    return perform(function, arguments, _report_progress)
 
 
 _last_told = 0.0
 
 
-def _tell(done: int, total: int) -> None:
+def _report_progress(done: int, total: int) -> None:
     global _last_told
     if time.monotonic() - _last_told > 0.5:
         _last_told = time.monotonic()
@@ -178,7 +178,7 @@ def outputs(samples: dict[str, Any], model: dict[str, Any], count: int, folder: 
     rows = Rows(Path(folder), model_record, count)
     for start in range(0, count, model_record.batch):
         rows.add(start, State.session.run(data.feed(model_record, rows.indices(start))))
-        _tell(min(start + model_record.batch, count), count)
+        _report_progress(min(start + model_record.batch, count), count)
 
 
 def run(path: str, folder: str) -> None:
@@ -242,7 +242,7 @@ def _die_with_parent() -> None:
         with contextlib.suppress(OSError):
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if str(os.getppid()) != os.environ.get("ONMETAL_PARENT"):
-            sys.exit(0)  # it was gone before it could be watched
+            sys.exit(0)  # the parent had ended before prctl was called
 
 
 def main() -> None:
@@ -251,7 +251,7 @@ def main() -> None:
     _answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for runtime in sys.argv[1:]:
-        with contextlib.suppress(Exception):  # opening says what is wrong with it
+        with contextlib.suppress(Exception):  # opening an artifact reports what is wrong with it
             runtimes.runtime(runtime).session()
     for line in sys.stdin:
         request = json.loads(line)

@@ -138,9 +138,9 @@ def _tflite_misfit(recipe: Recipe, form: Format, name: str) -> str | None:
             'has a format other than TFLite\'s: only `activation`, "s8" or "s16", can be said for '
             f"{name}"
         )
-    wide = form.activation == "s16"
-    if wide != (recipe.compute == "i16"):
-        return f"with activations of {form.activation} computes in {'i16' if wide else 'i8'}"
+    in_16_bits = form.activation == "s16"
+    if in_16_bits != (recipe.compute == "i16"):
+        return f"with activations of {form.activation} computes in {'i16' if in_16_bits else 'i8'}"
     return None
 
 
@@ -149,11 +149,11 @@ def _lines_instead(file: TargetFile, runnable: tuple[Recipe, ...]) -> tuple[str,
     words: list[str] = []
     new_files: dict[str, Recipe] = {}
     for recipe in runnable:
-        alike = _built_in(recipe, file)
+        equivalent = _built_in(recipe, file)
         name_taken = recipe.name == Path(file.source).stem  # by the target file itself
         path = f"./recipes/{recipe.name}.toml" if name_taken else f"./{recipe.name}.toml"
-        words += alike or [path]
-        if not alike:
+        words += equivalent or [path]
+        if not equivalent:
             new_files[path] = recipe
     place = file.source
     warnings = [

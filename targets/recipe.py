@@ -233,8 +233,8 @@ def _step(entry: str | dict[str, Any]) -> Step:
     name = fields.get("do")
     if not isinstance(name, str) or name not in STEPS:
         what = f"there is no step {name!r}" if "do" in fields else "a step's table has no `do`"
-        alike = did_you_mean(name, STEPS) if isinstance(name, str) else ""
-        raise ValueError(f"{what}{alike}; there are: {', '.join(STEPS)}")
+        suggestion = did_you_mean(name, STEPS) if isinstance(name, str) else ""
+        raise ValueError(f"{what}{suggestion}; there are: {', '.join(STEPS)}")
     if options := sorted(fields.keys() - {"do"}):
         raise ValueError(f"the step {name!r} has no option {options[0]!r}; it has none")
     return Step(name)

@@ -35,7 +35,7 @@ def quiet_environment(home: Path) -> dict[str, str]:
             (home / path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             (home / path).write_text(content)
     inherited = dict(os.environ)
-    # Found from HOME otherwise: an installation by `pip install --user` must stay importable.
+    # By default it follows from HOME; an installation by `pip install --user` must stay importable.
     inherited.setdefault("PYTHONUSERBASE", site.getuserbase())
     return inherited | {
         "HOME": str(home),

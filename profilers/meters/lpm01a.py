@@ -125,7 +125,7 @@ class Meter:
     def close(self) -> None:
         """The board is without power from here on."""
         try:
-            with contextlib.suppress(DeviceError):  # it is gone already
+            with contextlib.suppress(DeviceError):  # the meter is gone already
                 self._command("pwr off", "`pwr off`")
                 self._command("hrc", "`hrc`")
         finally:
@@ -198,7 +198,7 @@ class Meter:
         """Read from the link once. -> the lines that are complete then, which may be none."""
         self._came.add(self.link.read(timeout_s))
         if len(self._came.part) > LONGEST_LINE:
-            self._came.part.clear()  # no line of the meter's
+            self._came.part.clear()  # the meter sends no line as long as this
         return [line.decode("ascii", "replace").strip("\r\0 ") for line in self._came.take()]
 
     def _command(self, command: str, label: str) -> None:
@@ -255,7 +255,7 @@ class Meter:
             yield stream
         finally:
             stop.set()
-            with contextlib.suppress(DeviceError):  # the listener has its own word on that
+            with contextlib.suppress(DeviceError):  # the listener reports a lost link itself
                 self.link.write(b"stop\r\n")
             listener.join()
         if lost:

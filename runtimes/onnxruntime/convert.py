@@ -73,7 +73,7 @@ def options(compute: str, threads: int) -> dict[str, Any]:
 
 def describe(path: str) -> dict[str, list[dict[str, Any]]]:
     """Inputs and outputs of the static ONNX model."""
-    import onnx  # options are asked for where nothing so heavy is loaded
+    import onnx  # not at the top: processes that only need the options do not load it
 
     from onmetal.converters.onnx import external
 

@@ -54,7 +54,7 @@ def convert(prepared: str, compute: str, folder: str, hardware: Hardware) -> lis
 def _refuse_signed_concat(path: str) -> None:
     """OpenVINO 2026.4 rounds the inputs of a Concat to whole numbers where activations are
     quantized to s8, without an error; with u8, the same arithmetic is right."""
-    import onnx  # options are asked for where nothing so heavy is loaded
+    import onnx  # not at the top: processes that only need the options do not load it
 
     graph = onnx.load(path, load_external_data=False).graph
     if not any(node.op_type == "Concat" for node in graph.node):
@@ -71,7 +71,7 @@ def _refuse_signed_concat(path: str) -> None:
 def _refuse_counted_padding(path: str) -> None:
     """OpenVINO 2026.4 reads the padding that an AveragePool counts as the integer 0 where the input
     was quantized, even if the pool itself stays float: it moves the scale behind the pool."""
-    import onnx  # options are asked for where nothing so heavy is loaded
+    import onnx  # not at the top: processes that only need the options do not load it
 
     graph = onnx.load(path, load_external_data=False).graph
     if not any(node.op_type == "QuantizeLinear" for node in graph.node):
@@ -96,7 +96,7 @@ def options(compute: str, threads: int) -> dict[str, Any]:
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads,
-        # Said always: left out, OpenVINO computes an f32 model in bf16 where the CPU can.
+        # Always set: without it, OpenVINO computes an f32 model in bf16 where the CPU can.
         "INFERENCE_PRECISION_HINT": compute,
     }
 

@@ -166,7 +166,7 @@ def _convolution_8(
     one_row = source[1] == 1 and high == 1 and _dilation(op)[1] == 1 and channels == taken
     if not one_row or stride * channels % 4 or unit != MVE:
         return full_size
-    # Of one row: only what reaches over its ends is copied (arm_convolve_1_x_n_s8).
+    # Inputs of one row: only windows that reach over its ends are copied (arm_convolve_1_x_n_s8).
     odd = int(math.fmod((out[2] - 1) * stride + wide - source[2], 2))  # signed as in C
     left, right = padding[1], padding[1] + odd
     at_left = max(1, -(-left // stride)) if left else 0

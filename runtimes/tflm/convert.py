@@ -38,7 +38,7 @@ def convert(prepared: str, compute: str, folder: str, hardware: Hardware) -> lis
     if faults := check.problems(read(Path(prepared))):
         raise UnsupportedError(f"the file violates TFLite's specification: {faults[0]}")
     target, provenance = Path(folder) / "model.tflite", {}
-    if hardware["npu"] is None:  # Vela orders what it compiles by itself
+    if hardware["npu"] is None:  # Vela orders the operators by itself
         provenance["memory"] = split.shrink_arena(
             prepared, folder, hardware["core"], hardware["split"]
         )

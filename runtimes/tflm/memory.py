@@ -293,7 +293,7 @@ def stored(source: Path) -> Stored:
     known: dict[int, Tensor] = {}
 
     def learn(places: Any, tensors: Sequence[Tensor | None]) -> None:
-        if tensors:  # of an empty list there is no array
+        if tensors:  # for an empty list, the schema returns no array
             pairs = zip(places.tolist(), tensors, strict=True)
             known.update((place, tensor) for place, tensor in pairs if tensor is not None)
 

@@ -59,7 +59,7 @@ def preview(
     npu: dict[str, str] | None,
 ) -> dict[str, Any]:
     """What the graph will need with activations of this type, before it is calibrated: `arena` as
-    profile.arena, `plan` as examine.examine, `flash` as flash.needs; `npu` as vela.told."""
+    profile.arena, `plan` as examine.examine, `flash` as flash.needs; `npu` as vela.figures_of."""
     net = _as_it_will_be(path, activation)
     if target_io.layout == "nhwc":
         io.channels_last(net)

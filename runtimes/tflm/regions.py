@@ -106,7 +106,7 @@ def _computable_by_rows(op: Op, available: set[Tensor]) -> bool:
         return len(moving) == 1 and pads is not None and pads.size == 8 and not pads.flat[:2].any()
     if op.kind not in WINDOWS or len(moving) != 1:
         return False
-    # Pooling leaves out what is padded, which no PAD before it can say.
+    # Pooling ignores its padding, which no PAD operator before it can express.
     pools = op.kind not in ("CONV_2D", "DEPTHWISE_CONV_2D")
     return not pools or not any((*padding_of(op, 1), *padding_of(op, 2)))
 

@@ -26,7 +26,7 @@ MOST_PLACED = 100_000
 """Most buffers that are placed in search of better offsets, in all."""
 STATEFUL = frozenset({"ASSIGN_VARIABLE", "CALL_ONCE", "READ_VARIABLE", "VAR_HANDLE"})
 
-Given = Mapping[Tensor, int]
+Placement = Mapping[Tensor, int]
 """Offsets that a file states in its metadata; empty: TFLite Micro places everything."""
 
 
@@ -48,15 +48,16 @@ class Why(Struct, frozen=True):
         return self.after_bytes == self.lowest_bytes
 
 
-def needs(net: Net, core: str | None = None, placement: Given | None = None) -> int:
+def needs(net: Net, core: str | None = None, placement: Placement | None = None) -> int:
     """Bytes of the arena's head: of TFLite Micro's reference kernels or, where they need more, of
     CMSIS-NN's on the core."""
     return max(
-        memory.plan(net, kernels, None, placement).head_bytes for kernels in asked(net, core)
+        memory.plan(net, kernels, None, placement).head_bytes
+        for kernels in kernel_scratch(net, core)
     )
 
 
-def asked(net: Net, core: str | None) -> list[dict[int, list[int]]]:
+def kernel_scratch(net: Net, core: str | None) -> list[dict[int, list[int]]]:
     """Scratch memory, as memory.plan takes it, of all kernels that `needs` considers."""
     kernels = [memory.reference(net)]
     return [*kernels, cmsis_nn.scratch(net, core)] if core else kernels
@@ -64,7 +65,7 @@ def asked(net: Net, core: str | None) -> list[dict[int, list[int]]]:
 
 def lowest(net: Net, core: str | None) -> list[int]:
     """The live bytes at each operator, with the kernels that ask for more."""
-    tracks = [memory.over_time(net, kernels) for kernels in asked(net, core)]
+    tracks = [memory.over_time(net, kernels) for kernels in kernel_scratch(net, core)]
     return [max(some) for some in zip(*tracks, strict=True)]
 
 
@@ -77,7 +78,7 @@ def places(net: Net, core: str | None = None) -> dict[Tensor, int]:
     bound, default_bytes = max(lowest(net, core), default=0), needs(net, core)
     if default_bytes <= bound:
         return {}
-    wanted = memory.buffers_of(net, _largest(asked(net, core)))
+    wanted = memory.buffers_of(net, _largest(kernel_scratch(net, core)))
     turns = min((_sorted(wanted, key) for key in _TURNS), key=lambda some: _height(wanted, some))
     offsets = memory.placed(wanted, _climbed(wanted, turns, bound))
     tensors = [tensor for tensor in net.tensors() if memory.held(tensor)]
@@ -118,15 +119,15 @@ def _climbed(wanted: Sequence[Wanted], turns: Sequence[int], bound: int) -> Sequ
     for _ in range(MOST_PLACED // len(wanted)):
         if least <= bound:
             break
-        tried = list(turns)
-        old = chance.randrange(len(tried))
-        tried.insert(chance.randrange(old + 1), tried.pop(old))
-        if (height := _height(wanted, tried)) <= least:
-            turns, least = tried, height
+        new_turns = list(turns)
+        old = chance.randrange(len(new_turns))
+        new_turns.insert(chance.randrange(old + 1), new_turns.pop(old))
+        if (height := _height(wanted, new_turns)) <= least:
+            turns, least = new_turns, height
     return turns
 
 
-def write(net: Net, placement: Given) -> bytes:
+def write(net: Net, placement: Placement) -> bytes:
     """As writing.write, and with these offsets in its metadata."""
     content = writing.write(net)
     if not placement:
@@ -182,7 +183,7 @@ class _Problem:
 
     def __init__(self, net: Net, core: str | None) -> None:
         self.count = len(net.ops)
-        scratch = _largest(asked(net, core))
+        scratch = _largest(kernel_scratch(net, core))
         self.scratch = [sum(map(memory.aligned, scratch.get(n, ()))) for n in range(self.count)]
         sizes = {tensor: size for tensor in net.tensors() if (size := memory.held(tensor))}
         makers = {tensor: n for n, op in enumerate(net.ops) for tensor in op.outputs}
@@ -221,12 +222,12 @@ class _Problem:
     def after(self, done: int, step: _Step, n: int) -> _Step:
         """The step once operator `n` has run too. `done`: those that ran before, as bits."""
         during = step.live + self.output_bytes[n] + self.scratch[n]
-        now = done | 1 << n
+        done_after = done | 1 << n
         live = step.live + self.output_bytes[n] - self.wasted[n]
-        live -= sum(size for size, takers in self.freed[n] if not takers & ~now)
+        live -= sum(size for size, takers in self.freed[n] if not takers & ~done_after)
         ready = step.ready & ~(1 << n)
         for other in self.behind[n]:
-            if not self.before[other] & ~now:
+            if not self.before[other] & ~done_after:
                 ready |= 1 << other
         return _Step(max(step.peak, during), step.total + during, live, n, ready)
 

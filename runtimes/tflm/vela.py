@@ -29,7 +29,7 @@ _LEFT = re.compile(r"CPU operators = (\d+)")
 
 
 def compile_(path: Path, npu: dict[str, str], target: Path) -> dict[str, Any]:
-    """Write the file that the NPU's driver runs to `target`. -> Vela's figures, as `told` has them.
+    """Write the file that the NPU's driver runs to `target`. -> Vela's figures, as of `figures_of`.
 
     `npu`: as targets.Npu. Raises UnsupportedError, with Vela's words, where it compiles nothing.
     """
@@ -47,7 +47,7 @@ def compile_(path: Path, npu: dict[str, str], target: Path) -> dict[str, Any]:
         content = compiled[0].read_bytes()
         layers = folder / "model_per-layer.csv"
         rows = _rows(layers.read_text("utf-8", "replace")) if layers.is_file() else []
-        figures = told(
+        figures = figures_of(
             process.stdout, _rows(summary[0].read_text("utf-8", "replace"))[0], rows, content
         )
     target.write_bytes(content)
@@ -84,7 +84,7 @@ def _last(text: str) -> str:
     return errors[-1][:400]
 
 
-def told(
+def figures_of(
     text: str, summary: dict[str, str], layers: list[dict[str, str]], content: bytes
 ) -> dict[str, Any]:
     """Vela's figures in base units.
@@ -104,7 +104,7 @@ def told(
         for name, value in summary.items()
         if name.endswith("_memory_used")
     }
-    on_cpu = left(text, content)
+    on_cpu = operators_on_core(text, content)
     count = _LEFT.search(text)
     macs, total = int(float(summary["nn_macs"])), cycles.get("total", 0)
     clock_hz = float(summary["core_clock"])
@@ -143,7 +143,7 @@ def _layer(row: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def left(text: str, content: bytes) -> list[dict[str, str]]:
+def operators_on_core(text: str, content: bytes) -> list[dict[str, str]]:
     """The operators of the compiled file that the NPU does not run, with Vela's reason for each,
     which Vela prints by the name of the operator's output."""
     reasons = {

@@ -50,8 +50,8 @@ def place(address: str) -> Place | None:
 def _serial(address: str) -> Place:
     path, options = _parted(address.removeprefix("serial:"), ("baud", "meter"), address, SERIAL)
     baud = options.get("baud", str(link.BAUD))
-    fits = re.fullmatch(r"[1-9]\d{0,7}", baud) and int(baud) <= MOST_BAUD
-    if not re.fullmatch(r"///[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*", path) or not fits:
+    valid_baud = re.fullmatch(r"[1-9]\d{0,7}", baud) and int(baud) <= MOST_BAUD
+    if not re.fullmatch(r"///[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*", path) or not valid_baud:
         raise _refused(address, SERIAL)
     meter = _meter(options, address, SERIAL)
     if meter.partition(":")[2] == path[2:]:
@@ -65,8 +65,8 @@ def _socket(address: str) -> Place:
     with contextlib.suppress(ValueError):
         parts = urlsplit(where)
         port = parts.port
-    odd = not port or not parts.hostname or parts.path or parts.fragment or "@" in where
-    if odd or not where.startswith("socket://") or _ODD.search(where):
+    malformed = not port or not parts.hostname or parts.path or parts.fragment or "@" in where
+    if malformed or not where.startswith("socket://") or _ODD.search(where):
         raise _refused(address, SOCKET)
     assert port and parts.hostname
     meter = _meter(options, address, SOCKET)
@@ -75,8 +75,8 @@ def _socket(address: str) -> Place:
 
 def _qemu(address: str) -> Place:
     image, mark, name = address.removeprefix("qemu:").partition("?machine=")
-    odd = not image or "?machine" in image or _CONTROL.search(image)
-    if odd or (mark and not _MACHINE.fullmatch(name)):
+    malformed = not image or "?machine" in image or _CONTROL.search(image)
+    if malformed or (mark and not _MACHINE.fullmatch(name)):
         raise _refused(address, QEMU)
     return Place(address, image=image, machine=name or MACHINE)
 
@@ -111,13 +111,13 @@ def _refused(address: str, form: str) -> UsageError:
 def reach(where: Place, cache: Cache) -> Board:
     """Opens the line and greets the board; `close` it. Raises UsageError for an image that is
     none, DeviceError where nothing answers as a board does."""
-    with contextlib.ExitStack() as undone:
+    with contextlib.ExitStack() as cleanup:
         meter, emulator = None, None
         if where.meter:
-            # First, since it feeds the board.
+            # The meter comes first, since it supplies the board.
             kind, _, port = where.meter.partition(":")
             meter = meters.at(kind, port)
-            undone.callback(meter.close)
+            cleanup.callback(meter.close)
         line: Link
         if where.image:
             line = emulator = Qemu(Path(where.image), where.machine)
@@ -125,8 +125,8 @@ def reach(where: Place, cache: Cache) -> Board:
             line = link.Tcp(where.host, where.port)
         else:
             line = link.Serial(where.path, where.baud)
-        undone.callback(line.close)
+        cleanup.callback(line.close)
         baud = where.baud if where.path else None
         board = Board(where.address, Tiny(line), cache, baud=baud, meter=meter, qemu=emulator)
-        undone.pop_all()
+        cleanup.pop_all()
     return board

@@ -70,7 +70,7 @@ class Exchange:
         """The next line. Raises Silence where none is there by the deadline."""
         while True:
             line, remaining = self._lines.next(), deadline - time.monotonic()
-            if remaining <= 0:  # also where it keeps sending
+            if remaining <= 0:  # also where the board keeps sending
                 last_sent = (
                     (line or bytes(self._lines.part))[-60:].decode("ascii", "replace").strip()
                 )

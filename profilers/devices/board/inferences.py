@@ -199,7 +199,7 @@ class Inferences:
                 "one: its firmware does not run them, or its timer stands still"
             )
         off = 2 * tick / more
-        # Else so coarse that what is off hardly ever shows: the same figure comes every time.
+        # Else rounded so coarsely that the error hardly ever shows: every run gives one figure.
         unit = 1 if off < 0.5 else 10 ** math.ceil(math.log10(100 * off))
         return {
             "instructions_per_inference": round(found / unit) * unit,

@@ -97,7 +97,7 @@ class Tiny(Exchange):
     def _greet(self) -> str:
         """The board's name, once it answers. It may be starting, or in the middle of a command
         that an earlier program left unfinished: `name` is harmless in all of these."""
-        heard = self._drain(QUIET_S)[-HEARD_BYTES:]
+        received = self._drain(QUIET_S)[-HEARD_BYTES:]
         for _ in range(HELLOS):
             self._room = ANSWER_BYTES
             self.link.write(b"name%")
@@ -107,19 +107,19 @@ class Tiny(Exchange):
                     line = self._line(end, "a greeting")
                 except Silence:
                     break
-                heard = (heard + line.encode() + b"\n")[-HEARD_BYTES:]
+                received = (received + line.encode() + b"\n")[-HEARD_BYTES:]
                 if name := _NAME.fullmatch(line):
                     # Answers to the greetings before this one may still come.
                     self._drain(QUIET_S)
                     return name[1][:NAME_LENGTH]
                 if line not in (READY, STARTED):
                     self._pass_over(line)
-            heard = (heard + self._drain(_PAUSE_S))[-HEARD_BYTES:]
-        raise self._stranger(heard)
+            received = (received + self._drain(_PAUSE_S))[-HEARD_BYTES:]
+        raise self._stranger(received)
 
-    def _stranger(self, heard: bytes) -> DeviceError:
+    def _stranger(self, received: bytes) -> DeviceError:
         """The error where no name came, by what came instead of it."""
-        text = heard.decode("ascii", "replace").replace("\0", "")
+        text = received.decode("ascii", "replace").replace("\0", "")
         unprintable = sum(not (c.isprintable() or c.isspace()) or c == "\ufffd" for c in text)
         if not text.strip():
             why = (
@@ -169,10 +169,10 @@ class Tiny(Exchange):
         step = self.profile.data_bytes
 
         def once() -> None:
-            begun = self.ask(f"db load {len(data)}")
-            if not begun.matching(rf"m-\[Expecting {len(data)} bytes\]"):
-                reply = quote_lines((*begun.errors, *begun.strange))
-                if begun.errors or "exceeds" in reply:
+            start_answer = self.ask(f"db load {len(data)}")
+            if not start_answer.matching(rf"m-\[Expecting {len(data)} bytes\]"):
+                reply = quote_lines((*start_answer.errors, *start_answer.strange))
+                if start_answer.errors or "exceeds" in reply:
                     raise DeviceError(
                         f"{self.link.name} does not take the {len(data)} bytes of the model's "
                         f"inputs: {reply}; its firmware holds another model, or its buffer is too "
@@ -250,7 +250,7 @@ class Tiny(Exchange):
         each output."""
 
         def once() -> list[bytes]:
-            # Twice two digits a byte at 9600 baud, the slowest that boards are driven with.
+            # Twice the time of two digits a byte at 9600 baud, the slowest rate of boards.
             answer = self.ask("output", ANSWER_S + sum(sizes) / 200)
             self._refused(answer, "`output`")
             parts: dict[int, bytearray] = {}

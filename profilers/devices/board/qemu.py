@@ -117,7 +117,7 @@ class Qemu:
             raise
 
     def _start(self, image: Path) -> None:
-        # A socket in a folder of our own: one of the loopback is open to every user of the machine.
+        # A socket in a private folder: one of the loopback is open to every user of the machine.
         place = f"{self._folder.name}/uart"
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(place)
@@ -206,6 +206,6 @@ def _dies_with_parent() -> Callable[[], None] | None:
     def before() -> None:
         prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:
-            os._exit(1)  # it was gone before it could be watched
+            os._exit(1)  # the parent had ended before prctl was called
 
     return before

@@ -89,7 +89,7 @@ class BoardWorker:
         laps = self.board.infer(count, warm, timeout_s)
         for _ in range(TRIES):
             if laps.us >= 1e6 * seconds:
-                break  # else faster than when it was timed first
+                break  # else inferences were faster than when `window` timed them
             count = math.ceil(1.05 * count * 1e6 * seconds / max(1, laps.us))
             laps = self.board.infer(count, warm, timeout_s)
         inference_ns = np.array([round(laps.us * 1000 / count)], np.int64)

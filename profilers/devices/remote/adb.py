@@ -159,7 +159,7 @@ class Adb:
         self._copy(["push", str(source), target], timeout_s)
 
     def pull(self, source: str, target: Path, timeout_s: float, most_bytes: int) -> None:
-        # A server that adb started in between would have the limit too.
+        # A server that adb started for the copy would inherit the limit of its files' size.
         _adb([self.adb, "start-server"], 30)
         self._copy(["pull", source, str(target)], timeout_s, most_bytes)
 

@@ -331,7 +331,7 @@ class Folder:
         if self._guard.closed:
             return
         if keep:
-            with contextlib.suppress(DeviceError):  # the guard removes what there is
+            with contextlib.suppress(DeviceError):  # the guard removes the folder nevertheless
                 self._guard.ask(b"keep", "tidying up", timeout_s=SHELL_S, kind=NoneType)
         self._guard.hang_up(20)
         self._guard.close()

@@ -155,7 +155,7 @@ class Reached:
         """Kill the process there whose number is in the file, if it still runs."""
         file = shlex.quote(number)
         script = f"[ ! -f {file} ] || {{ kill -9 $(cat {file}); rm -f {file}; }}"
-        with contextlib.suppress(DeviceError):  # a line that is gone: the guard does it
+        with contextlib.suppress(DeviceError):  # where the connection is cut, the guard does it
             shell(self.transport, script, 10)
 
     def _program(self, runtime: str, runner: Runner) -> str:
@@ -193,7 +193,7 @@ class Reached:
 
     def close(self, *, keep: bool = False) -> None:
         """Remove the folder there; with `keep`, what was pushed stays for the next run."""
-        with contextlib.suppress(DeviceError):  # a line that is gone: the guard removes it
+        with contextlib.suppress(DeviceError):  # where the connection is cut, the guard does it
             if self._folder is not None:
                 self._folder.close(keep=keep)
         self.transport.close()

@@ -35,9 +35,9 @@ def choose(address: str) -> "Ssh":
     except ValueError:
         raise refused from None
     name, _, python = parts.query.partition("=")
-    odd = any((parts.path.strip("/"), parts.fragment, parts.password))
-    odd = odd or bool(parts.query and (name != "python" or not python))
-    if parts.scheme != "ssh" or not parts.hostname or odd:
+    malformed = any((parts.path.strip("/"), parts.fragment, parts.password))
+    malformed = malformed or bool(parts.query and (name != "python" or not python))
+    if parts.scheme != "ssh" or not parts.hostname or malformed:
         raise refused
     place = address.removeprefix("ssh://").partition("?")[0].rstrip("/").rpartition("@")
     host = parts.hostname if ":" in parts.hostname else place[2].partition(":")[0]
@@ -71,7 +71,7 @@ class Ssh:
         """A process here, whose standard input and output are those of the script there. The
         connection of the `main` one carries the others too."""
         shared = ["-o", f"ControlMaster={'yes' if main else 'no'}", "-o", "ControlPersist=no"]
-        command = f"exec sh -c {shlex.quote(script)}"  # whatever shell the user has there
+        command = f"exec sh -c {shlex.quote(script)}"  # the user's login shell may be another
         return [*self._argv, *shared, "-S", self._socket, "-T", *self._target, "--", command]
 
     def push(self, source: Path, target: str, timeout_s: float) -> None:

@@ -76,11 +76,11 @@ class RemoteWorker:
         line, self._line = self._line, None
         if line is None:
             return
-        hung = line.closed  # it was given up: the process there may go on
-        if not hung:
+        still_running = line.closed  # the line was given up: the process there may go on
+        if not still_running:
             line.hang_up(5)
-            hung = line.running
-        if hung:
+            still_running = line.running
+        if still_running:
             self.device.end(self._number)
         line.close()
 

@@ -38,7 +38,7 @@ def read_processors(lines: Iterable[str]) -> list[dict[str, str]]:
 def cpu_name(processors: list[dict[str, str]]) -> str:
     names = [name for name in map(_core_name, processors) if name]
     if names:
-        if len(names) < len(processors) - 1:  # said once for all: which ones are so is not known
+        if len(names) < len(processors) - 1:  # printed once: which cores have the name is not known
             return " + ".join(dict.fromkeys(names))
         return " + ".join(f"{count}x {name}" for name, count in Counter(names).items())
     for name in ("model name", "Processor", "uarch", "cpu model", "cpu"):

@@ -64,7 +64,7 @@ def device_model(
         if properties.get(name):
             return properties[name]
     maker, model = (properties.get(f"ro.product.{name}", "") for name in ("manufacturer", "model"))
-    if model:  # with a space in it, it is a name for people: "Pixel 8 Pro", not "SM-S921B"
+    if model:  # a model with a space is a name for people: "Pixel 8 Pro", not "SM-S921B"
         named = " " in model or not maker or model.lower().startswith(maker.lower())
         return model if named else f"{maker[:1].upper()}{maker[1:]} {model}"
     if tree:
