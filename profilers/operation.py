@@ -36,9 +36,9 @@ class Operation(Generic[R]):
         return value if kind is type(None) else restore(value, kind)  # type: ignore[no-any-return]
 
 
-def asked(function: Callable[P, R], *given: P.args, **named: P.kwargs) -> Operation[R]:
+def asked(function: Callable[P, R], *values: P.args, **named: P.kwargs) -> Operation[R]:
     """The call of a function of a module with these arguments, for a worker to make."""
-    return Operation(function, inspect.signature(function).bind(*given, **named).arguments)
+    return Operation(function, inspect.signature(function).bind(*values, **named).arguments)
 
 
 def perform(function: str, arguments: dict[str, Any], progress: Callable[[int, int], None]) -> Any:
@@ -47,7 +47,7 @@ def perform(function: str, arguments: dict[str, Any], progress: Callable[[int, i
     assert module.startswith("onmetal.")
     called = getattr(importlib.import_module(module), name)
     hints = get_type_hints(called)
-    given = {name: restore(value, hints.get(name, Any)) for name, value in arguments.items()}
+    values = {name: restore(value, hints.get(name, Any)) for name, value in arguments.items()}
     if PROGRESS in hints:
-        given[PROGRESS] = progress
-    return plain(called(**given))
+        values[PROGRESS] = progress
+    return plain(called(**values))

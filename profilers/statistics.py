@@ -29,11 +29,11 @@ T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 def _draws(keys: list[tuple[int, int]]) -> np.ndarray:
     """[RESAMPLES, len(keys)]: how often each round is in each resample."""
-    return _drawn(tuple(keys))
+    return _cached_draws(tuple(keys))
 
 
 @lru_cache(maxsize=8)
-def _drawn(keys: tuple[tuple[int, int], ...]) -> np.ndarray:
+def _cached_draws(keys: tuple[tuple[int, int], ...]) -> np.ndarray:
     random = np.random.default_rng(0)
     blocks = sorted({block for block, _ in keys})
     members = [np.array([i for i, key in enumerate(keys) if key[0] == b]) for b in blocks]

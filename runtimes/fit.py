@@ -29,7 +29,7 @@ def resolve(file: TargetFile) -> Target:
         runnable = tuple(recipe for entry in file.recipes for recipe in ways(entry, file))
         if EXACT not in [recipe.name for recipe in runnable] and not file.micro:
             raise ValueError(f"it has no {EXACT!r} recipe, which is run as the reference")
-        warnings = _lines_instead(file, runnable) if file.deprecated else ()
+        warnings = _replacement_lines(file, runnable) if file.deprecated else ()
     except ValueError as error:
         raise targets.refused(file.source, str(error)) from None
     common = {
@@ -106,7 +106,9 @@ def misfit(recipe: Recipe, name: str) -> str | None:
     spec = runtimes.spec(name)
     for step in recipe.steps:
         if step.do not in spec.runs:
-            return f"has the step {step.do!r}, which runs on {' and '.join(_able(step.do))} alone"
+            return (
+                f"has the step {step.do!r}, which runs on {' and '.join(_running(step.do))} alone"
+            )
         if recipe.compute not in spec.runs[step.do]:
             can = " or ".join(spec.runs[step.do])
             return f"with the step {step.do!r} computes in {can} on {name}, not in {recipe.compute}"
@@ -120,14 +122,17 @@ def misfit(recipe: Recipe, name: str) -> str | None:
     if spec.reads == "tflite":
         return _tflite_misfit(recipe, recipe.format, name)
     if recipe.format.activation == "s16":
-        able = [known for known in _able("static") if "i16" in runtimes.spec(known).runs["static"]]
+        able = [
+            known for known in _running("static") if "i16" in runtimes.spec(known).runs["static"]
+        ]
         return f"has 16-bit activations, which only {' and '.join(able)} compute with"
     if not recipe.format.operators:
         return "lists no operators in its format"
     return None
 
 
-def _able(step: str) -> list[str]:
+def _running(step: str) -> list[str]:
+    """The runtimes that run a step."""
     return [name for name in runtimes.RUNTIMES if step in runtimes.spec(name).runs]
 
 
@@ -144,7 +149,7 @@ def _tflite_misfit(recipe: Recipe, form: Format, name: str) -> str | None:
     return None
 
 
-def _lines_instead(file: TargetFile, runnable: tuple[Recipe, ...]) -> tuple[str, ...]:
+def _replacement_lines(file: TargetFile, runnable: tuple[Recipe, ...]) -> tuple[str, ...]:
     """What to write in the place of a file's [[recipes]] tables."""
     words: list[str] = []
     new_files: dict[str, Recipe] = {}

@@ -123,11 +123,11 @@ class Line:
             silent = math.inf if silence_s is None else time.monotonic() + silence_s
             line = self._object(min(deadline, silent), what)
             try:
-                reply = _plain(line) if kind is None else decode(line, Envelope)
+                reply = _local_answer(line) if kind is None else decode(line, Envelope)
                 if reply.error is None and reply.progress is None:
                     return reply.result if kind is None else decode(reply.result, kind)
             except ValueError as error:
-                raise self._no_answer(what, str(error)) from None
+                raise self._damaged_answer_error(what, str(error)) from None
             if reply.error is not None:
                 message = reply.message if kind is None else reply.message[:MESSAGE]
                 raise BY_NAME.get(reply.error, DeviceError)(message)
@@ -141,7 +141,7 @@ class Line:
         try:
             return decode(line, kind)
         except ValueError as error:
-            raise self._no_answer(what, str(error)) from None
+            raise self._damaged_answer_error(what, str(error)) from None
 
     def overheard(self, line: bytes) -> None:
         """Called with each line that is no answer."""
@@ -162,7 +162,7 @@ class Line:
                 return line
             self.overheard(line)
 
-    def _no_answer(self, what: str, why: str) -> DeviceError:
+    def _damaged_answer_error(self, what: str, why: str) -> DeviceError:
         """The error for a damaged answer: where the process died meanwhile, that of its death."""
         if self.drain(DYING_S):
             return self.death()
@@ -272,7 +272,7 @@ class Line:
         self._log.close()
 
 
-class _Plain(Struct, frozen=True):
+class _LocalAnswer(Struct, frozen=True):
     """An answer of a worker on this machine. `result`: any JSON."""
 
     result: Any = None
@@ -281,7 +281,7 @@ class _Plain(Struct, frozen=True):
     progress: tuple[int, int] | None = None
 
 
-def _plain(line: bytes) -> _Plain:
+def _local_answer(line: bytes) -> _LocalAnswer:
     """An answer, read by Python's own reader of JSON: results of workers on this machine may be
     NaN, which is not in JSON. Raises ValueError as `decode`."""
     try:
@@ -289,7 +289,9 @@ def _plain(line: bytes) -> _Plain:
         if not reply.keys() & {"result", "error", "progress"}:
             raise ValueError("it is no answer")
         fields = {name: value for name, value in reply.items() if name != "result"}
-        return msgspec.structs.replace(msgspec.convert(fields, _Plain), result=reply.get("result"))
+        return msgspec.structs.replace(
+            msgspec.convert(fields, _LocalAnswer), result=reply.get("result")
+        )
     except RecursionError:
         raise ValueError("JSON that is nested too deeply") from None
     except (msgspec.ValidationError, ValueError) as error:

@@ -24,7 +24,7 @@ from onmetal.samples import Samples
 R = TypeVar("R")
 
 UNWATCHED = frozenset({"round", "warm", "let_go", "pace", "burst"})
-"""Operations during which the process's memory is not watched: they are timed, or take none."""
+"""Operations whose memory and processor time are not watched: they are timed, or take none."""
 
 
 def quiet_environment(home: Path) -> dict[str, str]:

@@ -136,7 +136,7 @@ class Meter:
         with self._recording() as stream:
             time.sleep(seconds)
         if not stream.joules:
-            raise self._wrong("it sent no samples", stream)
+            raise self._meter_error("it sent no samples", stream)
         self._check_damage(stream.joules, stream)
         return _milliwatts(_sum(stream.joules), len(stream.joules) / RATE_HZ)
 
@@ -161,16 +161,18 @@ class Meter:
             )
         (first, begin), (last, end) = stream.events[-2:]
         if last != first + 1:
-            raise self._wrong(f"of its events, those between {first} and {last} were lost", stream)
+            raise self._meter_error(
+                f"of its events, those between {first} and {last} were lost", stream
+            )
         if (end - begin) / RATE_HZ > took_s + TAIL_S or end == begin:
-            raise self._wrong(
+            raise self._meter_error(
                 f"its last two pulses lie {(end - begin) / RATE_HZ:.3f} s apart, which is not the "
                 f"window of {took_s:.3f} s",
                 stream,
             )
         for before, after in zip(stream.stamps, stream.stamps[1:], strict=False):
             if after - before != 1000 and after > begin and before < end:
-                raise self._wrong(
+                raise self._meter_error(
                     f"{1000 - (after - before)} samples of 1000 were lost on their way (is this "
                     "machine, or its USB bus, busy?)",
                     stream,
@@ -186,7 +188,7 @@ class Meter:
 
     def _check_damage(self, joules: Sequence[float], stream: Stream) -> None:
         if sum(map(math.isnan, joules)) > DAMAGED * len(joules):
-            raise self._wrong("many of its samples came damaged", stream)
+            raise self._meter_error("many of its samples came damaged", stream)
 
     def least_mw(self, power_mw: float) -> float:
         """By its data sheet (UM2243, dynamic mode)."""
@@ -242,7 +244,7 @@ class Meter:
                 lost.append(error)
                 begun.set()
             except ValueError as error:
-                lost.append(self._wrong(str(error), stream))
+                lost.append(self._meter_error(str(error), stream))
                 begun.set()
 
         self.link.write(b"start\r\n")
@@ -251,7 +253,9 @@ class Meter:
         try:
             # A pulse before the meter listens would be lost.
             if not begun.wait(ANSWER_S):
-                raise self._wrong("it did not begin its acquisition when it was told to", stream)
+                raise self._meter_error(
+                    "it did not begin its acquisition when it was told to", stream
+                )
             yield stream
         finally:
             stop.set()
@@ -261,11 +265,11 @@ class Meter:
         if lost:
             raise lost[0]
         if stream.errors:
-            raise self._wrong("; ".join(stream.errors[:2]), stream)
+            raise self._meter_error("; ".join(stream.errors[:2]), stream)
         if not stream.ended:
-            raise self._wrong("it did not end its acquisition when it was told to", stream)
+            raise self._meter_error("it did not end its acquisition when it was told to", stream)
 
-    def _wrong(self, why: str, stream: Stream) -> DeviceError:
+    def _meter_error(self, why: str, stream: Stream) -> DeviceError:
         return DeviceError(
             f"the meter at {self.link.name}: {why}; {len(stream.joules)} samples and "
             f"{len(stream.events)} pulses came"

@@ -39,10 +39,10 @@ def _events(text: str) -> list[dict[str, Any]]:
     """The events of ONNX Runtime's trace that are used. A trace without its end, as a device leaves
     it that was cut off while it wrote, is an error."""
     events = decode(text.encode(errors="replace"), list[_Event])
-    return [_plain(event) for event in events if event.cat == "Node"]
+    return [_event_fields(event) for event in events if event.cat == "Node"]
 
 
-def _plain(event: _Event) -> dict[str, Any]:
+def _event_fields(event: _Event) -> dict[str, Any]:
     """The event as events.kernels takes it; an excessive list of a kernel's outputs is dropped."""
     if event.name.endswith("_kernel_time") and not event.args.op_name:
         raise ValueError("a kernel without the name of its operator")

@@ -80,7 +80,9 @@ def modelled(
 ) -> Modelled:
     """`host_tail_bytes`: TFLite Micro's recording allocator's; `order`, `given`: as memory.plan."""
     scratch_sizes = scratch(net, core)
-    sum_bytes = sum(memory.aligned(size) for op in net.ops for size in _kept(op, CORES[core]))
+    sum_bytes = sum(
+        memory.aligned(size) for op in net.ops for size in _sum_buffers(op, CORES[core])
+    )
     head = memory.plan(net, scratch_sizes, order, given).head_bytes
     tail = host_tail_bytes + sum_bytes
     largest, label = 0, None
@@ -115,7 +117,7 @@ def scratch(net: Net, core: str) -> dict[int, list[int]]:
 # --- by operator; `unit` is one of PLAIN, DSP, MVE
 
 
-def _even(op: Op, axis: int, kernel: int, dilation: int, out: int) -> int:
+def _padding_before(op: Op, axis: int, kernel: int, dilation: int, out: int) -> int:
     """Rows or columns that are padded before the first (ComputePaddingHeightWidth)."""
     if op.options["padding"] != SAME:
         return 0
@@ -132,7 +134,9 @@ def _padding(op: Op) -> tuple[int, int]:
     _, high, wide, _ = op.taken[1].shape
     _, out_high, out_wide, _ = op.outputs[0].shape
     down, across = _dilation(op)
-    return _even(op, 1, high, down, out_high), _even(op, 2, wide, across, out_wide)
+    return _padding_before(op, 1, high, down, out_high), _padding_before(
+        op, 2, wide, across, out_wide
+    )
 
 
 def _convolution(op: Op, unit: str) -> list[int]:
@@ -203,8 +207,8 @@ def _as_1x1(op: Op) -> bool:
 
 
 def _fully_connected(op: Op, unit: str) -> list[int]:
-    """The sums over constant weights are kept in the tail (`_kept`). An operator that runs as a 1x1
-    convolution needs its one multiplier written out for every channel."""
+    """The sums over constant weights are kept in the tail (`_sum_buffers`). An operator that runs
+    as a 1x1 convolution needs its one multiplier written out for every channel."""
     if op.taken[0].dtype != np.int8:
         return []
     channels = op.outputs[0].shape[-1]
@@ -251,7 +255,7 @@ _RULES: dict[str, Callable[[Op, str], list[int]]] = {
 }
 
 
-def _kept(op: Op, unit: str) -> list[int]:
+def _sum_buffers(op: Op, unit: str) -> list[int]:
     """Bytes of each buffer of sums over constant weights that a kernel keeps in the tail."""
     if op.kind == "UNIDIRECTIONAL_SEQUENCE_LSTM" and op.outputs[0].dtype in (np.int8, np.int16):
         cell, bias = op.inputs[19], op.inputs[12]

@@ -36,14 +36,16 @@ def lacking(path: Path, activation: grid.Activation | None) -> list[Lacking]:
 
     Ranges do not matter here, so every tensor gets the same one and no calibration is needed.
     """
-    net = _as_it_will_be(path, activation)
+    net = _quantized_graph(path, activation)
     graph_refusal = _refusal(net)
     if graph_refusal is None:
         return []
     makers = _makers(path)
     found: list[Lacking] = []
     for op in net.ops:
-        reason = _refusal(_alone(op)) if any(t.data is None for t in op.taken) else None
+        reason = (
+            _refusal(_single_operator_graph(op)) if any(t.data is None for t in op.taken) else None
+        )
         if reason is not None:
             name = op.outputs[0].name
             node = makers.get(name, f"{name!r}")
@@ -60,7 +62,7 @@ def preview(
 ) -> dict[str, Any]:
     """What the graph will need with activations of this type, before it is calibrated: `arena` as
     profile.arena, `plan` as examine.examine, `flash` as flash.needs; `npu` as vela.figures_of."""
-    net = _as_it_will_be(path, activation)
+    net = _quantized_graph(path, activation)
     if target_io.layout == "nhwc":
         io.channels_last(net)
     feed = {f"{n}": np.zeros(t.shape, t.dtype) for n, t in enumerate(net.inputs)}
@@ -81,7 +83,7 @@ def preview(
         }
 
 
-def _as_it_will_be(path: Path, activation: grid.Activation | None) -> Net:
+def _quantized_graph(path: Path, activation: grid.Activation | None) -> Net:
     net = read(path)
     if activation is not None:
         net = quantize.quantize(net, dict.fromkeys(quantize.observed(net), (-1.0, 1.0)), activation)
@@ -98,7 +100,7 @@ def _makers(path: Path) -> dict[str, str]:
     return found
 
 
-def _alone(op: Op) -> Net:
+def _single_operator_graph(op: Op) -> Net:
     inputs = [t for t in dict.fromkeys(op.taken) if t.data is None and not t.variable]
     return Net(inputs, [t for t in op.outputs if t not in inputs], [op])
 

@@ -80,7 +80,7 @@ def places(net: Net, core: str | None = None) -> dict[Tensor, int]:
         return {}
     wanted = memory.buffers_of(net, _largest(kernel_scratch(net, core)))
     turns = min((_sorted(wanted, key) for key in _TURNS), key=lambda some: _height(wanted, some))
-    offsets = memory.placed(wanted, _climbed(wanted, turns, bound))
+    offsets = memory.placed(wanted, _improved_turns(wanted, turns, bound))
     tensors = [tensor for tensor in net.tensors() if memory.held(tensor)]
     placement = dict(
         zip(tensors, offsets, strict=False)
@@ -112,7 +112,7 @@ def _height(wanted: Sequence[Wanted], turns: Sequence[int]) -> int:
     return max(offset + entry.size for entry, offset in zip(wanted, offsets, strict=True))
 
 
-def _climbed(wanted: Sequence[Wanted], turns: Sequence[int], bound: int) -> Sequence[int]:
+def _improved_turns(wanted: Sequence[Wanted], turns: Sequence[int], bound: int) -> Sequence[int]:
     """The order, improved by random search: a buffer is placed earlier, and stays there where the
     head does not grow, until the head is as small as `bound` or MOST_PLACED is reached."""
     chance, least = random.Random(0), _height(wanted, turns)
@@ -267,7 +267,7 @@ def _search(net: Net, core: str | None, states: int) -> tuple[list[Op] | None, i
     last = layers[-1].get((1 << problem.count) - 1)
     if last is None:
         return None, None
-    return _traced(net, layers), last.peak if complete else None
+    return _order_through(net, layers), last.peak if complete else None
 
 
 def _promise(step: _Step) -> tuple[int, int, int]:
@@ -283,7 +283,7 @@ def _peak(problem: _Problem) -> int:
     return step.peak
 
 
-def _traced(net: Net, layers: Sequence[dict[int, _Step]]) -> list[Op]:
+def _order_through(net: Net, layers: Sequence[dict[int, _Step]]) -> list[Op]:
     done, order = (1 << len(net.ops)) - 1, []
     for layer in reversed(layers[1:]):
         n = layer[done].op

@@ -104,7 +104,7 @@ def svg(plan: Plan, net: Net) -> str:
     labels = ["inputs", *(f"{number} {_kind(op)}" for number, op in enumerate(net.ops))]
     for number, buffer in enumerate(plan.buffers):
         parts += _rectangle(buffer, number, labels, step, scale)
-    parts += [*_marked(plan, step), *_operators(plan, labels, step)]
+    parts += [*_peak_mark(plan, step), *_operators(plan, labels, step)]
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -114,13 +114,15 @@ def _title(plan: Plan) -> list[str]:
         caption += f"; at its peak {plan.peak.live_bytes:,} live"
     return [
         f'<text x="{LEFT}" y="26" font-size="16" font-weight="600">{escape(caption)}</text>',
-        *_key(LEFT, f'fill="none" stroke="{PEAK}" stroke-width="2"', "where most bytes live"),
-        *_key(LEFT + 180, f'fill="{SCRATCH}"', "scratch memory of a kernel"),
-        *_key(LEFT + 390, f'fill="{COLOURS[0]}"', "a tensor, until it is last taken"),
+        *_legend_entry(
+            LEFT, f'fill="none" stroke="{PEAK}" stroke-width="2"', "where most bytes live"
+        ),
+        *_legend_entry(LEFT + 180, f'fill="{SCRATCH}"', "scratch memory of a kernel"),
+        *_legend_entry(LEFT + 390, f'fill="{COLOURS[0]}"', "a tensor, until it is last taken"),
     ]
 
 
-def _key(x: int, look: str, caption: str) -> list[str]:
+def _legend_entry(x: int, look: str, caption: str) -> list[str]:
     return [
         f'<rect x="{x}" y="38" width="12" height="12" {look}/>',
         f'<text x="{x + 18}" y="48" fill="#555">{caption}</text>',
@@ -139,7 +141,7 @@ def _scale(plan: Plan, scale: float) -> list[str]:
     return parts
 
 
-def _marked(plan: Plan, step: float) -> list[str]:
+def _peak_mark(plan: Plan, step: float) -> list[str]:
     if plan.peak is None:
         return []
     x = LEFT + (plan.peak.number + 1) * step

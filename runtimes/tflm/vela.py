@@ -43,7 +43,7 @@ def compile_(path: Path, npu: dict[str, str], target: Path) -> dict[str, Any]:
         compiled = list(folder.glob("*_vela.tflite"))
         summary = list(folder.glob("*_summary_*.csv"))
         if process.returncode or len(compiled) != 1 or len(summary) != 1:
-            raise UnsupportedError(f"Vela does not compile it: {_last(process.stdout)}")
+            raise UnsupportedError(f"Vela does not compile it: {_last_error(process.stdout)}")
         content = compiled[0].read_bytes()
         layers = folder / "model_per-layer.csv"
         rows = _rows(layers.read_text("utf-8", "replace")) if layers.is_file() else []
@@ -78,7 +78,7 @@ def _rows(text: str) -> list[dict[str, str]]:
     return [dict(zip(head, (cell.strip() for cell in row), strict=False)) for row in rows]
 
 
-def _last(text: str) -> str:
+def _last_error(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "rror" in line] or lines or ["it says nothing"]
     return errors[-1][:400]

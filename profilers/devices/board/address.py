@@ -48,7 +48,9 @@ def place(address: str) -> Place | None:
 
 
 def _serial(address: str) -> Place:
-    path, options = _parted(address.removeprefix("serial:"), ("baud", "meter"), address, SERIAL)
+    path, options = _split_options(
+        address.removeprefix("serial:"), ("baud", "meter"), address, SERIAL
+    )
     baud = options.get("baud", str(link.BAUD))
     valid_baud = re.fullmatch(r"[1-9]\d{0,7}", baud) and int(baud) <= MOST_BAUD
     if not re.fullmatch(r"///[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*", path) or not valid_baud:
@@ -60,7 +62,7 @@ def _serial(address: str) -> Place:
 
 
 def _socket(address: str) -> Place:
-    where, options = _parted(address, ("meter",), address, SOCKET)
+    where, options = _split_options(address, ("meter",), address, SOCKET)
     port = None
     with contextlib.suppress(ValueError):
         parts = urlsplit(where)
@@ -81,7 +83,7 @@ def _qemu(address: str) -> Place:
     return Place(address, image=image, machine=name or MACHINE)
 
 
-def _parted(
+def _split_options(
     text: str, option_names: tuple[str, ...], address: str, form: str
 ) -> tuple[str, dict[str, str]]:
     """The part before the `?`, and the options after it. Raises UsageError for other options."""

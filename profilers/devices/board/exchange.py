@@ -151,7 +151,7 @@ class Exchange:
         if answer.errors:
             raise DeviceError(f"{self.link.name} refuses {what}: {quote_lines(answer.errors)}")
 
-    def _twice(self, what: str, once: Callable[[], T]) -> T:
+    def _ask_twice(self, what: str, once: Callable[[], T]) -> T:
         """The result of `once`, which is called again where the answer is garbled."""
         try:
             return once()

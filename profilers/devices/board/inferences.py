@@ -165,7 +165,7 @@ class Inferences:
             more = min(1000 * count, int(fit))
         assert self.inference_s and self.host_s
         each_s = max(self.inference_s, self.host_s) if self.qemu else self.inference_s
-        return max(least, _times(LONGER * seconds, each_s))
+        return max(least, _inference_count(LONGER * seconds, each_s))
 
     def _check_count(self, count: int) -> None:
         if count > MOST_WINDOW:
@@ -216,7 +216,7 @@ class Inferences:
             self.metered(count, limit_s)
             took_s = time.monotonic() - began
             if took_s >= min(PACED_S, seconds):
-                return max(1, _times(PACED_LONGER * seconds, took_s / count))
+                return max(1, _inference_count(PACED_LONGER * seconds, took_s / count))
             count *= 4
             self._check_count(count)
 
@@ -230,10 +230,10 @@ class Inferences:
         if self.holds is not None:
             return b"".join(self.tiny.outputs([port.bytes for port in of.outputs]))
         found = laps.results if laps.results is not None else self.tiny.results()
-        return _stored(found, of.outputs, self.address)
+        return _stored_bytes(found, of.outputs, self.address)
 
 
-def _times(seconds: float, each_s: float) -> int:
+def _inference_count(seconds: float, each_s: float) -> int:
     return round(seconds / each_s)
 
 
@@ -248,7 +248,7 @@ def _nanoseconds(laps: Laps) -> float:
     return laps.us * 1000.0
 
 
-def _stored(printed: tuple[float, ...], outputs: tuple[Port, ...], address: str) -> bytes:
+def _stored_bytes(printed: tuple[float, ...], outputs: tuple[Port, ...], address: str) -> bytes:
     """The first output's stored bytes, from its reals as they were printed to three decimals.
     Exact where a step of the stored number is larger than what was rounded away."""
     first = outputs[0]

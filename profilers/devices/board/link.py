@@ -71,7 +71,7 @@ class Serial:
                 if found := bytes(self._port.read(max(1, waiting))):
                     return found
         except self._lost:
-            raise self._gone() from None
+            raise self._gone_error() from None
 
     def write(self, data: bytes) -> None:
         try:
@@ -81,13 +81,13 @@ class Serial:
                 f"{self.name} accepted no data for {SEND_S:.0f} s: is its flow control on?"
             ) from None
         except self._lost:
-            raise self._gone() from None
+            raise self._gone_error() from None
 
     def close(self) -> None:
         with contextlib.suppress(*self._lost):
             self._port.close()
 
-    def _gone(self) -> DeviceError:
+    def _gone_error(self) -> DeviceError:
         return DeviceError(
             f"{self.name} is gone: the board was unplugged, or its USB port was reset; "
             "plug it in again"

@@ -115,9 +115,9 @@ class Tiny(Exchange):
                 if line not in (READY, STARTED):
                     self._pass_over(line)
             received = (received + self._drain(_PAUSE_S))[-HEARD_BYTES:]
-        raise self._stranger(received)
+        raise self._unknown_sender_error(received)
 
-    def _stranger(self, received: bytes) -> DeviceError:
+    def _unknown_sender_error(self, received: bytes) -> DeviceError:
         """The error where no name came, by what came instead of it."""
         text = received.decode("ascii", "replace").replace("\0", "")
         unprintable = sum(not (c.isprintable() or c.isspace()) or c == "\ufffd" for c in text)
@@ -161,7 +161,7 @@ class Tiny(Exchange):
                 int(arena[2]) if arena else None,
             )
 
-        return self._twice("`profile`", once)
+        return self._ask_twice("`profile`", once)
 
     def load(self, data: bytes) -> None:
         """All inputs of one inference, one after another. Raises DeviceError where the firmware
@@ -190,7 +190,7 @@ class Tiny(Exchange):
                         f"it {'lacks some of' if last else 'has more than'} {len(data)} bytes"
                     )
 
-        self._twice("`db load`", once)
+        self._ask_twice("`db load`", once)
 
     def infer(self, count: int, warm: int, timeout_s: float) -> Laps:
         """`count` inferences after `warm` untimed ones, on what was loaded."""
@@ -223,7 +223,7 @@ class Tiny(Exchange):
                 _results(answer),
             )
 
-        return self._twice("`infer`", once)
+        return self._ask_twice("`infer`", once)
 
     def infer_untimed(self, count: int, warm: int, timeout_s: float) -> tuple[float, ...] | None:
         """As `infer`, for firmware that pulses a pin for a meter where others print times.
@@ -243,7 +243,7 @@ class Tiny(Exchange):
                 raise Garbled("no results are among it")
             return results
 
-        return self._twice("`results`", once)
+        return self._ask_twice("`results`", once)
 
     def outputs(self, sizes: list[int]) -> list[bytes]:
         """Each output's bytes of the last inference, as the artifact stores them. `sizes`: bytes of
@@ -265,7 +265,7 @@ class Tiny(Exchange):
                     )
             return [bytes(parts[number]) for number in range(len(sizes))]
 
-        return self._twice("`output`", once)
+        return self._ask_twice("`output`", once)
 
     def check(self, timeout_s: float) -> tuple[int, int]:
         """The golden vectors that are compiled in, run on the board. -> passed, of how many."""
@@ -281,7 +281,7 @@ class Tiny(Exchange):
                 raise Garbled(f"{passed} of {total} passed")
             return passed, total
 
-        return self._twice("`check`", once)
+        return self._ask_twice("`check`", once)
 
     def close(self) -> None:
         self.link.close()

@@ -154,12 +154,12 @@ class Qemu:
         return self._process.pid
 
     def read(self, timeout_s: float) -> bytes:
-        return self._through(lambda line: received(line, timeout_s, self.name))
+        return self._with_line(lambda line: received(line, timeout_s, self.name))
 
     def write(self, data: bytes) -> None:
-        self._through(lambda line: sent(line, data, self.name))
+        self._with_line(lambda line: sent(line, data, self.name))
 
-    def _through(self, do: Callable[[socket.socket], T]) -> T:
+    def _with_line(self, do: Callable[[socket.socket], T]) -> T:
         if self._line is None or self._process is None:
             raise DeviceError(f"{self.name} was ended before it was asked")
         try:

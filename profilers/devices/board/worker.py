@@ -1,4 +1,4 @@
-"""The worker of a board, which runs the model in its firmware: it has a process's interface."""
+"""The worker of a board: it runs the model in the firmware, asked as a worker process is."""
 
 import math
 import time
@@ -85,7 +85,7 @@ class BoardWorker:
         self._load(self._feeds[feed % len(self._feeds)])
         count = self.board.window(seconds, least, timeout_s)
         assert self.board.inference_s
-        warm = _times(warm_s, self.board.inference_s)
+        warm = _inference_count(warm_s, self.board.inference_s)
         laps = self.board.infer(count, warm, timeout_s)
         for _ in range(TRIES):
             if laps.us >= 1e6 * seconds:
@@ -100,7 +100,7 @@ class BoardWorker:
             )
         return inference_ns
 
-    def _through(self, feed: dict[str, np.ndarray], timeout_s: float) -> list[np.ndarray]:
+    def _outputs_of(self, feed: dict[str, np.ndarray], timeout_s: float) -> list[np.ndarray]:
         self._load(feed)
         stored = self.board.outputs(self._ports, timeout_s)
         return unpack(stored, self._ports.outputs, self._names[1], self._edges, self._wanted)
@@ -120,7 +120,7 @@ class BoardWorker:
         left_s = _countdown(timeout_s)
         for start in range(0, count, model.batch):
             feed = samples.feed(model, rows.indices(start))
-            rows.add(start, self._through(feed, left_s(f"{start} of {count} samples")))
+            rows.add(start, self._outputs_of(feed, left_s(f"{start} of {count} samples")))
             if progress:
                 progress(min(start + model.batch, count), count)
 
@@ -128,7 +128,7 @@ class BoardWorker:
         loaded_feeds, left_s = read_feeds(feeds), _countdown(timeout_s)
         for number, feed in enumerate(loaded_feeds):
             limit_s = left_s(f"{number} of {len(loaded_feeds)} samples")
-            for place, array in enumerate(self._through(feed, limit_s)):
+            for place, array in enumerate(self._outputs_of(feed, limit_s)):
                 np.save(folder / f"{number}-{place}.npy", array)
 
     def profile(self, artifact: Artifact, *, timeout_s: float) -> dict[str, Any]:
@@ -190,5 +190,5 @@ def _countdown(timeout_s: float) -> Callable[[str], float]:
     return left_s
 
 
-def _times(seconds: float, each_s: float) -> int:
+def _inference_count(seconds: float, each_s: float) -> int:
     return round(seconds / each_s)

@@ -233,10 +233,10 @@ class Folder:
         """Push the files that the device does not have yet, by digest. -> their paths there."""
         digests = [self._digest(file) for file in files]
         files_by_digest = dict(zip(digests, files, strict=True))
-        self._look_at(set(digests) & self._kept - self._trusted)
+        self._check_kept(set(digests) & self._kept - self._trusted)
         absent = [name for name in files_by_digest if name not in self._new | self._kept]
         for name in absent:
-            self._guarded()
+            self._check_guard()
             self.transport.push(files_by_digest[name], f"{self.path}/new/{name}.part", COPY_S)
         if absent:
             self._check(absent)
@@ -246,7 +246,7 @@ class Folder:
             for name in digests
         ]
 
-    def _guarded(self) -> None:
+    def _check_guard(self) -> None:
         """Raises DeviceError where the guard is gone, and the folder with it: nobody would remove
         a file that was written now, over a connection that came back."""
         if not self._guard.running:
@@ -255,7 +255,7 @@ class Folder:
                 "gone with it; run it again"
             )
 
-    def _look_at(self, names: set[str]) -> None:
+    def _check_kept(self, names: set[str]) -> None:
         """Check the digests of kept files that are to be used: damaged ones are deleted; the others
         are marked as used, since the files that were unused for longest are deleted first."""
         if not names:
@@ -304,7 +304,7 @@ class Folder:
 
     def link(self, places: dict[str, str], folder: str) -> None:
         """Give pushed files names in a folder of this run. `places`: name -> path on the device."""
-        self._guarded()
+        self._check_guard()
         commands = [f"mkdir -p {shlex.quote(folder)}"]
         for name, path in places.items():
             target = shlex.quote(f"{folder}/{name}")
@@ -316,7 +316,7 @@ class Folder:
     def push(self, source: Path, kind: str) -> str:
         """Push a file that only this run uses. -> its path on the device."""
         place = self.name(kind)
-        self._guarded()
+        self._check_guard()
         self.transport.push(source, place, COPY_S)
         return place
 

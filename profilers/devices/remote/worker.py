@@ -106,13 +106,13 @@ class RemoteWorker:
             self._cores = first.cores
 
     def open(self, artifact: Artifact, *, timeout_s: float) -> float:
-        return self._opened(artifact, timeout_s)
+        return self._open_artifact(artifact, timeout_s)
 
-    def _opened(self, artifact: Artifact, timeout_s: float, profile: str = "") -> float:
+    def _open_artifact(self, artifact: Artifact, timeout_s: float, profile: str = "") -> float:
         """`profile`: the path there of the runtime's own profile, where it is to write one."""
         device_path = self.device.artifact(artifact.files)
         self._start(artifact.runtime)
-        words = [*_words(artifact.options), *([f"profile={profile}"] if profile else [])]
+        words = [*_option_words(artifact.options), *([f"profile={profile}"] if profile else [])]
         library = self.device.runner(artifact.runtime).library
         opened: Opened = self._ask(
             ["open", artifact.runtime, library, device_path, *words], timeout_s, Opened
@@ -125,13 +125,13 @@ class RemoteWorker:
                 order(opened.outputs, artifact.outputs),
             )
         except DeviceError as error:
-            raise self._wrong(str(error)) from None
+            raise self._device_error(str(error)) from None
         self._wanted = list(artifact.outputs)
         if self._feeds:
             self._give_feeds(timeout_s)
         return opened.load_ms
 
-    def _wrong(self, why: str) -> DeviceError:
+    def _device_error(self, why: str) -> DeviceError:
         return DeviceError(f"{self.device.address}: {why}")
 
     def keep_feeds(self, path: Path, *, timeout_s: float) -> None:
@@ -149,7 +149,7 @@ class RemoteWorker:
         try:
             return pack(feed, self._ports.inputs, self._names[0], self._edges)
         except DeviceError as error:
-            raise self._wrong(str(error)) from None
+            raise self._device_error(str(error)) from None
 
     def warm(self, seconds: float, least: int, *, timeout_s: float) -> int:
         count: int = self._ask(["warm", seconds, least], timeout_s, Warmed)
@@ -163,7 +163,7 @@ class RemoteWorker:
         try:
             return latencies(text, least, time.monotonic() - began)
         except ValueError as error:
-            raise self._wrong(f"its runner answered 'round' with {error}") from None
+            raise self._device_error(f"its runner answered 'round' with {error}") from None
 
     def outputs(
         self,
@@ -191,26 +191,26 @@ class RemoteWorker:
                 if progress:
                     progress(min(samples_done + now * model.batch, count), count)
 
-            outputs = self._through_chunk(packed, len(chunk), len(starts), timeout_s, within_chunk)
+            outputs = self._run_chunk(packed, len(chunk), len(starts), timeout_s, within_chunk)
             for start, arrays in zip(chunk, outputs, strict=True):
                 rows.add(start, arrays)
             within_chunk(len(chunk), 0)
 
-    def _through_chunk(
+    def _run_chunk(
         self, packed: bytes, count: int, total: int, timeout_s: float, progress: OnCount
     ) -> list[list[np.ndarray]]:
         """Run the inputs of `count` inferences, of `total` in all, and return the outputs of each.
         Inputs of DATA_BYTES or less in all stay on the device for the next candidate and run."""
         if total * self._ports.input_bytes <= DATA_BYTES:
-            return self._through(self.device.content(packed), count, timeout_s, progress)
+            return self._run_inputs(self.device.content(packed), count, timeout_s, progress)
         local_path = self.device.written(packed)
         inputs_path = self.device.folder.push(local_path, "in")
         local_path.unlink()
-        results = self._through(inputs_path, count, timeout_s, progress)
+        results = self._run_inputs(inputs_path, count, timeout_s, progress)
         self.device.folder.remove(inputs_path)
         return results
 
-    def _through(
+    def _run_inputs(
         self, inputs_path: str, count: int, timeout_s: float, progress: OnCount | None
     ) -> list[list[np.ndarray]]:
         """Run `count` inferences on the inputs in a file there. -> the outputs of each."""
@@ -241,13 +241,15 @@ class RemoteWorker:
     def run(self, feeds: Path, folder: Path, *, timeout_s: float) -> None:
         packed = [self._packed(feed) for feed in read_feeds(feeds)]
         inputs_path = self.device.content(b"".join(packed))
-        for number, outputs in enumerate(self._through(inputs_path, len(packed), timeout_s, None)):
+        for number, outputs in enumerate(
+            self._run_inputs(inputs_path, len(packed), timeout_s, None)
+        ):
             for place, array in enumerate(outputs):
                 np.save(folder / f"{number}-{place}.npy", array)
 
     def profile(self, artifact: Artifact, *, timeout_s: float) -> dict[str, Any]:
         device_path = self.device.folder.name("profile")
-        self._opened(artifact, timeout_s, profile=device_path)
+        self._open_artifact(artifact, timeout_s, profile=device_path)
         runs = self._ask(["profile", PROFILED_S], timeout_s, Profiled).inferences
         local_path = self.device.scratch / "profile"
         self.device.folder.pull(device_path, local_path, PROFILE_BYTES)
@@ -271,7 +273,14 @@ class RemoteWorker:
         device_path = self.device.artifact(artifact.files)
         self._start(artifact.runtime)
         library = self.device.runner(artifact.runtime).library
-        words = ["memory", artifact.runtime, library, first, device_path, *_words(artifact.options)]
+        words = [
+            "memory",
+            artifact.runtime,
+            library,
+            first,
+            device_path,
+            *_option_words(artifact.options),
+        ]
         answer: MemoryAnswer = self._ask(words, timeout_s, MemoryAnswer)
         return Memory(answer.baseline, answer.peak)
 
@@ -284,7 +293,7 @@ class RemoteWorker:
         self.round(0.0, count, warm_s=0.0, feed=0, timeout_s=timeout_s)
 
 
-def _words(options: dict[str, Any]) -> list[str]:
+def _option_words(options: dict[str, Any]) -> list[str]:
     """A runtime's options as a runner reads them; what is done on this machine is left out."""
     return [
         f"{name}={int(value) if name == 'stateful' else value}"
