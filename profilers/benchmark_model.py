@@ -30,7 +30,7 @@ def check(program: Path) -> None:
 
 
 def run(device: Device, program: Path, artifact: Path, threads: int) -> dict[str, Any]:
-    """What it says of a .tflite file on the device.
+    """Run it with a .tflite file on the device. -> its figures, as `parse` reads them.
 
     Raises UsageError where there is no such program, DeviceError where it fails.
     """
@@ -51,7 +51,7 @@ def run(device: Device, program: Path, artifact: Path, threads: int) -> dict[str
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Its log -> milliseconds and bytes; of its several `count=` lines the last are the timed ones.
+    """Its log -> milliseconds and bytes; of its several `count=` lines the last is the timed runs'.
 
     Raises DeviceError where there are none.
     """
@@ -63,17 +63,21 @@ def parse(text: str) -> dict[str, Any]:
     values = {name: float(value) for name, value in _VALUE.findall(counts[-1][1])}
     if "avg" not in values and "curr" in values:  # one run, or all of one length
         values |= dict.fromkeys(("avg", "min", "max"), values["curr"])
-    found: dict[str, Any] = {"runs": int(counts[-1][0])}
+    figures: dict[str, Any] = {"runs": int(counts[-1][0])}
     for name in ("avg", "min", "max", "std", "median", "p5", "p95"):
         if name in values:
-            found[f"{name}_ms"] = values[name] / 1e3
+            figures[f"{name}_ms"] = values[name] / 1e3
     timings = [(_INIT.search(line), _FIRST.search(line)) for line in lines if "Init:" in line]
     for init, first in timings:
         if init and first:
-            found |= {"init_ms": float(init[1]) / 1e3, "first_ms": float(first[1]) / 1e3}
+            figures |= {"init_ms": float(init[1]) / 1e3, "first_ms": float(first[1]) / 1e3}
             break
-    begun = next((n for n, line in enumerate(lines) if _FOOTPRINT.search(line)), len(lines))
-    memory = next((match for line in lines[begun:] if (match := _OVERALL.search(line))), None)
+    first_footprint = next(
+        (n for n, line in enumerate(lines) if _FOOTPRINT.search(line)), len(lines)
+    )
+    memory = next(
+        (match for line in lines[first_footprint:] if (match := _OVERALL.search(line))), None
+    )
     if memory:
-        found["memory_bytes"] = float(memory[1]) * 2**20  # its MB are KiB / 1024
-    return found
+        figures["memory_bytes"] = float(memory[1]) * 2**20  # its MB are KiB / 1024
+    return figures

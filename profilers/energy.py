@@ -17,8 +17,8 @@ LIMIT_S = 3600.0
 
 
 def measure(device: Device, artifact: Artifact, feeds: Path, seconds: float) -> Energy:
-    """Energy of about so many seconds, or as long as the meter needs, of inferences one after
-    another. Raises DeviceError where there is no meter, or no more is taken than while idle."""
+    """The energy of inferences, one after another, in windows of about `seconds`, or as long as the
+    meter needs. Raises DeviceError where there is no meter, or no more is taken than while idle."""
     meter = device.meter
     if meter is None:
         raise DeviceError(device.no_meter)

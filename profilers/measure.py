@@ -16,19 +16,20 @@ from onmetal.records import Candidate, Figure, Rounds
 
 
 class Schedule(Struct, frozen=True):
-    """How long to look. Every block starts every candidate afresh."""
+    """How long candidates are timed. Every block starts every candidate afresh."""
 
     blocks: int
     rounds: int
     """A block's rounds; each runs every candidate once, in random order."""
     round_s: float
     warm_s: float
-    """Of a fresh worker, before its first round."""
+    """How long a fresh worker runs before its first round."""
     round_warm_s: float
-    """Before each timed part of a round: caches and clocks that the others took."""
+    """Before each timed part of a round, since the other candidates disturbed caches and clocks."""
     memory_runs: int
     least_blocks: int | None = None
-    """After so many blocks, what cannot be chosen any more is not timed further; None: all is."""
+    """After so many blocks, candidates that cannot be chosen any more are not timed further; None:
+    all are."""
 
 
 Mode = Literal["quick", "default", "thorough"]
@@ -48,7 +49,7 @@ BOARD: dict[Mode, Schedule] = {
     "default": Schedule(5, 1, 10.0, 1.0, 0.0, 1),
     "thorough": Schedule(5, 2, 10.0, 1.0, 0.0, 1),
 }
-"""Of a microcontroller: windows of ten seconds, as MLPerf Tiny has them, each one sample."""
+"""For microcontrollers: windows of ten seconds, as MLPerf Tiny has them, each one sample."""
 
 
 class Progress(Protocol):
@@ -70,14 +71,14 @@ class Outcome(Struct, frozen=True):
 
 
 def schedule(device: Device, mode: Mode) -> Schedule:
-    """How long to look at candidates on this device."""
+    """How long candidates are timed on this device."""
     if not device.traits.time_is_real:
         return EMULATED
     return (BOARD if device.traits.holds_one_model else MODES)[mode]
 
 
 def timeout_s(schedule: Schedule) -> float:
-    """A worker that says nothing for this long hangs."""
+    """Seconds without an answer after which a worker is taken to hang."""
     return 600 + 20 * (schedule.round_s + schedule.warm_s)
 
 
@@ -93,7 +94,7 @@ def measure(
 ) -> Outcome:
     """Time the candidates, interleaved; `feeds` gives the .npz of a candidate's inputs.
 
-    Only rounds that all who were timed in them finished are kept, so that all are paired.
+    Only rounds that every candidate timed in them finished are kept, so that all are paired.
     `deadline` is a time.monotonic(). A candidate that fails is left out from then on; one that is
     settled after the schedule's least number of blocks keeps what it has.
     """
@@ -139,8 +140,8 @@ def measure(
                 progress(done, total, f"round {done + 1} of {total}, {len(workers)} candidates")
                 for name in shuffled.sample(sorted(workers), len(workers)):
                     try:
-                        found = _round(workers[name], schedule, done)
-                        samples[name][block, number] = found
+                        latencies_ns = _round(workers[name], schedule, done)
+                        samples[name][block, number] = latencies_ns
                     except OnmetalError as error:
                         failures[name] = str(error)
                         del workers[name]
@@ -153,19 +154,19 @@ def _paired(
     failures: dict[str, str],
     ended: dict[str, int],
 ) -> dict[str, Rounds]:
-    """The rounds that all finished who were timed in them. `ended`: name -> the first block in
+    """The rounds that every candidate timed in them finished. `ended`: name -> the first block in
     which it was timed no more."""
     alive = [name for name in samples if name not in failures]
-    begun = sorted(set().union(*(samples[name] for name in alive)))
+    started = sorted(set().union(*(samples[name] for name in alive)))
     complete = [
         key
-        for key in begun
+        for key in started
         if all(key in samples[name] or ended.get(name, key[0] + 1) <= key[0] for name in alive)
     ]
-    kept = {name: [key for key in complete if key in samples[name]] for name in alive}
+    common = {name: [key for key in complete if key in samples[name]] for name in alive}
     return {
         name: Rounds({key: samples[name][key] for key in keys}, tuple(loads[name]))
-        for name, keys in kept.items()
+        for name, keys in common.items()
         if keys
     }
 
@@ -221,7 +222,7 @@ def peak_memory(device: Device, candidate: Candidate, feeds: Path, runs: int) ->
         for _ in range(runs):
             workers.append(device.worker(candidate.runtime))
             stack.callback(workers[-1].close)
-        for worker in workers:  # the others import meanwhile, which no memory of its own shows
+        for worker in workers:  # the others import meanwhile, which does not count as its memory
             worker.keep_feeds(feeds, timeout_s=600)
             memory = worker.peak_memory(candidate.artifact, timeout_s=3600)
             peaks.append(max(0, memory.peak_bytes - memory.baseline_bytes))

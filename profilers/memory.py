@@ -25,7 +25,7 @@ TRIVIAL_TFLITE = (
     "ZzuJp8JrB7cYej7u9poTS2KlPfbZNof2LLmp3BajFXAp00RtI5/nlMAfv0qMdM6Hu7pUpLeFt/r6rsyE/JtSGoz61iHv"
     "9jMrkZzb17+bq7OeZ787cR5I"
 )
-"""The like in TFLite, of one ABS operator, deflated (a test holds it against the writer)."""
+"""Such a model in TFLite, one ABS operator, deflated (a test holds it against the writer)."""
 
 
 def trivial(name: str) -> bytes:

@@ -1,7 +1,7 @@
-"""A function that a worker process is asked for: named by itself, its arguments as JSON and back.
+"""A call of a function in a worker process: by the function's name, with its arguments as JSON.
 
-What is asked for stands in a room's `operations` module, which imports what does the work when it
-is called: so the process that asks loads no framework, and the types of arguments and results are
+Such functions stand in the `operations` modules, which import what does the work when they are
+called: so the calling process loads no framework, and the types of arguments and results are
 checked.
 """
 
@@ -16,7 +16,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 PROGRESS = "progress"
-"""The parameter of a function that tells how far it is: an OnCount, which the worker fills in."""
+"""The parameter by which a function reports its progress: an OnCount, which the worker passes."""
 
 
 class Operation(Generic[R]):
@@ -26,19 +26,19 @@ class Operation(Generic[R]):
         self.function, self.arguments = function, arguments
 
     def request(self) -> dict[str, Any]:
-        """As JSON values: `function`, its `module:name`, and its `arguments`."""
+        """The call as JSON values: `function`, its `module:name`, and its `arguments`."""
         name = f"{self.function.__module__}:{self.function.__qualname__}"
         return {"function": name, "arguments": plain(self.arguments)}
 
     def result(self, value: Any) -> R:
-        """The function's result, of what it is as JSON values."""
+        """The function's result, restored from JSON values."""
         kind = get_type_hints(self.function)["return"]
         return value if kind is type(None) else restore(value, kind)  # type: ignore[no-any-return]
 
 
-def asked(function: Callable[P, R], *given: P.args, **named: P.kwargs) -> Operation[R]:
+def asked(function: Callable[P, R], *values: P.args, **named: P.kwargs) -> Operation[R]:
     """The call of a function of a module with these arguments, for a worker to make."""
-    return Operation(function, inspect.signature(function).bind(*given, **named).arguments)
+    return Operation(function, inspect.signature(function).bind(*values, **named).arguments)
 
 
 def perform(function: str, arguments: dict[str, Any], progress: Callable[[int, int], None]) -> Any:
@@ -47,7 +47,7 @@ def perform(function: str, arguments: dict[str, Any], progress: Callable[[int, i
     assert module.startswith("onmetal.")
     called = getattr(importlib.import_module(module), name)
     hints = get_type_hints(called)
-    given = {name: restore(value, hints.get(name, Any)) for name, value in arguments.items()}
+    values = {name: restore(value, hints.get(name, Any)) for name, value in arguments.items()}
     if PROGRESS in hints:
-        given[PROGRESS] = progress
-    return plain(called(**given))
+        values[PROGRESS] = progress
+    return plain(called(**values))

@@ -1,7 +1,7 @@
-"""What processes and devices send, taken with a limit in bytes and a limit in time.
+"""The output of processes and devices, read with a limit in bytes and a limit in time.
 
-Whatever is at the other end may send without end, so the clock and the count are looked at with
-every piece that comes, not only where nothing does.
+The other end may send without end, so both limits are checked at every piece that comes, not only
+while nothing comes.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ OUTPUT_BYTES = 8 << 20
 """Most that one command may print. The longest honest one is facts.script: 400 kB on a
 server with 256 CPUs, of which /proc/cpuinfo is most, and 100 kB on a phone."""
 TAIL_BYTES = 1 << 16
-"""Kept of what a process prints to standard error, of which errors quote the last lines."""
+"""How much is kept of what a process prints to standard error; errors quote its last lines."""
 QUOTED = 300
 """Most characters of a line that an error quotes."""
 
@@ -40,7 +40,7 @@ class Lines:
 
     def __init__(self) -> None:
         self.part = bytearray()
-        """What came of a line whose end did not."""
+        """The beginning of a line whose end has not come yet."""
         self._whole: deque[bytes] = deque()
 
     def add(self, piece: bytes) -> None:
@@ -55,14 +55,14 @@ class Lines:
         return self._whole.popleft() if self._whole else None
 
     def take(self) -> list[bytes]:
-        """All that are whole."""
+        """All complete lines."""
         lines = [*self._whole]
         self._whole.clear()
         return lines
 
 
 class Tail:
-    """Reads a pipe to its end in a thread, so that its writer never waits, and keeps the last."""
+    """Reads a pipe to its end in a thread, so that its writer never waits, and keeps its end."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream, self._kept = stream, b""
@@ -80,8 +80,8 @@ class Tail:
         return self._kept.decode(errors="replace")
 
     def close(self) -> None:
-        """Once the writer is gone. What it left behind may hold the pipe open; the thread ends
-        with that."""
+        """Call it once the writer is gone. A process that the writer left behind may hold the pipe
+        open; the thread ends with that process."""
         self._reader.join(1)
 
 
@@ -92,7 +92,7 @@ def quoted(text: str, count: int) -> str:
 
 
 def _short(line: str) -> str:
-    """The reason stands at the end of a long line as often as at its beginning."""
+    """A long line without its middle: the reason stands at either end of it."""
     half = QUOTED // 2
     return line if len(line) <= QUOTED else f"{line[:half]} … {line[-half:]}"
 
@@ -132,7 +132,7 @@ def collect(
             start_new_session=True,  # it is ended together with what it started
             preexec_fn=_with_files_of(file_bytes),
         )
-    except ValueError as error:  # a word that no program can be given, as one with a NUL byte
+    except ValueError as error:  # an argument that no program can have, as one with a NUL byte
         raise DeviceError(f"{who} cannot be run: {error}") from None
     pieces: dict[str, list[bytes]] = {"out": [], "err": []}
 
@@ -161,7 +161,7 @@ def _read(
     keep: Callable[[str, bytes], None],
 ) -> None:
     assert process.stdout and process.stderr
-    left = {"out": most_bytes, "err": OUTPUT_BYTES}
+    budgets = {"out": most_bytes, "err": OUTPUT_BYTES}
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ, "out")
         selector.register(process.stderr, selectors.EVENT_READ, "err")
@@ -174,8 +174,8 @@ def _read(
                 if not piece:
                     selector.unregister(key.fileobj)
                     continue
-                left[key.data] -= len(piece)
-                if left[key.data] < 0:
+                budgets[key.data] -= len(piece)
+                if budgets[key.data] < 0:
                     most = most_bytes if key.data == "out" else OUTPUT_BYTES
                     raise too_much(who, megabytes(most))
                 keep(key.data, piece)
@@ -193,7 +193,7 @@ def too_much(who: str, most: str) -> DeviceError:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Whatever state it is in. Its group stays where it ended by itself: adb leaves its server."""
+    """Kill the process's group, unless the process ended by itself: adb leaves its server in it."""
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -205,7 +205,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _with_files_of(most_bytes: int | None) -> Callable[[], None] | None:
-    """What a child does before it becomes the program: the kernel refuses it larger files."""
+    """The function that a child calls before it becomes the program, so that the kernel refuses it
+    files larger than `most_bytes`; None: there is no limit."""
     if most_bytes is None:
         return None
     limit = (most_bytes, most_bytes)

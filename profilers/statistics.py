@@ -1,5 +1,5 @@
 """From raw samples to figures with intervals. The unit that varies is the round, not the inference:
-neighbouring inferences share whatever the machine was doing, so they say little that is new.
+neighbouring inferences share the state of the machine, so they are not independent samples.
 
 Rounds themselves come in blocks of fresh processes, and processes of one artifact differ a little
 for as long as they live. So every bootstrap draws blocks first and then rounds within them.
@@ -18,7 +18,8 @@ RESOLUTION = 0.01
 """Half the least width of a ratio's interval: processes of one artifact, on a quiet machine, differ
 by up to this for as long as they live (docs/measuring.md), and few blocks cannot show it."""
 ONE_BLOCK = 0.05
-"""By how much more, as a logarithm, a ratio is uncertain that one process of each gave."""
+"""How much is added to each side of a ratio's interval, as a logarithm, where each artifact ran in
+one process only."""
 SKETCH = 101
 """Order statistics kept of a round while resampling."""
 
@@ -28,19 +29,19 @@ T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 def _draws(keys: list[tuple[int, int]]) -> np.ndarray:
     """[RESAMPLES, len(keys)]: how often each round is in each resample."""
-    return _drawn(tuple(keys))
+    return _cached_draws(tuple(keys))
 
 
 @lru_cache(maxsize=8)
-def _drawn(keys: tuple[tuple[int, int], ...]) -> np.ndarray:
+def _cached_draws(keys: tuple[tuple[int, int], ...]) -> np.ndarray:
     random = np.random.default_rng(0)
     blocks = sorted({block for block, _ in keys})
     members = [np.array([i for i, key in enumerate(keys) if key[0] == b]) for b in blocks]
     counts = np.zeros((RESAMPLES, len(keys)))
     for number in range(RESAMPLES):
         for block in random.integers(0, len(blocks), len(blocks)):
-            own = members[block]
-            np.add.at(counts[number], own[random.integers(0, len(own), len(own))], 1)
+            indices = members[block]
+            np.add.at(counts[number], indices[random.integers(0, len(indices), len(indices))], 1)
     return counts
 
 
@@ -53,23 +54,25 @@ def _quantile_interval(rounds: Rounds, share: float) -> tuple[float, float]:
     values, weight = np.concatenate(sketches), np.concatenate(weights)
     order = np.argsort(values, kind="stable")
     owner = np.repeat(np.arange(len(keys)), SKETCH)[order]
-    found = []
+    quantiles = []
     for drawn in _draws(keys):
         mass = np.cumsum(weight[order] * drawn[owner])
-        found.append(values[order[np.searchsorted(mass, share * mass[-1])]])
-    low, high = np.percentile(found, [2.5, 97.5])
+        quantiles.append(values[order[np.searchsorted(mass, share * mass[-1])]])
+    low, high = np.percentile(quantiles, [2.5, 97.5])
     of_block: dict[int, list[np.ndarray]] = {}
     for key in keys:
         of_block.setdefault(key[0], []).append(rounds.samples_ns[key])
-    each = [float(np.quantile(np.concatenate(samples), share)) for samples in of_block.values()]
-    low, high = _with_blocks(float(low), float(high), each)
-    # Two blocks may widen it beyond reason; no quantile lies outside of what was seen.
+    per_block = [
+        float(np.quantile(np.concatenate(samples), share)) for samples in of_block.values()
+    ]
+    low, high = _with_blocks(float(low), float(high), per_block)
+    # Two blocks may widen it beyond reason; no quantile lies outside of the samples.
     return max(low, float(values.min())) / 1e6, min(high, float(values.max())) / 1e6
 
 
 def _with_blocks(low: float, high: float, of_blocks: Sequence[float]) -> tuple[float, float]:
-    """The interval, widened to Student's t over what single blocks gave (as logarithms): a
-    bootstrap of three or five blocks does not know how few they are."""
+    """The interval, widened to Student's t over the figures of single blocks (as logarithms): a
+    bootstrap of three or five blocks does not account for how few they are."""
     count = len(of_blocks)
     if count < 2:
         return low, high
@@ -104,13 +107,13 @@ def throughput(rounds: Rounds, batch: int) -> Figure:
     rates = batch * 1e9 * (drawn @ counts) / (drawn @ sums)
     low, high = np.percentile(rates, [2.5, 97.5])
     blocks = np.array([block for block, _ in keys])
-    each = [
+    per_block = [
         batch * 1e9 * float(counts[blocks == block].sum() / sums[blocks == block].sum())
         for block in sorted(set(blocks.tolist()))
     ]
     return Figure(
         value=float(batch * 1e9 * counts.sum() / sums.sum()),
-        ci95=_with_blocks(float(low), float(high), each),
+        ci95=_with_blocks(float(low), float(high), per_block),
         samples=rounds.count,
         basis="measured",
         how="one request at a time: the batch over the mean latency",
@@ -122,7 +125,7 @@ def compare(baseline: Rounds, other: Rounds, *, mean: bool = False) -> Versus:
 
     The speed-up is the median over rounds of the ratio of the two medians (`mean`: means) of a
     round. Its interval is the widest of: the bootstrap of rounds in blocks; Student's t over the
-    medians of the blocks, which alone knows how little three or five blocks say; RESOLUTION.
+    medians of the blocks, which alone accounts for how few blocks there are; RESOLUTION.
     """
     keys, logs = _paired(baseline, other, mean)
     if not keys:
@@ -132,12 +135,12 @@ def compare(baseline: Rounds, other: Rounds, *, mean: bool = False) -> Versus:
     resampled = _medians(logs, drawn)
     low, high = (float(value) for value in np.percentile(resampled, [2.5, 97.5]))
     blocks = sorted({block for block, _ in keys})
-    if len(blocks) == 1:  # what processes differ by could not be seen: no verdict
+    if len(blocks) == 1:  # how much processes differ is not known: no verdict
         low, high = min(low, 0.0) - ONE_BLOCK, max(high, 0.0) + ONE_BLOCK
         return Versus(math.exp(point), (math.exp(low), math.exp(high)), "inconclusive")
     of_block = np.array([block for block, _ in keys])
-    each = [math.exp(np.median(logs[of_block == block])) for block in blocks]
-    ends = _with_blocks(math.exp(low), math.exp(high), each)
+    per_block = [math.exp(np.median(logs[of_block == block])) for block in blocks]
+    ends = _with_blocks(math.exp(low), math.exp(high), per_block)
     low, high = math.log(ends[0]), math.log(ends[1])
     resolution = math.log1p(RESOLUTION)
     low, high = min(low, point - resolution), max(high, point + resolution)

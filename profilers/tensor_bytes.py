@@ -1,7 +1,7 @@
-"""Arrays as a device takes and gives them: raw tensors one after another, and back.
+"""Arrays as the bytes of a device's inputs and outputs: raw tensors one after another, and back.
 
-What run.py does around a TFLite artifact (channels last, whole numbers that stand for reals, types
-that the artifact has not) is done here for the native runner, which moves bytes only.
+The conversions of run.py around a TFLite artifact (channels last, quantized integers, types that
+the artifact does not have) are done here for the native runner, which moves bytes only.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,8 @@ NHWC, NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
 def order(ports: Sequence[Port], names: Sequence[str]) -> list[str]:
-    """The manifest's name of every port: its own, or by its place where files have other names."""
+    """The manifest's name of every port: the port's own name, or, where the file has other names,
+    the name at its place."""
     if len(ports) != len(names):
         raise DeviceError(f"the device sees {len(ports)} tensors where the model has {len(names)}")
     if {port.name for port in ports} == set(names):
@@ -39,7 +40,7 @@ def edges(options: dict[str, Any]) -> Edges:
 
 
 def runtime_options(options: dict[str, Any]) -> dict[str, Any]:
-    """What a runtime itself is opened with."""
+    """The options with which a runtime itself is opened."""
     return {name: value for name, value in options.items() if name not in Edges._fields}
 
 
@@ -58,8 +59,8 @@ def pack(
         wanted = np.dtype(port.dtype)
         if array.dtype != wanted and port.scale:
             limits = np.iinfo(wanted)
-            whole = np.rint(array / np.float32(port.scale)) + port.zero
-            array = np.clip(whole, limits.min, limits.max).astype(wanted)
+            integers = np.rint(array / np.float32(port.scale)) + port.zero
+            array = np.clip(integers, limits.min, limits.max).astype(wanted)
         if array.dtype != wanted or array.nbytes != port.bytes:
             raise DeviceError(
                 f"input {name!r} is {array.dtype} {list(array.shape)}, but the model on the device "
@@ -77,7 +78,7 @@ def unpack(
     wanted: Sequence[str],
 ) -> list[np.ndarray]:
     """One inference's outputs, as the runner wrote them -> arrays in the order of `wanted`."""
-    found: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     place = 0
     for port, name in zip(ports, names, strict=True):
         flat = np.frombuffer(content[place : place + port.bytes], np.dtype(port.dtype))
@@ -87,18 +88,18 @@ def unpack(
             array = (array.astype(np.float32) - np.float32(port.zero)) * np.float32(port.scale)
         if name in edges.float16:
             array = array.astype(np.float16)
-        found[name] = np.ascontiguousarray(array.transpose(NCHW)) if name in edges.nhwc else array
-    return [found[name] for name in wanted]
+        arrays[name] = np.ascontiguousarray(array.transpose(NCHW)) if name in edges.nhwc else array
+    return [arrays[name] for name in wanted]
 
 
 def read_feeds(path: Path) -> list[dict[str, np.ndarray]]:
     """An .npz with `<number>/<input name>`, as vectors.numbered names them."""
-    found: dict[int, dict[str, np.ndarray]] = {}
+    arrays: dict[int, dict[str, np.ndarray]] = {}
     with np.load(path, allow_pickle=False) as stored:
         for name in stored.files:
             number, _, tensor = name.partition("/")
-            found.setdefault(int(number), {})[tensor] = np.asarray(stored[name], order="C")
-    return [found[number] for number in sorted(found)]
+            arrays.setdefault(int(number), {})[tensor] = np.asarray(stored[name], order="C")
+    return [arrays[number] for number in sorted(arrays)]
 
 
 class Rows:
@@ -110,11 +111,11 @@ class Rows:
 
     def indices(self, start: int) -> list[int]:
         """The samples of the batch that begins at `start`; the last batch is filled up with its
-        last sample, and what that gives is dropped."""
+        last sample, and the outputs of these copies are dropped."""
         return [min(start + place, self.count - 1) for place in range(self.model.batch)]
 
     def add(self, start: int, outputs: Sequence[np.ndarray]) -> None:
-        """What the batch that begins at `start` gave."""
+        """Append the outputs of the batch that begins at `start`."""
         rows = [_rows(array, self.model.batch) for array in outputs]
         if not self._shapes:
             self._begin(rows)

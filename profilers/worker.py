@@ -28,7 +28,7 @@ from onmetal.profilers.tensor_bytes import Rows, read_feeds
 from onmetal.runtimes import firmware
 
 PACED_S = 0.3
-"""Inferences are timed for so long to know how many last longer."""
+"""How long inferences are timed to know how many of them fill a longer time."""
 
 _answers = sys.stdout
 
@@ -47,13 +47,13 @@ class State:
 
 def call(function: str, arguments: dict[str, Any]) -> Any:
     """Any `module:function` of onmetal's own, by name."""
-    return perform(function, arguments, _tell)
+    return perform(function, arguments, _report_progress)
 
 
 _last_told = 0.0
 
 
-def _tell(done: int, total: int) -> None:
+def _report_progress(done: int, total: int) -> None:
     global _last_told
     if time.monotonic() - _last_told > 0.5:
         _last_told = time.monotonic()
@@ -103,10 +103,10 @@ def warm(seconds: float, least: int) -> int:
     samples: list[int] = []
     while True:
         samples += timed(run, feed, seconds / 6, 1)
-        spent = time.perf_counter() - began
-        if spent > 3 * seconds and len(samples) > 1:
+        elapsed_s = time.perf_counter() - began
+        if elapsed_s > 3 * seconds and len(samples) > 1:
             return len(samples)
-        if spent < seconds or len(samples) < max(least, 6):
+        if elapsed_s < seconds or len(samples) < max(least, 6):
             continue
         third = len(samples) // 3
         middle, last = np.median(samples[third : 2 * third]), np.median(samples[2 * third :])
@@ -155,14 +155,14 @@ def _without_collector() -> Iterator[None]:
 
 
 def pace(seconds: float) -> int:
-    """How many inferences on the first feed last so long."""
+    """How many inferences on the first feed last `seconds`."""
     run, feed = State.session.run, State.feeds[0]
     samples = timed(run, feed, min(seconds, PACED_S), 3)
     return max(1, round(seconds / (float(np.median(samples)) / 1e9)))
 
 
 def burst(count: int) -> None:
-    """So many inferences, one after another."""
+    """Run `count` inferences, one after another."""
     run, feed = State.session.run, State.feeds[0]
     with _without_collector():
         for _ in range(count):
@@ -174,11 +174,11 @@ def outputs(samples: dict[str, Any], model: dict[str, Any], count: int, folder: 
     from onmetal.records import Model, restore
     from onmetal.samples import Samples
 
-    data, of = restore(samples, Samples), restore(model, Model)
-    rows = Rows(Path(folder), of, count)
-    for start in range(0, count, of.batch):
-        rows.add(start, State.session.run(data.feed(of, rows.indices(start))))
-        _tell(min(start + of.batch, count), count)
+    data, model_record = restore(samples, Samples), restore(model, Model)
+    rows = Rows(Path(folder), model_record, count)
+    for start in range(0, count, model_record.batch):
+        rows.add(start, State.session.run(data.feed(model_record, rows.indices(start))))
+        _report_progress(min(start + model_record.batch, count), count)
 
 
 def run(path: str, folder: str) -> None:
@@ -190,25 +190,25 @@ def run(path: str, folder: str) -> None:
 
 
 def profile(runtime: str, **arguments: Any) -> dict[str, Any]:
-    """What really ran, from the runtime's own profile."""
-    found: dict[str, Any] = (
+    """The operators that really ran, from the runtime's own profile."""
+    figures: dict[str, Any] = (
         runtimes.runtime(runtime).profiler().profile(feed=State.feeds[0], **arguments)
     )
-    return found
+    return figures
 
 
 def arena(runtime: str, **arguments: Any) -> dict[str, Any]:
     """What an inference takes of TFLite Micro's arena, in bytes."""
-    found: dict[str, Any] = firmware(runtime).arena(feed=State.feeds[0], **arguments)
-    return found
+    figures: dict[str, Any] = firmware(runtime).arena(feed=State.feeds[0], **arguments)
+    return figures
 
 
 def layers(runtime: str, **arguments: Any) -> list[dict[str, Any]]:
     """The time of every kernel, from the runtime's own profile."""
-    found: list[dict[str, Any]] = (
+    figures: list[dict[str, Any]] = (
         runtimes.runtime(runtime).profiler().layers(feed=State.feeds[0], **arguments)
     )
-    return found
+    return figures
 
 
 def peak_memory(runtime: str, options: dict[str, Any], **arguments: Any) -> dict[str, int]:
@@ -242,7 +242,7 @@ def _die_with_parent() -> None:
         with contextlib.suppress(OSError):
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if str(os.getppid()) != os.environ.get("ONMETAL_PARENT"):
-            sys.exit(0)  # it was gone before it could be watched
+            sys.exit(0)  # the parent had ended before prctl was called
 
 
 def main() -> None:
@@ -251,7 +251,7 @@ def main() -> None:
     _answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for runtime in sys.argv[1:]:
-        with contextlib.suppress(Exception):  # opening says what is wrong with it
+        with contextlib.suppress(Exception):  # opening an artifact reports what is wrong with it
             runtimes.runtime(runtime).session()
     for line in sys.stdin:
         request = json.loads(line)

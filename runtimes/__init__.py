@@ -1,7 +1,7 @@
 """The engines that execute models, a folder each.
 
-What a folder must hold is said in `protocol`; here is which there are, and what is asked of them by
-name.
+`protocol` states what a folder must define; here are the names of the runtimes, and functions that
+take such a name.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ def runtime(name: str) -> Runtime:
 
 
 def spec(name: str) -> Spec:
-    """What is to be known of a runtime without importing it."""
+    """What is known of a runtime without importing it."""
     return runtime(name).spec
 
 
@@ -54,7 +54,7 @@ def pinned(name: str, number: str) -> str:
 
 
 def installed(names: Sequence[str] = RUNTIMES) -> dict[str, str]:
-    """Of these runtimes those that are installed here, with their versions."""
+    """The runtimes among these that are installed here, with their versions."""
     versions = {}
     for name in names:
         for package in spec(name).packages[::-1]:
@@ -84,7 +84,7 @@ def own(path: Path) -> str | None:
 
 
 def inner(path: str) -> Inner | None:
-    """What looks into a file of a runtime's own format; None: it is in no such format."""
+    """The reader of tensors in a file of a runtime's own format; None: it is in no such format."""
     name = own(Path(path))
     return runtime(name).inner() if name else None
 
@@ -92,11 +92,11 @@ def inner(path: str) -> Inner | None:
 def wrong_in_8_bits() -> "dict[str, tuple[Rule, ...]]":
     """Runtime -> the rules of what it computes wrong in 8 bits; of those that have any."""
     rules = {name: runtime(name).wrong_in_8_bits() for name in RUNTIMES}
-    return {name: found for name, found in rules.items() if found}
+    return {name: runtime_rules for name, runtime_rules in rules.items() if runtime_rules}
 
 
 def shipped(name: str, files: Sequence[Path]) -> Sequence[Path]:
-    """Of an artifact's files those that the device holds."""
+    """The artifact's files that the device holds."""
     firmware = runtime(name).firmware()
     return firmware.shipped(files) if firmware else files
 
@@ -108,7 +108,7 @@ def hardware(name: str, recipe: Recipe, target: Target) -> Hardware:
 
 
 def firmware(name: str) -> Firmware:
-    """What is to be known of models in a runtime's firmware."""
+    """The `firmware` of a runtime that is for firmware."""
     known = runtime(name).firmware()
     assert known, f"{name} is not for firmware"
     return known

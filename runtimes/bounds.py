@@ -1,4 +1,4 @@
-"""What values an option of a runtime may have: target files and bundles of strangers set them."""
+"""The values that a runtime's options may have: untrusted target files and bundles set them."""
 
 from typing import Annotated, Any, Literal
 
@@ -10,7 +10,7 @@ MOST_THREADS = 1024
 Threads = Annotated[int, Meta(ge=1, le=MOST_THREADS)]
 Switch = bool | Annotated[int, Meta(ge=0, le=1)]
 Names = Annotated[tuple[Annotated[str, Meta(max_length=1000)], ...], Meta(max_length=1000)]
-"""Of a model's inputs and outputs."""
+"""Names of a model's inputs or outputs."""
 Entry = Literal["0", "1", 0, 1]
 """A switch that a runtime takes as text."""
 

@@ -1,6 +1,6 @@
 """Which runtime can run which recipe: a target file becomes a target here.
 
-What a runtime can do stands in its own folder's spec; what is asked of it, in the recipe.
+What a runtime can run stands in its own folder's spec; what it is to run, in the recipe.
 """
 
 from pathlib import Path
@@ -26,10 +26,10 @@ def resolve(file: TargetFile) -> Target:
     """Raises UsageError where a runtime cannot do what the file asks of it."""
     try:
         _check_runtimes(file)
-        found = tuple(recipe for entry in file.recipes for recipe in ways(entry, file))
-        if EXACT not in [recipe.name for recipe in found] and not file.micro:
+        runnable = tuple(recipe for entry in file.recipes for recipe in ways(entry, file))
+        if EXACT not in [recipe.name for recipe in runnable] and not file.micro:
             raise ValueError(f"it has no {EXACT!r} recipe, which is run as the reference")
-        warnings = _lines_instead(file, found) if file.deprecated else ()
+        warnings = _replacement_lines(file, runnable) if file.deprecated else ()
     except ValueError as error:
         raise targets.refused(file.source, str(error)) from None
     common = {
@@ -37,7 +37,7 @@ def resolve(file: TargetFile) -> Target:
         for key in Target.__struct_fields__
         if key not in ("recipes", "warnings")
     }
-    return Target(**common, recipes=found, warnings=warnings)
+    return Target(**common, recipes=runnable, warnings=warnings)
 
 
 def _check_runtimes(file: TargetFile) -> None:
@@ -62,36 +62,40 @@ def _check_runtimes(file: TargetFile) -> None:
 
 
 def ways(entry: Named, file: TargetFile) -> list[Recipe]:
-    """A recipe as the target's runtimes run it. Raises ValueError where none does, or one does not
-    that was named to."""
-    here = [runtime.name for runtime in file.runtimes]
+    """A recipe as the target's runtimes run it. Raises ValueError where none of them can, or where
+    a runtime that is named for it cannot."""
+    target_runtimes = [runtime.name for runtime in file.runtimes]
     reasons: dict[str, str] = {}
-    found = []
+    runnable = []
     for way in entry.ways:
         for name in way.runtimes:
             if why := misfit(way, name):
                 raise ValueError(f"recipe {way.name!r} {why}")
-        meant = way.runtimes or here
-        asked = [name for name in here if name in meant and name in (entry.only or here)]
-        reasons |= {name: why for name in asked if (why := misfit(way, name))}
-        if able := tuple(name for name in asked if name not in reasons):
-            found.append(replace(way, runtimes=able))
-    running = [name for way in found for name in way.runtimes]
+        meant = way.runtimes or target_runtimes
+        requested = [
+            name
+            for name in target_runtimes
+            if name in meant and name in (entry.only or target_runtimes)
+        ]
+        reasons |= {name: why for name in requested if (why := misfit(way, name))}
+        if able := tuple(name for name in requested if name not in reasons):
+            runnable.append(replace(way, runtimes=able))
+    running = [name for way in runnable for name in way.runtimes]
     for name in entry.only:
-        if name not in here:
+        if name not in target_runtimes:
             raise ValueError(
                 f"recipe '{entry.name}@{name}' names a runtime that is not among its [[runtimes]] "
-                f"({', '.join(here)})"
+                f"({', '.join(target_runtimes)})"
             )
         if name not in running:
             why = reasons.get(name, "is not meant for this runtime")
             raise ValueError(f"recipe '{entry.name}@{name}' {why}")
-    if not found:
-        said = [f"on {name}, it {why}" for name, why in reasons.items()]
-        others = " and ".join(name for way in entry.ways for name in way.runtimes)
-        why = "; ".join(said) or f"it is for {others} alone"
+    if not runnable:
+        refusals = [f"on {name}, it {why}" for name, why in reasons.items()]
+        meant_for = " and ".join(name for way in entry.ways for name in way.runtimes)
+        why = "; ".join(refusals) or f"it is for {meant_for} alone"
         raise ValueError(f"recipe {entry.name!r} runs on none of its [[runtimes]]: {why}")
-    return found
+    return runnable
 
 
 def misfit(recipe: Recipe, name: str) -> str | None:
@@ -102,7 +106,9 @@ def misfit(recipe: Recipe, name: str) -> str | None:
     spec = runtimes.spec(name)
     for step in recipe.steps:
         if step.do not in spec.runs:
-            return f"has the step {step.do!r}, which runs on {' and '.join(_able(step.do))} alone"
+            return (
+                f"has the step {step.do!r}, which runs on {' and '.join(_running(step.do))} alone"
+            )
         if recipe.compute not in spec.runs[step.do]:
             can = " or ".join(spec.runs[step.do])
             return f"with the step {step.do!r} computes in {can} on {name}, not in {recipe.compute}"
@@ -116,14 +122,17 @@ def misfit(recipe: Recipe, name: str) -> str | None:
     if spec.reads == "tflite":
         return _tflite_misfit(recipe, recipe.format, name)
     if recipe.format.activation == "s16":
-        able = [known for known in _able("static") if "i16" in runtimes.spec(known).runs["static"]]
+        able = [
+            known for known in _running("static") if "i16" in runtimes.spec(known).runs["static"]
+        ]
         return f"has 16-bit activations, which only {' and '.join(able)} compute with"
     if not recipe.format.operators:
         return "lists no operators in its format"
     return None
 
 
-def _able(step: str) -> list[str]:
+def _running(step: str) -> list[str]:
+    """The runtimes that run a step."""
     return [name for name in runtimes.RUNTIMES if step in runtimes.spec(name).runs]
 
 
@@ -134,31 +143,31 @@ def _tflite_misfit(recipe: Recipe, form: Format, name: str) -> str | None:
             'has a format other than TFLite\'s: only `activation`, "s8" or "s16", can be said for '
             f"{name}"
         )
-    wide = form.activation == "s16"
-    if wide != (recipe.compute == "i16"):
-        return f"with activations of {form.activation} computes in {'i16' if wide else 'i8'}"
+    in_16_bits = form.activation == "s16"
+    if in_16_bits != (recipe.compute == "i16"):
+        return f"with activations of {form.activation} computes in {'i16' if in_16_bits else 'i8'}"
     return None
 
 
-def _lines_instead(file: TargetFile, found: tuple[Recipe, ...]) -> tuple[str, ...]:
+def _replacement_lines(file: TargetFile, runnable: tuple[Recipe, ...]) -> tuple[str, ...]:
     """What to write in the place of a file's [[recipes]] tables."""
     words: list[str] = []
-    own: dict[str, Recipe] = {}
-    for recipe in found:
-        alike = _built_in(recipe, file)
-        taken = recipe.name == Path(file.source).stem  # by the target file itself
-        path = f"./recipes/{recipe.name}.toml" if taken else f"./{recipe.name}.toml"
-        words += alike or [path]
-        if not alike:
-            own[path] = recipe
+    new_files: dict[str, Recipe] = {}
+    for recipe in runnable:
+        equivalent = _built_in(recipe, file)
+        name_taken = recipe.name == Path(file.source).stem  # by the target file itself
+        path = f"./recipes/{recipe.name}.toml" if name_taken else f"./{recipe.name}.toml"
+        words += equivalent or [path]
+        if not equivalent:
+            new_files[path] = recipe
     place = file.source
     warnings = [
         f"{place}: its tables of [[recipes]] are deprecated: delete them, and write above the "
         f"file's first [table] the line `{inline.list_line(words)}`"
     ]
-    for path, recipe in own.items():
+    for path, recipe in new_files.items():
         everywhere = Named(recipe.name, (replace(recipe, runtimes=()),))
-        if _as_found(everywhere, file) == [recipe]:
+        if _runnable_ways(everywhere, file) == [recipe]:
             recipe = replace(recipe, runtimes=())
         lines = ", ".join(f"`{line}`" for line in inline.file_lines(recipe))
         beside = Path(place).parent / path
@@ -171,14 +180,14 @@ def _built_in(recipe: Recipe, file: TargetFile) -> list[str]:
     if recipe.name not in recipes.names():
         return []
     entry = recipes.built_in(recipe.name)
-    if _as_found(entry, file) == [recipe]:
+    if _runnable_ways(entry, file) == [recipe]:
         return [recipe.name]
-    if _as_found(replace(entry, only=recipe.runtimes), file) == [recipe]:
+    if _runnable_ways(replace(entry, only=recipe.runtimes), file) == [recipe]:
         return [f"{recipe.name}@{name}" for name in recipe.runtimes]
     return []
 
 
-def _as_found(entry: Named, file: TargetFile) -> list[Recipe]:
+def _runnable_ways(entry: Named, file: TargetFile) -> list[Recipe]:
     try:
         return ways(entry, file)
     except ValueError:

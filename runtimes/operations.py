@@ -1,4 +1,4 @@
-"""What is asked of a runtime in a worker process; it imports the engine when it is called."""
+"""The functions of a runtime that worker processes call; they import the engine when called."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ def describe(name: str, path: Path) -> Ends:
 
 
 def shares_of_text(name: str, text: str, runs: int, artifact: Path) -> dict[str, Any]:
-    """As Profiler.shares of this runtime, of the text that its profile on a device is."""
+    """As Runtime.shares of this runtime, of the text of its profile on a device."""
     return runtime(name).shares(text, runs, artifact)
 
 
@@ -59,5 +59,5 @@ def operators(name: str, path: Path) -> dict[str, Any]:
 
 
 def ports(name: str, path: Path) -> dict[str, Any]:
-    """What a file takes and gives, as devices.answers.Ports, in its own order."""
+    """A file's inputs and outputs, as devices.answers.Ports, in its own order."""
     return firmware(name).ports(path)

@@ -1,4 +1,4 @@
-"""All that a runtime is to the rest: what its folder must hold.
+"""The interface of a runtime: what its folder must define.
 
 `runtimes/NAME/spec.py` defines `RUNTIME`, a `Runtime`; it imports the folder's other modules when
 they are asked for. By custom these are `convert` (a Converter), `session` (the Session of workers,
@@ -30,7 +30,7 @@ Feed = dict[str, np.ndarray]
 
 
 class Spec(Struct, frozen=True):
-    """What is to be known of a runtime without importing it."""
+    """What is known of a runtime without importing it."""
 
     title: str
     """As people call it."""
@@ -39,8 +39,8 @@ class Spec(Struct, frozen=True):
     reads: Literal["onnx", "tflite"]
     """The format of the file that `convert` takes."""
     runs: dict[str, tuple[str, ...]]
-    """Steps of recipes whose candidates it runs (targets.recipe.STEPS; "float": what is computed as
-    it is) -> the types that it then computes in."""
+    """Steps of recipes whose candidates it runs (targets.recipe.STEPS; "float": models without such
+    a step) -> the types that it then computes in."""
     other_floats: str = ""
     """Why it computes floats in no other {type} than `runs` says, in words that follow its name."""
     defines: str = ""
@@ -50,8 +50,8 @@ class Spec(Struct, frozen=True):
     in_firmware: bool = False
     """Whether it is compiled into a microcontroller's firmware, together with one model."""
     own_suffixes: tuple[str, ...] = ()
-    """Of the files in a format of its own, which `bench` and `inspect` take besides: of the one
-    that is opened, and of those that lie beside it under the same name."""
+    """Suffixes of the files in a format of its own, which `bench` and `inspect` accept too: first
+    that of the file to open, then those of files that lie beside it under the same name."""
     benchmark_model: bool = False
     """Whether Google's benchmark_model runs its artifacts, for a second opinion."""
     library: str = ""
@@ -59,7 +59,7 @@ class Spec(Struct, frozen=True):
     quantizer_package: str = ""
     """The package of its own quantizer, where it has one."""
     home_files: dict[str, str] = {}
-    """What must lie in the home folder of its processes, by path: switches of its telemetry."""
+    """Path in the home folder of its processes -> content: files that turn its telemetry off."""
 
 
 class Converter(Protocol):
@@ -73,7 +73,7 @@ class Converter(Protocol):
     type of its value."""
 
     RESERVED: frozenset[str]
-    """Of those, what follows from the recipe and --threads: not a target file's to set."""
+    """The options that the recipe and --threads decide, which a target file may not set."""
 
     ALONE: bool
     """Whether every artifact is made in a process of its own, because what the process made before
@@ -90,7 +90,7 @@ class Converter(Protocol):
         """The runtime's own options for one inference at a time, as low a latency as it can."""
 
     def describe(self, path: str) -> Ends:
-        """What an artifact takes and gives. Raises UnsupportedError where it cannot be read."""
+        """An artifact's inputs and outputs. Raises UnsupportedError where it cannot be read."""
 
 
 class Opened(Protocol):
@@ -133,7 +133,7 @@ class Profiler(Protocol):
         outputs: list[str],
     ) -> list[dict[str, Any]]:
         """Every kernel in the order of execution: `names` and `us`. Raises UnsupportedError where
-        the runtime tells no time of kernels."""
+        the runtime reports no time of kernels."""
 
 
 class Inner(Protocol):
@@ -163,13 +163,13 @@ class Lacking(TypedDict):
 
 
 class Firmware(Protocol):
-    """What is to be known of a model that is compiled into firmware with the runtime."""
+    """What a runtime in firmware says of the models that are compiled in with it."""
 
     def hardware(self, recipe: Recipe, target: Target) -> Hardware:
-        """What of the chip decides the artifact."""
+        """The properties of the chip on which the artifact depends."""
 
     def shipped(self, files: Sequence[Path]) -> Sequence[Path]:
-        """Of an artifact's files those that the chip holds."""
+        """The artifact's files that the chip holds."""
 
     def lacking(self, path: Path, activation: Activation | None) -> list[Lacking]:
         """Which operators of a float file it does not run, with activations of this type (None: as
@@ -197,7 +197,7 @@ class Firmware(Protocol):
         """Shares of a file's operators, by kind and by the type computed in."""
 
     def ports(self, path: Path) -> dict[str, Any]:
-        """What a file takes and gives, as devices.answers.Ports, in its own order."""
+        """A file's inputs and outputs, as devices.answers.Ports, in its own order."""
 
     def flash(self, path: Path, core: str | None) -> dict[str, Any]:
         """Bytes of flash that the model and the code for it take."""
@@ -222,16 +222,16 @@ class Programs(Protocol):
     def threads(self, options: dict[str, Any]) -> int: ...
 
     def in_c(self, options: dict[str, Any]) -> dict[str, str]:
-        """What the template example.c is filled with. Raises UnsupportedError for an option that
-        the runtime's C interface has not."""
+        """The values for the template example.c. Raises UnsupportedError for an option that the
+        runtime's C interface does not have."""
 
     def in_kotlin(self, options: dict[str, Any]) -> dict[str, str]:
-        """What the template Model.kt is filled with. Raises UnsupportedError for an option that
-        the runtime has not on Android."""
+        """The values for the template Model.kt. Raises UnsupportedError for an option that the
+        runtime does not have on Android."""
 
 
 class Runtime(Protocol):
-    """An engine that executes models. What most do not have is not to be defined."""
+    """An engine that executes models. The methods with a body need not be defined."""
 
     spec: Spec
 

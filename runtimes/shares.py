@@ -1,6 +1,6 @@
 """What a runtime really ran on a device, as shares of its operators: limits that they must keep.
 
-A device is a stranger: what it sends is read as types, and what comes of it is checked.
+A device is not trusted: what it sends is read as types, and the shares that follow are checked.
 """
 
 import math
@@ -26,12 +26,12 @@ def unreadable(title: str, error: Exception) -> UnsupportedError:
     return UnsupportedError(f"the profile of {title} could not be read: {str(error)[:WHY]}")
 
 
-def checked(found: dict[str, Any]) -> dict[str, Any]:
+def checked(figures: dict[str, Any]) -> dict[str, Any]:
     """Raises ValueError where the device names more than a model has, or what is no share."""
     for name in ("provider", "precision", "operators", "not_delegated"):
-        entries = found.get(name, {})
+        entries = figures.get(name, {})
         if len(entries) > MOST_KINDS or any(len(kind) > KIND_LENGTH for kind in entries):
             raise ValueError(f"more than {MOST_KINDS} kinds of operators, or one of a long name")
         if not all(math.isfinite(share) and share >= 0 for share in entries.values()):
             raise ValueError("a share that is no number, or negative")
-    return found
+    return figures

@@ -34,12 +34,12 @@ class Runtime(Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     options: dict[str, str | int | float | bool] = {}
-    """The runtime's own options, over those that onmetal sets."""
+    """The runtime's own options, which override those that onmetal sets."""
 
 
 class Io(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a TFLite artifact takes and gives; the bundle's run.py converts where that differs from
-    the model's own."""
+    """Inputs and outputs of a TFLite artifact; the bundle's run.py converts them where they differ
+    from the model's own."""
 
     layout: Literal["onnx", "nhwc"] = "onnx"
     """nhwc: images come in and go out with channels last, as the operators in between have them."""
@@ -51,15 +51,15 @@ Transport = Literal["local", "adb", "ssh", "serial"]
 
 
 class Device(Struct, frozen=True, forbid_unknown_fields=True):
-    """How to reach a device of this kind; which one is the user's to say (--device)."""
+    """How to reach a device of this kind; the user says which device (--device)."""
 
     transport: Transport
     required: bool = False
-    """Whether deploying without a device needs the user's word (--no-device)."""
+    """Whether deploying without a device needs the option --no-device."""
 
 
 class Limits(Struct, frozen=True, forbid_unknown_fields=True):
-    """What the hardware has: a candidate that exceeds it is rejected."""
+    """The hardware's storage and memory: a candidate that exceeds them is rejected."""
 
     storage_kib: Positive | None = None
     memory_kib: Positive | None = None
@@ -78,7 +78,7 @@ Core = Literal[
 
 
 class Chip(Struct, frozen=True, forbid_unknown_fields=True):
-    """A microcontroller: what must hold the model is said exactly."""
+    """A microcontroller: its core, and the exact sizes of the memories that must hold the model."""
 
     core: Core
     """Decides which of CMSIS-NN's kernels run, and so the scratch memory that they ask for."""
@@ -86,9 +86,9 @@ class Chip(Struct, frozen=True, forbid_unknown_fields=True):
     flash_kib: Positive
     ram_kib: Positive
     application_flash_kib: Natural = 0
-    """Of the flash, what is not the model's and its runtime's to use."""
+    """The part of the flash that the model and its runtime cannot use."""
     application_ram_kib: Natural = 0
-    """Of the RAM, what is not the arena's to use: stack, buffers, the rest of the program."""
+    """The part of the RAM that the arena cannot use: stack, buffers, the rest of the program."""
 
 
 class Npu(Struct, frozen=True, forbid_unknown_fields=True):
@@ -114,12 +114,12 @@ class Npu(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Facts(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a target and its file have in common."""
+    """The fields that a target and its file have in common."""
 
     name: str
     description: str
     arch: Literal["x86_64", "aarch64", "cortex-m", "any"]
-    """any: no device is of a wrong kind."""
+    """any: a device of any architecture fits."""
     device: Device
     runtimes: tuple[Runtime, ...]
     threads: Positive | None = None
@@ -145,8 +145,8 @@ class _Document(_Facts, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class TargetFile(_Facts, frozen=True, kw_only=True):
-    """A target file that was read. Which of its runtimes run which recipe, they say:
-    `onmetal.runtimes.fit` makes a Target of it."""
+    """A target file that was read. `onmetal.runtimes.fit` makes a Target of it, by what each of its
+    runtimes can run."""
 
     source: str
     recipes: tuple[Named, ...]
@@ -154,23 +154,23 @@ class TargetFile(_Facts, frozen=True, kw_only=True):
     default: bool = False
     """Whether artifacts are measured by it on a device of its kind where no target is named."""
     deprecated: bool = False
-    """Whether its recipes stand there as [[recipes]] tables."""
+    """Whether the file writes its recipes as [[recipes]] tables."""
 
 
 class Target(_Facts, frozen=True, kw_only=True):
     """Hardware, and what can be tried on it."""
 
     recipes: tuple[Recipe, ...]
-    """From the most exact to the least; of one name there are several where its runtimes differ in
-    what they make of it."""
+    """From the most exact to the least; several have one name where the target's runtimes run that
+    recipe differently."""
     warnings: tuple[str, ...] = ()
-    """What is to be changed in its file."""
+    """What the user should change in the target's file."""
 
     def recipe(self, name: str, runtime: str | None = None) -> Recipe:
-        """What a runtime makes of a recipe; where it runs none of that name, what the first does
-        that does."""
-        found = [known for known in self.recipes if known.name == name]
-        return next((known for known in found if runtime in known.runtimes), found[0])
+        """The recipe of this name as the runtime runs it; where the runtime runs none of this name,
+        the first one of this name."""
+        same_name = [known for known in self.recipes if known.name == name]
+        return next((known for known in same_name if runtime in known.runtimes), same_name[0])
 
     def exactness(self, recipe: str) -> int:
         """Lower is more exact: the recipe's place in the file."""
@@ -186,7 +186,7 @@ def names() -> list[str]:
 
 
 def default_for(transport: Transport) -> str:
-    """The target by which artifacts are measured on a device that is reached so."""
+    """The target by which artifacts are measured on a device of this transport."""
     entries = (read(name) for name in names())
     return next(e.name for e in entries if e.default and e.device.transport == transport)
 
@@ -235,7 +235,7 @@ def refused(source: str, why: str) -> UsageError:
 
 
 def _check(target: _Document) -> None:
-    """What the types cannot say: facts that contradict each other."""
+    """Raises ValueError for facts that contradict each other, which the types cannot express."""
     runtimes, chip = [runtime.name for runtime in target.runtimes], target.chip
     if not runtimes:
         raise ValueError("it has no [[runtimes]], so nothing could run the model")

@@ -39,7 +39,7 @@ def named(tables: tuple[Table, ...], runtimes: list[str]) -> tuple[Named, ...]:
     names = [table.name for table in tables]
     if double := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"the recipe {double[0]!r} stands there twice")
-    found = []
+    recipes = []
     for table in tables:
         if not table.runtimes:
             raise ValueError(f"recipe {table.name!r} has no runtime")
@@ -58,14 +58,14 @@ def named(tables: tuple[Table, ...], runtimes: list[str]) -> tuple[Named, ...]:
             table.format,
         )
         check(recipe)
-        found.append(Named(table.name, (recipe,)))
-    return tuple(found)
+        recipes.append(Named(table.name, (recipe,)))
+    return tuple(recipes)
 
 
 def method(recipe: Recipe) -> str:
-    """What `method` would say of a recipe."""
+    """The `method` that stands for a recipe's steps in a [[recipes]] table."""
     steps = () if recipe.quantized_by is None else (recipe.quantized_by,)
-    return next(word for word, known in METHODS.items() if known == steps)
+    return next(word for word, step_names in METHODS.items() if step_names == steps)
 
 
 def file_lines(recipe: Recipe) -> list[str]:

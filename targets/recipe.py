@@ -1,7 +1,7 @@
-"""Recipes: what is done to a model, one TOML file each in targets/recipes/, named once.
+"""Recipes: the steps that make a candidate of a model, one TOML file each in targets/recipes/.
 
-A recipe does not say which runtimes run it: they do (`onmetal.runtimes.fit`). Only where a name
-means another thing on another runtime, or is meant for some alone, the file names them.
+Which runtimes can run a recipe follows from the runtimes' specs (`onmetal.runtimes.fit`). A
+recipe's file names runtimes only where the recipe differs between them, or is meant for some alone.
 """
 
 import re
@@ -21,8 +21,8 @@ FOLDER = files("onmetal.targets").joinpath("recipes")
 NAME = r"^[a-z][a-z0-9]*(-[a-z0-9]+)*\Z"
 
 EXACT = "fp32"
-"""The recipe that computes what the original does; always run, as the reference, where a target has
-it: one of a microcontroller need not."""
+"""The recipe that computes what the original model computes. It is always run, as the reference,
+where a target has it; the target of a microcontroller need not have it."""
 
 OPERATORS = frozenset(
     {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "Concat", "Reshape"}
@@ -31,14 +31,15 @@ OPERATORS = frozenset(
     | {"GlobalAveragePool", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "HardSwish", "Elu"}
     | {"Softmax"}
 )
-"""What the quantizer knows how to place: ONNX's names. A Relu or Clip goes with what it follows."""
+"""ONNX's names of the operators that the quantizer supports. A Relu or Clip is quantized together
+with the operator that it follows."""
 
 Compute = Literal["f32", "f16", "bf16", "i8", "i16"]
 Kind = Literal["u8", "s8"]
 
 
 class Format(Struct, frozen=True, forbid_unknown_fields=True):
-    """The rules of one 8-bit format: what the quantizer does, it reads here."""
+    """The rules of one 8-bit format, which the quantizer follows."""
 
     operators: tuple[str, ...] = ()
     """Which operators run in 8 bits; all others stay float. A runtime of .tflite files lists none:
@@ -46,10 +47,10 @@ class Format(Struct, frozen=True, forbid_unknown_fields=True):
     activation: Literal["u8", "s8", "s16"] = "u8"
     weight: Kind = "s8"
     activation_symmetric: bool = False
-    """Zero point 0 (s8) or 128 (u8); else the range that was seen decides."""
+    """Whether the zero point is 0 (s8) or 128 (u8); else the calibrated range decides it."""
     weight_symmetric: bool = True
     per_channel: bool = True
-    """A scale for every output channel of a weight; else one for all of it."""
+    """Whether a weight has a scale for every output channel; else it has one scale."""
     weight_bits: Literal[7, 8] = 8
     """7: a reduced range, where 16-bit accumulators of 8-bit products would saturate."""
     same_scale: tuple[str, ...] = ()
@@ -57,13 +58,13 @@ class Format(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StepKind(Struct, frozen=True):
-    """What is to be known of a step before it is done."""
+    """What a kind of step needs and does."""
 
     what: str
     quantizes: bool = True
     """Whether it decides the numbers' format: a recipe has one such step at most."""
     calibrated: bool = False
-    """Whether samples decide how it is done."""
+    """Whether it needs calibration samples."""
     formatted: bool = False
     """Whether it follows the rules of [format]."""
     after: str | None = None
@@ -82,16 +83,16 @@ STEPS = {
     ),
     "split": StepKind("early operators in bands of rows", quantizes=False, after="static"),
 }
-"""What can be done to a model. No step: it is computed as it is."""
+"""The steps that a recipe may have. Without a step, the model is computed as it is."""
 
 
 class Recipe(Struct, frozen=True):
-    """One way to make a candidate, for the runtimes that run it alike."""
+    """How a candidate is made, for the runtimes that run it in the same way."""
 
     name: str
     runtimes: tuple[str, ...]
-    """Of a target: those of its runtimes that run it. As it stands in a file: those that it is
-    meant for; none: whichever can."""
+    """In a target: those of its runtimes that run the recipe. In a recipe's file: the runtimes that
+    it is meant for; empty: all that can run it."""
     compute: Compute
     """The type that the runtime computes in; its profile must confirm it."""
     steps: tuple[Step, ...] = ()
@@ -106,7 +107,7 @@ class Recipe(Struct, frozen=True):
 
     @property
     def calibrated(self) -> bool:
-        """Whether samples decide how it is made."""
+        """Whether making it needs calibration samples."""
         return any(STEPS[step.do].calibrated for step in self.steps)
 
     def does(self, step: str) -> bool:
@@ -118,9 +119,9 @@ class Named(Struct, frozen=True):
 
     name: str
     ways: tuple[Recipe, ...]
-    """One, or one for each group of runtimes by which the name means another thing."""
+    """One recipe, or one for each group of runtimes that the file treats differently."""
     only: tuple[str, ...] = ()
-    """Of the target's runtimes those that are to run it (NAME@RUNTIME); none: all that can."""
+    """The target's runtimes that are to run it (NAME@RUNTIME); empty: all that can."""
 
 
 class _Way(Struct, frozen=True, forbid_unknown_fields=True):
@@ -151,18 +152,20 @@ def listed(words: tuple[str, ...], folder: Path) -> tuple[Named, ...]:
 
     Raises ValueError, saying what is wrong with them.
     """
-    found: dict[str, Named] = {}
+    recipes: dict[str, Named] = {}
     for word in words:
-        what, at, runtime = word.partition("@") if not word.endswith(".toml") else (word, "", "")
+        what, separator, runtime = (
+            word.partition("@") if not word.endswith(".toml") else (word, "", "")
+        )
         entry = own(what, folder) if what.endswith(".toml") else built_in(what)
-        before = found.get(entry.name)
+        before = recipes.get(entry.name)
         if before is None:
-            found[entry.name] = replace(entry, only=(runtime,)) if at else entry
-        elif at and before.only and runtime not in before.only and before.ways == entry.ways:
-            found[entry.name] = replace(before, only=(*before.only, runtime))
+            recipes[entry.name] = replace(entry, only=(runtime,)) if separator else entry
+        elif separator and before.only and runtime not in before.only and before.ways == entry.ways:
+            recipes[entry.name] = replace(before, only=(*before.only, runtime))
         else:
             raise ValueError(f"the recipe {entry.name!r} stands there twice")
-    return tuple(found.values())
+    return tuple(recipes.values())
 
 
 def built_in(name: str) -> Named:
@@ -175,7 +178,7 @@ def built_in(name: str) -> Named:
 
 
 def own(word: str, folder: Path) -> Named:
-    """A user's own recipe, which is called as its file is."""
+    """A user's own recipe, named as its file is."""
     path = folder / word
     try:
         text = read_bytes(path, TOML_BYTES).decode("utf-8-sig")
@@ -208,7 +211,7 @@ def parse(name: str, text: str) -> Named:
             raise ValueError(f"[[for]] tables name the runtime {double[0]!r} twice")
     else:
         ways = (msgspec.convert(fields, _Way),)
-    found = tuple(
+    recipes = tuple(
         Recipe(
             name,
             way.runtimes,
@@ -219,9 +222,9 @@ def parse(name: str, text: str) -> Named:
         )
         for way in ways
     )
-    for recipe in found:
+    for recipe in recipes:
         check(recipe)
-    return Named(name, found)
+    return Named(name, recipes)
 
 
 def _step(entry: str | dict[str, Any]) -> Step:
@@ -230,15 +233,15 @@ def _step(entry: str | dict[str, Any]) -> Step:
     name = fields.get("do")
     if not isinstance(name, str) or name not in STEPS:
         what = f"there is no step {name!r}" if "do" in fields else "a step's table has no `do`"
-        alike = did_you_mean(name, STEPS) if isinstance(name, str) else ""
-        raise ValueError(f"{what}{alike}; there are: {', '.join(STEPS)}")
+        suggestion = did_you_mean(name, STEPS) if isinstance(name, str) else ""
+        raise ValueError(f"{what}{suggestion}; there are: {', '.join(STEPS)}")
     if options := sorted(fields.keys() - {"do"}):
         raise ValueError(f"the step {name!r} has no option {options[0]!r}; it has none")
     return Step(name)
 
 
 def check(recipe: Recipe) -> None:
-    """Raises ValueError where a recipe contradicts itself, on whatever runtime."""
+    """Raises ValueError where a recipe contradicts itself, whatever the runtime."""
     if why := _contradiction(recipe):
         raise ValueError(f"recipe {recipe.name!r} {why}")
 
@@ -262,8 +265,8 @@ def _contradiction(recipe: Recipe) -> str | None:
     if formatted and form is None:
         return f"has the step {formatted!r}, which needs the rules of a format"
     if form and not formatted:
-        which = " or ".join(repr(step) for step, kind in STEPS.items() if kind.formatted)
-        return f"has the rules of a format, but no step {which} that follows them"
+        formatted_steps = " or ".join(repr(step) for step, kind in STEPS.items() if kind.formatted)
+        return f"has the rules of a format, but no step {formatted_steps} that follows them"
     if form is None:
         return None
     if unknown := sorted({*form.operators, *form.same_scale} - OPERATORS):

@@ -1,7 +1,7 @@
-"""What a device is to those who measure on it: a device, and the workers that it gives.
+"""The interface of the devices that candidates are measured on, and of their workers.
 
-A module that implements `Device` and its worker is all that one more kind of device needs, and its
-address in `connect`.
+A further kind of device needs a module that implements `Device` and its worker, and its address in
+`connect`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ class Fitness(Struct, frozen=True):
     refused: tuple[str, ...] = ()
     """Why it must not be."""
     flagged: tuple[str, ...] = ()
-    """What speaks against it."""
+    """Reasons to distrust what is measured on it now."""
 
 
 class Build(Struct, frozen=True):
@@ -51,15 +51,15 @@ class Build(Struct, frozen=True):
 
 
 class Memory(Struct, frozen=True):
-    """What a model takes while it is opened and runs."""
+    """The memory that a model takes while it is opened and runs."""
 
     baseline_bytes: int
-    """Of what is there without the model."""
+    """Memory that is in use without the model."""
     peak_bytes: int
 
 
 class Worker(Protocol):
-    """What has one artifact open and runs it: a process, or a board.
+    """A process or a board that has one artifact open and runs it.
 
     Every operation raises DeviceError where the device fails or `timeout_s` is over, and
     UnsupportedError where the device does not do it, or the runtime does not run the model.
@@ -96,26 +96,26 @@ class Worker(Protocol):
     ) -> None:
         """Run the first `count` samples; every output's rows go to `<number of output>.npy`.
 
-        `silence_s`: how long one inference may take, where that can be told.
+        `silence_s`: how long one inference may take, where the worker reports progress.
         """
 
     def run(self, feeds: Path, folder: Path, *, timeout_s: float) -> None:
         """Run every feed of an .npz; outputs go to `<feed>-<output>.npy`."""
 
     def profile(self, artifact: Artifact, *, timeout_s: float) -> dict[str, Any]:
-        """What really ran, from the runtime's own profile; the artifact is opened for it."""
+        """The operators that really ran, from the runtime's own profile; opens the artifact."""
 
     def layers(self, artifact: Artifact, *, timeout_s: float) -> list[dict[str, Any]]:
         """The time of every kernel, from the runtime's own profile."""
 
     def peak_memory(self, artifact: Artifact, *, timeout_s: float) -> Memory:
-        """Of a worker that has done nothing else."""
+        """The model's memory, in a worker that has done nothing else."""
 
     def pace(self, seconds: float, *, timeout_s: float) -> int:
-        """How many inferences last so long, for `burst`."""
+        """How many inferences last `seconds`, for `burst`."""
 
     def burst(self, count: int, *, timeout_s: float) -> None:
-        """So many inferences one after another, on one of the feeds, for a meter to measure."""
+        """Run `count` inferences one after another, on one of the feeds, for a meter to measure."""
 
     def kill(self) -> None:
         """End what is going on, from any thread."""
@@ -124,7 +124,7 @@ class Worker(Protocol):
 
 
 class Device(Protocol):
-    """Where candidates run. Whoever connected to it has it until `close`."""
+    """A machine that runs candidates. The run that connected to it has it until `close`."""
 
     address: str
 
@@ -146,12 +146,12 @@ class Device(Protocol):
     def facts(self) -> DeviceFacts: ...
 
     def state(self) -> dict[str, Any]:
-        """What may have changed since: clocks, load, temperatures, battery."""
+        """What may have changed since `facts`: clocks, load, temperatures, battery."""
 
     def fitness(self) -> Fitness: ...
 
     def changed(self, state: dict[str, Any]) -> list[str]:
-        """What speaks against it in a later state that did not in the first."""
+        """Reasons against measuring that hold in a later state and did not in the first."""
 
     def take(self) -> None:
         """Claim it for this run. Raises DeviceError where another run has it."""
@@ -160,7 +160,7 @@ class Device(Protocol):
         """Run on the fastest cores that can hold as many threads."""
 
     def worker(self, runtime: str | None = None) -> Worker:
-        """A fresh one. `runtime`: it imports this one before it answers anything."""
+        """A fresh worker. `runtime`: it imports this runtime before it answers anything."""
 
     def build(self, candidate: Candidate) -> Candidate:
         """The candidate as this device runs it: compiled on it, where its runtime does that."""
@@ -171,11 +171,12 @@ class Device(Protocol):
     def execute(
         self, program: Path, files: Mapping[str, Path], arguments: Sequence[str], timeout_s: float
     ) -> str:
-        """What a program prints there that is given files of this machine, each as `--NAME=PATH`,
-        and other arguments. Raises DeviceError where it fails, or where none can be run."""
+        """Run a program there, with files of this machine, each as `--NAME=PATH`, and other
+        arguments. -> what it prints. Raises DeviceError where it fails, or where none can be run.
+        """
 
     def identity(self, runtime: str) -> list[Any]:
-        """What of the device may change outputs: a part of the keys of what is kept of them."""
+        """The properties of the device that may change outputs: a part of their cache keys."""
 
     def lacks(self, runtime: str) -> str:
         """Why it does not have a runtime, and what to do, after the words "the runtime NAME"."""

@@ -1,7 +1,7 @@
-"""What a runner on a device answers, as types with limits: native/runner.c and python_runner.py.
+"""The answers of a runner on a device (native/runner.c, python_runner.py), as types with limits.
 
-All of it comes from the device, which may be broken, or somebody else's. What is of another form,
-negative, endless or at odds with itself raises ValueError, saying what is wrong.
+All of it comes from the device, which may be broken or hostile. Answers of another form, negative,
+endless or contradictory ones raise ValueError, saying what is wrong.
 """
 
 import base64
@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 MOST_CPUS = 4096
 MOST_BYTES = 1 << 50
 SCALES = (1e-45, 3.5e38)
-"""Of float32 numbers above zero."""
+"""The range of float32 numbers above zero."""
 CLOCK_OFF = 0.2
 """A device's clock must agree with this machine's to this part..."""
 DELAY_S = 0.1
@@ -44,7 +44,7 @@ class Hello(Struct, frozen=True):
     """The first line of a runner."""
 
     cores: Annotated[tuple[Cpu, ...], Meta(max_length=MOST_CPUS)]
-    """That it may run on."""
+    """The CPUs that the runner may run on."""
     pid: Count
 
 
@@ -69,7 +69,7 @@ Side = Annotated[tuple[Port, ...], Meta(max_length=10_000)]
 
 
 class Ports(Struct, frozen=True):
-    """All of a model, in the runner's order."""
+    """All inputs and outputs of a model, in the runner's order."""
 
     inputs: Side
     outputs: Side
@@ -102,21 +102,24 @@ class Memory(Struct, frozen=True):
 
 
 def latencies(text: str, least: int, took_s: float) -> np.ndarray:
-    """Base64 of int64 nanoseconds, one an inference, of a round that took so long here."""
+    """The nanoseconds of a round's inferences, from base64 of int64. Raises ValueError where they
+    are not `least` or more, or do not fit into the `took_s` that the round took here."""
     try:
         data = base64.b64decode(text, validate=True)
     except binascii.Error:
         raise ValueError("latencies that are no base64") from None
     if len(data) % 8:
         raise ValueError(f"latencies of {len(data)} bytes, where each has 8")
-    found = np.frombuffer(data, "<i8")
-    if len(found) < max(1, least):
-        raise ValueError(f"{len(found)} latencies, where {max(1, least)} or more were asked for")
-    if found.min() <= 0:
-        raise ValueError(f"a latency of {found.min()} ns")
-    spent_s = float(found.sum(dtype=np.float64)) / 1e9
+    samples_ns = np.frombuffer(data, "<i8")
+    if len(samples_ns) < max(1, least):
+        raise ValueError(
+            f"{len(samples_ns)} latencies, where {max(1, least)} or more were asked for"
+        )
+    if samples_ns.min() <= 0:
+        raise ValueError(f"a latency of {samples_ns.min()} ns")
+    spent_s = float(samples_ns.sum(dtype=np.float64)) / 1e9
     if spent_s > (1 + CLOCK_OFF) * took_s + DELAY_S:
         raise ValueError(
             f"latencies of {spent_s:.3g} s in all, where {took_s:.3g} s passed on this machine"
         )
-    return found
+    return samples_ns

@@ -46,13 +46,13 @@ def check_address(address: str) -> None:
     if is_board(address):
         return
     if address != "local" and not re.match(r"adb(:.|$)|ssh://.", address):
-        known = ", ".join(TRANSPORTS)
+        transports = ", ".join(TRANSPORTS)
         likely = did_you_mean(address, ("local", "none", "adb"))
-        raise UsageError(f"--device {address}: unknown{likely}; this version knows: {known}")
+        raise UsageError(f"--device {address}: unknown{likely}; this version knows: {transports}")
 
 
 def reach(address: str, cache: Cache) -> Device:
-    """The device at the address, whatever it is; `close` it. Raises as `connect`."""
+    """The device at the address, not checked against a target; `close` it. Raises as `connect`."""
     check_address(address)
     if address == "local":
         return Local(cache)

@@ -2,8 +2,8 @@
 or one on a device at the other end of adb or ssh.
 
 An answer is {"result": …}, or {"error": name of an exception, "message": …}; before it there may be
-any number of {"progress": [done, total]}. Answers that are asked for with a type are read as that
-type and nothing else; those without one are of onmetal's own workers.
+any number of {"progress": [done, total]}. Where the caller states the type of the result, the
+answer is read as that type and nothing else; only onmetal's own workers are asked without a type.
 """
 
 import contextlib
@@ -36,10 +36,10 @@ from onmetal.progress import OnCount
 T = TypeVar("T")
 
 CHATTER_BYTES, CHATTER_LINES = 2 * LINE_BYTES, 100_000
-"""Most that may come until an answer is there: itself, what a shell prints, and progress, of which
-each half second brings a line."""
+"""Most bytes and lines that may come until an answer is complete: the answer, what a shell prints,
+and a line of progress every half second."""
 DYING_S = 1.0
-"""How long a process that answered only in part has to show that it died of that."""
+"""How long to wait for the end of a process whose answer is damaged, which may have died."""
 MESSAGE = 2000
 """Most characters of a device's error: native/runner.c has as many."""
 
@@ -61,7 +61,7 @@ class Envelope(Struct, frozen=True):
 
 
 class Line:
-    """Of what the process prints to standard error the last is kept, and quoted where it dies."""
+    """One such process. The end of its standard error is kept, and quoted where it dies."""
 
     def __init__(self, argv: Sequence[str], environment: dict[str, str] | None, who: str) -> None:
         """`environment`: None is this process's own. `who`: its name in errors."""
@@ -111,8 +111,8 @@ class Line:
         its result.
 
         Raises the error that was answered; DeviceError where the process died, sent what is no
-        answer, took longer than `timeout_s`, or told of no progress for `silence_s`, after which
-        it is gone.
+        answer, took longer than `timeout_s`, or reported no progress for `silence_s`. The process
+        has ended then.
         """
         if self.closed:
             raise DeviceError(f"{self.who} was ended before it was asked for {what}")
@@ -123,16 +123,16 @@ class Line:
             silent = math.inf if silence_s is None else time.monotonic() + silence_s
             line = self._object(min(deadline, silent), what)
             try:
-                found = _plain(line) if kind is None else decode(line, Envelope)
-                if found.error is None and found.progress is None:
-                    return found.result if kind is None else decode(found.result, kind)
+                reply = _local_answer(line) if kind is None else decode(line, Envelope)
+                if reply.error is None and reply.progress is None:
+                    return reply.result if kind is None else decode(reply.result, kind)
             except ValueError as error:
-                raise self._no_answer(what, str(error)) from None
-            if found.error is not None:
-                message = found.message if kind is None else found.message[:MESSAGE]
-                raise BY_NAME.get(found.error, DeviceError)(message)
-            if progress and found.progress:
-                progress(*found.progress)
+                raise self._damaged_answer_error(what, str(error)) from None
+            if reply.error is not None:
+                message = reply.message if kind is None else reply.message[:MESSAGE]
+                raise BY_NAME.get(reply.error, DeviceError)(message)
+            if progress and reply.progress:
+                progress(*reply.progress)
 
     def answer(self, timeout_s: float, what: str, kind: type[T]) -> T:
         """The next line of JSON, of this type; it was not asked for."""
@@ -141,10 +141,10 @@ class Line:
         try:
             return decode(line, kind)
         except ValueError as error:
-            raise self._no_answer(what, str(error)) from None
+            raise self._damaged_answer_error(what, str(error)) from None
 
     def overheard(self, line: bytes) -> None:
-        """A line that is no answer."""
+        """Called with each line that is no answer."""
 
     def _object(self, deadline: float, what: str) -> bytes:
         """The next line that is an object of JSON, or begins as one; others, which a shell or a
@@ -162,29 +162,30 @@ class Line:
                 return line
             self.overheard(line)
 
-    def _no_answer(self, what: str, why: str) -> DeviceError:
-        """Where what came is damaged since the process died in the middle of it, that is why."""
+    def _damaged_answer_error(self, what: str, why: str) -> DeviceError:
+        """The error for a damaged answer: where the process died meanwhile, that of its death."""
         if self.drain(DYING_S):
             return self.death()
         self.close()
         return DeviceError(f"{self.who} answered {what} with {why}, and was ended")
 
     def _send(self, request: bytes, deadline: float, what: str) -> None:
-        """In pieces: a pipe holds 64 KiB, and a process that hangs does not empty it."""
+        """Write in pieces: a pipe holds 64 KiB, and a process that hangs does not empty it."""
         assert self._process.stdin
         descriptor = self._process.stdin.fileno()
-        left = memoryview(request)
+        unsent = memoryview(request)
         with selectors.DefaultSelector() as selector:
             selector.register(descriptor, selectors.EVENT_WRITE)
-            while left:
+            while unsent:
                 self._wait(selector, deadline, what)
                 try:
-                    left = left[os.write(descriptor, left) :]
+                    unsent = unsent[os.write(descriptor, unsent) :]
                 except BrokenPipeError:
                     raise self.death() from None
 
     def _wait(self, selector: selectors.BaseSelector, deadline: float, what: str) -> None:
-        """Once after the deadline too, for what had come by then: a busy machine looks late."""
+        """Wait until the pipe is ready. Checked once after the deadline too, since a busy machine
+        may be late to see what came in time."""
         ready = selector.select(max(0.0, deadline - time.monotonic()))
         late, self._late = self._late, time.monotonic() > deadline
         if not ready or (late and self._late):
@@ -205,13 +206,13 @@ class Line:
                 self._lines.add(piece)
                 if self._room < 0 or len(self._lines.part) > LINE_BYTES:
                     self.close()
-                    most = CHATTER_BYTES if self._room < 0 else LINE_BYTES
-                    raise too_much(f"{self.who}, asked for {what},", megabytes(most))
+                    limit = CHATTER_BYTES if self._room < 0 else LINE_BYTES
+                    raise too_much(f"{self.who}, asked for {what},", megabytes(limit))
         return line
 
     def drain(self, timeout_s: float) -> bool:
-        """Read what is left of a process that ended, to `overheard`; so much as an answer may be.
-        -> whether it came to the end of it."""
+        """Pass the remaining lines of a process that ended to `overheard`, of CHATTER_BYTES at
+        most. -> whether the end of its output was reached."""
         assert self._process.stdout
         descriptor, end = self._process.stdout.fileno(), time.monotonic() + timeout_s
         room = CHATTER_BYTES
@@ -230,7 +231,7 @@ class Line:
         return False
 
     def death(self) -> DeviceError:
-        """Why the process is gone."""
+        """The error that says why the process is gone."""
         try:
             code = self._process.wait(10)
         except subprocess.TimeoutExpired:
@@ -245,7 +246,7 @@ class Line:
         return DeviceError(f"{self.who} {why}" + (f": {said}" if said else ""))
 
     def said(self) -> str:
-        """The last that it printed to standard error."""
+        """The last lines that it printed to standard error."""
         return quoted(self._log.text(1)[-2000:], 3)
 
     def hang_up(self, grace_s: float) -> None:
@@ -257,7 +258,7 @@ class Line:
             self._process.wait(grace_s)
 
     def kill(self) -> None:
-        """End the process, from any thread: who waits for its answer gets the error."""
+        """End the process, from any thread; a thread that waits for its answer gets the error."""
         self._process.kill()
 
     def close(self) -> None:
@@ -271,7 +272,7 @@ class Line:
         self._log.close()
 
 
-class _Plain(Struct, frozen=True):
+class _LocalAnswer(Struct, frozen=True):
     """An answer of a worker on this machine. `result`: any JSON."""
 
     result: Any = None
@@ -280,15 +281,17 @@ class _Plain(Struct, frozen=True):
     progress: tuple[int, int] | None = None
 
 
-def _plain(line: bytes) -> _Plain:
-    """By Python's own reader: what workers here compute may be no number (NaN), which is not in
-    JSON. Raises ValueError as `decode`."""
+def _local_answer(line: bytes) -> _LocalAnswer:
+    """An answer, read by Python's own reader of JSON: results of workers on this machine may be
+    NaN, which is not in JSON. Raises ValueError as `decode`."""
     try:
-        found = json.loads(line.decode(errors="replace"))
-        if not found.keys() & {"result", "error", "progress"}:
+        reply = json.loads(line.decode(errors="replace"))
+        if not reply.keys() & {"result", "error", "progress"}:
             raise ValueError("it is no answer")
-        rest = {name: value for name, value in found.items() if name != "result"}
-        return msgspec.structs.replace(msgspec.convert(rest, _Plain), result=found.get("result"))
+        fields = {name: value for name, value in reply.items() if name != "result"}
+        return msgspec.structs.replace(
+            msgspec.convert(fields, _LocalAnswer), result=reply.get("result")
+        )
     except RecursionError:
         raise ValueError("JSON that is nested too deeply") from None
     except (msgspec.ValidationError, ValueError) as error:

@@ -51,17 +51,17 @@ class Local:
         return self._meter.why if isinstance(self._meter, Missing) else ""
 
     def fitness(self) -> Fitness:
-        """Whoever measures on this machine sees to it that it is idle."""
+        """No reasons are reported: the user sees to it that this machine is idle."""
         return Fitness()
 
     def changed(self, state: dict[str, Any]) -> list[str]:
         return []
 
     def take(self) -> None:
-        """It is shared."""
+        """Nothing is to be done: this machine is shared."""
 
     def pin(self, threads: int) -> None:
-        """The system's scheduler places threads."""
+        """Nothing is to be done: the system's scheduler places threads."""
 
     def build(self, candidate: Candidate) -> Candidate:
         return candidate
@@ -72,14 +72,16 @@ class Local:
     def execute(
         self, program: Path, files: Mapping[str, Path], arguments: Sequence[str], timeout_s: float
     ) -> str:
-        given = [f"--{name}={path}" for name, path in files.items()]
+        file_options = [f"--{name}={path}" for name, path in files.items()]
         try:
-            done = collect([str(program.absolute()), *given, *arguments], timeout_s, program.name)
+            finished = collect(
+                [str(program.absolute()), *file_options, *arguments], timeout_s, program.name
+            )
         except OSError as error:
             raise DeviceError(f"{program.name} could not be run: {error}") from None
-        text = (done.out + done.err).decode(errors="replace")
-        if done.code:
-            raise DeviceError(f"{program.name} failed with code {done.code}: {quoted(text, 2)}")
+        text = (finished.out + finished.err).decode(errors="replace")
+        if finished.code:
+            raise DeviceError(f"{program.name} failed with code {finished.code}: {quoted(text, 2)}")
         return text
 
     def identity(self, runtime: str) -> list[Any]:
@@ -90,8 +92,8 @@ class Local:
         return f"is not installed here; `{install(runtime)}`"
 
     def worker(self, runtime: str | None = None) -> "LocalWorker":
-        """A fresh process, beside which none of the helpers is left. `runtime`: it imports this one
-        before it answers anything."""
+        """A fresh process; all helpers are ended first. `runtime`: it imports this runtime before
+        it answers anything."""
         _end(self._idle)
         program = ("-m", "onmetal.profilers.worker", *([runtime] if runtime else []))
         return LocalWorker(quiet_environment(self.home), program)
@@ -99,11 +101,12 @@ class Local:
     def helped(
         self, kind: str | None, work: Callable[[list["LocalWorker"]], T], count: int = 1
     ) -> T:
-        """What `work` gives with `count` helpers: processes in which models are read and converted,
-        and never timed, so that they serve again for work of the same kind (None: they do not).
+        """The result of `work` with `count` helpers: processes in which models are read and
+        converted, and never timed, so that they are reused for work of the same kind (None: they
+        are not).
 
-        Where it fails with helpers that have served before, it is done again with fresh ones: what
-        one model did to a process costs no other model its candidate.
+        Where `work` fails with reused helpers, it is called again with fresh ones, so that no model
+        loses a candidate by what another model did to a process.
         """
         idle = self._idle.setdefault(kind, []) if kind else []
         while True:
@@ -170,26 +173,26 @@ def _cores() -> int:
 
 def _cpuinfo() -> dict[str, str]:
     """The first processor's fields of /proc/cpuinfo; empty where there is none."""
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             name, _, value = line.partition(":")
-            found.setdefault(name.strip(), value.strip())
-    return found
+            fields.setdefault(name.strip(), value.strip())
+    return fields
 
 
 def state() -> dict[str, Any]:
     """What may disturb a measurement: governor, clock, load, temperature; absent is not known."""
-    found: dict[str, Any] = {"load_1min": round(os.getloadavg()[0], 2)}
+    fields: dict[str, Any] = {"load_1min": round(os.getloadavg()[0], 2)}
     policy = Path("/sys/devices/system/cpu/cpu0/cpufreq")
     for name, key in (("scaling_governor", "governor"), ("scaling_cur_freq", "clock_khz")):
         with contextlib.suppress(OSError):
             text = (policy / name).read_text().strip()
-            found[key] = int(text) if text.isdigit() else text
+            fields[key] = int(text) if text.isdigit() else text
     with contextlib.suppress(OSError, ValueError):
         zones = Path("/sys/class/thermal").glob("thermal_zone*/temp")
         temperatures = [int(zone.read_text()) / 1000 for zone in zones]
         if temperatures:
-            found["temperature_c"] = max(temperatures)
-    found["virtual_machine"] = "hypervisor" in _cpuinfo().get("flags", "").split()
-    return found
+            fields["temperature_c"] = max(temperatures)
+    fields["virtual_machine"] = "hypervisor" in _cpuinfo().get("flags", "").split()
+    return fields

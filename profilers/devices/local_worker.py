@@ -24,7 +24,7 @@ from onmetal.samples import Samples
 R = TypeVar("R")
 
 UNWATCHED = frozenset({"round", "warm", "let_go", "pace", "burst"})
-"""Operations that are timed, or take no memory."""
+"""Operations whose memory and processor time are not watched: they are timed, or take none."""
 
 
 def quiet_environment(home: Path) -> dict[str, str]:
@@ -34,10 +34,10 @@ def quiet_environment(home: Path) -> dict[str, str]:
         for path, content in spec(name).home_files.items():
             (home / path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             (home / path).write_text(content)
-    kept = dict(os.environ)
-    # Found from HOME otherwise: an installation by `pip install --user` must stay importable.
-    kept.setdefault("PYTHONUSERBASE", site.getuserbase())
-    return kept | {
+    inherited = dict(os.environ)
+    # By default it follows from HOME; an installation by `pip install --user` must stay importable.
+    inherited.setdefault("PYTHONUSERBASE", site.getuserbase())
+    return inherited | {
         "HOME": str(home),
         "XDG_CACHE_HOME": str(home / "cache"),
         "XDG_CONFIG_HOME": str(home / "config"),
@@ -78,7 +78,7 @@ class LocalWorker(Line):
             timeout_s=timeout_s,
             memory_bytes=memory_bytes,
             cpu_s=cpu_s,
-            **_given(artifact),
+            **_artifact_arguments(artifact),
         )
         return float(opened["load_ms"])
 
@@ -128,15 +128,19 @@ class LocalWorker(Line):
         self.call("run", timeout_s=timeout_s, path=str(feeds), folder=str(folder))
 
     def profile(self, artifact: Artifact, *, timeout_s: float) -> dict[str, Any]:
-        shares: dict[str, Any] = self.call("profile", timeout_s=timeout_s, **_given(artifact))
+        shares: dict[str, Any] = self.call(
+            "profile", timeout_s=timeout_s, **_artifact_arguments(artifact)
+        )
         return shares
 
     def layers(self, artifact: Artifact, *, timeout_s: float) -> list[dict[str, Any]]:
-        kernels: list[dict[str, Any]] = self.call("layers", timeout_s=timeout_s, **_given(artifact))
+        kernels: list[dict[str, Any]] = self.call(
+            "layers", timeout_s=timeout_s, **_artifact_arguments(artifact)
+        )
         return kernels
 
     def peak_memory(self, artifact: Artifact, *, timeout_s: float) -> Memory:
-        bytes_ = self.call("peak_memory", timeout_s=timeout_s, **_given(artifact))
+        bytes_ = self.call("peak_memory", timeout_s=timeout_s, **_artifact_arguments(artifact))
         return Memory(bytes_["baseline"], bytes_["peak"])
 
     def pace(self, seconds: float, *, timeout_s: float) -> int:
@@ -150,7 +154,9 @@ class LocalWorker(Line):
 
     def arena(self, artifact: Artifact, *, timeout_s: float) -> dict[str, Any]:
         """What an inference takes of the arena of a runtime in firmware, in bytes."""
-        used: dict[str, Any] = self.call("arena", timeout_s=timeout_s, **_given(artifact))
+        used: dict[str, Any] = self.call(
+            "arena", timeout_s=timeout_s, **_artifact_arguments(artifact)
+        )
         return used
 
     def open_reference(self, model: Model, *, timeout_s: float) -> None:
@@ -181,7 +187,7 @@ class LocalWorker(Line):
         memory_bytes: int | None = None,
         cpu_s: float | None = None,
     ) -> R:
-        """Make a call there, and give its result; limits as those of `call`."""
+        """Make a call in the process. -> its result. Limits as those of `call`."""
         value = self.call(
             "call",
             timeout_s=timeout_s,
@@ -226,6 +232,6 @@ class LocalWorker(Line):
         raise DeviceError(f"it took more than {watch.exceeded}{free} and was ended")
 
 
-def _given(artifact: Artifact) -> dict[str, Any]:
-    """What a worker process needs to open an artifact, as JSON values."""
+def _artifact_arguments(artifact: Artifact) -> dict[str, Any]:
+    """The arguments with which a worker process opens an artifact, as JSON values."""
     return dict(plain(artifact))

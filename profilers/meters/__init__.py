@@ -1,7 +1,7 @@
-"""Power meters: what one must be able to do, and how a device's is found.
+"""Power meters: their interface, and how a device's meter is found.
 
-A module here that implements `Meter` is all that one more meter needs. It offers `on_host`, where
-it measures this machine, or `at`, where it is named in a board's address (`?meter=KIND:PORT`).
+A further meter needs a module here that implements `Meter`. It offers `on_host`, where it measures
+this machine, or `at`, where it is named in a board's address (`?meter=KIND:PORT`).
 """
 
 from collections.abc import Callable
@@ -28,19 +28,20 @@ class Meter(Protocol):
     """A shorter window is not resolved well enough."""
 
     def idle_mw(self, seconds: float) -> float:
-        """What is taken while nothing is computed. Raises DeviceError where it cannot be read."""
+        """The power taken while nothing is computed. Raises DeviceError where it cannot be read."""
 
     def begin(self) -> None:
-        """From here on. Raises DeviceError where the meter does not answer."""
+        """Begin a window. Raises DeviceError where the meter does not answer."""
 
     def end(self, inferences: int) -> Window:
-        """What was taken since `begin`. Raises DeviceError where that cannot be told."""
+        """End the window. -> the energy taken since `begin`. Raises DeviceError where that is not
+        known."""
 
     def abandon(self) -> None:
-        """Instead of `end`, where what was begun for failed."""
+        """End the window without a result, where the inferences in it failed."""
 
     def least_mw(self, power_mw: float) -> float:
-        """The least difference of powers that it can tell, near this one."""
+        """The least difference of powers that it can distinguish, near this one."""
 
     def close(self) -> None: ...
 
@@ -62,18 +63,18 @@ def kinds() -> list[str]:
 
 
 def on_host() -> Meter | Missing:
-    """The first meter that measures this machine; where none can be used, what is to be done for
-    the one that is nearest to it."""
+    """The first meter that measures this machine; where none can be used, why, preferably of one
+    that a command makes usable."""
     missing = NONE
     for kind in kinds():
         find: Callable[[], Meter | Missing] | None = getattr(_module(kind), "on_host", None)
         if find is None:
             continue
-        found = find()
-        if not isinstance(found, Missing):
-            return found
-        if found.fix or missing is NONE:
-            missing = found
+        meter = find()
+        if not isinstance(meter, Missing):
+            return meter
+        if meter.fix or missing is NONE:
+            missing = meter
     return missing
 
 

@@ -1,4 +1,4 @@
-"""Energy by STMicroelectronics' X-NUCLEO-LPM01A: the meter feeds the board and tells what it took.
+"""Energy by STMicroelectronics' X-NUCLEO-LPM01A, which supplies the board and measures its energy.
 
 The meter sends joules a thousand times a second, in ASCII (UM2269, "Getting started with
 PowerShield firmware", sections 4.3 and 4.4), and a line `event N ris` whenever the board pulls its
@@ -26,18 +26,18 @@ BAUD = 3_686_400
 RATE_HZ = 1000
 """Samples a second: each is the energy of a millisecond."""
 VOLTS = 3.3
-"""That the board is fed with."""
+"""The voltage that the board is fed with."""
 RESOLUTION_A = 1e-7
-"""The least current that the meter tells while it changes,"""
+"""The least current that the meter resolves while the current changes,"""
 ACCURACY = 0.02
-"""and the part by which it may be wrong (UM2243, dynamic mode)."""
+"""and its relative error at most (UM2243, dynamic mode)."""
 ANSWER_S = 5.0
 TAIL_S = 0.3
 """After a window, until the event at its end has surely come."""
 MOST_J = 1.0
 """A sample of more came damaged: in a millisecond that would be a kilowatt."""
 MOST_LINES = 5_000_000
-"""Of an acquisition: more than an hour of samples."""
+"""Most lines of an acquisition: more than an hour of samples."""
 LONGEST_LINE = 1 << 16
 DAMAGED = 1e-3
 """Most of a window's samples that may have come damaged."""
@@ -59,11 +59,11 @@ SETUP = (
     f"freq {RATE_HZ}",
     "pwr on nostatus",
 )
-"""Measure from the command on, until told to stop."""
+"""Commands to measure from `start` on, until `stop`."""
 
 
 class Stream:
-    """What the meter sent in one acquisition, in its order."""
+    """The samples and events of one acquisition, in the order in which the meter sent them."""
 
     def __init__(self) -> None:
         self.joules: list[float] = []
@@ -78,8 +78,8 @@ class Stream:
         self.ended = False
 
     def line(self, text: str) -> None:
-        """A summary of figures follows the end; they are no samples. Raises ValueError where there
-        are too many of them."""
+        """Read a line. The figures of the summary that follows the end are no samples. Raises
+        ValueError where there are too many lines."""
         self.lines += 1
         if self.lines > MOST_LINES:
             raise ValueError(f"it sent more than {MOST_LINES} lines")
@@ -104,7 +104,7 @@ class Stream:
 
 
 class Meter:
-    """One meter, and the supply of the board that it measures: that is on until `close`."""
+    """One meter, which supplies the board that it measures with power until `close`."""
 
     kind = "lpm01a"
     name = f"X-NUCLEO-LPM01A at {VOLTS} V, {RATE_HZ} samples/s"
@@ -125,18 +125,18 @@ class Meter:
     def close(self) -> None:
         """The board is without power from here on."""
         try:
-            with contextlib.suppress(DeviceError):  # it is gone already
+            with contextlib.suppress(DeviceError):  # the meter is gone already
                 self._command("pwr off", "`pwr off`")
                 self._command("hrc", "`hrc`")
         finally:
             self.link.close()
 
     def idle_mw(self, seconds: float) -> float:
-        """What the board takes while it waits for a command."""
+        """The power that the board takes while it waits for a command."""
         with self._recording() as stream:
             time.sleep(seconds)
         if not stream.joules:
-            raise self._wrong("it sent no samples", stream)
+            raise self._meter_error("it sent no samples", stream)
         self._check_damage(stream.joules, stream)
         return _milliwatts(_sum(stream.joules), len(stream.joules) / RATE_HZ)
 
@@ -161,16 +161,18 @@ class Meter:
             )
         (first, begin), (last, end) = stream.events[-2:]
         if last != first + 1:
-            raise self._wrong(f"of its events, those between {first} and {last} were lost", stream)
+            raise self._meter_error(
+                f"of its events, those between {first} and {last} were lost", stream
+            )
         if (end - begin) / RATE_HZ > took_s + TAIL_S or end == begin:
-            raise self._wrong(
+            raise self._meter_error(
                 f"its last two pulses lie {(end - begin) / RATE_HZ:.3f} s apart, which is not the "
                 f"window of {took_s:.3f} s",
                 stream,
             )
         for before, after in zip(stream.stamps, stream.stamps[1:], strict=False):
             if after - before != 1000 and after > begin and before < end:
-                raise self._wrong(
+                raise self._meter_error(
                     f"{1000 - (after - before)} samples of 1000 were lost on their way (is this "
                     "machine, or its USB bus, busy?)",
                     stream,
@@ -186,7 +188,7 @@ class Meter:
 
     def _check_damage(self, joules: Sequence[float], stream: Stream) -> None:
         if sum(map(math.isnan, joules)) > DAMAGED * len(joules):
-            raise self._wrong("many of its samples came damaged", stream)
+            raise self._meter_error("many of its samples came damaged", stream)
 
     def least_mw(self, power_mw: float) -> float:
         """By its data sheet (UM2243, dynamic mode)."""
@@ -195,18 +197,18 @@ class Meter:
     # --- the line
 
     def _lines(self, timeout_s: float) -> list[str]:
-        """What came in the time, as soon as a line is whole; none: nothing did."""
+        """Read from the link once. -> the lines that are complete then, which may be none."""
         self._came.add(self.link.read(timeout_s))
         if len(self._came.part) > LONGEST_LINE:
-            self._came.part.clear()  # no line of the meter's
+            self._came.part.clear()  # the meter sends no line as long as this
         return [line.decode("ascii", "replace").strip("\r\0 ") for line in self._came.take()]
 
-    def _command(self, command: str, what: str) -> None:
+    def _command(self, command: str, label: str) -> None:
         """Raises DeviceError where it is refused, or not answered in time."""
         self.link.write(f"{command}\r\n".encode())
-        self._acknowledged(command, what)
+        self._acknowledged(command, label)
 
-    def _acknowledged(self, command: str, what: str) -> None:
+    def _acknowledged(self, command: str, label: str) -> None:
         word, deadline = command.split()[0], time.monotonic() + ANSWER_S
         while time.monotonic() < deadline:
             for line in self._lines(0.1):
@@ -214,10 +216,10 @@ class Meter:
                 if text.startswith(f"ack {word}"):
                     return
                 if text.startswith(("err ", "error ")) and word in text:
-                    said = text[:QUOTED]
-                    raise DeviceError(f"the meter at {self.link.name} refuses {what}: {said}")
+                    refusal = text[:QUOTED]
+                    raise DeviceError(f"the meter at {self.link.name} refuses {label}: {refusal}")
         raise DeviceError(
-            f"the meter at {self.link.name} does not answer {what}: is it an X-NUCLEO-LPM01A, "
+            f"the meter at {self.link.name} does not answer {label}: is it an X-NUCLEO-LPM01A, "
             "powered, and is this its USB port?"
         )
 
@@ -242,7 +244,7 @@ class Meter:
                 lost.append(error)
                 begun.set()
             except ValueError as error:
-                lost.append(self._wrong(str(error), stream))
+                lost.append(self._meter_error(str(error), stream))
                 begun.set()
 
         self.link.write(b"start\r\n")
@@ -251,21 +253,23 @@ class Meter:
         try:
             # A pulse before the meter listens would be lost.
             if not begun.wait(ANSWER_S):
-                raise self._wrong("it did not begin its acquisition when it was told to", stream)
+                raise self._meter_error(
+                    "it did not begin its acquisition when it was told to", stream
+                )
             yield stream
         finally:
             stop.set()
-            with contextlib.suppress(DeviceError):  # the listener has its own word on that
+            with contextlib.suppress(DeviceError):  # the listener reports a lost link itself
                 self.link.write(b"stop\r\n")
             listener.join()
         if lost:
             raise lost[0]
         if stream.errors:
-            raise self._wrong("; ".join(stream.errors[:2]), stream)
+            raise self._meter_error("; ".join(stream.errors[:2]), stream)
         if not stream.ended:
-            raise self._wrong("it did not end its acquisition when it was told to", stream)
+            raise self._meter_error("it did not end its acquisition when it was told to", stream)
 
-    def _wrong(self, why: str, stream: Stream) -> DeviceError:
+    def _meter_error(self, why: str, stream: Stream) -> DeviceError:
         return DeviceError(
             f"the meter at {self.link.name}: {why}; {len(stream.joules)} samples and "
             f"{len(stream.events)} pulses came"
@@ -283,9 +287,9 @@ def at(port: str) -> Meter:
 
 
 def _sum(joules: Sequence[float]) -> float:
-    """Of all; a damaged one counts as the mean of the others."""
-    found = np.array(joules)
-    return float(np.nanmean(found) * found.size)
+    """The sum of all samples; a damaged one counts as the mean of the others."""
+    values = np.array(joules)
+    return float(np.nanmean(values) * values.size)
 
 
 def _milliwatts(joules: float, seconds: float) -> float:

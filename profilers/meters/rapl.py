@@ -23,7 +23,7 @@ FIX = "sudo chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj"
 STILL_S = 0.25
 """A counter that has not changed after this time stands still."""
 UPDATES = 20
-"""So many updates tell how long one takes."""
+"""How many updates are timed to know how long one takes."""
 LEAST_S = 0.5
 WINDOW_UPDATES = 200
 """A window of as many updates has edges of less than one in a hundred."""
@@ -34,7 +34,7 @@ ACCURACY = 0.02
 
 
 class Zone:
-    """One counter."""
+    """One zone of powercap and its counter."""
 
     def __init__(self, folder: Path) -> None:
         self.name = (folder / "name").read_text().strip()
@@ -45,7 +45,7 @@ class Zone:
         return int(self.path.read_text())
 
     def since_uj(self, before: int, after: int) -> int:
-        """What was counted between two readings, between which it began anew at most once."""
+        """The energy between two readings, between which the counter began anew at most once."""
         return after - before if after >= before else after - before + self.range_uj
 
 
@@ -129,8 +129,8 @@ def on_host(powercap: Path | None = None) -> Rapl | Missing:
 
 
 def _folders(powercap: Path) -> Iterator[Path]:
-    """Of every package, and of its memory; `core` and `uncore` are parts of a package, and the
-    zones of `intel-rapl-mmio` the same counters again."""
+    """The zones of every package, and of its memory; `core` and `uncore` are parts of a package,
+    and the zones of `intel-rapl-mmio` are the same counters again."""
     for folder in sorted(powercap.glob("intel-rapl:*")):
         try:
             name = (folder / "name").read_text().strip()

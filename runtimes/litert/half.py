@@ -25,8 +25,8 @@ def allow(content: bytes) -> bytes:
     buffer, entry = schema.BufferT(), schema.MetadataT()
     buffer.data = np.frombuffer(VALUE, np.uint8)
     entry.name, entry.buffer = NAME, len(model.buffers)
-    others = [other for other in model.metadata or [] if _text(other.name) != NAME]
-    model.buffers, model.metadata = [*model.buffers, buffer], [*others, entry]
+    other_entries = [item for item in model.metadata or [] if _text(item.name) != NAME]
+    model.buffers, model.metadata = [*model.buffers, buffer], [*other_entries, entry]
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(model.Pack(builder), IDENTIFIER)
     return bytes(builder.Output())

@@ -1,4 +1,4 @@
-"""LiteRT's list of operators, from this machine or a device, as shares of what was delegated."""
+"""LiteRT's list of operators, from this machine or a device, as the shares that a delegate runs."""
 
 from collections import Counter
 from typing import Any
@@ -12,13 +12,13 @@ def shares(
     ops: list[dict[str, Any]], types: dict[int, Any], in_float16: bool = False
 ) -> dict[str, Any]:
     """`ops`: as Interpreter._get_ops_details gives them; `types`: tensor -> its dtype;
-    `in_float16`: XNNPACK computes in float16 what the file has in float32.
+    `in_float16`: whether XNNPACK computes in float16 where the file has float32.
 
     Shares of the operators, since LiteRT's Python has no clock for each of them.
     """
     real = [op for op in ops if op["op_name"] != "DELEGATE"]
     taken = delegated(ops)
-    left = [op for op in real if op["index"] not in taken]
+    undelegated = [op for op in real if op["index"] not in taken]
     share = len(taken) / max(1, len(real))
     precisions: Counter[str] = Counter()
     for op in real:
@@ -32,17 +32,16 @@ def shares(
         "provider": {"XNNPACK": round(share, 4), "LiteRT": round(1 - share, 4)},
         "precision": {kind: round(n / total, 4) for kind, n in precisions.most_common()},
         "operators": {name: round(n / total, 4) for name, n in names.most_common()},
-        "not_delegated": dict(Counter(str(op["op_name"]) for op in left)),
+        "not_delegated": dict(Counter(str(op["op_name"]) for op in undelegated)),
         "of": "operators",
-        "kernels": len(left) + sum(op["op_name"] == "DELEGATE" for op in ops),
+        "kernels": len(undelegated) + sum(op["op_name"] == "DELEGATE" for op in ops),
     }
 
 
 def delegated(ops: list[dict[str, Any]]) -> set[int]:
-    """Indices of the operators that a delegate does the work of: all between what it takes and what
-    it gives."""
+    """Indices of the operators that a delegate replaces: all between its inputs and its outputs."""
     makers = {int(out): op for op in ops if op["op_name"] != "DELEGATE" for out in op["outputs"]}
-    found: set[int] = set()
+    indices: set[int] = set()
     for delegate in ops:
         if delegate["op_name"] != "DELEGATE":
             continue
@@ -50,8 +49,8 @@ def delegated(ops: list[dict[str, Any]]) -> set[int]:
         waiting = [int(tensor) for tensor in delegate["outputs"]]
         while waiting:
             op = makers.get(waiting.pop())
-            if op is None or op["index"] in found:
+            if op is None or op["index"] in indices:
                 continue
-            found.add(op["index"])
+            indices.add(op["index"])
             waiting += [int(t) for t in op["inputs"] if int(t) not in taken]
-    return found
+    return indices

@@ -1,4 +1,4 @@
-"""What LiteRT really ran: which operators its XNNPACK delegate took, and the types computed in."""
+"""The operators that LiteRT really ran: which in its XNNPACK delegate, and in which types."""
 
 from typing import Any
 

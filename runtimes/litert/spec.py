@@ -40,8 +40,10 @@ class LiteRT(Runtime):
     def shares(self, text: str, runs: int, artifact: Path) -> dict[str, Any]:
         from onmetal.runtimes.litert import convert, text_profile
 
-        of_list = text.startswith("{")  # which the Python runner writes, types and all
-        return text_profile.shares(text, {} if of_list else convert.precisions(str(artifact)))
+        is_operator_list = text.startswith("{")  # which the Python runner writes, types and all
+        return text_profile.shares(
+            text, {} if is_operator_list else convert.precisions(str(artifact))
+        )
 
     def programs(self) -> Programs:
         from onmetal.runtimes.litert import programs

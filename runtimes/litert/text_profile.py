@@ -1,5 +1,5 @@
-"""What LiteRT really ran on a device, from the summary that it wrote there, or from its list of
-operators as the Python runner there writes it."""
+"""The operators that LiteRT really ran on a device, from the summary that it wrote there, or from
+its list of operators as the Python runner there writes it."""
 
 import re
 from collections import defaultdict
@@ -17,7 +17,7 @@ ROW_LENGTH = 1000
 
 
 class _Op(Struct, frozen=True):
-    """As python_runner.py writes it."""
+    """An operator, as python_runner.py writes it."""
 
     index: Index
     op_name: Name
@@ -28,7 +28,7 @@ class _Op(Struct, frozen=True):
 class _Graph(Struct, frozen=True):
     ops: list[_Op]
     types: dict[Annotated[str, Meta(pattern="^[0-9]{1,9}$")], DType]
-    """Of its tensors, as NumPy names them."""
+    """Index of a tensor -> its type, as NumPy names it."""
     in_float16: bool = False
 
 
@@ -55,7 +55,8 @@ _ROW = re.compile(
     r"(?P<kind>\S.*?) -?[\d.]+ -?[\d.]+ -?[\d.]+ (?P<share>[\d.]+)% [\d.]+% [\d.]+ \d+"
     r" \[(?P<name>\w+)\]:\d+"
 )
-"""With one blank between its columns: of many, each would be tried as the first."""
+"""A row with one blank between its columns: of a run of blanks, each would be tried as the first.
+"""
 _KINDS = (
     ("QD8", "i8"),
     ("QS8", "i8"),
@@ -75,14 +76,14 @@ def summary(text: str, kinds: dict[str, str]) -> dict[str, Any]:
     """
     part = text.partition("Run Order")[2].partition("=====\n")[2].partition("\n=====")[0]
     lines = [" ".join(line.split()) for line in part.splitlines() if len(line) <= ROW_LENGTH]
-    rows = [found for line in lines if (found := _ROW.fullmatch(line))]
+    rows = [match for line in lines if (match := _ROW.fullmatch(line))]
     if not rows:
         raise ValueError("it has no rows")
     providers: dict[str, float] = defaultdict(float)
     precisions: dict[str, float] = defaultdict(float)
     kernels: dict[str, float] = defaultdict(float)
     total = sum(float(row["share"]) for row in rows) or 1.0
-    left: dict[str, int] = defaultdict(int)
+    not_delegated: dict[str, int] = defaultdict(int)
     for row in rows:
         share = float(row["share"]) / total
         kind = row["kind"].strip()
@@ -91,12 +92,12 @@ def summary(text: str, kinds: dict[str, str]) -> dict[str, Any]:
         precisions[_precision(kind) if delegated else kinds.get(kind, "other")] += share
         kernels[kind.removeprefix("Delegate/")] += share
         if not delegated:
-            left[kind] += 1
+            not_delegated[kind] += 1
     return {
         "provider": _rounded(providers),
         "precision": _rounded(precisions),
         "operators": _rounded(kernels),
-        "not_delegated": dict(left),
+        "not_delegated": dict(not_delegated),
         "of": "operator time",
         "kernels": len(rows),
     }
@@ -106,6 +107,6 @@ def _precision(kind: str) -> str:
     return next((name for mark, name in _KINDS if mark in kind), "other")
 
 
-def _rounded(spent: dict[str, float]) -> dict[str, float]:
-    largest = sorted(spent.items(), key=lambda entry: -entry[1])
+def _rounded(shares_by_name: dict[str, float]) -> dict[str, float]:
+    largest = sorted(shares_by_name.items(), key=lambda entry: -entry[1])
     return {name: round(share, 4) for name, share in largest if share > 0}

@@ -73,7 +73,7 @@ def options(compute: str, threads: int) -> dict[str, Any]:
 
 def describe(path: str) -> dict[str, list[dict[str, Any]]]:
     """Inputs and outputs of the static ONNX model."""
-    import onnx  # options are asked for where nothing so heavy is loaded
+    import onnx  # not at the top: processes that only need the options do not load it
 
     from onmetal.converters.onnx import external
 
@@ -83,10 +83,10 @@ def describe(path: str) -> dict[str, list[dict[str, Any]]]:
     constant = {tensor.name for tensor in graph.initializer}
 
     def described(value: onnx.ValueInfoProto) -> dict[str, Any]:
-        of = value.type.tensor_type
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(of.elem_type).name
-        sizes = [axis.dim_value if axis.dim_value > 0 else -1 for axis in of.shape.dim]
-        shape = sizes if of.HasField("shape") else None
+        value_type = value.type.tensor_type
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(value_type.elem_type).name
+        sizes = [axis.dim_value if axis.dim_value > 0 else -1 for axis in value_type.shape.dim]
+        shape = sizes if value_type.HasField("shape") else None
         return {"name": value.name, "dtype": dtype, "shape": shape}
 
     return {

@@ -19,23 +19,23 @@ Kernels = dict[str, tuple[dict[str, Any], float]]
 
 
 def kernels(events: list[dict[str, Any]], runs: int) -> Kernels:
-    """By name of its node: what the profiler says of a kernel, and the microseconds that it takes
-    in an inference (the median of warm ones; in a loop, all rounds together)."""
+    """Name of a node -> its kernel's arguments in the profile, and the microseconds of one
+    inference (the median of warm ones; of a kernel in a loop, all rounds together)."""
     found = [
         event
         for event in events
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
     ]
-    each = max(1, len(found) // runs)
+    per_run = max(1, len(found) // runs)
     details: dict[str, dict[str, Any]] = {}
-    spent: dict[str, Counter[int]] = {}
-    for place, event in enumerate(found[runs // 2 * each :]):
+    durations: dict[str, Counter[int]] = {}
+    for place, event in enumerate(found[runs // 2 * per_run :]):
         name = event["name"].removesuffix("_kernel_time")
         details[name] = event["args"]
-        spent.setdefault(name, Counter())[place // each] += event["dur"]
+        durations.setdefault(name, Counter())[place // per_run] += event["dur"]
     return {
-        name: (details[name], float(np.median(list(taken.values()))))
-        for name, taken in spent.items()
+        name: (details[name], float(np.median(list(by_run.values()))))
+        for name, by_run in durations.items()
     }
 
 
@@ -66,6 +66,6 @@ def _precision(detail: dict[str, Any]) -> str:
     return _NAMES.get(kinds[0], kinds[0]) if kinds else "unknown"
 
 
-def _shares(spent: dict[str, float], total: float) -> dict[str, float]:
-    largest = sorted(spent.items(), key=lambda entry: -entry[1])
+def _shares(durations: dict[str, float], total: float) -> dict[str, float]:
+    largest = sorted(durations.items(), key=lambda entry: -entry[1])
     return {name: round(us / total, 4) for name, us in largest if us > 0}

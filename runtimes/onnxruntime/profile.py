@@ -1,4 +1,4 @@
-"""What ONNX Runtime really ran, from its own profile: which provider, in which precision."""
+"""The operators that ONNX Runtime really ran, by its own profile: providers and precisions."""
 
 import json
 import re
@@ -35,9 +35,9 @@ def layers(
     outputs: list[str],
 ) -> list[dict[str, Any]]:
     """Every kernel in the order of execution: the names that its node may have had in the file (or
-    of the tensor that it gives), and the microseconds of one inference.
+    of its output), and the microseconds of one inference.
 
-    The profiler's own cost, of which the cheapest kernel consists, is taken off.
+    The profiler's own cost, taken to be the time of the cheapest kernel, is subtracted.
     """
     kernels = _kernels(feed, files, options, inputs, outputs)
     least = min((us for _, us in kernels.values()), default=0.0)

@@ -106,5 +106,5 @@ def _setter(name: str, value: object) -> str:
     if name not in SETTERS or (isinstance(value, str) and value not in NAMES_IN_JAVA):
         raise UnsupportedError(f"ONNX Runtime for Android has no option {name!r} of {value!r}")
     setter, form = SETTERS[name]
-    given = NAMES_IN_JAVA[value] if isinstance(value, str) else str(value).lower()
-    return f"{setter}({form.format(given)})"
+    argument = NAMES_IN_JAVA[value] if isinstance(value, str) else str(value).lower()
+    return f"{setter}({form.format(argument)})"

@@ -1,4 +1,4 @@
-"""What ONNX Runtime really ran on a device, from the trace that it wrote there."""
+"""The operators that ONNX Runtime really ran on a device, by the trace that it wrote there."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ class _Arguments(Struct, frozen=True):
 
 
 class _Event(Struct, frozen=True):
-    """Of ONNX Runtime's trace."""
+    """An event of ONNX Runtime's trace."""
 
     name: str
     cat: str = ""
@@ -36,14 +36,14 @@ def shares(text: str, runs: int) -> dict[str, Any]:
 
 
 def _events(text: str) -> list[dict[str, Any]]:
-    """Of ONNX Runtime's trace what is used of it. A device that was cut off in the middle of
-    writing leaves no end, which is an error."""
+    """The events of ONNX Runtime's trace that are used. A trace without its end, as a device leaves
+    it that was cut off while it wrote, is an error."""
     events = decode(text.encode(errors="replace"), list[_Event])
-    return [_plain(event) for event in events if event.cat == "Node"]
+    return [_event_fields(event) for event in events if event.cat == "Node"]
 
 
-def _plain(event: _Event) -> dict[str, Any]:
-    """As ort_events takes it; of the outputs of a kernel there are few."""
+def _event_fields(event: _Event) -> dict[str, Any]:
+    """The event as events.kernels takes it; an excessive list of a kernel's outputs is dropped."""
     if event.name.endswith("_kernel_time") and not event.args.op_name:
         raise ValueError("a kernel without the name of its operator")
     shapes = event.args.output_type_shape

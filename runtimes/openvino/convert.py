@@ -52,9 +52,9 @@ def convert(prepared: str, compute: str, folder: str, hardware: Hardware) -> lis
 
 
 def _refuse_signed_concat(path: str) -> None:
-    """OpenVINO 2026.4 rounds what a Concat takes to whole numbers where activations are quantized
-    to s8, without a word; u8 is right, and the same arithmetic."""
-    import onnx  # options are asked for where nothing so heavy is loaded
+    """OpenVINO 2026.4 rounds the inputs of a Concat to whole numbers where activations are
+    quantized to s8, without an error; with u8, the same arithmetic is right."""
+    import onnx  # not at the top: processes that only need the options do not load it
 
     graph = onnx.load(path, load_external_data=False).graph
     if not any(node.op_type == "Concat" for node in graph.node):
@@ -69,17 +69,21 @@ def _refuse_signed_concat(path: str) -> None:
 
 
 def _refuse_counted_padding(path: str) -> None:
-    """OpenVINO 2026.4 takes the padding that an AveragePool counts for the integer 0 where what it
-    pools was quantized, even if the pool itself stays float: it moves the scale behind the pool."""
-    import onnx  # options are asked for where nothing so heavy is loaded
+    """OpenVINO 2026.4 reads the padding that an AveragePool counts as the integer 0 where the input
+    was quantized, even if the pool itself stays float: it moves the scale behind the pool."""
+    import onnx  # not at the top: processes that only need the options do not load it
 
     graph = onnx.load(path, load_external_data=False).graph
     if not any(node.op_type == "QuantizeLinear" for node in graph.node):
         return
     for node in graph.node:
-        given = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
-        padded = any(given.get("pads", ())) or given.get("auto_pad", b"").startswith(b"SAME")
-        if node.op_type == "AveragePool" and given.get("count_include_pad") and padded:
+        attributes = {
+            entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute
+        }
+        padded = any(attributes.get("pads", ())) or attributes.get("auto_pad", b"").startswith(
+            b"SAME"
+        )
+        if node.op_type == "AveragePool" and attributes.get("count_include_pad") and padded:
             raise UnsupportedError(
                 f"OpenVINO computes AveragePool {node.name!r}, which counts its padding "
                 "(count_include_pad), wrong in 8 bits; export the model without it, or use "
@@ -92,7 +96,7 @@ def options(compute: str, threads: int) -> dict[str, Any]:
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads,
-        # Said always: left out, OpenVINO computes an f32 model in bf16 where the CPU can.
+        # Always set: without it, OpenVINO computes an f32 model in bf16 where the CPU can.
         "INFERENCE_PRECISION_HINT": compute,
     }
 
@@ -107,12 +111,12 @@ def describe(path: str) -> dict[str, list[dict[str, Any]]]:
         raise UnsupportedError(reason(error)) from None
 
     def tensors(kind: str, ports: Any) -> list[dict[str, Any]]:
-        found = []
+        descriptions = []
         for number, port in enumerate(ports):
             name = min(port.names) if port.names else f"{kind}{number}"
             dtype = port.element_type.to_dtype().name
-            found.append({"name": name, "dtype": dtype, "shape": _shape(port.partial_shape)})
-        return found
+            descriptions.append({"name": name, "dtype": dtype, "shape": _shape(port.partial_shape)})
+        return descriptions
 
     return {"inputs": tensors("input", model.inputs), "outputs": tensors("output", model.outputs)}
 

@@ -1,4 +1,4 @@
-"""What is inside of an OpenVINO model: its tensors, and what they hold for given inputs."""
+"""The tensors of an OpenVINO model, and their values for given inputs."""
 
 from collections.abc import Callable
 
@@ -22,11 +22,11 @@ def known(path: str) -> set[str]:
 
 
 def opened(path: str, names: list[str]) -> Run:
-    """Runs it, giving the named tensors."""
+    """A function that runs the model. -> the values of the named tensors."""
     core = openvino.Core()
     model = core.read_model(path)
-    given = {name for port in model.outputs for name in port.names}
-    model.add_outputs([name for name in names if name not in given])
+    output_names = {name for port in model.outputs for name in port.names}
+    model.add_outputs([name for name in names if name not in output_names])
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     request = compiled.create_infer_request()
 

@@ -26,13 +26,13 @@ def convert(prepared: str, samples: Samples, model: Model, folder: str) -> list[
         for start in range(0, data.count, of.batch)
     ]
     try:
-        made = nncf.quantize(
+        quantized = nncf.quantize(
             openvino.Core().read_model(prepared),
             nncf.Dataset(batches, lambda indices: data.feed(of, indices)),
             subset_size=len(batches),
             model_type=nncf.ModelType.TRANSFORMER if of.matmul_share > 0.5 else None,
         )
-        openvino.save_model(made, str(Path(folder) / "model.xml"), compress_to_fp16=False)
+        openvino.save_model(quantized, str(Path(folder) / "model.xml"), compress_to_fp16=False)
     except Exception as error:
         raise UnsupportedError(f"NNCF: {reason(error)}") from None
     return ["model.xml", "model.bin"]

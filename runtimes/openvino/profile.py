@@ -1,4 +1,4 @@
-"""What OpenVINO really ran, from its own profile: which kernels, in which precision."""
+"""The kernels that OpenVINO really ran, by its own profile, and their precisions."""
 
 import time
 from collections import defaultdict
@@ -45,16 +45,16 @@ def layers(
     inputs: list[str],
     outputs: list[str],
 ) -> list[dict[str, Any]]:
-    """Every kernel in the order of execution: the names of the file's nodes that it does the work
-    of, and the microseconds of one inference."""
+    """Every kernel in the order of execution: the names of the file's nodes that it computes, and
+    the microseconds of one inference."""
     session, kernels = _kernels(feed, files, options, inputs, outputs)
     origins = {}
     for node in session.compiled.get_runtime_model().get_ordered_ops():
         facts = node.get_rt_info()
         if "originalLayersNames" in facts:
-            said = facts["originalLayersNames"]
+            names = facts["originalLayersNames"]
             origins[node.get_friendly_name()] = str(
-                said.astype(str) if hasattr(said, "astype") else said
+                names.astype(str) if hasattr(names, "astype") else names
             ).split(",")
     return [
         {"names": origins.get(entry.node_name) or [entry.node_name], "us": us}
@@ -69,22 +69,22 @@ def _kernels(
     inputs: list[str],
     outputs: list[str],
 ) -> tuple[Session, list[tuple[Any, float]]]:
-    """The session; what its profile says of every kernel that took time, and the microseconds that
-    it takes in a warm inference. (The clock has whole microseconds, so that a median would be one.)
+    """-> the session, and of every kernel that took time, its entry in the profile and the mean
+    microseconds of warm inferences. (A median would be whole microseconds, as the clock has them.)
     """
     session = Session(files, {**options, "PERF_COUNT": True}, inputs, outputs)
-    taken: list[list[Any]] = []
+    profiles: list[list[Any]] = []
     end = time.monotonic() + SECONDS
-    while len(taken) < 2 or (len(taken) < 2 * RUNS and time.monotonic() < end):
+    while len(profiles) < 2 or (len(profiles) < 2 * RUNS and time.monotonic() < end):
         session.run(feed)
-        taken.append(list(session.request.profiling_info))
-    found = []
-    for runs in zip(*taken[len(taken) // 2 :], strict=True):
+        profiles.append(list(session.request.profiling_info))
+    kernel_times = []
+    for runs in zip(*profiles[len(profiles) // 2 :], strict=True):
         times = np.sort([entry.real_time.total_seconds() * 1e6 for entry in runs])
         us = float(np.mean(times[: max(1, len(times) * 3 // 4)]))
         if us > 0:
-            found.append((runs[0], us))
-    return session, found
+            kernel_times.append((runs[0], us))
+    return session, kernel_times
 
 
 def _precision(kernel: str) -> str:
@@ -92,6 +92,6 @@ def _precision(kernel: str) -> str:
     return _NAMES.get(last, last)
 
 
-def _shares(spent: dict[str, float], total: float) -> dict[str, float]:
-    largest = sorted(spent.items(), key=lambda entry: -entry[1])
+def _shares(us_by_name: dict[str, float], total: float) -> dict[str, float]:
+    largest = sorted(us_by_name.items(), key=lambda entry: -entry[1])
     return {name: round(us / total, 4) for name, us in largest if us > 0}

@@ -2,7 +2,7 @@
 
 import sys
 
-# It does without this module, and its import reports nothing then.
+# OpenVINO works without this module, and its import sends no telemetry then.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 import openvino  # noqa: E402

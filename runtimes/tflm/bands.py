@@ -47,8 +47,8 @@ class _BandWriter:
         source, result = self.region.source, self.region.result
         needed = _needed(ops, result, rows)
         label = f"rows {rows[0]} to {rows[1]} of {result.name}"
-        whole = 0, source.shape[1]
-        there = {source: (self.cut(source, whole, needed[source], f"{source.name} for {label}"))}
+        all_rows = 0, source.shape[1]
+        there = {source: (self.cut(source, all_rows, needed[source], f"{source.name} for {label}"))}
         for op in ops:
             out = op.outputs[0]
             need = need_for(op, needed[out])
@@ -100,10 +100,10 @@ class _BandWriter:
         shape = 1, rows, *tensor.shape[2:]
         return Tensor(name, shape, tensor.dtype, None, tensor.scale, tensor.zero_point)
 
-    def number(self, what: str, values: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-        key = what, tuple(values)
+    def number(self, role: str, values: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+        key = role, tuple(values)
         if key not in self.constants:
-            name = f"{self.region.result.name}/{what} {' '.join(map(str, values))}"
+            name = f"{self.region.result.name}/{role} {' '.join(map(str, values))}"
             self.constants[key] = constant(name, np.array(values, np.int32).reshape(shape))
         return self.constants[key]
 

@@ -56,9 +56,11 @@ class Modelled(Struct, frozen=True):
     scratch_bytes: int
     """The most that a kernel asks for at once; planned into the head."""
     scratch_operator: str | None
-    """Which: its kind and the name of its output; None where none asks."""
+    """The operator whose kernel that is: its kind and the name of its output; None where no kernel
+    asks for scratch memory."""
     kept_bytes: int
-    """Of the tail: sums over weights that kernels keep (fully connected, SVDF and LSTM)."""
+    """The part of the tail that holds the sums over weights that kernels keep (fully connected,
+    SVDF and LSTM)."""
     tail_32_bytes: int
     """The tail without what is known to be smaller on 32 bits: in the nine networks between what
     the core took and 9 % more."""
@@ -77,43 +79,45 @@ def modelled(
     given: Mapping[Tensor, int] | None = None,
 ) -> Modelled:
     """`host_tail_bytes`: TFLite Micro's recording allocator's; `order`, `given`: as memory.plan."""
-    asked = scratch(net, core)
-    kept = sum(memory.aligned(size) for op in net.ops for size in _kept(op, CORES[core]))
-    head = memory.plan(net, asked, order, given).head_bytes
-    tail = host_tail_bytes + kept
-    most, label = 0, None
-    for number, sizes in asked.items():
-        if sum(sizes) > most:
+    scratch_sizes = scratch(net, core)
+    sum_bytes = sum(
+        memory.aligned(size) for op in net.ops for size in _sum_buffers(op, CORES[core])
+    )
+    head = memory.plan(net, scratch_sizes, order, given).head_bytes
+    tail = host_tail_bytes + sum_bytes
+    largest, label = 0, None
+    for number, sizes in scratch_sizes.items():
+        if sum(sizes) > largest:
             op = net.ops[number]
-            most, label = sum(sizes), f"{op.kind} that gives {op.outputs[0].name!r}"
+            largest, label = sum(sizes), f"{op.kind} that gives {op.outputs[0].name!r}"
     smaller = _smaller(net, net.tensors() if order is None else order)
-    return Modelled(core, head, tail, head + tail, most, label, kept, tail - smaller)
+    return Modelled(core, head, tail, head + tail, largest, label, sum_bytes, tail - smaller)
 
 
 def _smaller(net: Net, tensors: Sequence[Tensor]) -> int:
     parts = {"tensor": tensors, "operator": net.ops, "end": [*net.inputs, *net.outputs]}
-    return sum(SMALLER_BYTES[name] * len(some) for name, some in parts.items())
+    return sum(SMALLER_BYTES[name] * len(entries) for name, entries in parts.items())
 
 
 def scratch(net: Net, core: str) -> dict[int, list[int]]:
     """Number of the operator -> bytes of each buffer that its kernel asks for on the core."""
     unit = CORES[core]
-    found = memory.reference(net, POINTER_BYTES)
+    buffers = memory.reference(net, POINTER_BYTES)
     for number, op in enumerate(net.ops):
         rule = _RULES.get(op.kind)
         if rule is None or op.outputs[0].dtype not in (np.int8, np.int16):
             continue
         sizes = [size for size in rule(op, unit) if size > 0]
-        found.pop(number, None)
+        buffers.pop(number, None)
         if sizes:
-            found[number] = sizes
-    return found
+            buffers[number] = sizes
+    return buffers
 
 
 # --- by operator; `unit` is one of PLAIN, DSP, MVE
 
 
-def _even(op: Op, axis: int, kernel: int, dilation: int, out: int) -> int:
+def _padding_before(op: Op, axis: int, kernel: int, dilation: int, out: int) -> int:
     """Rows or columns that are padded before the first (ComputePaddingHeightWidth)."""
     if op.options["padding"] != SAME:
         return 0
@@ -130,7 +134,9 @@ def _padding(op: Op) -> tuple[int, int]:
     _, high, wide, _ = op.taken[1].shape
     _, out_high, out_wide, _ = op.outputs[0].shape
     down, across = _dilation(op)
-    return _even(op, 1, high, down, out_high), _even(op, 2, wide, across, out_wide)
+    return _padding_before(op, 1, high, down, out_high), _padding_before(
+        op, 2, wide, across, out_wide
+    )
 
 
 def _convolution(op: Op, unit: str) -> list[int]:
@@ -160,17 +166,17 @@ def _convolution_8(
     padding, channels = _padding(op), source[3]
     if (high, wide, *padding, *_dilation(op)) == (1, 1, 0, 0, 1, 1) and channels == taken:
         return 0
-    whole = _columns_8(channels * high * wide, unit)
+    full_size = _columns_8(channels * high * wide, unit)
     one_row = source[1] == 1 and high == 1 and _dilation(op)[1] == 1 and channels == taken
     if not one_row or stride * channels % 4 or unit != MVE:
-        return whole
-    # Of one row: only what reaches over its ends is copied (arm_convolve_1_x_n_s8).
+        return full_size
+    # Inputs of one row: only windows that reach over its ends are copied (arm_convolve_1_x_n_s8).
     odd = int(math.fmod((out[2] - 1) * stride + wide - source[2], 2))  # signed as in C
     left, right = padding[1], padding[1] + odd
     at_left = max(1, -(-left // stride)) if left else 0
     at_right = max(1, int((right + stride - 1) / stride)) if right else 0
     if at_left + at_right + max(out[2] - at_left - at_right, 0) != out[2]:
-        return whole
+        return full_size
     over = (at_right if odd else left) * channels
     return max((wide + left) * channels, (wide - 1) * channels + over)
 
@@ -201,8 +207,8 @@ def _as_1x1(op: Op) -> bool:
 
 
 def _fully_connected(op: Op, unit: str) -> list[int]:
-    """Of constant weights the sums are kept (`_kept`). Run as a 1x1 convolution, it needs its one
-    multiplier written out for every channel."""
+    """The sums over constant weights are kept in the tail (`_sum_buffers`). An operator that runs
+    as a 1x1 convolution needs its one multiplier written out for every channel."""
     if op.taken[0].dtype != np.int8:
         return []
     channels = op.outputs[0].shape[-1]
@@ -249,7 +255,7 @@ _RULES: dict[str, Callable[[Op, str], list[int]]] = {
 }
 
 
-def _kept(op: Op, unit: str) -> list[int]:
+def _sum_buffers(op: Op, unit: str) -> list[int]:
     """Bytes of each buffer of sums over constant weights that a kernel keeps in the tail."""
     if op.kind == "UNIDIRECTIONAL_SEQUENCE_LSTM" and op.outputs[0].dtype in (np.int8, np.int16):
         cell, bias = op.inputs[19], op.inputs[12]

@@ -1,5 +1,5 @@
-"""TFLite Micro: the .tflite file as converters/tflite made it, in the order that needs the least
-memory; for an Ethos-U, what Vela makes of it besides."""
+"""TFLite Micro: the .tflite file of converters/tflite, with its operators in the order that needs
+the least memory; for an Ethos-U, the file that Vela compiles from it too."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from onmetal.runtimes.protocol import Hardware
 
 VERSION = 1
 ALONE = True
-"""What Vela keeps between two compilations must not show in the second."""
+"""Vela keeps state between two compilations, which must not change the second file."""
 OPTIONS: dict[str, Any] = {
     "nhwc": Names,
     "float16": Names,
@@ -25,7 +25,8 @@ RESERVED = frozenset(OPTIONS)
 
 
 def convert(prepared: str, compute: str, folder: str, hardware: Hardware) -> list[str]:
-    """`model.tflite`, and `model_vela.tflite` for an NPU; how they were made goes to `made.json`.
+    """Write `model.tflite`, for an NPU `model_vela.tflite` too, and to `made.json` how they were
+    made.
 
     `hardware`: `core` (as targets.Chip, or None), `npu` (as targets.Npu, or None), `split`: whether
     the largest early operators are to be split. Raises UnsupportedError where that gains nothing.
@@ -34,22 +35,24 @@ def convert(prepared: str, compute: str, folder: str, hardware: Hardware) -> lis
     from onmetal.converters.tflite.parsing import read
     from onmetal.runtimes.tflm import split, vela
 
-    if found := check.problems(read(Path(prepared))):
-        raise UnsupportedError(f"the file violates TFLite's specification: {found[0]}")
-    target, made = Path(folder) / "model.tflite", {}
-    if hardware["npu"] is None:  # Vela orders what it compiles by itself
-        made["memory"] = split.shrink_arena(prepared, folder, hardware["core"], hardware["split"])
-        if target.exists() and (found := check.problems(read(target))):
+    if faults := check.problems(read(Path(prepared))):
+        raise UnsupportedError(f"the file violates TFLite's specification: {faults[0]}")
+    target, provenance = Path(folder) / "model.tflite", {}
+    if hardware["npu"] is None:  # Vela orders the operators by itself
+        provenance["memory"] = split.shrink_arena(
+            prepared, folder, hardware["core"], hardware["split"]
+        )
+        if target.exists() and (faults := check.problems(read(target))):
             raise UnsupportedError(
-                f"no file was written, since it would violate TFLite's specification: {found[0]}"
+                f"no file was written, since it would violate TFLite's specification: {faults[0]}"
             )
     if not target.exists():
         _link(prepared, target)
     files = [target.name]
     if hardware["npu"] is not None:
         files.append("model_vela.tflite")
-        made["npu"] = vela.compile_(target, hardware["npu"], Path(folder) / files[-1])
-    (Path(folder) / "made.json").write_bytes(msgspec.json.encode(made))
+        provenance["npu"] = vela.compile_(target, hardware["npu"], Path(folder) / files[-1])
+    (Path(folder) / "made.json").write_bytes(msgspec.json.encode(provenance))
     return files
 
 

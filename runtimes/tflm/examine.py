@@ -13,7 +13,7 @@ def examine(path: str, core: str | None, host_tail_bytes: int) -> dict[str, Any]
 
     -> `head_bytes`; `peak`: {`number`, `kind`, `output`, `live_bytes`} or None; `buffers`: a list
     of {`name`, `size_bytes`, `first`, `last`, `offset`}; `timeline`: text, a line an operator;
-    `svg`: a drawing. All that of TFLite Micro's reference kernels, as they run on this machine.
+    `svg`: a drawing. These are for TFLite Micro's reference kernels, as they run on this machine.
     `modelled`: cmsis_nn.Modelled of the core as a dictionary, its tail from `host_tail_bytes`; None
     where there is no core.
 
@@ -21,14 +21,14 @@ def examine(path: str, core: str | None, host_tail_bytes: int) -> dict[str, Any]
     """
     from onmetal.runtimes.tflm import cmsis_nn, timeline
 
-    net, order, given = stored(Path(path))
-    made = plan(net, None, order, given)
-    modelled = cmsis_nn.modelled(net, core, host_tail_bytes, order, given) if core else None
+    net, order, offsets = stored(Path(path))
+    layout = plan(net, None, order, offsets)
+    modelled = cmsis_nn.modelled(net, core, host_tail_bytes, order, offsets) if core else None
     return {
-        "head_bytes": made.head_bytes,
-        "peak": msgspec.to_builtins(made.peak),
-        "buffers": [msgspec.to_builtins(buffer) for buffer in made.buffers],
-        "timeline": timeline.text(made, net),
-        "svg": timeline.svg(made, net),
+        "head_bytes": layout.head_bytes,
+        "peak": msgspec.to_builtins(layout.peak),
+        "buffers": [msgspec.to_builtins(buffer) for buffer in layout.buffers],
+        "timeline": timeline.text(layout, net),
+        "svg": timeline.svg(layout, net),
         "modelled": msgspec.to_builtins(modelled),
     }

@@ -1,6 +1,6 @@
-"""What is to be known of a model that is compiled into firmware with TFLite Micro.
+"""What TFLite Micro says of a model that is compiled into firmware with it.
 
-What is asked of worker processes is imported when it is called.
+Functions for worker processes import the modules that they need when they are called.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def _installed(package: str) -> str:
 
 
 def shipped(files: Sequence[Path]) -> Sequence[Path]:
-    """What an NPU runs stands last, after what is run on this machine in its place."""
+    """The last file: that for an NPU follows the one that this machine runs in its place."""
     return files[-1:]
 
 

@@ -3,8 +3,8 @@
 The file lies in flash as it is, and is read there. How much code there is depends on the compiler
 and on what else is linked: here it is modelled, by what the linker kept of TFLite Micro (commit
 90b983c2) with CMSIS-NN (4ab83cc3), built by GCC 12.2 with -Os for a program of the interpreter and
-one operator, less what operators share, counted once. Of programs of six operators it told 0 to 7 %
-too much (92,812 bytes linked for ResNet-8's on a Cortex-M4, 99,432 for DS-CNN's).
+one operator, less what operators share, counted once. For programs of six operators the model was 0
+to 7 % too high (92,812 bytes linked for ResNet-8's on a Cortex-M4, 99,432 for DS-CNN's).
 """
 
 from pathlib import Path
@@ -16,9 +16,9 @@ from onmetal.converters.tflite.parsing import read
 from onmetal.runtimes.tflm.cmsis_nn import CORES, MVE
 
 INTERPRETER_BYTES = (28520, 28192)
-"""Of a program without operators: for a Cortex-M4, for a Cortex-M55 with Helium."""
+"""Code of a program without operators: for a Cortex-M4, for a Cortex-M55 with Helium."""
 SHARED_BYTES = (4000, 2000)
-"""What the larger operators have in common, about: found by those two programs on each core."""
+"""Code that the larger operators share, about: determined with those two programs on each core."""
 KERNEL_BYTES = {
     "ABS": (6228, 3796),
     "ADD": (13248, 9120),
@@ -90,9 +90,9 @@ KERNEL_BYTES = {
     "UNIDIRECTIONAL_SEQUENCE_LSTM": (21832, 19492),
     "UNPACK": (1724, 1916),
 }
-"""What each operator adds to that, for the same two cores."""
+"""Code that each operator adds to INTERPRETER_BYTES, for the same two cores."""
 OTHER_BYTES = (4096, 4096)
-"""Of an operator that is not in the table."""
+"""Code of an operator that is not in the table."""
 NPU_BYTES = (20_000, 20_000)
 """An allowance for the Ethos-U's driver and operator, which were not built here."""
 

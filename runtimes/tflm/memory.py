@@ -4,9 +4,9 @@ Its arena has two ends. The head holds what an inference needs for a while (acti
 scratch memory), planned once so that what is never needed together shares bytes; the tail holds
 what stays (structures, per-channel multipliers, variable tensors). Only the head is planned.
 
-Rules read at https://github.com/tensorflow/tflite-micro, commit 90b983c2: who lives when in
-micro_allocation_info.cc, offsets in memory_planner/greedy_memory_planner.cc, scratch memory in each
-kernel's Prepare, offsets that a file brings along in micro_allocator.cc. Not followed: control flow
+Rules read at https://github.com/tensorflow/tflite-micro, commit 90b983c2: the lifetimes of tensors
+in micro_allocation_info.cc, offsets in memory_planner/greedy_memory_planner.cc, scratch memory in
+each kernel's Prepare, offsets that a file states in micro_allocator.cc. Not followed: control flow
 (net.read refuses it), DETECTION_POSTPROCESS's scratch, variable tensors with offsets of their own.
 """
 
@@ -26,19 +26,19 @@ from onmetal.converters.tflite.parsing import read, text
 ALIGNMENT = 16
 """Bytes; TFLite Micro's MicroArenaBufferAlignment."""
 UNUSED = -1
-"""When a tensor lives that no operator takes or gives."""
+"""Stands for the operator's number, where no operator takes or gives the tensor."""
 
 Scratch = Mapping[int, Sequence[int]]
 """Number of an operator, from 0 -> bytes of each scratch buffer that its kernel asks for."""
 
 
 class Buffer(Struct, frozen=True):
-    """A tensor's, or a kernel's scratch memory. It lives while operators `first` to `last` run,
-    counted from 1: what is there at 0 is there before the first (inputs)."""
+    """The memory of a tensor, or a kernel's scratch memory. It is live while operators `first` to
+    `last` run, counted from 1; inputs are live from 0, before the first operator."""
 
     name: str
     size_bytes: int
-    """With what aligns it."""
+    """Rounded up to ALIGNMENT."""
     first: int
     last: int
     offset: int
@@ -52,7 +52,7 @@ class Buffer(Struct, frozen=True):
 
 
 class Peak(Struct, frozen=True):
-    """The operator at which most bytes live."""
+    """The operator at which most bytes are live."""
 
     number: int
     """From 0."""
@@ -65,7 +65,7 @@ class Peak(Struct, frozen=True):
 class Plan(Struct, frozen=True):
     buffers: tuple[Buffer, ...]
     head_bytes: int
-    """No less than what lives at the peak; more where buffers of different lives leave gaps."""
+    """At least the live bytes at the peak; more where buffers of different lifetimes leave gaps."""
     peak: Peak | None
     """None: the graph has no operators."""
 
@@ -84,7 +84,7 @@ class Wanted(NamedTuple):
     first: int
     last: int
     given: int | None = None
-    """Its offset, where the file says it."""
+    """Its offset, where the file states one."""
 
 
 def plan(
@@ -96,8 +96,8 @@ def plan(
     """The plan that TFLite Micro makes of the graph.
 
     `scratch`: what kernels ask for (None: TFLite Micro's reference kernels, `reference`). `order`:
-    the tensors as the file has them, which decides between equals (None: as net.write has them).
-    `given`: offsets that the file brings along (`offline`).
+    the tensors in the file's order, which decides between buffers of one size (None: the order of
+    net.write). `given`: the offsets that the file's metadata states (`offline`).
     """
     if scratch is None:
         scratch = reference(net)
@@ -111,7 +111,7 @@ def plan(
 
 
 def over_time(net: Net, scratch: Scratch) -> list[int]:
-    """Bytes that live at each operator: no plan needs less than their maximum."""
+    """The live bytes at each operator: no plan needs less than their maximum."""
     return _over_time(buffers_of(net, scratch), len(net.ops))
 
 
@@ -120,7 +120,8 @@ def aligned(size: int) -> int:
 
 
 def held(tensor: Tensor) -> int:
-    """What the tensor takes of the head, while it lives; constants and variables lie elsewhere."""
+    """Bytes of the head that the tensor takes while it is live; 0 of constants and variables, which
+    lie elsewhere."""
     if tensor.data is not None or tensor.variable:
         return 0
     return aligned(tensor.size * tensor.dtype.itemsize)
@@ -132,7 +133,7 @@ def buffers_of(
     order: Sequence[Tensor] | None = None,
     given: Mapping[Tensor, int] | None = None,
 ) -> list[Wanted]:
-    """Tensors, then scratch memory, in the order in which TFLite Micro comes to them."""
+    """The buffers of tensors, then those of scratch memory, in TFLite Micro's order."""
     known, given = lives(net), given or {}
     found = [
         Wanted(tensor.name, size, *known.get(tensor, (UNUSED, UNUSED)), given.get(tensor))
@@ -146,7 +147,7 @@ def buffers_of(
 
 
 def lives(net: Net) -> dict[Tensor, tuple[int, int]]:
-    """From the operator that makes it to the last that takes it; outputs live to the end."""
+    """Tensor -> the operator that makes it and the last that takes it; outputs live to the end."""
     first: dict[Tensor, int] = dict.fromkeys(net.inputs, 0)
     last = dict(first)
     for time, op in enumerate(net.ops, 1):
@@ -161,32 +162,35 @@ def lives(net: Net) -> dict[Tensor, tuple[int, int]]:
 
 
 def offsets(wanted: Sequence[Wanted]) -> list[int]:
-    """What has an offset keeps it; the rest by size, the largest first and of equals the last."""
+    """The offset of each buffer. One that the file states is kept; the other buffers are placed by
+    size, the largest first and of equal ones the last."""
     given = [n for n, entry in enumerate(wanted) if entry.given is not None]
-    rest = [n for n in range(len(wanted) - 1, -1, -1) if wanted[n].given is None]
-    return placed(wanted, [*given, *sorted(rest, key=lambda n: -wanted[n].size)])
+    unfixed = [n for n in range(len(wanted) - 1, -1, -1) if wanted[n].given is None]
+    return placed(wanted, [*given, *sorted(unfixed, key=lambda n: -wanted[n].size)])
 
 
 def placed(wanted: Sequence[Wanted], turns: Sequence[int]) -> list[int]:
-    """One after the other, each at the lowest offset that is free while it lives."""
+    """Place the buffers in the order of `turns`, each at the lowest offset that is free while it is
+    live. -> the offset of each buffer."""
     found = [0] * len(wanted)
     starts: list[int] = []
-    there: list[tuple[int, int, int, int]] = []
-    """Offset, end, first and last; by offset, of equals as they came."""
+    occupied: list[tuple[int, int, int, int]] = []
+    """Offset, end, first and last operator of the buffers that are placed; by offset, of equal ones
+    in the order in which they were placed."""
     for number in turns:
         _, size, first, last, given = wanted[number]
         place = 0 if given is None else given
         if given is None:
-            for start, end, since, until in there:
+            for start, end, since, until in occupied:
                 if since > last or first > until:
                     continue
                 if start - place >= size:
                     break
                 if end > place:
                     place = end
-        at = bisect_right(starts, place)
-        starts.insert(at, place)
-        there.insert(at, (place, place + size, first, last))
+        position = bisect_right(starts, place)
+        starts.insert(position, place)
+        occupied.insert(position, (place, place + size, first, last))
         found[number] = place
     return found
 
@@ -201,7 +205,7 @@ def _over_time(wanted: Sequence[Wanted], operators: int) -> list[int]:
 
 
 def _peak(net: Net, wanted: Sequence[Wanted]) -> Peak | None:
-    """The first of those at which most bytes live."""
+    """The first operator at which most bytes are live; None: the graph has no operators."""
     live = _over_time(wanted, len(net.ops))
     if not live:
         return None
@@ -228,9 +232,9 @@ _REDUCING = frozenset({"REDUCE_MAX", "REDUCE_MIN", "REDUCE_ALL"})
 def _reference(op: Op, pointer_bytes: int) -> list[int]:
     if op.kind in ("MEAN", "SUM") or op.kind in _REDUCING:
         source, axes = op.taken[0], op.taken[1]
-        kept = [INT * len(source.shape), INT * axes.size]
+        index_bytes = [INT * len(source.shape), INT * axes.size]
         sums = op.kind not in _REDUCING and not source.is_float
-        return [INT * op.outputs[0].size, *kept] if sums else kept
+        return [INT * op.outputs[0].size, *index_bytes] if sums else index_bytes
     if op.kind == "SVDF":
         return svdf(op)
     if op.kind == "UNIDIRECTIONAL_SEQUENCE_LSTM":
@@ -252,7 +256,7 @@ def svdf(op: Op) -> list[int]:
 
 
 def lstm_state_bytes(op: Op) -> int:
-    """Of one gate: [batch, cells], in the cell state's type."""
+    """Bytes of one gate's scratch buffer: [batch, cells], in the cell state's type."""
     cell = op.inputs[19]
     assert cell is not None
     return cell.size * cell.dtype.itemsize
@@ -278,7 +282,7 @@ class Stored(NamedTuple):
     order: list[Tensor]
     """All of the file's tensors in its order, unused ones too."""
     given: dict[Tensor, int]
-    """Offsets that it brings along."""
+    """The offsets that the file's metadata states."""
 
 
 def stored(source: Path) -> Stored:
@@ -289,7 +293,7 @@ def stored(source: Path) -> Stored:
     known: dict[int, Tensor] = {}
 
     def learn(places: Any, tensors: Sequence[Tensor | None]) -> None:
-        if tensors:  # of an empty list there is no array
+        if tensors:  # for an empty list, the schema returns no array
             pairs = zip(places.tolist(), tensors, strict=True)
             known.update((place, tensor) for place, tensor in pairs if tensor is not None)
 
@@ -305,8 +309,8 @@ def stored(source: Path) -> Stored:
 
 
 OFFLINE = "OfflineMemoryAllocation"
-"""The metadata with offsets: version, number of the subgraph, of its tensors, then an offset each
-(int32), -1 where TFLite Micro shall place it."""
+"""The metadata entry with offsets, all of it int32: version, number of the subgraph, count of its
+tensors, then the offset of each tensor, -1 where TFLite Micro is to place it."""
 ONLINE = -1
 
 

@@ -26,29 +26,31 @@ from onmetal.targets import Io
 
 _SOURCES = re.compile(r"tensorflow/\S+?\.(?:cc|h):?\s*")
 SAID_BYTES = 600
-"""Of what it says of one graph."""
+"""Most bytes of its message about one graph."""
 
 
 def lacking(path: Path, activation: grid.Activation | None) -> list[Lacking]:
-    """Of the graph as it will be (`activation`; None: as it is in the file), each operator that
-    TFLite Micro does not run: its `operator`, the `node` of the model that it was made for (the
+    """Each operator that TFLite Micro does not run, of the graph with activations of this type
+    (None: as it is in the file): its `operator`, the `node` of the model that it was made for (the
     output's name, where that is not known) and the `reason`. Empty: all of it runs.
 
-    Ranges do not matter to that, so none are needed: every tensor is given the same one.
+    Ranges do not matter here, so every tensor gets the same one and no calibration is needed.
     """
-    net = _as_it_will_be(path, activation)
-    whole = _refusal(net)
-    if whole is None:
+    net = _quantized_graph(path, activation)
+    graph_refusal = _refusal(net)
+    if graph_refusal is None:
         return []
     makers = _makers(path)
     found: list[Lacking] = []
     for op in net.ops:
-        reason = _refusal(_alone(op)) if any(t.data is None for t in op.taken) else None
+        reason = (
+            _refusal(_single_operator_graph(op)) if any(t.data is None for t in op.taken) else None
+        )
         if reason is not None:
             name = op.outputs[0].name
             node = makers.get(name, f"{name!r}")
             found.append({"operator": op.custom or op.kind, "node": node, "reason": reason})
-    return found or [{"operator": "", "node": "", "reason": whole}]
+    return found or [{"operator": "", "node": "", "reason": graph_refusal}]
 
 
 def preview(
@@ -58,9 +60,9 @@ def preview(
     core: str | None,
     npu: dict[str, str] | None,
 ) -> dict[str, Any]:
-    """What the graph will need as `activation` has it, told before it is calibrated: `arena` as
-    profile.arena, `plan` as examine.examine, `flash` as flash.needs; `npu` as vela.told."""
-    net = _as_it_will_be(path, activation)
+    """What the graph will need with activations of this type, before it is calibrated: `arena` as
+    profile.arena, `plan` as examine.examine, `flash` as flash.needs; `npu` as vela.figures_of."""
+    net = _quantized_graph(path, activation)
     if target_io.layout == "nhwc":
         io.channels_last(net)
     feed = {f"{n}": np.zeros(t.shape, t.dtype) for n, t in enumerate(net.inputs)}
@@ -81,7 +83,7 @@ def preview(
         }
 
 
-def _as_it_will_be(path: Path, activation: grid.Activation | None) -> Net:
+def _quantized_graph(path: Path, activation: grid.Activation | None) -> Net:
     net = read(path)
     if activation is not None:
         net = quantize.quantize(net, dict.fromkeys(quantize.observed(net), (-1.0, 1.0)), activation)
@@ -98,7 +100,7 @@ def _makers(path: Path) -> dict[str, str]:
     return found
 
 
-def _alone(op: Op) -> Net:
+def _single_operator_graph(op: Op) -> Net:
     inputs = [t for t in dict.fromkeys(op.taken) if t.data is None and not t.variable]
     return Net(inputs, [t for t in op.outputs if t not in inputs], [op])
 

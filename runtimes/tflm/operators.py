@@ -1,4 +1,4 @@
-"""What must be known of a .tflite file to speak with a board that it is compiled in."""
+"""What must be known of a .tflite file to communicate with a board that it is compiled into."""
 
 from collections import Counter
 from pathlib import Path
@@ -29,7 +29,7 @@ def operators(path: str) -> dict[str, Any]:
 
 
 def ports(path: str) -> dict[str, Any]:
-    """What a .tflite file takes and gives, as raw.Ports, in its own order."""
+    """A .tflite file's inputs and outputs, as devices.answers.Ports, in its own order."""
     stored = ends(path)
     return {
         side: [

@@ -1,4 +1,4 @@
-"""What TFLite Micro runs: which operators, and the types computed in; and where its memory goes."""
+"""Which operators TFLite Micro runs, in which types it computes them, and the memory it takes."""
 
 import re
 from typing import Any
@@ -45,16 +45,16 @@ def arena(
     tail, with what was asked for before alignment. Exact for a host of 64 bits."""
     session = Session(files, options, inputs, outputs)
     session.run(feed)
-    with said() as told:
+    with said() as captured:
         session.interpreter.print_allocations()
-        text = told()
-    found: dict[str, Any] = {kind: int(count) for kind, count in _TOTAL.findall(text)}
-    if set(found) != {"total", "head", "tail"}:
+        text = captured()
+    sizes: dict[str, Any] = {kind: int(count) for kind, count in _TOTAL.findall(text)}
+    if set(sizes) != {"total", "head", "tail"}:
         raise DeviceError(
             f"TFLite Micro does not report its allocations as expected: {text[:200]!r}"
         )
-    found["categories"] = {
-        name: {"used": int(used), "requested": int(asked)}
-        for name, used, asked in _CATEGORY.findall(text)
+    sizes["categories"] = {
+        name: {"used": int(used), "requested": int(requested_bytes)}
+        for name, used, requested_bytes in _CATEGORY.findall(text)
     }
-    return found
+    return sizes

@@ -1,4 +1,4 @@
-"""Regions of a TFLite graph that can be computed in bands of rows, and the rows that they need."""
+"""Regions of a TFLite graph that can be computed in bands of rows, and the rows that bands need."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from onmetal.converters.tflite.net import SAME, Net, Op, Tensor
 MOST_OPERATORS = 24
 """Most operators in a region: the rows that bands share grow with each."""
 Rows = tuple[int, int]
-"""From the first row to the one behind the last."""
+"""The first row, and the one behind the last."""
 WINDOWS = frozenset({"AVERAGE_POOL_2D", "CONV_2D", "DEPTHWISE_CONV_2D", "MAX_POOL_2D"})
 ROW_WISE = frozenset(
     {"ABS", "ADD", "HARD_SWISH", "LEAKY_RELU", "LOGISTIC", "MAXIMUM", "MINIMUM", "MUL", "PRELU"}
@@ -21,7 +21,7 @@ PADS = frozenset({"PAD", "PADV2"})
 
 
 class Region(NamedTuple):
-    """Operators first to last (numbers), all of them between the two tensors, and only they."""
+    """Operators number `first` to `last`: exactly those that compute `result` from `source`."""
 
     first: int
     last: int
@@ -39,7 +39,7 @@ class Need(NamedTuple):
 
 
 class OnlyPadding(Exception):
-    """A band that would be padding alone."""
+    """Raised for a band that would consist of padding alone."""
 
 
 def _window(op: Op) -> tuple[int, int]:
@@ -75,18 +75,22 @@ def need_for(op: Op, rows: Rows) -> Need:
         stride = op.options["strideH"]
         first = rows[0] * stride - above
         last = (rows[1] - 1) * stride + _window(op)[0] - above
-    kept = max(first, 0), min(last, high)
-    if kept[0] >= kept[1]:
+    inside = max(first, 0), min(last, high)
+    if inside[0] >= inside[1]:
         raise OnlyPadding
-    return Need(kept, kept[0] - first, last - kept[1])
+    return Need(inside, inside[0] - first, last - inside[1])
 
 
-def _computable_by_rows(op: Op, known: set[Tensor]) -> bool:
-    """Whether it can be computed by rows from the known tensors and constants."""
+def _computable_by_rows(op: Op, available: set[Tensor]) -> bool:
+    """Whether the operator can be computed by rows from the available tensors and constants."""
     if len(op.outputs) != 1 or not _has_rows(op.outputs[0]):
         return False
     moving = [tensor for tensor in op.taken if tensor.data is None]
-    if not moving or any(tensor not in known for tensor in moving) or op.taken[0] not in known:
+    if (
+        not moving
+        or any(tensor not in available for tensor in moving)
+        or op.taken[0] not in available
+    ):
         return False
     out = op.outputs[0]
     if op.kind in ROW_WISE:
@@ -102,15 +106,15 @@ def _computable_by_rows(op: Op, known: set[Tensor]) -> bool:
         return len(moving) == 1 and pads is not None and pads.size == 8 and not pads.flat[:2].any()
     if op.kind not in WINDOWS or len(moving) != 1:
         return False
-    # Pooling leaves out what is padded, which no PAD before it can say.
+    # Pooling ignores its padding, which no PAD operator before it can express.
     pools = op.kind not in ("CONV_2D", "DEPTHWISE_CONV_2D")
     return not pools or not any((*padding_of(op, 1), *padding_of(op, 2)))
 
 
 def _has_rows(tensor: Tensor) -> bool:
-    """Whether it is of one inference, in integers, with more than one row."""
-    whole = tensor.dtype in (np.int8, np.int16) and not tensor.per_channel
-    return whole and len(tensor.shape) == 4 and tensor.shape[0] == 1 and tensor.shape[1] > 1
+    """Whether the tensor has batch 1, integers, and more than one row."""
+    is_integer = tensor.dtype in (np.int8, np.int16) and not tensor.per_channel
+    return is_integer and len(tensor.shape) == 4 and tensor.shape[0] == 1 and tensor.shape[1] > 1
 
 
 def regions(net: Net) -> list[Region]:

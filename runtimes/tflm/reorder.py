@@ -1,9 +1,10 @@
 """The same operators in the order, and their buffers at the places, that need the least memory.
 
-What is computed stays the same to the bit. The order of the operators decides what lives together.
-The places decide how much of the head stays unused between buffers: TFLite Micro places them from
-the largest on, which leaves a third of it unused in some networks. A file can bring better places
-along, as metadata that TFLite Micro follows and other runtimes pass over (memory.OFFLINE).
+The outputs stay the same to the bit. The order of the operators decides which tensors are live at
+the same time. The offsets of the buffers decide how much of the head stays unused between them:
+TFLite Micro places the largest first, which leaves a third of the head unused in some networks. A
+file can state better offsets in metadata that TFLite Micro follows and other runtimes ignore
+(memory.OFFLINE).
 """
 
 import random
@@ -20,26 +21,26 @@ from onmetal.runtimes.tflm import cmsis_nn, memory
 from onmetal.runtimes.tflm.memory import Scratch, Wanted
 
 MOST_STATES = 50_000
-"""Sets of operators that are looked at, in all."""
+"""Most sets of operators that are examined, in all."""
 MOST_PLACED = 100_000
-"""Buffers that are placed in search of better places, in all."""
+"""Most buffers that are placed in search of better offsets, in all."""
 STATEFUL = frozenset({"ASSIGN_VARIABLE", "CALL_ONCE", "READ_VARIABLE", "VAR_HANDLE"})
 
-Given = Mapping[Tensor, int]
-"""Offsets that a file brings along; empty: TFLite Micro places everything."""
+Placement = Mapping[Tensor, int]
+"""Offsets that a file states in its metadata; empty: TFLite Micro places everything."""
 
 
 class Why(Struct, frozen=True):
-    """Head of the arena in bytes (`needs`), as the graph was and as it is."""
+    """Bytes of the arena's head (`needs`) before and after the reordering."""
 
     before_bytes: int
     after_bytes: int
     lowest_bytes: int | None
-    """No order of the operators needs less; None: there are too many to look at all."""
+    """No order of the operators needs less; None: there are too many to examine all."""
     moved: int
-    """Operators that stand elsewhere than they did."""
+    """How many operators have another place in the order than before."""
     placed: bool
-    """Whether the file has to bring offsets along (`places`)."""
+    """Whether the file has to state offsets (`places`)."""
 
     @property
     def exact(self) -> bool:
@@ -47,45 +48,48 @@ class Why(Struct, frozen=True):
         return self.after_bytes == self.lowest_bytes
 
 
-def needs(found: Net, core: str | None = None, given: Given | None = None) -> int:
+def needs(net: Net, core: str | None = None, placement: Placement | None = None) -> int:
     """Bytes of the arena's head: of TFLite Micro's reference kernels or, where they need more, of
     CMSIS-NN's on the core."""
     return max(
-        memory.plan(found, kernels, None, given).head_bytes for kernels in asked(found, core)
+        memory.plan(net, kernels, None, placement).head_bytes
+        for kernels in kernel_scratch(net, core)
     )
 
 
-def asked(found: Net, core: str | None) -> list[dict[int, list[int]]]:
+def kernel_scratch(net: Net, core: str | None) -> list[dict[int, list[int]]]:
     """Scratch memory, as memory.plan takes it, of all kernels that `needs` considers."""
-    kernels = [memory.reference(found)]
-    return [*kernels, cmsis_nn.scratch(found, core)] if core else kernels
+    kernels = [memory.reference(net)]
+    return [*kernels, cmsis_nn.scratch(net, core)] if core else kernels
 
 
-def lowest(found: Net, core: str | None) -> list[int]:
-    """Bytes that live at each operator, by the kernels that ask for more."""
-    tracks = [memory.over_time(found, kernels) for kernels in asked(found, core)]
+def lowest(net: Net, core: str | None) -> list[int]:
+    """The live bytes at each operator, with the kernels that ask for more."""
+    tracks = [memory.over_time(net, kernels) for kernels in kernel_scratch(net, core)]
     return [max(some) for some in zip(*tracks, strict=True)]
 
 
 # --- the places of the buffers
 
 
-def places(found: Net, core: str | None = None) -> dict[Tensor, int]:
-    """Offsets of all tensors, to be brought along by the file; empty, where TFLite Micro's own are
-    as good. The same for the same graph: chance starts from the same seed."""
-    bound, own = max(lowest(found, core), default=0), needs(found, core)
-    if own <= bound:
+def places(net: Net, core: str | None = None) -> dict[Tensor, int]:
+    """Offsets of all tensors, which the file is to state; empty, where TFLite Micro's own are as
+    good. The same for the same graph: the random search has a fixed seed."""
+    bound, default_bytes = max(lowest(net, core), default=0), needs(net, core)
+    if default_bytes <= bound:
         return {}
-    wanted = memory.buffers_of(found, _largest(asked(found, core)))
+    wanted = memory.buffers_of(net, _largest(kernel_scratch(net, core)))
     turns = min((_sorted(wanted, key) for key in _TURNS), key=lambda some: _height(wanted, some))
-    offsets = memory.placed(wanted, _climbed(wanted, turns, bound))
-    tensors = [tensor for tensor in found.tensors() if memory.held(tensor)]
-    given = dict(zip(tensors, offsets, strict=False))  # without scratch memory, which comes last
-    return given if needs(found, core, given) < own else {}
+    offsets = memory.placed(wanted, _improved_turns(wanted, turns, bound))
+    tensors = [tensor for tensor in net.tensors() if memory.held(tensor)]
+    placement = dict(
+        zip(tensors, offsets, strict=False)
+    )  # without scratch memory, which comes last
+    return placement if needs(net, core, placement) < default_bytes else {}
 
 
 def _largest(kernels: Sequence[Scratch]) -> dict[int, Sequence[int]]:
-    """Of each operator, by the kernel that asks for most."""
+    """The scratch memory of each operator, by the kernel that asks for most."""
     numbers = {number for scratch in kernels for number in scratch}
     return {n: max((scratch.get(n, ()) for scratch in kernels), key=sum) for n in sorted(numbers)}
 
@@ -108,29 +112,29 @@ def _height(wanted: Sequence[Wanted], turns: Sequence[int]) -> int:
     return max(offset + entry.size for entry, offset in zip(wanted, offsets, strict=True))
 
 
-def _climbed(wanted: Sequence[Wanted], turns: Sequence[int], bound: int) -> Sequence[int]:
-    """The order, improved: time and again a buffer is placed earlier, and stays where that is no
-    worse, until nothing can be better."""
+def _improved_turns(wanted: Sequence[Wanted], turns: Sequence[int], bound: int) -> Sequence[int]:
+    """The order, improved by random search: a buffer is placed earlier, and stays there where the
+    head does not grow, until the head is as small as `bound` or MOST_PLACED is reached."""
     chance, least = random.Random(0), _height(wanted, turns)
     for _ in range(MOST_PLACED // len(wanted)):
         if least <= bound:
             break
-        tried = list(turns)
-        old = chance.randrange(len(tried))
-        tried.insert(chance.randrange(old + 1), tried.pop(old))
-        if (height := _height(wanted, tried)) <= least:
-            turns, least = tried, height
+        new_turns = list(turns)
+        old = chance.randrange(len(new_turns))
+        new_turns.insert(chance.randrange(old + 1), new_turns.pop(old))
+        if (height := _height(wanted, new_turns)) <= least:
+            turns, least = new_turns, height
     return turns
 
 
-def write(found: Net, given: Given) -> bytes:
+def write(net: Net, placement: Placement) -> bytes:
     """As writing.write, and with these offsets in its metadata."""
-    content = writing.write(found)
-    if not given:
+    content = writing.write(net)
+    if not placement:
         return content
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content))
     buffer, entry = schema.BufferT(), schema.MetadataT()
-    buffer.data = np.frombuffer(memory.offline(found.tensors(), given).tobytes(), np.uint8)
+    buffer.data = np.frombuffer(memory.offline(net.tensors(), placement).tobytes(), np.uint8)
     entry.name, entry.buffer = memory.OFFLINE, len(model.buffers)
     model.buffers.append(buffer)
     model.metadata = [*(model.metadata or []), entry]
@@ -142,51 +146,51 @@ def write(found: Net, given: Given) -> bytes:
 # --- the order of the operators
 
 
-def reordered(found: Net, core: str | None = None, states: int = MOST_STATES) -> tuple[Net, Why]:
+def reordered(net: Net, core: str | None = None, states: int = MOST_STATES) -> tuple[Net, Why]:
     """The graph whose head is smallest, its buffers at their `places`; the same one, where no order
-    that was looked at needs less. Sets of operators that can come first are looked through in full
-    where they are no more than `states`, else the most promising of them. Operators with state
-    keep their order."""
-    before = needs(found, core)
-    best, given = found, places(found, core)
-    after = needs(found, core, given)
-    order, least = _search(found, core, states)
+    that was examined needs less. All sets of operators that can run first are examined where they
+    are no more than `states`, else the most promising of them. Operators with state keep their
+    order."""
+    before = needs(net, core)
+    best, placement = net, places(net, core)
+    after = needs(net, core, placement)
+    order, least = _search(net, core, states)
     if order is not None and after != least:
-        other = Net(found.inputs, found.outputs, order, found.names)
-        there = places(other, core)
-        if (size := needs(other, core, there)) < after:
-            best, given, after = other, there, size
-    moved = sum(old is not new for old, new in zip(found.ops, best.ops, strict=True))
-    return best, Why(before, after, least, moved, bool(given))
+        other = Net(net.inputs, net.outputs, order, net.names)
+        new_placement = places(other, core)
+        if (size := needs(other, core, new_placement)) < after:
+            best, placement, after = other, new_placement, size
+    moved = sum(old is not new for old, new in zip(net.ops, best.ops, strict=True))
+    return best, Why(before, after, least, moved, bool(placement))
 
 
 class _Step(Struct):
-    """The best way to have a set of operators done."""
+    """The best order in which a set of operators can run first."""
 
     peak: int
     total: int
-    """Sum of what lives at each operator; of equal peaks the smaller one is better."""
+    """Sum of the live bytes at each operator; of equal peaks the smaller one is better."""
     live: int
-    """Bytes, afterwards."""
+    """Live bytes after the last of them."""
     op: int
     """The last of them."""
     ready: int
-    """Operators that can come next."""
+    """The operators that can run next, as bits."""
 
 
 class _Problem:
     """Operators as numbers, sets of them as bits."""
 
-    def __init__(self, found: Net, core: str | None) -> None:
-        self.count = len(found.ops)
-        scratch = _largest(asked(found, core))
+    def __init__(self, net: Net, core: str | None) -> None:
+        self.count = len(net.ops)
+        scratch = _largest(kernel_scratch(net, core))
         self.scratch = [sum(map(memory.aligned, scratch.get(n, ()))) for n in range(self.count)]
-        sizes = {tensor: size for tensor in found.tensors() if (size := memory.held(tensor))}
-        makers = {tensor: n for n, op in enumerate(found.ops) for tensor in op.outputs}
+        sizes = {tensor: size for tensor in net.tensors() if (size := memory.held(tensor))}
+        makers = {tensor: n for n, op in enumerate(net.ops) for tensor in op.outputs}
         self.takers = dict.fromkeys(sizes, 0)
         self.before = [0] * self.count
         last = None
-        for n, op in enumerate(found.ops):
+        for n, op in enumerate(net.ops):
             for tensor in op.taken:
                 if tensor in sizes:
                     self.takers[tensor] |= 1 << n
@@ -195,18 +199,18 @@ class _Problem:
             if op.kind in STATEFUL or any(tensor.variable for tensor in op.taken):
                 self.before[n] |= 0 if last is None else 1 << last
                 last = n
-        taken = [t for t in dict.fromkeys(found.inputs) if self.takers.get(t) or t in found.outputs]
+        taken = [t for t in dict.fromkeys(net.inputs) if self.takers.get(t) or t in net.outputs]
         self.live = sum(sizes.get(tensor, 0) for tensor in taken)
-        self.made = [sum(sizes.get(t, 0) for t in op.outputs) for op in found.ops]
-        passing = {tensor: size for tensor, size in sizes.items() if tensor not in found.outputs}
+        self.output_bytes = [sum(sizes.get(t, 0) for t in op.outputs) for op in net.ops]
+        passing = {tensor: size for tensor, size in sizes.items() if tensor not in net.outputs}
         self.freed = [
             [(passing[t], self.takers[t]) for t in dict.fromkeys(op.taken) if t in passing]
-            for op in found.ops
+            for op in net.ops
         ]
         self.wasted = [
-            sum(passing.get(t, 0) for t in op.outputs if not self.takers.get(t)) for op in found.ops
+            sum(passing.get(t, 0) for t in op.outputs if not self.takers.get(t)) for op in net.ops
         ]
-        self.behind: list[list[int]] = [[] for _ in found.ops]
+        self.behind: list[list[int]] = [[] for _ in net.ops]
         for n, before in enumerate(self.before):
             for other in _bits(before):
                 self.behind[other].append(n)
@@ -216,14 +220,14 @@ class _Problem:
         return _Step(self.live, 0, self.live, -1, ready)
 
     def after(self, done: int, step: _Step, n: int) -> _Step:
-        """Once operator `n` has run too."""
-        during = step.live + self.made[n] + self.scratch[n]
-        now = done | 1 << n
-        live = step.live + self.made[n] - self.wasted[n]
-        live -= sum(size for size, takers in self.freed[n] if not takers & ~now)
+        """The step once operator `n` has run too. `done`: those that ran before, as bits."""
+        during = step.live + self.output_bytes[n] + self.scratch[n]
+        done_after = done | 1 << n
+        live = step.live + self.output_bytes[n] - self.wasted[n]
+        live -= sum(size for size, takers in self.freed[n] if not takers & ~done_after)
         ready = step.ready & ~(1 << n)
         for other in self.behind[n]:
-            if not self.before[other] & ~now:
+            if not self.before[other] & ~done_after:
                 ready |= 1 << other
         return _Step(max(step.peak, during), step.total + during, live, n, ready)
 
@@ -236,13 +240,13 @@ def _bits(some: int) -> Iterator[int]:
         some ^= lowest_bit
 
 
-def _search(found: Net, core: str | None, states: int) -> tuple[list[Op] | None, int | None]:
-    """The order with the lowest peak, and that peak where all were looked at. (Sets of operators by
-    their size, each from the smaller ones by one operator: dynamic programming.)"""
-    problem = _Problem(found, core)
+def _search(net: Net, core: str | None, states: int) -> tuple[list[Op] | None, int | None]:
+    """The order with the lowest peak, and that peak where all orders were examined. (Sets of
+    operators by their size, each from the smaller ones by one operator: dynamic programming.)"""
+    problem = _Problem(net, core)
     layers: list[dict[int, _Step]] = [{0: problem.start()}]
     bound = _peak(problem)
-    looked, whole = 1, True
+    examined, complete = 1, True
     for _ in range(problem.count):
         following: dict[int, _Step] = {}
         for done, step in layers[-1].items():
@@ -250,20 +254,20 @@ def _search(found: Net, core: str | None, states: int) -> tuple[list[Op] | None,
                 new = problem.after(done, step, n)
                 if new.peak > bound:
                     continue
-                known = following.get(done | 1 << n)
-                if known is None or (new.peak, new.total) < (known.peak, known.total):
+                incumbent = following.get(done | 1 << n)
+                if incumbent is None or (new.peak, new.total) < (incumbent.peak, incumbent.total):
                     following[done | 1 << n] = new
-        looked += len(following)
+        examined += len(following)
         width = max(1, states // (problem.count + 1))
-        if looked > states and len(following) > width:
-            whole = False
+        if examined > states and len(following) > width:
+            complete = False
             best = sorted(following.items(), key=lambda item: _promise(item[1]))
             following = dict(best[:width])
         layers.append(following)
     last = layers[-1].get((1 << problem.count) - 1)
     if last is None:
         return None, None
-    return _traced(found, layers), last.peak if whole else None
+    return _order_through(net, layers), last.peak if complete else None
 
 
 def _promise(step: _Step) -> tuple[int, int, int]:
@@ -271,7 +275,7 @@ def _promise(step: _Step) -> tuple[int, int, int]:
 
 
 def _peak(problem: _Problem) -> int:
-    """Of the given order."""
+    """The peak of the order that the graph has."""
     done, step = 0, problem.start()
     for n in range(problem.count):
         step = problem.after(done, step, n)
@@ -279,10 +283,10 @@ def _peak(problem: _Problem) -> int:
     return step.peak
 
 
-def _traced(found: Net, layers: Sequence[dict[int, _Step]]) -> list[Op]:
-    done, order = (1 << len(found.ops)) - 1, []
+def _order_through(net: Net, layers: Sequence[dict[int, _Step]]) -> list[Op]:
+    done, order = (1 << len(net.ops)) - 1, []
     for layer in reversed(layers[1:]):
         n = layer[done].op
-        order.append(found.ops[n])
+        order.append(net.ops[n])
         done ^= 1 << n
     return order[::-1]

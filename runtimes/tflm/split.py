@@ -85,7 +85,7 @@ class Way(NamedTuple):
     region: Region
     bands: int
     peak: int
-    """Most bytes that live while it runs."""
+    """Most live bytes while it runs."""
     tail: int
     macs: int
     """Additional multiplications."""
@@ -106,14 +106,14 @@ def macs(op: Op) -> int:
 def tail_bytes(ops: Sequence[Op]) -> int:
     """Additional bytes in the arena's tail for these operators, whose constants are there already
     but for the numbers by which SLICE and PAD work."""
-    total, known = 0, set[Tensor]()
+    total, constants = 0, set[Tensor]()
     for op in ops:
         total += TAIL_BYTES.get(op.kind, OTHER_BYTES)
         if op.kind in ("CONV_2D", "DEPTHWISE_CONV_2D"):
             total += 8 * op.outputs[0].shape[-1]
         if op.kind in ("SLICE", "PAD"):
-            known.update(op.taken[1:])
-    return total + TENSOR_BYTES * len(known)
+            constants.update(op.taken[1:])
+    return total + TENSOR_BYTES * len(constants)
 
 
 def split(net: Net, core: str | None = None) -> tuple[Net, Why]:
@@ -158,7 +158,7 @@ def _ways(net: Net, core: str | None) -> list[Way]:
     candidates = []
     for region in regions(net):
         worst = max(live[region.first : region.last + 1])
-        # The result lives twice while the bands are joined to it.
+        # While the bands are joined, both they and the result are live.
         if worst > max(live) / 4 and 2 * held(region.result) < worst:
             rows = region.result.shape[1]
             candidates += [(worst, region, bands) for bands in BANDS if bands <= rows]
@@ -176,9 +176,9 @@ def _way(net: Net, core: str | None, live: Sequence[int], region: Region, bands:
     peak = max(reorder.lowest(banded_net, core)[new])
     if peak >= max(live[old]):
         return None
-    more = sum(map(macs, banded_net.ops[new])) - sum(map(macs, net.ops[old]))
+    added_macs = sum(map(macs, banded_net.ops[new])) - sum(map(macs, net.ops[old]))
     return Way(
-        region, bands, peak, tail_bytes(banded_net.ops[new]) - tail_bytes(net.ops[old]), more
+        region, bands, peak, tail_bytes(banded_net.ops[new]) - tail_bytes(net.ops[old]), added_macs
     )
 
 
@@ -236,7 +236,7 @@ def shrink_arena(
     net = parsing.read(Path(path))
     before = reorder.needs(net, core)
     best, why = reorder.reordered(net, core)
-    how: dict[str, Any] = {"reordered": msgspec.to_builtins(why), "split": None}
+    changes: dict[str, Any] = {"reordered": msgspec.to_builtins(why), "split": None}
     tail = 0
     if splitting:
         best, cut = split(best, core)
@@ -244,7 +244,7 @@ def shrink_arena(
             raise NeedlessError(
                 "splitting does not pay: no part of it in bands of rows needs clearly less memory"
             )
-        how["split"], tail = msgspec.to_builtins(cut), cut.tail_bytes
+        changes["split"], tail = msgspec.to_builtins(cut), cut.tail_bytes
     placement = reorder.places(best, core)
     after = reorder.needs(best, core, placement)
     written = after + tail < before
@@ -254,5 +254,5 @@ def shrink_arena(
         "found": written,
         "head_bytes": [before, after if written else before],
         "tail_bytes": tail if written else 0,
-        "how": how,
+        "how": changes,
     }

@@ -1,4 +1,4 @@
-"""Who lives when in the arena: as text, a line an operator, and as a drawing."""
+"""Which buffers are live when in the arena: as text, a line an operator, and as a drawing."""
 
 from collections.abc import Sequence
 from html import escape
@@ -11,15 +11,16 @@ BAR = "\u2588"
 PARTS = " \u258f\u258e\u258d\u258c\u258b\u258a\u2589"
 """Eighths of a bar."""
 NAMED = 12
-"""Buffers of the peak that are named; the rest is summed."""
+"""How many buffers of the peak are named; the others are summed."""
 
 
 def text(plan: Plan, net: Net, width: int = 80) -> str:
-    """A line an operator: its number, what it is, the shape it gives, the bytes that live while it
-    runs, and a bar of them; then what lives at the peak, the largest first. `width`: columns."""
+    """A line an operator: its number, its kind, the shape of its output, the live bytes while it
+    runs, and a bar of them; then the live buffers at the peak, the largest first. `width`: columns.
+    """
     if plan.peak is None:
         return "no operators"
-    most = max(plan.head_bytes, 1)
+    full_bytes = max(plan.head_bytes, 1)
     rows = [
         (f"{number}", _kind(op), _shape(op.outputs[0]), f"{plan.live_bytes(number + 1):,}")
         for number, op in enumerate(net.ops)
@@ -29,21 +30,22 @@ def text(plan: Plan, net: Net, width: int = 80) -> str:
     lines = []
     for number, (row, op) in enumerate(zip(rows, net.ops, strict=True)):
         left, middle = row[0].rjust(sizes[0]), f"{row[1]:{sizes[1]}}  {row[2]:{sizes[2]}}"
-        bar = _bar(plan.live_bytes(number + 1) / most, room)
+        bar = _bar(plan.live_bytes(number + 1) / full_bytes, room)
         mark = "<" if op is net.ops[plan.peak.number] else ""
         lines.append(f"{left}  {middle}  {row[3].rjust(sizes[3])}  {bar}{mark}".rstrip())
     return "\n".join([*lines, "", *_at_peak(plan, plan.peak, width)])
 
 
 def _at_peak(plan: Plan, peak: Peak, width: int) -> list[str]:
-    there = sorted(plan.live(peak.number + 1), key=lambda buffer: -buffer.size_bytes)
+    by_size = sorted(plan.live(peak.number + 1), key=lambda buffer: -buffer.size_bytes)
     gaps = plan.head_bytes - peak.live_bytes
     lines = [f"peak: {peak.live_bytes:,} bytes at operator {peak.number}, {peak.kind}, where live"]
     lines += [
-        f"  {buffer.size_bytes:>11,}  {_short(buffer.name, width - 15)}" for buffer in there[:NAMED]
+        f"  {buffer.size_bytes:>11,}  {_short(buffer.name, width - 15)}"
+        for buffer in by_size[:NAMED]
     ]
-    if rest := there[NAMED:]:
-        lines.append(f"  {sum(b.size_bytes for b in rest):>11,}  {len(rest)} more")
+    if unnamed := by_size[NAMED:]:
+        lines.append(f"  {sum(b.size_bytes for b in unnamed):>11,}  {len(unnamed)} more")
     unused = f", {gaps:,} of them unused even then" if gaps else ""
     return [*lines, f"head of the arena: {plan.head_bytes:,} bytes{unused}"]
 
@@ -54,7 +56,7 @@ def _bar(part: float, room: int) -> str:
 
 
 def _short(name: str, room: int) -> str:
-    """Without its middle, where it is too long: both ends tell most."""
+    """The name without its middle, where it is too long: its ends distinguish it best."""
     name = clean(name)
     if len(name) <= room:
         return name
@@ -73,7 +75,7 @@ def _shape(tensor: Tensor) -> str:
 # --- as a drawing
 
 WIDTH, HEIGHT = 1120, 560
-"""Of the plot, without its margins."""
+"""Pixels of the plot, without its margins."""
 LEFT, TOP, RIGHT, BELOW = 92, 64, 24, 210
 TICKS = 6
 COLOURS = ("#a0cbe8", "#8cd17d", "#f1ce63", "#d4a6c8", "#86bcb6", "#ffbe7d", "#d7b5a6", "#b6c9a4")
@@ -102,26 +104,28 @@ def svg(plan: Plan, net: Net) -> str:
     labels = ["inputs", *(f"{number} {_kind(op)}" for number, op in enumerate(net.ops))]
     for number, buffer in enumerate(plan.buffers):
         parts += _rectangle(buffer, number, labels, step, scale)
-    parts += [*_marked(plan, step), *_operators(plan, labels, step)]
+    parts += [*_peak_mark(plan, step), *_operators(plan, labels, step)]
     return "\n".join([*parts, "</svg>", ""])
 
 
 def _title(plan: Plan) -> list[str]:
-    said = f"Head of the arena: {plan.head_bytes:,} bytes"
+    caption = f"Head of the arena: {plan.head_bytes:,} bytes"
     if plan.peak is not None:
-        said += f"; at its peak {plan.peak.live_bytes:,} live"
+        caption += f"; at its peak {plan.peak.live_bytes:,} live"
     return [
-        f'<text x="{LEFT}" y="26" font-size="16" font-weight="600">{escape(said)}</text>',
-        *_key(LEFT, f'fill="none" stroke="{PEAK}" stroke-width="2"', "where most bytes live"),
-        *_key(LEFT + 180, f'fill="{SCRATCH}"', "scratch memory of a kernel"),
-        *_key(LEFT + 390, f'fill="{COLOURS[0]}"', "a tensor, until it is last taken"),
+        f'<text x="{LEFT}" y="26" font-size="16" font-weight="600">{escape(caption)}</text>',
+        *_legend_entry(
+            LEFT, f'fill="none" stroke="{PEAK}" stroke-width="2"', "where most bytes live"
+        ),
+        *_legend_entry(LEFT + 180, f'fill="{SCRATCH}"', "scratch memory of a kernel"),
+        *_legend_entry(LEFT + 390, f'fill="{COLOURS[0]}"', "a tensor, until it is last taken"),
     ]
 
 
-def _key(x: int, look: str, said: str) -> list[str]:
+def _legend_entry(x: int, look: str, caption: str) -> list[str]:
     return [
         f'<rect x="{x}" y="38" width="12" height="12" {look}/>',
-        f'<text x="{x + 18}" y="48" fill="#555">{said}</text>',
+        f'<text x="{x + 18}" y="48" fill="#555">{caption}</text>',
     ]
 
 
@@ -137,7 +141,7 @@ def _scale(plan: Plan, scale: float) -> list[str]:
     return parts
 
 
-def _marked(plan: Plan, step: float) -> list[str]:
+def _peak_mark(plan: Plan, step: float) -> list[str]:
     if plan.peak is None:
         return []
     x = LEFT + (plan.peak.number + 1) * step
@@ -157,9 +161,9 @@ def _rectangle(
     scratch = buffer.name.startswith("scratch memory of ")
     colour = SCRATCH if scratch else COLOURS[number % len(COLOURS)]
     lives = f"from {labels[first]} to {labels[last]}"
-    said = f"{clean(buffer.name)}: {buffer.size_bytes:,} bytes at {buffer.offset:,}, {lives}"
+    caption = f"{clean(buffer.name)}: {buffer.size_bytes:,} bytes at {buffer.offset:,}, {lives}"
     parts = [
-        f'<g><title>{escape(said)}</title><rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" '
+        f'<g><title>{escape(caption)}</title><rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" '
         f'height="{height:.1f}" fill="{colour}" stroke="#fff" stroke-width=".8"/>'
     ]
     letters = int((width - 8) / LETTER)

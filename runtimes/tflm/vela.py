@@ -1,7 +1,7 @@
 """Vela compiles a .tflite file for an Ethos-U, and models what it costs there: cycles, memory.
 
-Its figures are a model of the NPU alone: what is left to the core beside it is in none of them, and
-is listed here, operator by operator, with Vela's reason. Runs in a child process.
+Its figures are a model of the NPU alone. The operators that are left to the core beside it are in
+none of these figures, and are listed here, each with Vela's reason. Runs in a child process.
 https://gitlab.arm.com/artificial-intelligence/ethos-u/ethos-u-vela
 """
 
@@ -19,7 +19,7 @@ from onmetal.converters.tflite.parsing import read
 from onmetal.errors import UnsupportedError
 
 NPU_OPERATOR = "ethos-u"
-"""The custom operator that stands for all that the NPU runs."""
+"""The custom operator that stands for all operators that the NPU runs."""
 LIMIT_S = 1800
 INSTALL = "Vela is not installed; `pip install 'onmetal[embedded]'`"
 _REASON = re.compile(
@@ -29,7 +29,7 @@ _LEFT = re.compile(r"CPU operators = (\d+)")
 
 
 def compile_(path: Path, npu: dict[str, str], target: Path) -> dict[str, Any]:
-    """Write the file that the NPU's driver runs to `target`. -> what Vela says of it, as `told`.
+    """Write the file that the NPU's driver runs to `target`. -> Vela's figures, as of `figures_of`.
 
     `npu`: as targets.Npu. Raises UnsupportedError, with Vela's words, where it compiles nothing.
     """
@@ -37,28 +37,30 @@ def compile_(path: Path, npu: dict[str, str], target: Path) -> dict[str, Any]:
         raise UnsupportedError(INSTALL)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        given = folder / "model.tflite"
-        given.write_bytes(path.read_bytes())
-        done = _run(given, npu, folder)
-        made = list(folder.glob("*_vela.tflite"))
+        source = folder / "model.tflite"
+        source.write_bytes(path.read_bytes())
+        process = _run(source, npu, folder)
+        compiled = list(folder.glob("*_vela.tflite"))
         summary = list(folder.glob("*_summary_*.csv"))
-        if done.returncode or len(made) != 1 or len(summary) != 1:
-            raise UnsupportedError(f"Vela does not compile it: {_last(done.stdout)}")
-        content = made[0].read_bytes()
+        if process.returncode or len(compiled) != 1 or len(summary) != 1:
+            raise UnsupportedError(f"Vela does not compile it: {_last_error(process.stdout)}")
+        content = compiled[0].read_bytes()
         layers = folder / "model_per-layer.csv"
         rows = _rows(layers.read_text("utf-8", "replace")) if layers.is_file() else []
-        found = told(done.stdout, _rows(summary[0].read_text("utf-8", "replace"))[0], rows, content)
+        figures = figures_of(
+            process.stdout, _rows(summary[0].read_text("utf-8", "replace"))[0], rows, content
+        )
     target.write_bytes(content)
-    return found
+    return figures
 
 
-def _run(given: Path, npu: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
+def _run(source: Path, npu: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
     words = ["--accelerator-config", npu["accelerator"], "--system-config", npu["system_config"]]
     words += ["--memory-mode", npu["memory_mode"], "--config", "Arm/vela.ini"]
     words += ["--output-dir", str(folder), "--verbose-performance"]
     try:
         return subprocess.run(
-            [sys.executable, "-P", "-m", "ethosu.vela", str(given), *words],
+            [sys.executable, "-P", "-m", "ethosu.vela", str(source), *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -76,13 +78,13 @@ def _rows(text: str) -> list[dict[str, str]]:
     return [dict(zip(head, (cell.strip() for cell in row), strict=False)) for row in rows]
 
 
-def _last(text: str) -> str:
+def _last_error(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "rror" in line] or lines or ["it says nothing"]
     return errors[-1][:400]
 
 
-def told(
+def figures_of(
     text: str, summary: dict[str, str], layers: list[dict[str, str]], content: bytes
 ) -> dict[str, Any]:
     """Vela's figures in base units.
@@ -102,7 +104,7 @@ def told(
         for name, value in summary.items()
         if name.endswith("_memory_used")
     }
-    on_cpu = left(text, content)
+    on_cpu = operators_on_core(text, content)
     count = _LEFT.search(text)
     macs, total = int(float(summary["nn_macs"])), cycles.get("total", 0)
     clock_hz = float(summary["core_clock"])
@@ -126,7 +128,7 @@ def told(
 
 
 def _macs_a_cycle(summary: dict[str, str]) -> int:
-    """By the name of the accelerator: Ethos_U55_128 has 128."""
+    """Multiplications in a cycle, by the name of the accelerator: Ethos_U55_128 has 128."""
     return int(summary["accelerator_configuration"].rpartition("_")[2])
 
 
@@ -141,9 +143,9 @@ def _layer(row: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def left(text: str, content: bytes) -> list[dict[str, str]]:
-    """The operators of the compiled file that are not the NPU's, with what Vela says against each;
-    Vela says it by the name of the operator's output."""
+def operators_on_core(text: str, content: bytes) -> list[dict[str, str]]:
+    """The operators of the compiled file that the NPU does not run, with Vela's reason for each,
+    which Vela prints by the name of the operator's output."""
     reasons = {
         name: " ".join(reason.removeprefix("Reason:").split())
         for _, name, reason in _REASON.findall(text)

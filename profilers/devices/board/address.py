@@ -25,7 +25,7 @@ _MACHINE = re.compile(r"[A-Za-z0-9._-]+")
 
 
 class Place(Struct, frozen=True):
-    """What an address says: one of `path`, `host` and `image`."""
+    """An address, parsed: one of `path`, `host` and `image` is set."""
 
     address: str
     path: str = ""
@@ -39,7 +39,7 @@ class Place(Struct, frozen=True):
 
 
 def place(address: str) -> Place | None:
-    """None: it is of another transport. Raises UsageError where it is malformed."""
+    """An address, parsed; None: it is of another transport. Raises UsageError where malformed."""
     if address.startswith("serial:"):
         return _serial(address)
     if address.startswith("socket:"):
@@ -48,10 +48,12 @@ def place(address: str) -> Place | None:
 
 
 def _serial(address: str) -> Place:
-    path, options = _parted(address.removeprefix("serial:"), ("baud", "meter"), address, SERIAL)
+    path, options = _split_options(
+        address.removeprefix("serial:"), ("baud", "meter"), address, SERIAL
+    )
     baud = options.get("baud", str(link.BAUD))
-    fits = re.fullmatch(r"[1-9]\d{0,7}", baud) and int(baud) <= MOST_BAUD
-    if not re.fullmatch(r"///[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*", path) or not fits:
+    valid_baud = re.fullmatch(r"[1-9]\d{0,7}", baud) and int(baud) <= MOST_BAUD
+    if not re.fullmatch(r"///[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*", path) or not valid_baud:
         raise _refused(address, SERIAL)
     meter = _meter(options, address, SERIAL)
     if meter.partition(":")[2] == path[2:]:
@@ -60,13 +62,13 @@ def _serial(address: str) -> Place:
 
 
 def _socket(address: str) -> Place:
-    where, options = _parted(address, ("meter",), address, SOCKET)
+    where, options = _split_options(address, ("meter",), address, SOCKET)
     port = None
     with contextlib.suppress(ValueError):
         parts = urlsplit(where)
         port = parts.port
-    odd = not port or not parts.hostname or parts.path or parts.fragment or "@" in where
-    if odd or not where.startswith("socket://") or _ODD.search(where):
+    malformed = not port or not parts.hostname or parts.path or parts.fragment or "@" in where
+    if malformed or not where.startswith("socket://") or _ODD.search(where):
         raise _refused(address, SOCKET)
     assert port and parts.hostname
     meter = _meter(options, address, SOCKET)
@@ -75,24 +77,24 @@ def _socket(address: str) -> Place:
 
 def _qemu(address: str) -> Place:
     image, mark, name = address.removeprefix("qemu:").partition("?machine=")
-    odd = not image or "?machine" in image or _CONTROL.search(image)
-    if odd or (mark and not _MACHINE.fullmatch(name)):
+    malformed = not image or "?machine" in image or _CONTROL.search(image)
+    if malformed or (mark and not _MACHINE.fullmatch(name)):
         raise _refused(address, QEMU)
     return Place(address, image=image, machine=name or MACHINE)
 
 
-def _parted(
-    text: str, known: tuple[str, ...], address: str, form: str
+def _split_options(
+    text: str, option_names: tuple[str, ...], address: str, form: str
 ) -> tuple[str, dict[str, str]]:
-    """What stands before the `?`, and the options after it."""
+    """The part before the `?`, and the options after it. Raises UsageError for other options."""
     where, mark, query = text.partition("?")
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for option in query.split("&") if mark else []:
         name, _, value = option.partition("=")
-        if name not in known or name in found or not value:
+        if name not in option_names or name in values or not value:
             raise _refused(address, form)
-        found[name] = value
-    return where, found
+        values[name] = value
+    return where, values
 
 
 def _meter(options: dict[str, str], address: str, form: str) -> str:
@@ -111,13 +113,13 @@ def _refused(address: str, form: str) -> UsageError:
 def reach(where: Place, cache: Cache) -> Board:
     """Opens the line and greets the board; `close` it. Raises UsageError for an image that is
     none, DeviceError where nothing answers as a board does."""
-    with contextlib.ExitStack() as undone:
+    with contextlib.ExitStack() as cleanup:
         meter, emulator = None, None
         if where.meter:
-            # First, since it feeds the board.
+            # The meter comes first, since it supplies the board.
             kind, _, port = where.meter.partition(":")
             meter = meters.at(kind, port)
-            undone.callback(meter.close)
+            cleanup.callback(meter.close)
         line: Link
         if where.image:
             line = emulator = Qemu(Path(where.image), where.machine)
@@ -125,8 +127,8 @@ def reach(where: Place, cache: Cache) -> Board:
             line = link.Tcp(where.host, where.port)
         else:
             line = link.Serial(where.path, where.baud)
-        undone.callback(line.close)
+        cleanup.callback(line.close)
         baud = where.baud if where.path else None
         board = Board(where.address, Tiny(line), cache, baud=baud, meter=meter, qemu=emulator)
-        undone.pop_all()
+        cleanup.pop_all()
     return board

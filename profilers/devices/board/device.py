@@ -1,10 +1,10 @@
 """A microcontroller's board as a device: one model, compiled into its firmware, asked by lines.
 
-Nothing is pushed to a board. What is wanted of it is compared, by digest, with what its firmware
-holds; firmware of others does not say that and is taken at its word, so that whoever asked must
-judge by golden vectors. Arrays become the artifact's stored numbers here, as for the runner on
-phones (tensor_bytes.py), and a window of inferences is one measurement: the board's clock is read
-before and after, no line is sent between.
+Nothing is pushed to a board. The model to be run is compared, by digest, with the one that its
+firmware holds. Firmware that is not of a bundle states no digest and is trusted, so that the caller
+must check its outputs by golden vectors. Arrays become the artifact's stored numbers here, as for
+the runner on phones (tensor_bytes.py), and a window of inferences is one measurement: the board's
+clock is read before and after, and no line is sent in between.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from onmetal.runtimes import in_firmware, installed, spec
 
 
 class Board(Inferences):
-    """One board. It is not shared: who opened it has it until `close`."""
+    """One board. It is not shared: the run that opened it has it until `close`."""
 
     def __init__(
         self,
@@ -60,10 +60,10 @@ class Board(Inferences):
         return []
 
     def take(self) -> None:
-        """Who opened its line has it."""
+        """Nothing is to be done: the run that opened its line has it."""
 
     def pin(self, threads: int) -> None:
-        """It has one core."""
+        """Nothing is to be done: a board has one core."""
 
     def build(self, candidate: Candidate) -> Candidate:
         return candidate
@@ -81,29 +81,29 @@ class Board(Inferences):
 
     def identity(self, runtime: str) -> list[Any]:
         facts = self.facts()
-        where = [facts.more["model_digest"], facts.more["profile"], facts.emulated]
-        return [facts.cpu, facts.flags, *where]
+        details = [facts.more["model_digest"], facts.more["profile"], facts.emulated]
+        return [facts.cpu, facts.flags, *details]
 
     def lacks(self, runtime: str) -> str:
         titles = " or ".join(spec(name).title for name in self.facts().runtimes)
         return f"does not run on {self.address}, a board that only {titles} runs on"
 
     def facts(self) -> DeviceFacts:
-        said = self.tiny.profile
+        firmware_profile = self.tiny.profile
         machine = self.qemu.machine if self.qemu else None
         more: dict[str, Any] = {
-            "model": said.model,
-            "soc": f"{machine.name}: {machine.description}" if machine else said.name,
-            "model_digest": said.sha256,
-            "profile": said.firmware,
-            "arena_bytes_used": said.arena_used,
-            "arena_bytes_given": said.arena_given,
+            "model": firmware_profile.model,
+            "soc": f"{machine.name}: {machine.description}" if machine else firmware_profile.name,
+            "model_digest": firmware_profile.sha256,
+            "profile": firmware_profile.firmware,
+            "arena_bytes_used": firmware_profile.arena_used,
+            "arena_bytes_given": firmware_profile.arena_given,
             "baud": self.baud,
             "meters": [self.meter.kind] if self.meter else [],
         }
         return DeviceFacts(
             address=self.address,
-            cpu=said.name,
+            cpu=firmware_profile.name,
             arch="cortex-m",
             os="bare metal",
             cores=1,
@@ -116,7 +116,7 @@ class Board(Inferences):
         )
 
     def state(self) -> dict[str, Any]:
-        """Nothing that a board tells changes."""
+        """Empty: nothing that a board reports changes."""
         return {}
 
     def worker(self, runtime: str | None = None) -> "BoardWorker":

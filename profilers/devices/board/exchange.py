@@ -15,7 +15,7 @@ from onmetal.profilers.output import QUOTED, Lines, megabytes, too_much
 ANSWER_S = 5.0
 """Time limit of an answer that needs no inference."""
 QUIET_S = 0.1
-"""Where nothing comes for this long, nothing is on its way."""
+"""Where nothing comes for this long, no answer is taken to be on its way."""
 LONGEST_LINE = 1 << 20
 ANSWER_BYTES, ANSWER_LINES = 32 << 20, 1 << 20
 """Most of one answer: outputs of 16 MB, as two digits a byte; more than a board's memory holds."""
@@ -32,7 +32,7 @@ class Answer(Struct, frozen=True):
     lines: tuple[str, ...]
     at: tuple[float, ...]
     errors: tuple[str, ...]
-    """What the firmware says in `e-[…]`."""
+    """The texts of lines `e-[…]`."""
     strange: tuple[str, ...]
 
     def matching(self, pattern: str) -> list[re.Match[str]]:
@@ -69,17 +69,19 @@ class Exchange:
     def _line(self, deadline: float, what: str) -> str:
         """The next line. Raises Silence where none is there by the deadline."""
         while True:
-            line, left = self._lines.next(), deadline - time.monotonic()
-            if left <= 0:  # also where it keeps sending
-                rest = (line or bytes(self._lines.part))[-60:].decode("ascii", "replace").strip()
-                came = f"; the last it sent was {rest!r}" if rest else ""
+            line, remaining = self._lines.next(), deadline - time.monotonic()
+            if remaining <= 0:  # also where the board keeps sending
+                last_sent = (
+                    (line or bytes(self._lines.part))[-60:].decode("ascii", "replace").strip()
+                )
+                ending = f"; the last it sent was {last_sent!r}" if last_sent else ""
                 raise Silence(
-                    f"{self.link.name} did not answer {what} in time{came}: has the firmware "
+                    f"{self.link.name} did not answer {what} in time{ending}: has the firmware "
                     "stopped? Reset the board"
                 )
             if line is not None:
                 return line.decode("ascii", "replace").strip("\r\0 ")
-            piece = self.link.read(left)
+            piece = self.link.read(remaining)
             self._room -= len(piece)
             if self._room < 0:
                 raise too_much(f"{self.link.name}, asked for {what},", megabytes(ANSWER_BYTES))
@@ -95,10 +97,10 @@ class Exchange:
     def _drain(self, timeout_s: float = 0.0) -> bytes:
         """Read what nobody asked for, until nothing comes for `timeout_s`, DRAIN_S at most."""
         pieces = [line + b"\n" for line in self._lines.take()] + [bytes(self._lines.part)]
-        left, end = LONGEST_LINE, time.monotonic() + DRAIN_S
-        while left > 0 and time.monotonic() < end and (piece := self.link.read(timeout_s)):
+        remaining, end = LONGEST_LINE, time.monotonic() + DRAIN_S
+        while remaining > 0 and time.monotonic() < end and (piece := self.link.read(timeout_s)):
             pieces.append(piece)
-            left -= len(piece)
+            remaining -= len(piece)
         received, self._lines = b"".join(pieces), Lines()
         for line in received.decode("ascii", "replace").splitlines():
             if line.strip("\r\0 ") not in ("", READY, STARTED):
@@ -136,8 +138,8 @@ class Exchange:
                 strange.append(line)
                 self._pass_over(line)
             if len(lines) + len(errors) + len(strange) > ANSWER_LINES:
-                who = f"{self.link.name}, asked for {what},"
-                raise too_much(who, f"{ANSWER_LINES} lines")
+                sender = f"{self.link.name}, asked for {what},"
+                raise too_much(sender, f"{ANSWER_LINES} lines")
 
     def _restarted(self, when: str) -> DeviceError:
         return DeviceError(
@@ -149,7 +151,7 @@ class Exchange:
         if answer.errors:
             raise DeviceError(f"{self.link.name} refuses {what}: {quote_lines(answer.errors)}")
 
-    def _twice(self, what: str, once: Callable[[], T]) -> T:
+    def _ask_twice(self, what: str, once: Callable[[], T]) -> T:
         """The result of `once`, which is called again where the answer is garbled."""
         try:
             return once()

@@ -22,10 +22,11 @@ FIRST_S = 300.0
 """For inferences of a model whose speed on the board is not known yet."""
 SLACK_S = 20.0
 TIMED_S = 0.1
-"""A window this long tells an inference's time well enough to plan by: a clock of microseconds is
+"""A window this long gives an inference's time well enough to plan by: a clock of microseconds is
 read to 1e-5 of it."""
 STILL_S = 2.0
-"""It takes no longer here: a board's clock that stands still would never make it that long."""
+"""Longest time by this machine's clock for that window: by a board's clock that stands still, it
+would never be long enough."""
 LONGER = 1.03
 """A window is planned this much longer than it must be: it hardly ever comes out shorter."""
 PACED_LONGER = 1.1
@@ -36,19 +37,20 @@ CLOCK_OFF = 0.2
 JUDGED_S = 1.0
 """in windows from this length on: shorter ones are lost among the delays of USB."""
 PACED_S = 0.3
-"""The delays of a line are little of it."""
+"""Length of a window that is timed by this machine's clock: the delays of a line are little of it.
+"""
 MOST_WINDOW = 1_000_000_000
 """No board runs so many inferences in the shortest window that is timed: it would take less than a
 nanosecond for each."""
 MOST_INFERENCES = 200
-"""To count instructions by."""
+"""Most inferences by which instructions are counted."""
 MOST_INSTRUCTIONS = 1_000_000_000
-"""Of all of these together: about half a minute of emulation. A bound of time on this machine would
-make the figure depend on how busy this machine is."""
+"""Most instructions of all these inferences: about half a minute of emulation. A bound of time on
+this machine would make the figure depend on how busy this machine is."""
 
 
 class Inferences:
-    """What a board's workers ask of its firmware."""
+    """The requests that a board's workers make of its firmware."""
 
     def __init__(self, address: str, tiny: Tiny, qemu: Qemu | None, host: Local) -> None:
         """`tiny`: its firmware, already greeted."""
@@ -58,33 +60,33 @@ class Inferences:
         self.host_s: float | None = None
         """The same by this machine's clock, which differs where the board is emulated."""
         self._rests_on_us = 0
-        """How long the window was, in microseconds, from which these two are known."""
+        """Length in microseconds of the window from which these two times were computed."""
         self._ports: dict[str, Ports] = {}
 
     @property
     def holds(self) -> str | None:
-        """SHA-256 of the .tflite file that is compiled in; None where the firmware tells none."""
+        """SHA-256 of the .tflite file that is compiled in; None where the firmware states none."""
         return self.tiny.profile.sha256
 
     def check_holds(self, files: Sequence[Path]) -> None:
         """Raises UnsupportedError where another model than this artifact's is on the board."""
-        wanted = hashlib.sha256(files[-1].read_bytes()).hexdigest()
-        if self.holds not in (None, wanted):
+        file_digest = hashlib.sha256(files[-1].read_bytes()).hexdigest()
+        if self.holds not in (None, file_digest):
             assert self.holds
             raise UnsupportedError(
                 f"the board at {self.address} holds the model {self.tiny.profile.model} "
-                f"({self.holds[:12]}), where {files[-1].name} ({wanted[:12]}) was wanted: "
+                f"({self.holds[:12]}), where {files[-1].name} ({file_digest[:12]}) was wanted: "
                 "build and flash the firmware of this candidate's bundle"
             )
 
     def check_ready(self) -> None:
         """Raises DeviceError where the firmware runs and its model does not."""
         if self.tiny.profile.arena_used == 0:
-            given = self.tiny.profile.arena_given
-            said = " / ".join(self.tiny.said_first)
+            arena = self.tiny.profile.arena_given
+            messages = " / ".join(self.tiny.said_first)
             raise DeviceError(
-                f"the firmware at {self.address} could not set its model up in an arena of {given} "
-                f"bytes{f' ({said})' if said else ''}: build it with a larger one "
+                f"the firmware at {self.address} could not set its model up in an arena of {arena} "
+                f"bytes{f' ({messages})' if messages else ''}: build it with a larger one "
                 "(-DONMETAL_ARENA_BYTES=…)"
             )
 
@@ -101,13 +103,13 @@ class Inferences:
         return self._ports[digest]
 
     def operators(self, file: Path) -> dict[str, Any]:
-        """Shares of the operators that it holds."""
+        """Shares of the operators in an artifact's file."""
         with self._host.worker() as worker:
             return worker.do(asked(operations.operators, _firmware(), file), timeout_s=600)
 
     def infer(self, count: int, warm: int, timeout_s: float) -> Laps:
-        """A window, after which the time of an inference is known. Raises DeviceError where the
-        board's clock is not to be believed, or would come round."""
+        """Run a window, after which the time of an inference is known. Raises DeviceError where the
+        board's clock is wrong, or would wrap around."""
         runs = count + warm
         if self.inference_s and runs * self.inference_s > LONGEST_S:
             raise DeviceError(
@@ -129,8 +131,9 @@ class Inferences:
         return laps
 
     def _check_clock(self, laps: Laps, warm: int) -> None:
-        """What the board's clock counts lies between two arrivals here; where lines are held back
-        on their way, at least the whole answer takes as long."""
+        """Raises DeviceError where the board's clock differs from this machine's. The window takes
+        at least the time between the arrivals of its time stamps, which may be delayed, and at most
+        its part of the time of the whole answer."""
         board_s = laps.us / 1e6
         least_s = laps.host_s
         most_s = laps.whole_s * laps.count / (laps.count + warm)
@@ -145,8 +148,8 @@ class Inferences:
             )
 
     def window(self, seconds: float, least: int, timeout_s: float) -> int:
-        """How many inferences last so long, but at least `least`; timed first where it is not
-        known. What was loaded is run."""
+        """How many inferences last `seconds`, but at least `least`. Where the time of an inference
+        is not known, inferences on the loaded inputs are timed first."""
         if seconds > LONGEST_S:
             raise DeviceError(
                 f"a window of {seconds:.0f} s is longer than the board's clock counts "
@@ -162,7 +165,7 @@ class Inferences:
             more = min(1000 * count, int(fit))
         assert self.inference_s and self.host_s
         each_s = max(self.inference_s, self.host_s) if self.qemu else self.inference_s
-        return max(least, _times(LONGER * seconds, each_s))
+        return max(least, _inference_count(LONGER * seconds, each_s))
 
     def _check_count(self, count: int) -> None:
         if count > MOST_WINDOW:
@@ -172,12 +175,12 @@ class Inferences:
             )
 
     def instructions(self, timeout_s: float) -> dict[str, Any]:
-        """Of what was loaded: what an inference takes in instructions, as an emulator that lets one
-        pass each nanosecond of its own time counts them.
+        """The instructions of an inference on the loaded inputs, as counted by an emulator that
+        runs one instruction in each nanosecond of its own time.
 
-        A window's count less a shorter one's leaves the inferences alone. The clock is read in
-        whole ticks, of which each window may be one off; where enough inferences fit, that is less
-        than half an instruction in each, and the count is exact. Raises DeviceError where
+        The count of a window less that of a shorter one is that of the inferences alone. The clock
+        is read in whole ticks, and each window may be off by one; where enough inferences fit, that
+        is less than half an instruction in each, and the count is exact. Raises DeviceError where
         the device is not emulated.
         """
         if self.qemu is None:
@@ -188,15 +191,15 @@ class Inferences:
         tick = _tick(first)
         fit = int(MOST_INSTRUCTIONS / max(1.0, _nanoseconds(first)))
         more = max(1, min(MOST_INFERENCES, int(5 * tick), fit))
-        both = self.infer(1 + more, 0, timeout_s)
-        found = (_nanoseconds(both) - _nanoseconds(first)) / more
+        longer = self.infer(1 + more, 0, timeout_s)
+        found = (_nanoseconds(longer) - _nanoseconds(first)) / more
         if found <= 0:
             raise DeviceError(
                 f"the clock of {self.address} counted no more for {more + 1} inferences than for "
                 "one: its firmware does not run them, or its timer stands still"
             )
         off = 2 * tick / more
-        # Else so coarse that what is off hardly ever shows: the same figure comes every time.
+        # Else rounded so coarsely that the error hardly ever shows: every run gives one figure.
         unit = 1 if off < 0.5 else 10 ** math.ceil(math.log10(100 * off))
         return {
             "instructions_per_inference": round(found / unit) * unit,
@@ -205,15 +208,15 @@ class Inferences:
         }
 
     def paced(self, seconds: float, timeout_s: float) -> int:
-        """How many inferences last so long by this machine's clock: firmware that pulses a pin for
-        a meter may tell no times."""
+        """How many inferences last `seconds` by this machine's clock: firmware that pulses a pin
+        for a meter may report no times."""
         count, limit_s = 1, min(timeout_s, FIRST_S)
         while True:
             began = time.monotonic()
             self.metered(count, limit_s)
             took_s = time.monotonic() - began
             if took_s >= min(PACED_S, seconds):
-                return max(1, _times(PACED_LONGER * seconds, took_s / count))
+                return max(1, _inference_count(PACED_LONGER * seconds, took_s / count))
             count *= 4
             self._check_count(count)
 
@@ -221,20 +224,21 @@ class Inferences:
         self.tiny.infer_untimed(count, 0, timeout_s)
 
     def outputs(self, of: Ports, timeout_s: float) -> bytes:
-        """Of one inference on what was loaded: every output's stored bytes, one after another."""
+        """Run one inference on the loaded inputs. -> every output's stored bytes, one after
+        another."""
         laps = self.infer(1, 0, timeout_s)
         if self.holds is not None:
             return b"".join(self.tiny.outputs([port.bytes for port in of.outputs]))
         found = laps.results if laps.results is not None else self.tiny.results()
-        return _stored(found, of.outputs, self.address)
+        return _stored_bytes(found, of.outputs, self.address)
 
 
-def _times(seconds: float, each_s: float) -> int:
+def _inference_count(seconds: float, each_s: float) -> int:
     return round(seconds / each_s)
 
 
 def _tick(laps: Laps) -> float:
-    """Of the firmware's finest clock, in nanoseconds."""
+    """A tick of the firmware's finest clock, in nanoseconds."""
     return 1e9 / laps.ticks_per_s if laps.ticks and laps.ticks_per_s else 1000.0
 
 
@@ -244,7 +248,7 @@ def _nanoseconds(laps: Laps) -> float:
     return laps.us * 1000.0
 
 
-def _stored(printed: tuple[float, ...], outputs: tuple[Port, ...], address: str) -> bytes:
+def _stored_bytes(printed: tuple[float, ...], outputs: tuple[Port, ...], address: str) -> bytes:
     """The first output's stored bytes, from its reals as they were printed to three decimals.
     Exact where a step of the stored number is larger than what was rounded away."""
     first = outputs[0]
@@ -270,8 +274,8 @@ def _stored(printed: tuple[float, ...], outputs: tuple[Port, ...], address: str)
     if kind.kind == "b":
         return bytes((reals != 0).tobytes())
     limits = np.iinfo(kind)
-    whole = np.rint(reals / first.scale) + first.zero if first.scale else np.rint(reals)
-    return bytes(np.clip(whole, limits.min, limits.max).astype(kind).tobytes())
+    integers = np.rint(reals / first.scale) + first.zero if first.scale else np.rint(reals)
+    return bytes(np.clip(integers, limits.min, limits.max).astype(kind).tobytes())
 
 
 def _firmware() -> str:

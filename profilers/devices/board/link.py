@@ -1,7 +1,7 @@
 """Bytes to a board and back: a serial port through pyserial, a TCP connection.
 
-A link is read in pieces, as they come, never waits longer than it is told, and says what is wrong
-with it and what to do.
+A link is read in pieces, as they come. It never waits longer than its time limit, and its errors
+say what is wrong and what to do.
 """
 
 import contextlib
@@ -14,22 +14,22 @@ from typing import Any, Protocol
 from onmetal.errors import DeviceError
 
 BAUD = 115200
-"""What firmware speaks where nothing else is said; MLPerf Tiny's does."""
+"""The default baud rate; that of MLPerf Tiny's firmware."""
 STEP_S = 0.05
-"""A serial port is asked this often whether anything came: of one deadline no port is sure."""
+"""Time limit of one read of a serial port, which is repeated until the deadline."""
 CONNECT_S = 15.0
 SEND_S = 10.0
 
 
 class Link(Protocol):
-    """What carries bytes. Every error is a DeviceError that says what to do."""
+    """A connection that carries bytes. Every error is a DeviceError that says what to do."""
 
     name: str
     """In errors: the port or the address."""
 
     def read(self, timeout_s: float) -> bytes:
-        """What came: at once where anything is there, else as soon as it comes; empty where
-        nothing did in time. Raises DeviceError where the other end is gone."""
+        """The bytes that came: at once where there are any, else as soon as some come; empty where
+        none came in time. Raises DeviceError where the other end is gone."""
 
     def write(self, data: bytes) -> None:
         """Raises DeviceError where the other end is gone or takes nothing."""
@@ -71,7 +71,7 @@ class Serial:
                 if found := bytes(self._port.read(max(1, waiting))):
                     return found
         except self._lost:
-            raise self._gone() from None
+            raise self._gone_error() from None
 
     def write(self, data: bytes) -> None:
         try:
@@ -81,13 +81,13 @@ class Serial:
                 f"{self.name} accepted no data for {SEND_S:.0f} s: is its flow control on?"
             ) from None
         except self._lost:
-            raise self._gone() from None
+            raise self._gone_error() from None
 
     def close(self) -> None:
         with contextlib.suppress(*self._lost):
             self._port.close()
 
-    def _gone(self) -> DeviceError:
+    def _gone_error(self) -> DeviceError:
         return DeviceError(
             f"{self.name} is gone: the board was unplugged, or its USB port was reset; "
             "plug it in again"
@@ -95,14 +95,14 @@ class Serial:
 
 
 def _refused(path: str, baud: int, error: Exception) -> DeviceError:
-    """Why a serial port cannot be opened, by what the system said of it."""
+    """Why a serial port cannot be opened, by the system's error."""
     number = getattr(error, "errno", None)
     if number == errno.ENOENT or not Path(path).exists():
-        there = sorted(
+        ports = sorted(
             str(found) for kind in ("ttyACM*", "ttyUSB*") for found in Path("/dev").glob(kind)
         )
-        seen = f"there are {', '.join(there)}" if there else "no board is plugged in by USB"
-        return DeviceError(f"there is no serial port {path}; {seen}")
+        alternatives = f"there are {', '.join(ports)}" if ports else "no board is plugged in by USB"
+        return DeviceError(f"there is no serial port {path}; {alternatives}")
     if number in (errno.EACCES, errno.EPERM):
         return DeviceError(
             f"this user may not open {path}: add the user to the group that owns it "
@@ -119,7 +119,7 @@ def _refused(path: str, baud: int, error: Exception) -> DeviceError:
 
 
 class Tcp:
-    """A connection to a board, or to what stands between: a serial-to-network bridge, a program."""
+    """A TCP connection to a board, to a serial-to-network bridge, or to a program."""
 
     def __init__(self, host: str, port: int) -> None:
         """Raises DeviceError where nobody listens there."""

@@ -51,7 +51,7 @@ _NAME = re.compile(r"m-name-\w+-\[(.*)\]")
 
 
 class Profile(Struct, frozen=True):
-    """What firmware states of itself; None where it does not."""
+    """The firmware's description of itself; None: the firmware does not state it."""
 
     name: str
     """The board's name, by its vendor."""
@@ -71,8 +71,8 @@ class Laps(Struct, frozen=True):
     count: int
     us: int
     host_s: float
-    """Time between the arrivals of the begin and of the second time, which enclose the window; less
-    than it took where lines are held back on their way."""
+    """Time between the arrivals of the begin and of the second time stamp, which enclose the
+    window; shorter than the window where lines are delayed on their way."""
     whole_s: float
     """Time from the command to the end of its answer, untimed inferences included."""
     ticks: int | None = None
@@ -97,7 +97,7 @@ class Tiny(Exchange):
     def _greet(self) -> str:
         """The board's name, once it answers. It may be starting, or in the middle of a command
         that an earlier program left unfinished: `name` is harmless in all of these."""
-        heard = self._drain(QUIET_S)[-HEARD_BYTES:]
+        received = self._drain(QUIET_S)[-HEARD_BYTES:]
         for _ in range(HELLOS):
             self._room = ANSWER_BYTES
             self.link.write(b"name%")
@@ -107,19 +107,19 @@ class Tiny(Exchange):
                     line = self._line(end, "a greeting")
                 except Silence:
                     break
-                heard = (heard + line.encode() + b"\n")[-HEARD_BYTES:]
+                received = (received + line.encode() + b"\n")[-HEARD_BYTES:]
                 if name := _NAME.fullmatch(line):
                     # Answers to the greetings before this one may still come.
                     self._drain(QUIET_S)
                     return name[1][:NAME_LENGTH]
                 if line not in (READY, STARTED):
                     self._pass_over(line)
-            heard = (heard + self._drain(_PAUSE_S))[-HEARD_BYTES:]
-        raise self._stranger(heard)
+            received = (received + self._drain(_PAUSE_S))[-HEARD_BYTES:]
+        raise self._unknown_sender_error(received)
 
-    def _stranger(self, heard: bytes) -> DeviceError:
+    def _unknown_sender_error(self, received: bytes) -> DeviceError:
         """The error where no name came, by what came instead of it."""
-        text = heard.decode("ascii", "replace").replace("\0", "")
+        text = received.decode("ascii", "replace").replace("\0", "")
         unprintable = sum(not (c.isprintable() or c.isspace()) or c == "\ufffd" for c in text)
         if not text.strip():
             why = (
@@ -161,7 +161,7 @@ class Tiny(Exchange):
                 int(arena[2]) if arena else None,
             )
 
-        return self._twice("`profile`", once)
+        return self._ask_twice("`profile`", once)
 
     def load(self, data: bytes) -> None:
         """All inputs of one inference, one after another. Raises DeviceError where the firmware
@@ -169,10 +169,10 @@ class Tiny(Exchange):
         step = self.profile.data_bytes
 
         def once() -> None:
-            begun = self.ask(f"db load {len(data)}")
-            if not begun.matching(rf"m-\[Expecting {len(data)} bytes\]"):
-                reply = quote_lines((*begun.errors, *begun.strange))
-                if begun.errors or "exceeds" in reply:
+            start_answer = self.ask(f"db load {len(data)}")
+            if not start_answer.matching(rf"m-\[Expecting {len(data)} bytes\]"):
+                reply = quote_lines((*start_answer.errors, *start_answer.strange))
+                if start_answer.errors or "exceeds" in reply:
                     raise DeviceError(
                         f"{self.link.name} does not take the {len(data)} bytes of the model's "
                         f"inputs: {reply}; its firmware holds another model, or its buffer is too "
@@ -190,7 +190,7 @@ class Tiny(Exchange):
                         f"it {'lacks some of' if last else 'has more than'} {len(data)} bytes"
                     )
 
-        self._twice("`db load`", once)
+        self._ask_twice("`db load`", once)
 
     def infer(self, count: int, warm: int, timeout_s: float) -> Laps:
         """`count` inferences after `warm` untimed ones, on what was loaded."""
@@ -223,7 +223,7 @@ class Tiny(Exchange):
                 _results(answer),
             )
 
-        return self._twice("`infer`", once)
+        return self._ask_twice("`infer`", once)
 
     def infer_untimed(self, count: int, warm: int, timeout_s: float) -> tuple[float, ...] | None:
         """As `infer`, for firmware that pulses a pin for a meter where others print times.
@@ -243,14 +243,14 @@ class Tiny(Exchange):
                 raise Garbled("no results are among it")
             return results
 
-        return self._twice("`results`", once)
+        return self._ask_twice("`results`", once)
 
     def outputs(self, sizes: list[int]) -> list[bytes]:
-        """Of the last inference, each output's bytes as the artifact stores them; `sizes`: how
-        many of each there are."""
+        """Each output's bytes of the last inference, as the artifact stores them. `sizes`: bytes of
+        each output."""
 
         def once() -> list[bytes]:
-            # Twice two digits a byte at 9600 baud, the slowest that boards are driven with.
+            # Twice the time of two digits a byte at 9600 baud, the slowest rate of boards.
             answer = self.ask("output", ANSWER_S + sum(sizes) / 200)
             self._refused(answer, "`output`")
             parts: dict[int, bytearray] = {}
@@ -265,7 +265,7 @@ class Tiny(Exchange):
                     )
             return [bytes(parts[number]) for number in range(len(sizes))]
 
-        return self._twice("`output`", once)
+        return self._ask_twice("`output`", once)
 
     def check(self, timeout_s: float) -> tuple[int, int]:
         """The golden vectors that are compiled in, run on the board. -> passed, of how many."""
@@ -276,12 +276,12 @@ class Tiny(Exchange):
             counts = answer.matching(r"m-check-\[([0-9]{1,6}) of ([0-9]{1,6})\]")
             if not counts:
                 raise Garbled("what passed is not among it")
-            passed, of = int(counts[0][1]), int(counts[0][2])
-            if passed > of:
-                raise Garbled(f"{passed} of {of} passed")
-            return passed, of
+            passed, total = int(counts[0][1]), int(counts[0][2])
+            if passed > total:
+                raise Garbled(f"{passed} of {total} passed")
+            return passed, total
 
-        return self._twice("`check`", once)
+        return self._ask_twice("`check`", once)
 
     def close(self) -> None:
         self.link.close()

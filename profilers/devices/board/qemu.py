@@ -1,9 +1,9 @@
 """A user's linked image under qemu-system-arm: a board that is emulated, spoken to over a socket.
 
-What it computes is what a board computes, to the bit. Its time is none: with `-icount shift=0` the
-emulator's clock moves one nanosecond an instruction (qemu, docs/devel/tcg-icount.rst), so that what
-the firmware's timer counts are instructions, the same in every run. They are not cycles, and never
-become milliseconds.
+It computes what a board computes, to the bit. Its time is not a board's: with `-icount shift=0` the
+emulator's clock moves one nanosecond an instruction (qemu, docs/devel/tcg-icount.rst), so that the
+firmware's timer counts instructions, the same in every run. They are not cycles, and are never
+reported as milliseconds.
 
 Semihosting is on, as images that are linked for it need: such an image may use the files of this
 machine, so it must be one's own.
@@ -46,7 +46,7 @@ class Machine(Struct, frozen=True):
 
     name: str
     description: str
-    """By qemu; names its core."""
+    """qemu's description, which names the board's core."""
 
 
 def check_image(image: Path) -> None:
@@ -68,40 +68,40 @@ def check_image(image: Path) -> None:
 
 def machine(name: str) -> Machine:
     """Raises UsageError where qemu has no such board with a Cortex-M, DeviceError without qemu."""
-    known = _machines(_program())
-    if name not in known:
+    boards = _machines(_program())
+    if name not in boards:
         raise UsageError(
-            f"?machine={name}: qemu has no such board with a Cortex-M; it has: {', '.join(known)}"
+            f"?machine={name}: qemu has no such board with a Cortex-M; it has: {', '.join(boards)}"
         )
-    return known[name]
+    return boards[name]
 
 
 def _program() -> str:
-    found = shutil.which(PROGRAM)
-    if found is None:
+    path = shutil.which(PROGRAM)
+    if path is None:
         raise DeviceError(f"there is no {PROGRAM}: `apt install qemu-system-arm`")
-    return found
+    return path
 
 
 @functools.lru_cache(maxsize=1)
 def _machines(program: str) -> dict[str, Machine]:
-    """The boards with a Cortex-M, by what qemu itself lists."""
+    """The boards with a Cortex-M, as qemu itself lists them."""
     try:
-        done = collect([program, "-M", "help"], 30, f"`{PROGRAM} -M help`")
+        listing = collect([program, "-M", "help"], 30, f"`{PROGRAM} -M help`")
     except OSError as error:
         raise DeviceError(f"`{PROGRAM} -M help` failed: {error}") from None
-    text = done.out.decode(errors="replace")
+    text = listing.out.decode(errors="replace")
     lines = [line.split(None, 1) for line in text.splitlines() if "Cortex-M" in line]
     return {words[0]: Machine(words[0], words[-1].strip()) for words in lines}
 
 
 class Qemu:
-    """A running emulator; its first UART is the link (see profilers/devices/board/link.py)."""
+    """A running emulator, which is a Link (profilers/devices/board/link.py) by its first UART."""
 
     how = "qemu with -icount shift=0, where an instruction takes 1 ns of its clock"
 
     def __init__(self, image: Path, name: str = MACHINE) -> None:
-        """Raises UsageError where the image or the board is none, DeviceError where qemu does not
+        """Raises UsageError where there is no such image or board, DeviceError where qemu does not
         start."""
         check_image(image)
         self.machine = machine(name)
@@ -117,7 +117,7 @@ class Qemu:
             raise
 
     def _start(self, image: Path) -> None:
-        # A socket in a folder of our own: one of the loopback is open to every user of the machine.
+        # A socket in a private folder: one of the loopback is open to every user of the machine.
         place = f"{self._folder.name}/uart"
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(place)
@@ -154,12 +154,12 @@ class Qemu:
         return self._process.pid
 
     def read(self, timeout_s: float) -> bytes:
-        return self._through(lambda line: received(line, timeout_s, self.name))
+        return self._with_line(lambda line: received(line, timeout_s, self.name))
 
     def write(self, data: bytes) -> None:
-        self._through(lambda line: sent(line, data, self.name))
+        self._with_line(lambda line: sent(line, data, self.name))
 
-    def _through(self, do: Callable[[socket.socket], T]) -> T:
+    def _with_line(self, do: Callable[[socket.socket], T]) -> T:
         if self._line is None or self._process is None:
             raise DeviceError(f"{self.name} was ended before it was asked")
         try:
@@ -171,7 +171,7 @@ class Qemu:
             raise
 
     def _death(self) -> DeviceError:
-        """Why the emulator is gone."""
+        """The error that says why the emulator ended."""
         assert self._process
         code = self._process.returncode
         why = f"ended with code {code}"
@@ -179,8 +179,8 @@ class Qemu:
             why = f"was ended by {signal.Signals(-code).name}"
         assert self._log
         lines = self._log.text(1)[-2000:].strip().splitlines()
-        said = " / ".join(re.sub(r"\s+", " ", line) for line in lines[:2])
-        return DeviceError(f"{self.name} {why}" + (f": {said[:300]}" if said else ""))
+        last_output = " / ".join(re.sub(r"\s+", " ", line) for line in lines[:2])
+        return DeviceError(f"{self.name} {why}" + (f": {last_output[:300]}" if last_output else ""))
 
     def close(self) -> None:
         if self._line is not None:
@@ -196,8 +196,8 @@ class Qemu:
 
 
 def _dies_with_parent() -> Callable[[], None] | None:
-    """Linux: what a child does before it becomes qemu, so that the kernel ends it when its parent
-    is killed."""
+    """Linux: the function that a child calls before it becomes qemu, so that the kernel ends it
+    when its parent is killed."""
     if sys.platform != "linux":
         return None
     # Looked up in the parent: after a fork little may be done.
@@ -206,6 +206,6 @@ def _dies_with_parent() -> Callable[[], None] | None:
     def before() -> None:
         prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:
-            os._exit(1)  # it was gone before it could be watched
+            os._exit(1)  # the parent had ended before prctl was called
 
     return before

@@ -1,4 +1,4 @@
-"""What runs the model of a board's firmware, opened and asked as a process on this machine is."""
+"""The worker of a board: it runs the model in the firmware, asked as a worker process is."""
 
 import math
 import time
@@ -19,7 +19,7 @@ from onmetal.runtimes import in_firmware, spec
 from onmetal.samples import Samples
 
 TRIES = 3
-"""So often is a window repeated that came out shorter than was asked for."""
+"""How often a window is repeated that came out shorter than was asked for."""
 
 
 class BoardWorker:
@@ -47,8 +47,8 @@ class BoardWorker:
         self.board.tiny.close()
 
     def open(self, artifact: Artifact, *, timeout_s: float) -> float:
-        """Nothing is loaded: the model lies in flash. Raises UnsupportedError where another
-        one does."""
+        """Nothing is loaded: the model lies in flash. Raises UnsupportedError where another model
+        does."""
         if artifact.runtime not in in_firmware():
             raise UnsupportedError(
                 f"the runtime {artifact.runtime} does not run on {self.board.address}, a board"
@@ -85,25 +85,25 @@ class BoardWorker:
         self._load(self._feeds[feed % len(self._feeds)])
         count = self.board.window(seconds, least, timeout_s)
         assert self.board.inference_s
-        warm = _times(warm_s, self.board.inference_s)
+        warm = _inference_count(warm_s, self.board.inference_s)
         laps = self.board.infer(count, warm, timeout_s)
         for _ in range(TRIES):
             if laps.us >= 1e6 * seconds:
-                break  # else faster than when it was timed first
+                break  # else inferences were faster than when `window` timed them
             count = math.ceil(1.05 * count * 1e6 * seconds / max(1, laps.us))
             laps = self.board.infer(count, warm, timeout_s)
-        each = np.array([round(laps.us * 1000 / count)], np.int64)
-        if each[0] <= 0:
+        inference_ns = np.array([round(laps.us * 1000 / count)], np.int64)
+        if inference_ns[0] <= 0:
             raise DeviceError(
                 f"the clock of the board at {self.board.address} counted {laps.us} µs for {count} "
                 "inferences: its timer stands still, or its firmware does not run them"
             )
-        return each
+        return inference_ns
 
-    def _through(self, feed: dict[str, np.ndarray], timeout_s: float) -> list[np.ndarray]:
+    def _outputs_of(self, feed: dict[str, np.ndarray], timeout_s: float) -> list[np.ndarray]:
         self._load(feed)
-        found = self.board.outputs(self._ports, timeout_s)
-        return unpack(found, self._ports.outputs, self._names[1], self._edges, self._wanted)
+        stored = self.board.outputs(self._ports, timeout_s)
+        return unpack(stored, self._ports.outputs, self._names[1], self._edges, self._wanted)
 
     def outputs(
         self,
@@ -120,25 +120,25 @@ class BoardWorker:
         left_s = _countdown(timeout_s)
         for start in range(0, count, model.batch):
             feed = samples.feed(model, rows.indices(start))
-            rows.add(start, self._through(feed, left_s(f"{start} of {count} samples")))
+            rows.add(start, self._outputs_of(feed, left_s(f"{start} of {count} samples")))
             if progress:
                 progress(min(start + model.batch, count), count)
 
     def run(self, feeds: Path, folder: Path, *, timeout_s: float) -> None:
-        given, left_s = read_feeds(feeds), _countdown(timeout_s)
-        for number, feed in enumerate(given):
-            limit_s = left_s(f"{number} of {len(given)} samples")
-            for place, array in enumerate(self._through(feed, limit_s)):
+        loaded_feeds, left_s = read_feeds(feeds), _countdown(timeout_s)
+        for number, feed in enumerate(loaded_feeds):
+            limit_s = left_s(f"{number} of {len(loaded_feeds)} samples")
+            for place, array in enumerate(self._outputs_of(feed, limit_s)):
                 np.save(folder / f"{number}-{place}.npy", array)
 
     def profile(self, artifact: Artifact, *, timeout_s: float) -> dict[str, Any]:
         self.open(artifact, timeout_s=timeout_s)
-        said = self.board.tiny.profile
+        firmware_profile = self.board.tiny.profile
         shares = {
-            "provider": {f"{spec(artifact.runtime).title} on {said.name}": 1.0},
+            "provider": {f"{spec(artifact.runtime).title} on {firmware_profile.name}": 1.0},
             **self.board.operators(artifact.files[0]),
-            "firmware": said.firmware,
-            "board": said.name,
+            "firmware": firmware_profile.firmware,
+            "board": firmware_profile.name,
         }
         if self.board.qemu and self._feeds:
             shares |= self.instructions(timeout_s=timeout_s)
@@ -168,7 +168,7 @@ class BoardWorker:
         return self.board.paced(seconds, timeout_s)
 
     def burst(self, count: int, *, timeout_s: float) -> None:
-        """On what `pace` loaded; the firmware pulses a pin before and after."""
+        """On the inputs that `pace` loaded; the firmware pulses a pin before and after."""
         self.board.metered(count, timeout_s)
 
     def check(self, *, timeout_s: float) -> tuple[int, int]:
@@ -177,17 +177,18 @@ class BoardWorker:
 
 
 def _countdown(timeout_s: float) -> Callable[[str], float]:
-    """What is left of the time, asked with what was done so far. Raises DeviceError at its end."""
+    """A function that returns the seconds that are left, and raises DeviceError where none are. Its
+    argument says in the error what was done so far."""
     end = time.monotonic() + timeout_s
 
     def left_s(done: str) -> float:
-        left = end - time.monotonic()
-        if left <= 0:
+        remaining_s = end - time.monotonic()
+        if remaining_s <= 0:
             raise DeviceError(f"the board did {done} in {timeout_s:.0f} s, all that there was")
-        return left
+        return remaining_s
 
     return left_s
 
 
-def _times(seconds: float, each_s: float) -> int:
+def _inference_count(seconds: float, each_s: float) -> int:
     return round(seconds / each_s)

@@ -48,25 +48,25 @@ class Attached(Struct, frozen=True):
 
 def client() -> str | None:
     """The adb program; None where there is none. Raises DeviceError where $ADB is no program."""
-    if asked := os.environ.get("ADB"):
-        if found := shutil.which(asked):
+    if configured := os.environ.get("ADB"):
+        if found := shutil.which(configured):
             return found
-        raise DeviceError(f"$ADB is {asked}, which is no program that can be run")
+        raise DeviceError(f"$ADB is {configured}, which is no program that can be run")
     if found := shutil.which("adb"):
         return found
     spec = find_spec("adbutils")
     if spec and spec.origin:
-        own = Path(spec.origin).parent / "binaries" / "adb"
-        if own.is_file():
-            return str(own)
+        bundled = Path(spec.origin).parent / "binaries" / "adb"
+        if bundled.is_file():
+            return str(bundled)
     return None
 
 
 def attached(adb: str) -> list[Attached]:
-    """What `adb devices` lists. Raises DeviceError where adb itself fails."""
+    """The devices that `adb devices` lists. Raises DeviceError where adb itself fails."""
     done = _adb([adb, "devices", "-l"], 30)
     if done.code:
-        raise DeviceError(f"`adb devices` failed: {_said(done)}")
+        raise DeviceError(f"`adb devices` failed: {_error_text(done)}")
     return listed(_text(done.out))
 
 
@@ -98,31 +98,34 @@ _ENTRY = re.compile(
 
 
 def choose(serial: str | None) -> "Adb":
-    """The device that is meant. Raises DeviceError, with what to do, where it is not ready."""
+    """The device of this serial number, else of $ANDROID_SERIAL, else the only one that is ready.
+    Raises DeviceError, with what to do, where it is not ready."""
     adb = client()
     if adb is None:
         raise DeviceError(f"there is no adb program: {INSTALL}")
     serial = serial or os.environ.get("ANDROID_SERIAL") or None
-    there = attached(adb)
+    devices = attached(adb)
     if serial:
-        mine = [device for device in there if device.serial == serial]
-        if not mine:
-            others = ", ".join(device.serial for device in there) or "none"
-            raise DeviceError(f"adb sees no device {serial}; attached: {others}")
+        matching = [device for device in devices if device.serial == serial]
+        if not matching:
+            serials = ", ".join(device.serial for device in devices) or "none"
+            raise DeviceError(f"adb sees no device {serial}; attached: {serials}")
     else:
-        ready = [device for device in there if device.trouble is None]
-        mine = ready or there
-        if not mine:
+        ready = [device for device in devices if device.trouble is None]
+        matching = ready or devices
+        if not matching:
             raise DeviceError(
                 "adb sees no device: plug one in and switch USB debugging on in its developer "
                 "options, or `adb connect HOST:PORT`"
             )
-        if len(mine) > 1:
-            names = ", ".join(device.serial for device in mine)
-            raise DeviceError(f"adb sees {len(mine)} devices: say --device adb:SERIAL ({names})")
-    if trouble := mine[0].trouble:
-        raise DeviceError(f"{mine[0].serial} is not ready: {trouble}")
-    return Adb(adb, mine[0].serial)
+        if len(matching) > 1:
+            names = ", ".join(device.serial for device in matching)
+            raise DeviceError(
+                f"adb sees {len(matching)} devices: say --device adb:SERIAL ({names})"
+            )
+    if trouble := matching[0].trouble:
+        raise DeviceError(f"{matching[0].serial} is not ready: {trouble}")
+    return Adb(adb, matching[0].serial)
 
 
 class Adb:
@@ -156,7 +159,7 @@ class Adb:
         self._copy(["push", str(source), target], timeout_s)
 
     def pull(self, source: str, target: Path, timeout_s: float, most_bytes: int) -> None:
-        # A server that adb started in between would have the limit too.
+        # A server that adb started for the copy would inherit the limit of its files' size.
         _adb([self.adb, "start-server"], 30)
         self._copy(["pull", source, str(target)], timeout_s, most_bytes)
 
@@ -166,10 +169,10 @@ class Adb:
             assert file_bytes
             raise too_much(f"{self.address}: {words[1]}", megabytes(file_bytes))
         if done.code:
-            raise DeviceError(f"{self.address}: `adb {words[0]}` failed: {_said(done)}")
+            raise DeviceError(f"{self.address}: `adb {words[0]}` failed: {_error_text(done)}")
 
     def close(self) -> None:
-        """adb's server goes on; it is the user's."""
+        """Nothing is to be done: adb's server is the user's and goes on."""
 
 
 def _adb(argv: list[str], timeout_s: float, file_bytes: int | None = None) -> Done:
@@ -180,10 +183,10 @@ def _adb(argv: list[str], timeout_s: float, file_bytes: int | None = None) -> Do
         raise DeviceError(f"{argv[0]} cannot be run ({error.strerror}): {INSTALL}") from None
 
 
-def _said(done: Done) -> str:
+def _error_text(done: Done) -> str:
     lines = (_text(done.err) + "\n" + _text(done.out)).splitlines()
-    wanted = [line for line in lines if not line.startswith("* daemon")]
-    return quoted("\n".join(wanted), 2) or f"code {done.code}"
+    relevant = [line for line in lines if not line.startswith("* daemon")]
+    return quoted("\n".join(relevant), 2) or f"code {done.code}"
 
 
 def _text(printed: bytes) -> str:

@@ -22,7 +22,7 @@ from onmetal.records import Candidate, DeviceFacts, plain
 from onmetal.runtimes import spec
 
 NEEDED_BYTES = 300_000_000
-"""Of free space: the runner with its libraries, artifacts, and samples."""
+"""Free storage that is needed: for the runner with its libraries, artifacts, and samples."""
 WORKER_START_S = 2.0
 
 
@@ -61,7 +61,7 @@ class Remote(Reached):
         )
 
     def pin(self, threads: int) -> None:
-        """Run on the fastest cluster of cores that has as many."""
+        """Run on the fastest cluster of cores that has as many cores as there are threads."""
         self.pinned = affinity.pin(self.found, threads)
 
     @property
@@ -96,15 +96,17 @@ class Remote(Reached):
     def execute(
         self, program: Path, files: Mapping[str, Path], arguments: Sequence[str], timeout_s: float
     ) -> str:
-        there = self.folder.put([program, *files.values()])
-        given = [f"--{name}={path}" for name, path in zip(files, there[1:], strict=True)]
-        argv = [there[0], *given, *arguments]
+        device_paths = self.folder.put([program, *files.values()])
+        file_options = [
+            f"--{name}={path}" for name, path in zip(files, device_paths[1:], strict=True)
+        ]
+        argv = [device_paths[0], *file_options, *arguments]
         return shell(self.transport, " ".join(map(shlex.quote, argv)) + " 2>&1", timeout_s)
 
     def identity(self, runtime: str) -> list[Any]:
         facts, runner = self.facts(), self.runner(runtime)
-        where = [facts.os, facts.more["model"], facts.more["soc"], runner.kind, runner.version]
-        return [facts.cpu, facts.flags, *where]
+        details = [facts.os, facts.more["model"], facts.more["soc"], runner.kind, runner.version]
+        return [facts.cpu, facts.flags, *details]
 
     def lacks(self, runtime: str) -> str:
         package = spec(runtime).packages[0]
@@ -113,16 +115,16 @@ class Remote(Reached):
         return f"is not installed here, so no runner has it; `pip install {package}`"
 
     def changed(self, state: dict[str, Any]) -> list[str]:
-        """What speaks against it in a later state that did not in the first: it got hot. The load
-        is left out, which is our own by then."""
+        """Reasons against measuring that hold in a later state and did not in the first, such as
+        heat. The load is left out, since by then this run causes it."""
         later = {name: value for name, value in state.items() if name != "load_1min"}
         first = self.fitness()
-        before = {_kind(said) for said in (*first.refused, *first.flagged)}
+        before = {_kind(sentence) for sentence in (*first.refused, *first.flagged)}
         after = fitness.unfit(replace(self.found, state=later), NEEDED_BYTES)
-        return [said for part in after for said in part if _kind(said) not in before]
+        return [sentence for part in after for sentence in part if _kind(sentence) not in before]
 
     def state(self) -> dict[str, Any]:
-        """What may have changed since: clocks, load, temperatures, battery."""
+        """What may have changed since `facts`: clocks, load, temperatures, battery."""
         script = self._arguments + STATE_SCRIPT
         return parse_state(shell(self.transport, script))
 
@@ -130,6 +132,6 @@ class Remote(Reached):
         return RemoteWorker(self)
 
 
-def _kind(said: str) -> str:
+def _kind(sentence: str) -> str:
     """A sentence without its figures."""
-    return re.sub(r"[\d.]+", "", said)
+    return re.sub(r"[\d.]+", "", sentence)

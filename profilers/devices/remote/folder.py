@@ -1,10 +1,10 @@
-"""A device at the other end of a line: adb or ssh carry a shell and files, the rest is here.
+"""A run's folder on a device that is reached by adb or ssh, which carry a shell and files.
 
-A run has one folder on the device. A small shell script, the guard, makes it and holds its lock; it
-waits on a line of its own and, when that line ends for whatever reason (done, ^C, kill, a pulled
-cable), ends what this run started there and removes the folder. Only a run that ended well leaves
-what it pushed, by digest, in a `kept` folder of limited size, so that the next one pushes what
-changed and nothing else.
+A run has one folder on the device. A small shell script, the guard, creates it and holds its lock.
+The guard waits on a connection of its own. When that connection ends for whatever reason (the run
+is done, ^C, kill, a pulled cable), the guard ends the processes that this run started on the device
+and removes the folder. Only a run that ended well leaves the files that it pushed, named by their
+digests, in a folder `kept` of limited size, so that the next run pushes changed files only.
 """
 
 import contextlib
@@ -27,7 +27,8 @@ from onmetal.profilers.output import QUOTED, collect, quoted
 SHELL_S = 60.0
 COPY_S = 900.0
 KEPT_MB = 500
-"""Of pushed files that stay on the device for the next run; those unused for longest go first."""
+"""Most megabytes of pushed files that stay on the device for the next run; those that were unused
+for longest are deleted first."""
 
 
 class Transport(Protocol):
@@ -35,10 +36,10 @@ class Transport(Protocol):
 
     address: str
     place: str
-    """The folder there for all of onmetal, as its shell understands it."""
+    """The folder on the device that all runs of onmetal use, as the device's shell expands it."""
     lock: str
     python: str
-    """The Python there that may have runtimes."""
+    """The command of the device's Python, in which runtimes may be installed."""
 
     def argv(self, script: str, *, stream: bool, main: bool = False) -> list[str]: ...
     def push(self, source: Path, target: str, timeout_s: float) -> None: ...
@@ -49,18 +50,19 @@ class Transport(Protocol):
 
 
 def shell(transport: Transport, script: str, timeout_s: float = SHELL_S) -> str:
-    """What the script prints there.
+    """Run a shell script on the device. -> what it prints.
 
-    Its exit code comes back in a last line of ours: an old adb gives 0 for every command, and all
-    give 0 where the device vanishes. Raises DeviceError where it fails or that line is missing.
+    Its exit code comes back in a last line that is printed after it: an old adb gives 0 for every
+    command, and all give 0 where the device vanishes. Raises DeviceError where the script fails or
+    that line is missing.
     """
     end = secrets.token_hex(8)
     argv = transport.argv(f"( {script}\n); s=$?; echo; echo onmetal:{end}:$s", stream=False)
-    done = collect(argv, timeout_s, transport.address)
-    text = done.out.decode(errors="replace").replace("\r\n", "\n")
-    said, found, code = text.rpartition(f"\nonmetal:{end}:")
-    errors = done.err.decode(errors="replace")
-    if not found:
+    result = collect(argv, timeout_s, transport.address)
+    text = result.out.decode(errors="replace").replace("\r\n", "\n")
+    said, marker, code = text.rpartition(f"\nonmetal:{end}:")
+    errors = result.err.decode(errors="replace")
+    if not marker:
         raise DeviceError(lost(transport.address, errors))
     if code.strip() != "0":
         why = quoted(errors + "\n" + said, 3) or f"code {code.strip()[:QUOTED]}"
@@ -69,7 +71,7 @@ def shell(transport: Transport, script: str, timeout_s: float = SHELL_S) -> str:
 
 
 def lost(address: str, said: str) -> str:
-    """A line that ended too early, in words."""
+    """The message for a connection that ended too early, by what adb or ssh printed (`said`)."""
     if "REMOTE HOST IDENTIFICATION HAS CHANGED" in said:
         return (
             f"{address}: its host key is not the one in known_hosts: another machine, or one set "
@@ -83,8 +85,8 @@ def lost(address: str, said: str) -> str:
     return f"the line to {address} was cut" + (f": {last}" if last else "")
 
 
-# Signals are ignored, by what it starts too: where a line is cut, adbd sends SIGHUP just when the
-# end of standard input, which is what ends the guard, has begun the tidying up.
+# The guard and the programs that it starts ignore signals: where the connection is cut, adbd sends
+# SIGHUP just when the end of standard input, which ends the guard, has begun the tidying up.
 GUARD = """\
 trap '' HUP INT TERM PIPE
 run=$base/run-%(name)s
@@ -132,7 +134,7 @@ done
 
 
 class RemoteLine(Line):
-    """A program on the device; its exit code comes in a last line of ours."""
+    """A program on the device; its exit code comes in a last line that is printed after it."""
 
     def __init__(self, transport: Transport, script: str, who: str, main: bool = False) -> None:
         self._end = secrets.token_hex(8)
@@ -145,8 +147,8 @@ class RemoteLine(Line):
         return self
 
     def overheard(self, line: bytes) -> None:
-        if found := re.search(rf"onmetal:{self._end}:([0-9]{{1,3}})".encode(), line):
-            self.status = int(found[1])
+        if marker := re.search(rf"onmetal:{self._end}:([0-9]{{1,3}})".encode(), line):
+            self.status = int(marker[1])
 
     def death(self) -> DeviceError:
         self.drain(5)
@@ -162,7 +164,7 @@ class RemoteLine(Line):
 
 def ended(status: int) -> str:
     """A shell's exit code in words."""
-    known = {
+    meanings = {
         126: "cannot be executed there",
         127: "was not found there",
         132: "crashed: an instruction that this CPU does not have (SIGILL)",
@@ -173,11 +175,11 @@ def ended(status: int) -> str:
         139: "crashed (SIGSEGV)",
         143: "was ended (SIGTERM)",
     }
-    return known.get(status, f"ended with code {status}")
+    return meanings.get(status, f"ended with code {status}")
 
 
 class Held(Struct, frozen=True):
-    """What the guard says first."""
+    """The guard's first line: the files that are kept, or who has the device."""
 
     kept: Annotated[str, Meta(max_length=1 << 20)] = ""
     """Names of files, with blanks between them."""
@@ -186,8 +188,8 @@ class Held(Struct, frozen=True):
 
 
 def _checked(address: str, folder: str) -> str:
-    """The folder that the device names goes into its scripts and into requests of one line.
-    Raises DeviceError where it is no path that could."""
+    """The device's folder for caches, which goes into shell scripts and into requests of one line.
+    Raises DeviceError where it is not a path that can."""
     if not re.fullmatch(r"/[^\x00-\x1f\x7f]{1,1000}", folder):
         raise DeviceError(
             f"{address}: its folder for caches is {folder[:QUOTED]!r}, which is no absolute path "
@@ -222,20 +224,20 @@ class Folder:
             )
         self._kept = set(first.kept.split())
         self._trusted: set[str] = set()
-        """Of what was kept, what was looked at in this run."""
+        """The kept files whose digests were checked in this run."""
         self._new: set[str] = set()
         self._digests: dict[tuple[str, int, int], str] = {}
         self._count = 0
 
     def put(self, files: list[Path]) -> list[str]:
-        """The files' paths there; pushed by digest, where they are not there yet."""
+        """Push the files that the device does not have yet, by digest. -> their paths there."""
         digests = [self._digest(file) for file in files]
-        wanted = dict(zip(digests, files, strict=True))
-        self._look_at(set(digests) & self._kept - self._trusted)
-        absent = [name for name in wanted if name not in self._new | self._kept]
+        files_by_digest = dict(zip(digests, files, strict=True))
+        self._check_kept(set(digests) & self._kept - self._trusted)
+        absent = [name for name in files_by_digest if name not in self._new | self._kept]
         for name in absent:
-            self._guarded()
-            self.transport.push(wanted[name], f"{self.path}/new/{name}.part", COPY_S)
+            self._check_guard()
+            self.transport.push(files_by_digest[name], f"{self.path}/new/{name}.part", COPY_S)
         if absent:
             self._check(absent)
             self._new |= set(absent)
@@ -244,18 +246,18 @@ class Folder:
             for name in digests
         ]
 
-    def _guarded(self) -> None:
-        """Raises DeviceError where the guard is gone, and the folder with it: what was written now,
-        over a line that came back, nobody would remove."""
+    def _check_guard(self) -> None:
+        """Raises DeviceError where the guard is gone, and the folder with it: nobody would remove
+        a file that was written now, over a connection that came back."""
         if not self._guard.running:
             raise DeviceError(
                 f"the line to {self.transport.address} was cut, and this run's folder there is "
                 "gone with it; run it again"
             )
 
-    def _look_at(self, names: set[str]) -> None:
-        """Kept files that are to be used: those that were damaged since are dropped; those that
-        are well are marked as used, since the ones unused for longest are the first to go."""
+    def _check_kept(self, names: set[str]) -> None:
+        """Check the digests of kept files that are to be used: damaged ones are deleted; the others
+        are marked as used, since the files that were unused for longest are deleted first."""
         if not names:
             return
         said = shell(
@@ -274,7 +276,7 @@ class Folder:
         self._trusted |= names - bad
 
     def _check(self, names: list[str]) -> None:
-        """What arrived must be what was sent, before anything runs it."""
+        """Raises DeviceError where a pushed file arrived damaged; the others get their names."""
         shell(
             self.transport,
             f"cd {shlex.quote(self.path)}/new || exit 1\n"
@@ -289,32 +291,32 @@ class Folder:
         )
 
     def _digest(self, file: Path) -> str:
-        there = file.stat()
-        key = (str(file), there.st_mtime_ns, there.st_size)
+        file_stat = file.stat()
+        key = (str(file), file_stat.st_mtime_ns, file_stat.st_size)
         if key not in self._digests:
             self._digests[key] = caches.sha256(file)
         return self._digests[key]
 
     def name(self, kind: str) -> str:
-        """A path in the folder that nothing has yet."""
+        """An unused path in the folder."""
         self._count += 1
         return f"{self.path}/{self._count}.{kind}"
 
     def link(self, places: dict[str, str], folder: str) -> None:
-        """Give pushed files their names, in a folder of this run's: name -> path there."""
-        self._guarded()
-        made = [f"mkdir -p {shlex.quote(folder)}"]
+        """Give pushed files names in a folder of this run. `places`: name -> path on the device."""
+        self._check_guard()
+        commands = [f"mkdir -p {shlex.quote(folder)}"]
         for name, path in places.items():
             target = shlex.quote(f"{folder}/{name}")
             # A hard link where the system allows it: ONNX Runtime follows no link out of a folder.
-            made.append(f"ln {shlex.quote(path)} {target} 2>/dev/null || "
-                        f"cp {shlex.quote(path)} {target} || exit 1")  # fmt: skip
-        shell(self.transport, "\n".join(made), COPY_S)
+            commands.append(f"ln {shlex.quote(path)} {target} 2>/dev/null || "
+                            f"cp {shlex.quote(path)} {target} || exit 1")  # fmt: skip
+        shell(self.transport, "\n".join(commands), COPY_S)
 
     def push(self, source: Path, kind: str) -> str:
-        """A file of this run's alone. -> its path there."""
+        """Push a file that only this run uses. -> its path on the device."""
         place = self.name(kind)
-        self._guarded()
+        self._check_guard()
         self.transport.push(source, place, COPY_S)
         return place
 
@@ -325,11 +327,11 @@ class Folder:
         shell(self.transport, "rm -rf " + " ".join(map(shlex.quote, paths)))
 
     def close(self, *, keep: bool) -> None:
-        """Remove it; with `keep`, what was pushed stays for the next run."""
+        """Remove the folder; with `keep`, the pushed files stay for the next run."""
         if self._guard.closed:
             return
         if keep:
-            with contextlib.suppress(DeviceError):  # the guard removes what there is
+            with contextlib.suppress(DeviceError):  # the guard removes the folder nevertheless
                 self._guard.ask(b"keep", "tidying up", timeout_s=SHELL_S, kind=NoneType)
         self._guard.hang_up(20)
         self._guard.close()

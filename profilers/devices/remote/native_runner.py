@@ -1,4 +1,4 @@
-"""The native runner for devices that have nothing: built here, once, for AArch64.
+"""The native runner for devices without a runtime of their own: built here, once, for AArch64.
 
 It is a small C program (native/*.c beside this file) together with a loader, a C library and the
 runtimes' own C libraries out of their AArch64 wheels, in the very versions that this machine has: a
@@ -49,7 +49,7 @@ FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra")
 
 
 def versions() -> dict[str, str]:
-    """Of the runtimes that the runner is built with: those that this machine has."""
+    """The versions of the runtimes that the runner is built with: those that this machine has."""
     found = {}
     for runtime in LIBRARIES:
         with contextlib.suppress(PackageNotFoundError):
@@ -58,7 +58,7 @@ def versions() -> dict[str, str]:
 
 
 def sources() -> list[Path]:
-    """The runner's own, and what each runtime's folder holds for it."""
+    """The runner's own source files, and those of each runtime's folder."""
     return [*sorted(SOURCES.glob("*.[ch]")), *(native(name) for name in LIBRARIES)]
 
 
@@ -98,10 +98,10 @@ def compiler() -> list[str] | None:
 
 
 def arguments() -> list[str]:
-    """What a C compiler is given of it: flags, the runtimes that are compiled in, and sources."""
-    known = " ".join(f"X({name})" for name in LIBRARIES)
+    """The arguments of the C compiler: flags, the runtimes that are compiled in, and sources."""
+    runtime_macros = " ".join(f"X({name})" for name in LIBRARIES)
     code = [str(path) for path in sources() if path.suffix == ".c"]
-    return [*FLAGS, f"-DRUNTIMES={known}", f"-I{SOURCES}", *code]
+    return [*FLAGS, f"-DRUNTIMES={runtime_macros}", f"-I{SOURCES}", *code]
 
 
 def _compile(target: Path, scratch: Path) -> None:
@@ -114,41 +114,44 @@ def _compile(target: Path, scratch: Path) -> None:
     _run([*found, *arguments(), "-o", str(target), "-ldl", "-lpthread"], "compiled", scratch)
 
 
-def _run(argv: list[str], what: str, scratch: Path) -> None:
+def _run(argv: list[str], action: str, scratch: Path) -> None:
     """Run a tool in the scratch folder, in which it keeps its own caches too."""
-    own = {f"ZIG_{kind}_CACHE_DIR": str(scratch / "zig") for kind in ("GLOBAL", "LOCAL")}
+    cache_variables = {
+        f"ZIG_{kind}_CACHE_DIR": str(scratch / "zig") for kind in ("GLOBAL", "LOCAL")
+    }
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             argv,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             cwd=scratch,
-            env={**os.environ, **own, "PIP_NO_CACHE_DIR": "1"},
+            env={**os.environ, **cache_variables, "PIP_NO_CACHE_DIR": "1"},
             timeout=900,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise DeviceError(f"the runner for the device could not be {what}: {error}") from None
-    if done.returncode:
-        said = " / ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
-        raise DeviceError(f"the runner for the device could not be {what}: {said}")
+        raise DeviceError(f"the runner for the device could not be {action}: {error}") from None
+    if result.returncode:
+        last_lines = " / ".join((result.stderr or result.stdout).strip().splitlines()[-3:])
+        raise DeviceError(f"the runner for the device could not be {action}: {last_lines}")
 
 
 def _libc(folder: Path, scratch: Path) -> None:
-    """Loader, C and C++ library: of the cross compiler, else out of Debian's packages."""
+    """Copy the loader, the C and the C++ library: the cross compiler's, else those of Debian's
+    packages."""
     places = [CROSS]
     if not all((CROSS / name).is_file() for name in LIBC):
         root = scratch / "root"
         _debs(root, scratch)
         places = [root / "lib/aarch64-linux-gnu", root / "usr/lib/aarch64-linux-gnu"]
     for name in LIBC:
-        there = [place / name for place in places if (place / name).is_file()]
-        if not there:
+        files = [place / name for place in places if (place / name).is_file()]
+        if not files:
             raise DeviceError(
                 f"the runner for the device needs an AArch64 {name}, which is not here; "
                 "`apt install libc6-arm64-cross libstdc++6-arm64-cross`"
             )
-        shutil.copyfile(there[0].resolve(), folder / name)
+        shutil.copyfile(files[0].resolve(), folder / name)
     (folder / LOADER).chmod(0o755)
 
 
@@ -195,7 +198,7 @@ def _unpack(deb: Path, root: Path) -> None:
 
 
 def _library(runtime: str, number: str, folder: Path, scratch: Path) -> None:
-    """A runtime's C library, out of its wheel for AArch64; any Python's wheel has the same one."""
+    """Copy a runtime's C library from its wheel for AArch64, which is the same for every Python."""
     package = spec(runtime).packages[0]
     home = scratch / runtime
     python = f"{sys.version_info[0]}.{sys.version_info[1]}"

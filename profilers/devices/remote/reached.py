@@ -1,9 +1,9 @@
 """The connection to a device over adb or ssh: its folder there, and the programs that run models.
 
-What a worker is asked for names files of this machine; they are pushed, by digest, and what the
-device writes is pulled. The programs that do the work there are native/runner.c for devices that
-have nothing, and python_runner.py where the device's own Python has the runtime: what its run.py
-will use is what is measured.
+Requests to a worker name files of this machine; they are pushed, by digest, and files that the
+device writes are pulled. The programs that do the work there are native/runner.c for devices that
+have nothing, and python_runner.py where the device's own Python has the runtime: then the runtime
+that the bundle's run.py will use is the one that is measured.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ class Runner(Struct, frozen=True):
     kind: str
     """native or python"""
     version: str
-    """Of the runtime."""
+    """The runtime's version."""
     files: dict[str, Path]
     """Name in the folder that it is started in -> the file here."""
     command: str
@@ -78,8 +78,10 @@ class Reached:
         return self._folder
 
     def _runnable(self) -> list[str]:
-        ours = set(native_runner.versions()) if self.found.arch == native_runner.ARCH else set()
-        return sorted(ours | set(self._in_python()))
+        native_runtimes = (
+            set(native_runner.versions()) if self.found.arch == native_runner.ARCH else set()
+        )
+        return sorted(native_runtimes | set(self._in_python()))
 
     def _in_python(self) -> dict[str, str]:
         """Runtimes that the device's own Python has; Android has none."""
@@ -89,7 +91,7 @@ class Reached:
         return self._in_python().get(runtime) or native_runner.versions()[runtime]
 
     def runner(self, runtime: str) -> Runner:
-        """What runs the runtime's models there. Raises DeviceError where nothing does."""
+        """The program that runs the runtime's models there. Raises DeviceError where none does."""
         if runtime not in self._runners:
             self._runners[runtime] = self._choose(runtime)
         return self._runners[runtime]
@@ -116,7 +118,7 @@ class Reached:
         )
 
     def shares(self, artifact: Artifact, profile: str, runs: int) -> dict[str, Any]:
-        """What really ran, from the profile that the runtime wrote there, as text."""
+        """The operators that really ran, from the text of the runtime's profile of a run there."""
         with Local(self.cache).worker() as worker:
             return worker.do(
                 asked(shares_of_text, artifact.runtime, profile, runs, artifact.files[0]),
@@ -124,8 +126,8 @@ class Reached:
             )
 
     def launch(self, runtime: str) -> tuple[RemoteLine, str, Hello]:
-        """A fresh process of the runtime's runner. -> its line, the file of its number, and what
-        it said first."""
+        """Start a fresh process of the runtime's runner. -> its line, the path there of the file
+        with its process number, and its first answer."""
         runner = self.runner(runtime)
         place = self._program(runtime, runner)
         number = self.folder.name("pid")
@@ -153,29 +155,29 @@ class Reached:
         """Kill the process there whose number is in the file, if it still runs."""
         file = shlex.quote(number)
         script = f"[ ! -f {file} ] || {{ kill -9 $(cat {file}); rm -f {file}; }}"
-        with contextlib.suppress(DeviceError):  # a line that is gone: the guard does it
+        with contextlib.suppress(DeviceError):  # where the connection is cut, the guard does it
             shell(self.transport, script, 10)
 
     def _program(self, runtime: str, runner: Runner) -> str:
         """The folder there that holds the runner's files under their names."""
         if runtime not in self._programs:
             place = f"{self.folder.path}/lib/{runtime}"
-            there = self.folder.put(list(runner.files.values()))
-            self.folder.link(dict(zip(runner.files, there, strict=True)), place)
+            paths = self.folder.put(list(runner.files.values()))
+            self.folder.link(dict(zip(runner.files, paths, strict=True)), place)
             self._programs[runtime] = place
         return self._programs[runtime]
 
     def artifact(self, files: Sequence[Path]) -> str:
         """The path there of an artifact's first file; several lie together under their names."""
-        there = self.folder.put(list(files))
+        paths = self.folder.put(list(files))
         if len(files) == 1:
-            return there[0]
-        place = f"{self.folder.path}/lib/{Path(there[0]).name}"
+            return paths[0]
+        place = f"{self.folder.path}/lib/{Path(paths[0]).name}"
         # The other files go by the names that are in the first one; OpenVINO's by its own stem.
         first = files[0].name if files[0].suffix == ".xml" else f"model{files[0].suffix}"
         if place not in self._programs:
             names = [first, *(file.name for file in files[1:])]
-            self.folder.link(dict(zip(names, there, strict=True)), place)
+            self.folder.link(dict(zip(names, paths, strict=True)), place)
             self._programs[place] = place
         return f"{place}/{first}"
 
@@ -191,7 +193,7 @@ class Reached:
 
     def close(self, *, keep: bool = False) -> None:
         """Remove the folder there; with `keep`, what was pushed stays for the next run."""
-        with contextlib.suppress(DeviceError):  # a line that is gone: the guard removes it
+        with contextlib.suppress(DeviceError):  # where the connection is cut, the guard does it
             if self._folder is not None:
                 self._folder.close(keep=keep)
         self.transport.close()

@@ -1,5 +1,5 @@
-"""Linux boards and machines, through the user's own ssh: its configuration, agent and known_hosts
-hold. Nothing but a shell is needed there: files go through `cat`."""
+"""Linux boards and machines, through the user's own ssh with its configuration, agent and
+known_hosts. Nothing but a shell is needed there: files are copied through `cat`."""
 
 import os
 import re
@@ -35,9 +35,9 @@ def choose(address: str) -> "Ssh":
     except ValueError:
         raise refused from None
     name, _, python = parts.query.partition("=")
-    odd = any((parts.path.strip("/"), parts.fragment, parts.password))
-    odd = odd or bool(parts.query and (name != "python" or not python))
-    if parts.scheme != "ssh" or not parts.hostname or odd:
+    malformed = any((parts.path.strip("/"), parts.fragment, parts.password))
+    malformed = malformed or bool(parts.query and (name != "python" or not python))
+    if parts.scheme != "ssh" or not parts.hostname or malformed:
         raise refused
     place = address.removeprefix("ssh://").partition("?")[0].rstrip("/").rpartition("@")
     host = parts.hostname if ":" in parts.hostname else place[2].partition(":")[0]
@@ -71,7 +71,7 @@ class Ssh:
         """A process here, whose standard input and output are those of the script there. The
         connection of the `main` one carries the others too."""
         shared = ["-o", f"ControlMaster={'yes' if main else 'no'}", "-o", "ControlPersist=no"]
-        command = f"exec sh -c {shlex.quote(script)}"  # whatever shell the user has there
+        command = f"exec sh -c {shlex.quote(script)}"  # the user's login shell may be another
         return [*self._argv, *shared, "-S", self._socket, "-T", *self._target, "--", command]
 
     def push(self, source: Path, target: str, timeout_s: float) -> None:
@@ -80,17 +80,17 @@ class Ssh:
             self._check(collect(argv, timeout_s, self._copying(target), given=file.fileno()))
 
     def pull(self, source: str, target: Path, timeout_s: float, most_bytes: int) -> None:
-        argv, who = self.argv(f"cat {shlex.quote(source)}", stream=True), self._copying(source)
+        argv, copying = self.argv(f"cat {shlex.quote(source)}", stream=True), self._copying(source)
         with target.open("wb") as file:
-            self._check(collect(argv, timeout_s, who, taken=file, most_bytes=most_bytes))
+            self._check(collect(argv, timeout_s, copying, taken=file, most_bytes=most_bytes))
 
     def _copying(self, path: str) -> str:
         return f"{self.address}: the copy of {path}"
 
     def _check(self, copied: Done) -> None:
         if copied.code:
-            said = quoted(copied.err.decode(errors="replace"), 2)
-            raise DeviceError(f"{self.address}: a copy failed: {said or copied.code}")
+            error_text = quoted(copied.err.decode(errors="replace"), 2)
+            raise DeviceError(f"{self.address}: a copy failed: {error_text or copied.code}")
 
     def close(self) -> None:
         self._folder.cleanup()

@@ -38,7 +38,7 @@ from onmetal.records import Artifact, Model
 from onmetal.samples import Samples
 
 CHUNK_BYTES = 16_000_000
-"""Of samples that lie on the device at a time."""
+"""Bytes of samples that lie on the device at a time."""
 DATA_BYTES = 100_000_000
 """Evaluation data up to this size stay on the device while the run lasts, as other files do."""
 PROFILED_S = 0.5
@@ -46,7 +46,8 @@ PACED_S = 0.3
 PROFILE_BYTES = 64 << 20
 """Most of a profile: ONNX Runtime's has about 400 bytes for each of an operator's runs."""
 SPARE_BYTES = 1 << 20
-"""An output that changes its shape may be larger than it was; that is said of it, then."""
+"""Bytes that may come beyond the expected ones: an output that changes its shape may be larger,
+which is then the error."""
 
 
 class RemoteWorker:
@@ -57,7 +58,7 @@ class RemoteWorker:
         self._line: RemoteLine | None = None
         self._number = ""
         self._cores: tuple[int, ...] = ()
-        """That the process may run on, as it says itself."""
+        """The cores that the process may run on, as it reports them."""
         self._feeds: Path | None = None
         self._ports = Ports((), ())
         self._edges = Edges()
@@ -75,11 +76,11 @@ class RemoteWorker:
         line, self._line = self._line, None
         if line is None:
             return
-        hung = line.closed  # it was given up: the process there may go on
-        if not hung:
+        still_running = line.closed  # the line was given up: the process there may go on
+        if not still_running:
             line.hang_up(5)
-            hung = line.running
-        if hung:
+            still_running = line.running
+        if still_running:
             self.device.end(self._number)
         line.close()
 
@@ -105,16 +106,16 @@ class RemoteWorker:
             self._cores = first.cores
 
     def open(self, artifact: Artifact, *, timeout_s: float) -> float:
-        return self._opened(artifact, timeout_s)
+        return self._open_artifact(artifact, timeout_s)
 
-    def _opened(self, artifact: Artifact, timeout_s: float, profile: str = "") -> float:
+    def _open_artifact(self, artifact: Artifact, timeout_s: float, profile: str = "") -> float:
         """`profile`: the path there of the runtime's own profile, where it is to write one."""
-        there = self.device.artifact(artifact.files)
+        device_path = self.device.artifact(artifact.files)
         self._start(artifact.runtime)
-        words = [*_words(artifact.options), *([f"profile={profile}"] if profile else [])]
+        words = [*_option_words(artifact.options), *([f"profile={profile}"] if profile else [])]
         library = self.device.runner(artifact.runtime).library
         opened: Opened = self._ask(
-            ["open", artifact.runtime, library, there, *words], timeout_s, Opened
+            ["open", artifact.runtime, library, device_path, *words], timeout_s, Opened
         )
         self._ports = opened
         self._edges = edges(artifact.options)
@@ -124,13 +125,13 @@ class RemoteWorker:
                 order(opened.outputs, artifact.outputs),
             )
         except DeviceError as error:
-            raise self._wrong(str(error)) from None
+            raise self._device_error(str(error)) from None
         self._wanted = list(artifact.outputs)
         if self._feeds:
             self._give_feeds(timeout_s)
         return opened.load_ms
 
-    def _wrong(self, why: str) -> DeviceError:
+    def _device_error(self, why: str) -> DeviceError:
         return DeviceError(f"{self.device.address}: {why}")
 
     def keep_feeds(self, path: Path, *, timeout_s: float) -> None:
@@ -141,14 +142,14 @@ class RemoteWorker:
     def _give_feeds(self, timeout_s: float) -> None:
         assert self._feeds
         packed = [self._packed(feed) for feed in read_feeds(self._feeds)]
-        there = self.device.content(b"".join(packed))
-        self._ask(["feeds", there, len(packed)], timeout_s, NoneType)
+        device_path = self.device.content(b"".join(packed))
+        self._ask(["feeds", device_path, len(packed)], timeout_s, NoneType)
 
     def _packed(self, feed: dict[str, np.ndarray]) -> bytes:
         try:
             return pack(feed, self._ports.inputs, self._names[0], self._edges)
         except DeviceError as error:
-            raise self._wrong(str(error)) from None
+            raise self._device_error(str(error)) from None
 
     def warm(self, seconds: float, least: int, *, timeout_s: float) -> int:
         count: int = self._ask(["warm", seconds, least], timeout_s, Warmed)
@@ -162,7 +163,7 @@ class RemoteWorker:
         try:
             return latencies(text, least, time.monotonic() - began)
         except ValueError as error:
-            raise self._wrong(f"its runner answered 'round' with {error}") from None
+            raise self._device_error(f"its runner answered 'round' with {error}") from None
 
     def outputs(
         self,
@@ -175,50 +176,52 @@ class RemoteWorker:
         silence_s: float | None = None,
         progress: OnCount | None = None,
     ) -> None:
-        """A chunk of the samples lies there at a time."""
+        """The samples are pushed in chunks, of which the device holds one at a time."""
         rows = Rows(folder, model, count)
-        each = max(1, CHUNK_BYTES // max(1, self._ports.input_bytes, self._ports.output_bytes))
+        per_chunk = max(1, CHUNK_BYTES // max(1, self._ports.input_bytes, self._ports.output_bytes))
         starts = range(0, count, model.batch)
-        for begin in range(0, len(starts), each):
-            chunk = starts[begin : begin + each]
-            packed = b"".join(self._packed(samples.feed(model, rows.indices(at))) for at in chunk)
-            done = begin * model.batch
+        for begin in range(0, len(starts), per_chunk):
+            chunk = starts[begin : begin + per_chunk]
+            packed = b"".join(
+                self._packed(samples.feed(model, rows.indices(start))) for start in chunk
+            )
+            samples_done = begin * model.batch
 
-            def within_chunk(now: int, _: int, done: int = done) -> None:
+            def within_chunk(now: int, _: int, samples_done: int = samples_done) -> None:
                 if progress:
-                    progress(min(done + now * model.batch, count), count)
+                    progress(min(samples_done + now * model.batch, count), count)
 
-            outputs = self._through_chunk(packed, len(chunk), len(starts), timeout_s, within_chunk)
-            for at, arrays in zip(chunk, outputs, strict=True):
-                rows.add(at, arrays)
+            outputs = self._run_chunk(packed, len(chunk), len(starts), timeout_s, within_chunk)
+            for start, arrays in zip(chunk, outputs, strict=True):
+                rows.add(start, arrays)
             within_chunk(len(chunk), 0)
 
-    def _through_chunk(
-        self, packed: bytes, count: int, of: int, timeout_s: float, progress: OnCount
+    def _run_chunk(
+        self, packed: bytes, count: int, total: int, timeout_s: float, progress: OnCount
     ) -> list[list[np.ndarray]]:
-        """Inputs of `count` inferences of `of` in all: few enough of them stay on the device, for
-        the next candidate and the next run."""
-        if of * self._ports.input_bytes <= DATA_BYTES:
-            return self._through(self.device.content(packed), count, timeout_s, progress)
-        here = self.device.written(packed)
-        given = self.device.folder.push(here, "in")
-        here.unlink()
-        found = self._through(given, count, timeout_s, progress)
-        self.device.folder.remove(given)
-        return found
+        """Run the inputs of `count` inferences, of `total` in all, and return the outputs of each.
+        Inputs of DATA_BYTES or less in all stay on the device for the next candidate and run."""
+        if total * self._ports.input_bytes <= DATA_BYTES:
+            return self._run_inputs(self.device.content(packed), count, timeout_s, progress)
+        local_path = self.device.written(packed)
+        inputs_path = self.device.folder.push(local_path, "in")
+        local_path.unlink()
+        results = self._run_inputs(inputs_path, count, timeout_s, progress)
+        self.device.folder.remove(inputs_path)
+        return results
 
-    def _through(
-        self, given: str, count: int, timeout_s: float, progress: OnCount | None
+    def _run_inputs(
+        self, inputs_path: str, count: int, timeout_s: float, progress: OnCount | None
     ) -> list[list[np.ndarray]]:
-        """The path there of inputs of `count` inferences -> the outputs of each."""
-        folder, here = self.device.folder, self.device.scratch / "through"
-        taken = folder.name("out")
+        """Run `count` inferences on the inputs in a file there. -> the outputs of each."""
+        folder, local_path = self.device.folder, self.device.scratch / "through"
+        outputs_path = folder.name("out")
         size = self._ports.output_bytes
-        self._ask(["run", given, count, taken], timeout_s, NoneType, progress)
-        folder.pull(taken, here, 2 * size * count + SPARE_BYTES)
-        folder.remove(taken)
-        content = memoryview(here.read_bytes())
-        here.unlink()
+        self._ask(["run", inputs_path, count, outputs_path], timeout_s, NoneType, progress)
+        folder.pull(outputs_path, local_path, 2 * size * count + SPARE_BYTES)
+        folder.remove(outputs_path)
+        content = memoryview(local_path.read_bytes())
+        local_path.unlink()
         if len(content) != size * count:
             raise UnsupportedError(
                 f"the model gave {len(content)} bytes for {count} samples where {size} each were "
@@ -237,22 +240,28 @@ class RemoteWorker:
 
     def run(self, feeds: Path, folder: Path, *, timeout_s: float) -> None:
         packed = [self._packed(feed) for feed in read_feeds(feeds)]
-        given = self.device.content(b"".join(packed))
-        for number, outputs in enumerate(self._through(given, len(packed), timeout_s, None)):
+        inputs_path = self.device.content(b"".join(packed))
+        for number, outputs in enumerate(
+            self._run_inputs(inputs_path, len(packed), timeout_s, None)
+        ):
             for place, array in enumerate(outputs):
                 np.save(folder / f"{number}-{place}.npy", array)
 
     def profile(self, artifact: Artifact, *, timeout_s: float) -> dict[str, Any]:
-        there = self.device.folder.name("profile")
-        self._opened(artifact, timeout_s, profile=there)
+        device_path = self.device.folder.name("profile")
+        self._open_artifact(artifact, timeout_s, profile=device_path)
         runs = self._ask(["profile", PROFILED_S], timeout_s, Profiled).inferences
-        here = self.device.scratch / "profile"
-        self.device.folder.pull(there, here, PROFILE_BYTES)
-        self.device.folder.remove(there)
+        local_path = self.device.scratch / "profile"
+        self.device.folder.pull(device_path, local_path, PROFILE_BYTES)
+        self.device.folder.remove(device_path)
         runner = self.device.runner(artifact.runtime)
-        shares = self.device.shares(artifact, here.read_text(errors="replace"), runs)
-        how = {"runner": runner.kind, "runtime_version": runner.version, "cores": [*self._cores]}
-        return {**shares, **how}
+        shares = self.device.shares(artifact, local_path.read_text(errors="replace"), runs)
+        provenance = {
+            "runner": runner.kind,
+            "runtime_version": runner.version,
+            "cores": [*self._cores],
+        }
+        return {**shares, **provenance}
 
     def layers(self, artifact: Artifact, *, timeout_s: float) -> list[dict[str, Any]]:
         raise UnsupportedError(
@@ -261,10 +270,17 @@ class RemoteWorker:
 
     def peak_memory(self, artifact: Artifact, *, timeout_s: float) -> Memory:
         first = self.device.content(memory.trivial(artifact.runtime))
-        there = self.device.artifact(artifact.files)
+        device_path = self.device.artifact(artifact.files)
         self._start(artifact.runtime)
         library = self.device.runner(artifact.runtime).library
-        words = ["memory", artifact.runtime, library, first, there, *_words(artifact.options)]
+        words = [
+            "memory",
+            artifact.runtime,
+            library,
+            first,
+            device_path,
+            *_option_words(artifact.options),
+        ]
         answer: MemoryAnswer = self._ask(words, timeout_s, MemoryAnswer)
         return Memory(answer.baseline, answer.peak)
 
@@ -277,7 +293,7 @@ class RemoteWorker:
         self.round(0.0, count, warm_s=0.0, feed=0, timeout_s=timeout_s)
 
 
-def _words(options: dict[str, Any]) -> list[str]:
+def _option_words(options: dict[str, Any]) -> list[str]:
     """A runtime's options as a runner reads them; what is done on this machine is left out."""
     return [
         f"{name}={int(value) if name == 'stateful' else value}"

@@ -25,8 +25,8 @@ MAX_KHZ = 100_000_000
 
 
 def read_processors(lines: Iterable[str]) -> list[dict[str, str]]:
-    """/proc/cpuinfo: first what is said of no single processor, then each one's fields. Old Arm
-    kernels say most of it once, at the end, and it lands in the last one's."""
+    """/proc/cpuinfo: first the fields that belong to no processor, then those of each processor.
+    Old Arm kernels print most fields once, at the end, so that the last processor has them."""
     processors: list[dict[str, str]] = [{}]
     for name, value in split_pairs(lines, ":"):
         if name == "processor" and len(processors) <= MAX_CPUS:
@@ -38,7 +38,7 @@ def read_processors(lines: Iterable[str]) -> list[dict[str, str]]:
 def cpu_name(processors: list[dict[str, str]]) -> str:
     names = [name for name in map(_core_name, processors) if name]
     if names:
-        if len(names) < len(processors) - 1:  # said once for all: which ones are so is not known
+        if len(names) < len(processors) - 1:  # printed once: which cores have the name is not known
             return " + ".join(dict.fromkeys(names))
         return " + ".join(f"{count}x {name}" for name, count in Counter(names).items())
     for name in ("model name", "Processor", "uarch", "cpu model", "cpu"):

@@ -1,4 +1,4 @@
-"""Whether a device is an emulator or a virtual machine, and by what that is known."""
+"""Whether a device is an emulator or a virtual machine, and the evidence for it."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping

@@ -85,7 +85,7 @@ def cpu_list(text: str) -> tuple[int, ...]:
         re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", part.strip()) for part in text.split(",")
     )
     cpus: list[int] = []
-    # In their order, so that what was counted is not counted again.
+    # In ascending order, so that CPUs of overlapping ranges are not counted again.
     for first, last in sorted((int(m[1]), int(m[2] or m[1])) for m in parts if m):
         begin = max(first, cpus[-1] + 1) if cpus else first
         cpus += range(begin, min(last, MAX_CPUS - 1) + 1)

@@ -25,8 +25,8 @@ class Facts(Struct, frozen=True):
     cpu: str
     """Its cores: "4x Cortex-A55 + 2x Cortex-A76", "AMD EPYC 7763"; else "unknown"."""
     arch: str | None
-    """That programs are built for, as uname has it: "aarch64", "armv7l", "x86_64", "i686". A 64-bit
-    kernel under 32-bit programs is not a 64-bit device."""
+    """The architecture of its programs, as uname has it: "aarch64", "armv7l", "x86_64", "i686". A
+    64-bit kernel under 32-bit programs is not a 64-bit device."""
     abis: tuple[str, ...]
     """Android's, best first; empty elsewhere."""
     os: str | None

@@ -2,9 +2,10 @@
 
 from onmetal.runtimes import RUNTIMES, spec
 
-# One function, read whole before it runs: the script may come on standard input. mksh has an alias
-# `r`, and here-documents need a folder to write in, so neither is used. `grep . FILES /dev/null`
-# prints `path:line` of all that can be read, in one process. Old busybox has another `timeout`.
+# One function, which the shell reads whole before it runs, since the script may come on standard
+# input. mksh has an alias `r`, and here-documents need a folder to write in, so neither is used.
+# `grep . FILES /dev/null` prints `path:line` of all files that can be read, in one process. Old
+# versions of busybox have another `timeout`.
 _HEAD = """\
 onmetal_facts() {
 s() { echo; echo "@@$1"; }

@@ -105,9 +105,9 @@ def _highest_clocks(clusters: Iterable[Cluster], khz: Mapping[int, int]) -> list
 def _free(lines: Iterable[str]) -> int | None:
     """The available blocks that `df -k` prints; old versions break the line after a long name."""
     words = " ".join(lines).split()
-    for at, word in enumerate(words[4:], 4):
+    for index, word in enumerate(words[4:], 4):
         if re.fullmatch("[0-9]{1,3}%", word):
-            numbers = [integer(before) for before in words[at - 3 : at]]
+            numbers = [integer(before) for before in words[index - 3 : index]]
             if None not in numbers:
                 return within(max(0, numbers[-1] or 0) * 1024, MAX_MEMORY_BYTES)
     return None

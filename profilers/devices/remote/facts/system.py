@@ -45,8 +45,9 @@ def android_abis(properties: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def program_architecture(machine: str, header: Iterable[str]) -> str | None:
-    """What programs are built for: by the ELF header of one that runs, else by uname. `header` is
-    its first 20 bytes in hexadecimal; uname's machine is the kernel's."""
+    """The architecture that programs are built for: by the ELF header of one that runs, else by
+    uname. `header`: its first 20 bytes in hexadecimal. `machine`: uname's, which is the kernel's.
+    """
     octets = " ".join(header).split()
     if octets[:4] == ["7f", "45", "4c", "46"] and len(octets) >= 20:
         machine_type = _MACHINES.get(hexadecimal(f"0x{octets[19]}{octets[18]}") or 0)
@@ -63,7 +64,7 @@ def device_model(
         if properties.get(name):
             return properties[name]
     maker, model = (properties.get(f"ro.product.{name}", "") for name in ("manufacturer", "model"))
-    if model:  # with a space in it, it is a name for people: "Pixel 8 Pro", not "SM-S921B"
+    if model:  # a model with a space is a name for people: "Pixel 8 Pro", not "SM-S921B"
         named = " " in model or not maker or model.lower().startswith(maker.lower())
         return model if named else f"{maker[:1].upper()}{maker[1:]} {model}"
     if tree:
@@ -75,8 +76,8 @@ def device_model(
 def chip_name(
     properties: Mapping[str, str], tree: Iterable[str], processors: Iterable[Mapping[str, str]]
 ) -> str | None:
-    """Of a device tree the last string, which is the most general one of the board: the chip's, or
-    ("nvidia,tegra23x") its family's after it."""
+    """The chip's name. Of a device tree it is the last string, the most general one, unless that
+    names a family of chips ("nvidia,tegra23x")."""
     maker, model = (properties.get(f"ro.soc.{name}", "") for name in ("manufacturer", "model"))
     if model:
         return model if model.lower().startswith(maker.lower()) else f"{maker} {model}"
