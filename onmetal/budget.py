@@ -57,39 +57,41 @@ class Asked(Struct, frozen=True):
         of it means points; otherwise it is a part of `float_value`, the float model's value of the
         metric."""
 
-        def points(asked: Share | float | None) -> float | None:
-            if not isinstance(asked, Share):
-                return asked
+        def points(requested: Share | float | None) -> float | None:
+            if not isinstance(requested, Share):
+                return requested
             if proportion:
-                return asked.value
+                return requested.value
             # The float value is not known: NaN is a limit that nothing meets.
-            return math.nan if float_value is None else asked.value * abs(float_value)
+            return math.nan if float_value is None else requested.value * abs(float_value)
 
         limits: dict[str, float] = {}
         for cost, limit in costs.LIMITS:
-            asked = self.limits.get(cost.name)
-            if isinstance(asked, Share):
-                limits[cost.name] = asked.of(_whole(limit, original))
-            elif asked is not None:
-                limits[cost.name] = asked
+            requested = self.limits.get(cost.name)
+            if isinstance(requested, Share):
+                limits[cost.name] = requested.of(_whole(limit, original))
+            elif requested is not None:
+                limits[cost.name] = requested
         return Budget(points(self.max_accuracy_drop), points(self.min_accuracy), limits)
 
 
 def read(texts: Mapping[str, str | None]) -> Asked:
     """Parse the budget. `texts`: option of OPTIONS -> its value on the command line; None where it
     was not given. Raises UsageError."""
-    asked, drop, least = Asked(), texts[DROP], texts[LEAST]
+    budget, drop, least = Asked(), texts[DROP], texts[LEAST]
     if drop is not None:
         off = drop.strip().casefold() == "none"
-        asked = replace(asked, max_accuracy_drop=None if off else parse_share_or_number(drop, DROP))
+        budget = replace(
+            budget, max_accuracy_drop=None if off else parse_share_or_number(drop, DROP)
+        )
     if least is not None:
-        asked = replace(asked, min_accuracy=parse_share_or_number(least, LEAST))
+        budget = replace(budget, min_accuracy=parse_share_or_number(least, LEAST))
     limits = {
         cost.name: limit.parse(text, limit.option)
         for cost, limit in costs.LIMITS
         if (text := texts[limit.option]) is not None
     }
-    return replace(asked, limits=limits)
+    return replace(budget, limits=limits)
 
 
 def _whole(limit: costs.Limit, original: Model) -> int:

@@ -73,10 +73,10 @@ class Progress:
             return
         self.reported = now
         head = f"[{self.step_number}/{self.steps}] {self.title}"
-        left = ""
+        left_text = ""
         if self.announced_s is None and 0 < done < total and now - self.began > SETTLED_S:
-            left = f", about {span((now - self.began) * (total - done) / done)} left"
-        self._write(f"{head}{self._clock()}: {what}{left}", not self.live)
+            left_text = f", about {span((now - self.began) * (total - done) / done)} left"
+        self._write(f"{head}{self._clock()}: {what}{left_text}", not self.live)
 
     def total_s(self) -> float:
         """The seconds of the whole run: those that have passed and those that remain."""
@@ -86,12 +86,12 @@ class Progress:
         """The seconds that remain of this step and the later ones."""
         spent_s = time.monotonic() - self.began
         this_step_s = self.pace() * self.expected_s.get(self.title, 0.0)
-        over = {*self.took_s, self.title}
-        later_s = sum(s for title, s in self.expected_s.items() if title not in over)
-        left = max(this_step_s - spent_s, OVERRUN * spent_s) + self.pace() * later_s
+        begun = {*self.took_s, self.title}
+        later_s = sum(s for title, s in self.expected_s.items() if title not in begun)
+        remaining_s = max(this_step_s - spent_s, OVERRUN * spent_s) + self.pace() * later_s
         if self.limit_s is not None:
-            left = min(left, max(0.0, self.limit_s - (time.monotonic() - self.start)))
-        return left
+            remaining_s = min(remaining_s, max(0.0, self.limit_s - (time.monotonic() - self.start)))
+        return remaining_s
 
     def pace(self) -> float:
         """How many times as long as expected the steps take: the finished ones, and the current one

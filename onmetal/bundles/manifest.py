@@ -202,15 +202,15 @@ def strangers(manifest: dict[str, Any], present_paths: Iterable[str]) -> list[st
     problems = [f"{name} is no file of the artifact" for name in loose]
     if manifest.get("files") is None:
         return problems
-    said = {entry["path"]: entry["kind"] for entry in manifest["files"]}
-    if len(said) != len(manifest["files"]):
+    named_kinds = {entry["path"]: entry["kind"] for entry in manifest["files"]}
+    if len(named_kinds) != len(manifest["files"]):
         problems.append("manifest.json names one of its files twice")
-    for name in sorted(set(present_paths) - said.keys()):
+    for name in sorted(set(present_paths) - named_kinds.keys()):
         problems.append(f"manifest.json does not name {name}")
-    for name in sorted(said.keys() - set(present_paths)):
+    for name in sorted(named_kinds.keys() - set(present_paths)):
         problems.append(f"manifest.json names {name[:200]!r}, which is not there")
-    for name in sorted(set(present_paths) & said.keys()):
-        if said[name] != kind_of(name):
+    for name in sorted(set(present_paths) & named_kinds.keys()):
+        if named_kinds[name] != kind_of(name):
             problems.append(f"{name} is not of the kind that manifest.json says")
     return problems
 
@@ -224,16 +224,17 @@ def untrue_tensors(run: dict[str, Any], artifact: dict[str, list[dict[str, Any]]
     widened = run["options"].get("float16", [])
     problems = []
     for side in ("inputs", "outputs"):
-        said, stored = restore(run[side], tuple[Tensor, ...]), artifact[side]
-        if len(said) != len(stored):
+        manifest_tensors, stored = restore(run[side], tuple[Tensor, ...]), artifact[side]
+        if len(manifest_tensors) != len(stored):
             problems.append(
-                f"manifest.json names {len(said)} {side}, and the artifact has {len(stored)}"
+                f"manifest.json names {len(manifest_tensors)} {side}, and the artifact has "
+                f"{len(stored)}"
             )
             continue
         by_name = {end["name"]: end for end in stored}
-        if {tensor.name for tensor in said} <= by_name.keys():
-            stored = [by_name[tensor.name] for tensor in said]
-        for tensor, end in zip(said, stored, strict=True):
+        if {tensor.name for tensor in manifest_tensors} <= by_name.keys():
+            stored = [by_name[tensor.name] for tensor in manifest_tensors]
+        for tensor, end in zip(manifest_tensors, stored, strict=True):
             half = tensor.name in widened and tensor.dtype == "float16"  # run.py casts it
             cast_tensor = replace(tensor, dtype="float32") if half else tensor
             if why := _untrue(cast_tensor, end, tensor.name in channels_last):

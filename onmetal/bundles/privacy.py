@@ -129,15 +129,15 @@ class Known(Struct, frozen=True):
             start, end = match.span()
             if name := self._name_at(text, start):
                 end = start + len(name)
-                said = name
+                replacement = name
             else:
                 end = _end(text, start, end)
                 path = text[start:end]
                 any_word = "/" not in match[0] and not os.path.lexists(path)
-                said = path if any_word else _last(path)
+                replacement = path if any_word else _last(path)
                 if os.path.normpath(path) == str(Path.home()):
-                    said = "~"  # not the user's name
-            pieces += [text[position:start], said]
+                    replacement = "~"  # not the user's name
+            pieces += [text[position:start], replacement]
             position = end
         return "".join([*pieces, text[position:]])
 
@@ -163,14 +163,16 @@ class Known(Struct, frozen=True):
         """The text with `part` of the device's address replaced by `name`. A part that is a common
         word is replaced only after a user name or before a port."""
 
-        def said(match: re.Match[str]) -> str:
-            own = match[0].casefold() in self.names or (common and not match[1] and not match[2])
-            return match[0] if own else name + (match[2] or "")
+        def replaced(match: re.Match[str]) -> str:
+            is_other_word = match[0].casefold() in self.names or (
+                common and not match[1] and not match[2]
+            )
+            return match[0] if is_other_word else name + (match[2] or "")
 
         common = part.casefold() in COMMON or part.casefold() in self.names
         before = "(//)?" if part.startswith("/") else r"([\w.-]+@)?"
         pattern = rf"(?<![\w.@-]){before}{re.escape(part)}(:\d+)?{_AFTER}"
-        return re.sub(pattern, said, text, flags=re.IGNORECASE)
+        return re.sub(pattern, replaced, text, flags=re.IGNORECASE)
 
 
 _SLASH = r"/{1,64}(?:\./{1,64}){0,8}"
@@ -279,11 +281,11 @@ def shared(document: dict[str, Any], known: Known, secret: bytes) -> dict[str, A
     device = {key: value for key, value in document["device"].items() if key != "address"}
     known = replace(known, names=known.names | names_in({**document, "device": device}))
     address = known.address
-    own = {"address": address.partition(":")[0]}
+    public_address = {"address": address.partition(":")[0]}
     if address != "none":
-        own["digest"] = digest(identity(address), secret)
+        public_address["digest"] = digest(identity(address), secret)
     redacted: dict[str, Any] = known.document({**document, "device": device})
-    return {**redacted, "device": {**own, **redacted["device"]}}
+    return {**redacted, "device": {**public_address, **redacted["device"]}}
 
 
 def names_in(value: Any, holder: str = "", key: str = "") -> frozenset[str]:
@@ -366,8 +368,8 @@ def _read(place: Path) -> bytes | None:
         return None
     with os.fdopen(opened, "rb") as file:
         status = os.fstat(opened)
-        own = status.st_uid == os.getuid() and not stat.S_IMODE(status.st_mode) & 0o077
-        if not own or not stat.S_ISREG(status.st_mode) or status.st_size != SECRET_BYTES:
+        is_private = status.st_uid == os.getuid() and not stat.S_IMODE(status.st_mode) & 0o077
+        if not is_private or not stat.S_ISREG(status.st_mode) or status.st_size != SECRET_BYTES:
             return None
         content = file.read(SECRET_BYTES + 1)
     return content if len(content) == SECRET_BYTES else None

@@ -75,14 +75,16 @@ def verify(folder: Path, host: Local, device: Device, *, run: bool, scratch: Pat
     copy = scratch / "checked"
     copy.mkdir(mode=0o700)
 
-    def check(name: str, found: list[str]) -> bool:
-        checks[name] = "failed" if found else "ok"
-        problems.extend(spelled(problem)[:PROBLEM_LENGTH] for problem in found[:MOST_PROBLEMS])
-        return not found
+    def check(name: str, found_problems: list[str]) -> bool:
+        checks[name] = "failed" if found_problems else "ok"
+        problems.extend(
+            spelled(problem)[:PROBLEM_LENGTH] for problem in found_problems[:MOST_PROBLEMS]
+        )
+        return not found_problems
 
     if check("files", _copy_files(folder, copy)):
-        manifest, found = manifests.read(copy)
-        if check("manifest", found or manifests.strangers(manifest, files_inside(copy))):
+        manifest, found_problems = manifests.read(copy)
+        if check("manifest", found_problems or manifests.strangers(manifest, files_inside(copy))):
             _check_runtime(manifest["run"]["runtime"], device)
             runner_matches = check("runner", _check_runner(copy, manifest))
             with host.worker() as worker:
@@ -151,28 +153,28 @@ def _check_files(source_folder: copying.Folder, copy: Path) -> list[str]:
         return [f"{SUMS} is missing or unreadable ({_why(error)})"]
     if listed is None:
         return [f"{SUMS} is damaged"]
-    found = copying.inside(source_folder)
-    found.pop(SUMS, None)
-    problems = [f"{name} was removed or renamed" for name in sorted(listed.keys() - found.keys())]
-    problems += [f"{name} was added" for name in sorted(found.keys() - listed.keys())]
+    entries = copying.inside(source_folder)
+    entries.pop(SUMS, None)
+    problems = [f"{name} was removed or renamed" for name in sorted(listed.keys() - entries.keys())]
+    problems += [f"{name} was added" for name in sorted(entries.keys() - listed.keys())]
     problems += [
         f"{name} does not belong in a bundle: {_harm(name)}"
-        for name in sorted(listed.keys() & found.keys())
+        for name in sorted(listed.keys() & entries.keys())
         if manifests.kind_of(name) is None
     ]
-    for name in sorted(listed.keys() & found.keys()):
+    for name in sorted(listed.keys() & entries.keys()):
         most = manifests.MOST_BYTES.get(str(manifests.kind_of(name)))
-        if not stat.S_ISREG(found[name].st_mode):
+        if not stat.S_ISREG(entries[name].st_mode):
             problems.append(f"{name} is not a regular file")
-        elif most and found[name].st_size > most:
+        elif most and entries[name].st_size > most:
             problems.append(f"{name} is longer than {most} bytes")
     if problems:
         return problems
-    copying.check_room(found, copy)
+    copying.check_room(entries, copy)
     for name in sorted(listed):
         try:
             if (
-                copying.copied(source_folder, name, found[name].st_size, copy / name)
+                copying.copied(source_folder, name, entries[name].st_size, copy / name)
                 != listed[name]
             ):
                 problems.append(f"{name} was changed")

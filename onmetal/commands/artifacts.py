@@ -44,16 +44,16 @@ def from_bundle(folder: Path, host: Local, scratch: Path) -> Candidate:
 def _copy_artifact(folder: Path, copy: Path) -> None:
     """Copy the manifest of a bundle, and all files that may belong to its artifact."""
     try:
-        with copying.opened(folder) as there:
+        with copying.opened(folder) as source_folder:
             entries = {
                 name: state
-                for name, state in copying.inside(there).items()
+                for name, state in copying.inside(source_folder).items()
                 if name == "manifest.json"
                 or ("/" not in name and manifest.kind_of(name) == "artifact")
             }
             copying.check_room(entries, copy)
             for name, state in entries.items():
-                copying.copied(there, name, state.st_size, copy / name)
+                copying.copied(source_folder, name, state.st_size, copy / name)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise UsageError(f"{shown(folder)}: it cannot be read: {why}") from None
@@ -115,8 +115,8 @@ def candidate(
 ) -> Candidate:
     from importlib.metadata import version
 
-    there = tuple(file for file in files if file.is_file())
-    digest = caches.sha256(*there)
+    present_files = tuple(file for file in files if file.is_file())
+    digest = caches.sha256(*present_files)
     inputs, outputs = _tensors(tensors, "inputs"), _tensors(tensors, "outputs")
     first_axes = {tensor.shape[0] if tensor.shape else None for tensor in (*inputs, *outputs)}
     artifact_model = Model(
@@ -125,7 +125,7 @@ def candidate(
         prepared_sha256=digest,
         format="onnx",
         sha256=digest,
-        size_bytes=sum(file.stat().st_size for file in there),
+        size_bytes=sum(file.stat().st_size for file in present_files),
         inputs=inputs,
         outputs=outputs,
         parameters=0,
@@ -139,7 +139,7 @@ def candidate(
         runtime=runtime,
         runtime_version=version(spec(runtime).packages[0]),
         model=artifact_model,
-        files=there,
+        files=present_files,
         sha256=digest,
         size_bytes=artifact_model.size_bytes,
         options=options,

@@ -47,13 +47,13 @@ def show_targets(name: str | None) -> Shown:
         target = load_target(name)
         check_options(target)
         return _target_document(target), _target_lines(target)
-    found = [load_target(known) for known in targets.names()]
+    all_targets = [load_target(known) for known in targets.names()]
     document = {
         "schema": 1,
-        "targets": [{"name": t.name, "description": t.description} for t in found],
+        "targets": [{"name": t.name, "description": t.description} for t in all_targets],
     }
-    width = max(len(target.name) for target in found)
-    return document, [f"{t.name:{width}}  {t.description}" for t in found]
+    width = max(len(target.name) for target in all_targets)
+    return document, [f"{t.name:{width}}  {t.description}" for t in all_targets]
 
 
 def _target_document(target: Target) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def _target_lines(target: Target) -> list[str]:
     for name, limit in plain(target.limits).items():
         if limit:
             lines.append(f"limit {name} {limit}")
-    return [*lines, *(f"warning: {said}" for said in target.warnings)]
+    return [*lines, *(f"warning: {warning}" for warning in target.warnings)]
 
 
 def build_runner() -> Shown:
@@ -219,9 +219,9 @@ def _check_held(board: Device, host: Local, candidates: list[Candidate], feeds: 
     """Raises DeviceError where firmware that does not say which model it holds gives other outputs
     than a candidate."""
     for candidate in candidates if board.holds is None else ():
-        found = agree.agreement(host, board, candidate, feeds[candidate], floats=False)
-        if found.largest_difference > manifest.TOLERANCE["i8"] * found.peak:
-            raise agree.wrong_model(board.address, candidate.name, found)
+        comparison = agree.agreement(host, board, candidate, feeds[candidate], floats=False)
+        if comparison.largest_difference > manifest.TOLERANCE["i8"] * comparison.peak:
+            raise agree.wrong_model(board.address, candidate.name, comparison)
 
 
 def _counted(
@@ -266,26 +266,26 @@ def _candidates(
         return [from_bundle(path, device, scratch)], []
     if name := runtimes.own(path):
         return [from_own(path, name, threads, device)], []
-    found = model.read(path, model.parse_shapes(shapes), batch, cache, device)
-    recipe = _as_it_is(path, found, target)
+    loaded_model = model.read(path, model.parse_shapes(shapes), batch, cache, device)
+    recipe = _as_it_is(path, loaded_model, target)
     converted, failed = [], []
-    calibrated = CalibratedModel(found, target, None, device, cache)
+    calibrated = CalibratedModel(loaded_model, target, None, device, cache)
     for runtime in recipe.runtimes:
-        if found.format == "tflite" and spec(runtime).reads != found.format:
+        if loaded_model.format == "tflite" and spec(runtime).reads != loaded_model.format:
             continue
         name = f"{path.name} {recipe.name}@{runtime}"
         try:
             source = steps.source(calibrated, recipe, runtime)
             converted.append(
-                convert(name, found, recipe, runtime, target, threads, device, cache, source)
+                convert(name, loaded_model, recipe, runtime, target, threads, device, cache, source)
             )
         except UnsupportedError as error:
             trial = Trial(
-                name, recipe.name, runtime, found.stem, status="failed", reason=str(error)
+                name, recipe.name, runtime, loaded_model.stem, status="failed", reason=str(error)
             )
             failed.append(replace(trial, failure="conversion"))
     if not converted:
-        if found.format == "tflite" and not failed:
+        if loaded_model.format == "tflite" and not failed:
             raise UnsupportedError(
                 f"{path}: the target {target.name} has no LiteRT, which alone runs .tflite files; "
                 "try --target tflite-x86"
@@ -295,13 +295,17 @@ def _candidates(
     return converted, failed
 
 
-def _as_it_is(path: Path, found: Model, target: Target) -> Recipe:
+def _as_it_is(path: Path, loaded_model: Model, target: Target) -> Recipe:
     """The recipe under which a file is run unchanged: the float one, or where a target has none,
     the one whose format the model has. Raises UnsupportedError where there is none."""
     for recipe in target.recipes:
         if recipe.name == EXACT:
             return recipe
-        if found.quantized and not recipe.does("split") and (recipe.compute == "i16") == found.wide:
+        if (
+            loaded_model.quantized
+            and not recipe.does("split")
+            and (recipe.compute == "i16") == loaded_model.wide
+        ):
             return recipe
     raise UnsupportedError(
         f"{path}: {target.name} runs no floats; `deploy {shlex.quote(str(path))} --target "
@@ -313,13 +317,13 @@ def _unique(candidates: list[Candidate]) -> list[Candidate]:
     """The candidates with unique names: a file that was given twice is measured twice, and the
     second candidate is called `… #2`."""
     name_counts: Counter[str] = Counter()
-    found = []
+    renamed = []
     for candidate in candidates:
         name_counts[candidate.name] += 1
         number = name_counts[candidate.name]
         name = candidate.name if number == 1 else f"{candidate.name} #{number}"
-        found.append(replace(candidate, name=name))
-    return found
+        renamed.append(replace(candidate, name=name))
+    return renamed
 
 
 class _Feeds(dict[str, Path]):
@@ -328,7 +332,7 @@ class _Feeds(dict[str, Path]):
 
 
 def _random_feeds(candidates: list[Candidate], scratch: Path, cache: Cache) -> _Feeds:
-    found = _Feeds()
+    feeds = _Feeds()
     for number, candidate in enumerate(candidates):
         input_bytes = sum(manifest.size_bytes(tensor) for tensor in candidate.model.inputs)
         if input_bytes > FEED_BYTES:
@@ -340,8 +344,8 @@ def _random_feeds(candidates: list[Candidate], scratch: Path, cache: Cache) -> _
         input_arrays = data.feed(candidate.model, range(candidate.model.batch))
         path = scratch / f"feeds-{number}.npz"
         np.savez(path, **{f"0/{name}": array for name, array in input_arrays.items()})  # type: ignore[arg-type]
-        found[candidate.name] = path
-    return found
+        feeds[candidate.name] = path
+    return feeds
 
 
 def _trial(candidate: Candidate, outcome: measure.Outcome, baseline: str, emulated: bool) -> Trial:

@@ -66,18 +66,20 @@ def _core() -> list[Check]:
     ]
     for runtime in runtimes.RUNTIMES:
         names = runtimes.spec(runtime).packages
-        found = next((f"{name} {_installed(name)}" for name in names if _installed(name)), None)
-        fix = None if found else runtimes.install(runtime)
-        checks.append(Check(runtime, found or "not installed", f"candidates of {runtime}", fix))
+        installed = next((f"{name} {_installed(name)}" for name in names if _installed(name)), None)
+        fix = None if installed else runtimes.install(runtime)
+        checks.append(Check(runtime, installed or "not installed", f"candidates of {runtime}", fix))
     return checks
 
 
 def _extras() -> list[Check]:
     checks = []
     for package, extra, enables in EXTRAS:
-        found = _installed(package)
+        installed = _installed(package)
         fix = f"pip install 'onmetal[{extra}]'"
-        checks.append(Check(package, found or "not installed", enables, None if found else fix))
+        checks.append(
+            Check(package, installed or "not installed", enables, None if installed else fix)
+        )
     return checks
 
 
@@ -103,9 +105,9 @@ def _adb() -> Check:
 
 
 def _ssh() -> Check:
-    found = shutil.which("ssh")
-    fix = None if found else "apt install openssh-client"
-    return Check("ssh", found or "not found", "Linux boards: --device ssh://user@host", fix)
+    program = shutil.which("ssh")
+    fix = None if program else "apt install openssh-client"
+    return Check("ssh", program or "not found", "Linux boards: --device ssh://user@host", fix)
 
 
 def _runner() -> list[Check]:
@@ -131,10 +133,10 @@ def _runner() -> list[Check]:
 
 def _power() -> list[Check]:
     enables = "energy on this machine"
-    found = meters.on_host()
-    if isinstance(found, Missing):
-        return [Check("power meter", found.why, enables, found.fix)]
-    return [Check("power meter", found.name, enables)]
+    meter = meters.on_host()
+    if isinstance(meter, Missing):
+        return [Check("power meter", meter.why, enables, meter.fix)]
+    return [Check("power meter", meter.name, enables)]
 
 
 def _clock() -> Check:

@@ -54,27 +54,29 @@ def inspect(
     target = load_target(target_name) if target_name else None
     if target:
         check_options(target)
-        for said in target.warnings:
-            progress.warn(said)
+        for warning in target.warnings:
+            progress.warn(warning)
     with Cache() as cache:
         device = Local(cache)
         if target:
             check_runtimes(target, device)
-        found = model.read(path, model.parse_shapes(shapes), batch, cache, device)
+        loaded_model = model.read(path, model.parse_shapes(shapes), batch, cache, device)
         support: list[Support] = []
         memory: dict[str, Any] | None = None
         if target and target.micro:
-            support, memory = _on_micro(target, found, device, cache, plot)
+            support, memory = _on_micro(target, loaded_model, device, cache, plot)
         elif target:
-            support = _support(target, found, device, cache, bool(data))
+            support = _support(target, loaded_model, device, cache, bool(data))
         sensitivity = None
         if data:
             rules = target or load_target(targets.default_for("local"))
-            sensitivity = _sensitivity(rules, found, data, follow_links, device, cache, progress)
+            sensitivity = _sensitivity(
+                rules, loaded_model, data, follow_links, device, cache, progress
+            )
     inspection = Inspection(
         schema=1,
-        **asdict(of_trials.model(found)),
-        operators=found.operators,
+        **asdict(of_trials.model(loaded_model)),
+        operators=loaded_model.operators,
         target=target.name if target else None,
         support=support,
         memory=memory,
@@ -82,14 +84,21 @@ def inspect(
         warnings=list(target.warnings) if target else [],
     )
     lines = [
-        f"{path}: {FORMATS[found.format]}, {units.size(found.size_bytes)}, batch {found.batch}"
+        f"{path}: {FORMATS[loaded_model.format]}, {units.size(loaded_model.size_bytes)}, "
+        f"batch {loaded_model.batch}"
     ]
-    for kind, tensors in (("input", found.inputs), ("output", found.outputs)):
+    for kind, tensors in (("input", loaded_model.inputs), ("output", loaded_model.outputs)):
         lines += [f"{kind}  {t.name}  {t.dtype}{list(t.shape)}" for t in tensors]
-    macs = "not counted: a shape is not static" if found.macs is None else f"{found.macs:,}"
-    lines.append(f"parameters {found.parameters:,}; multiply-accumulates {macs}")
-    lines.append("operators " + ", ".join(f"{n} {name}" for name, n in found.operators.items()))
-    lines += [f"note: {note}" for note in found.notes]
+    macs = (
+        "not counted: a shape is not static"
+        if loaded_model.macs is None
+        else f"{loaded_model.macs:,}"
+    )
+    lines.append(f"parameters {loaded_model.parameters:,}; multiply-accumulates {macs}")
+    lines.append(
+        "operators " + ", ".join(f"{n} {name}" for name, n in loaded_model.operators.items())
+    )
+    lines += [f"note: {note}" for note in loaded_model.notes]
     lines += [f"{entry.candidate}: {entry.says}" for entry in support]
     if memory:
         lines += _memory_lines(memory, target)
@@ -99,22 +108,22 @@ def inspect(
 
 
 def _support(
-    target: Target, found: Model, device: Local, cache: Cache, samples: bool
+    target: Target, loaded_model: Model, device: Local, cache: Cache, samples: bool
 ) -> list[Support]:
     """Whether each planned candidate of the target can run the model, and why not. Float candidates
     are converted to find out; for quantized ones the plan decides."""
     support = []
-    for entry in plan(target, [found], device.facts(), None, samples=True):
+    for entry in plan(target, [loaded_model], device.facts(), None, samples=True):
         says, runs = entry.skipped or "runs completely", not entry.skipped
         if runs and entry.recipe.quantized_by:
             says = "can be tried" if samples else "can be tried, once calibrated with --data"
         elif runs:
             try:
-                calibrated_model = CalibratedModel(found, target, None, device, cache)
+                calibrated_model = CalibratedModel(loaded_model, target, None, device, cache)
                 source = steps.source(calibrated_model, entry.recipe, entry.runtime)
                 convert(
                     entry.name,
-                    found,
+                    loaded_model,
                     entry.recipe,
                     entry.runtime,
                     target,
@@ -130,13 +139,13 @@ def _support(
 
 
 def _on_micro(
-    target: Target, found: Model, device: Local, cache: Cache, plot: Path | None
+    target: Target, loaded_model: Model, device: Local, cache: Cache, plot: Path | None
 ) -> tuple[list[Support], dict[str, Any] | None]:
     """-> whether TFLite Micro can run each planned candidate, and why not; the memory of the least
     exact one that it runs."""
     support: list[Support] = []
     last = None
-    for entry in plan(target, [found], device.facts(), None, samples=True):
+    for entry in plan(target, [loaded_model], device.facts(), None, samples=True):
         runs = not entry.skipped
         says = entry.skipped or "runs completely, once calibrated with --data"
         if runs:
@@ -161,13 +170,13 @@ def _memory_lines(memory: dict[str, Any], target: Target | None) -> list[str]:
     arena, flash, plan = memory["arena"], memory["flash"], memory["plan"]
     chip = target.chip if target else None
     lines = [f"memory of {memory['candidate']}, in the order that needs the least:"]
-    said = f"arena {arena['total']:,} bytes, counted by TFLite Micro here"
+    text = f"arena {arena['total']:,} bytes, counted by TFLite Micro here"
     if plan["modelled"]:
-        said += f"; {plan['modelled']['total_bytes']:,} modelled with CMSIS-NN's kernels"
-    lines.append(said + (f"; the chip has {chip.ram_kib * 1024:,}" if chip else ""))
-    said = f"flash {flash['total_bytes']:,} bytes: weights {flash['weights_bytes']:,}, graph "
-    said += f"{flash['graph_bytes']:,}, code about {flash['code_bytes']:,}"
-    lines.append(said + (f"; the chip has {chip.flash_kib * 1024:,}" if chip else ""))
+        text += f"; {plan['modelled']['total_bytes']:,} modelled with CMSIS-NN's kernels"
+    lines.append(text + (f"; the chip has {chip.ram_kib * 1024:,}" if chip else ""))
+    text = f"flash {flash['total_bytes']:,} bytes: weights {flash['weights_bytes']:,}, graph "
+    text += f"{flash['graph_bytes']:,}, code about {flash['code_bytes']:,}"
+    lines.append(text + (f"; the chip has {chip.flash_kib * 1024:,}" if chip else ""))
     if memory["npu"]:  # Vela plans its memory by itself
         vela_memory = memory["npu"]["memory_bytes"]
         lines[1] = (
@@ -179,7 +188,7 @@ def _memory_lines(memory: dict[str, Any], target: Target | None) -> list[str]:
 
 def _sensitivity(
     target: Target,
-    found: Model,
+    loaded_model: Model,
     data: str,
     follow_links: bool,
     device: Local,
@@ -188,24 +197,24 @@ def _sensitivity(
 ) -> Sensitivity:
     """The sensitivity of each operator, quantized alone to 8 bits in the first static format of the
     target that fits the model."""
-    if found.quantized:
+    if loaded_model.quantized:
         raise UsageError(
-            f"{found.path}: it is quantized already; sensitivity is told of float models: give the "
-            "float one, or leave --data out"
+            f"{loaded_model.path}: it is quantized already; sensitivity is told of float "
+            "models: give the float one, or leave --data out"
         )
-    recipe, in_tflite = _static(target, found)
+    recipe, in_tflite = _static(target, loaded_model)
     progress.step("asking how sensitive each operator is")
-    loaded = _loaded(data, follow_links, found, cache)
+    loaded = _loaded(data, follow_links, loaded_model, cache)
     parts = samples.split(loaded)
     calibration = parts.calibration if parts else loaded
-    calibrated = CalibratedModel(found, target, calibration, device, cache)
+    calibrated = CalibratedModel(loaded_model, target, calibration, device, cache)
     assert recipe.format
     analysed_model = calibrated.tflite if in_tflite else calibrated
     rows = analysed_model.sensitivity(recipe.format, _callback(progress))
     return Sensitivity(recipe.name, calibration.count, rows)
 
 
-def _static(target: Target, found: Model) -> tuple[Recipe, bool]:
+def _static(target: Target, loaded_model: Model) -> tuple[Recipe, bool]:
     """-> the recipe, and whether it quantizes a TFLite graph. 8-bit activations come first, and of
     these the formats of ONNX graphs."""
     static = [
@@ -214,11 +223,12 @@ def _static(target: Target, found: Model) -> tuple[Recipe, bool]:
         if recipe.quantized_by == "static"
     ]
     for _, in_tflite, recipe in sorted(static, key=lambda entry: entry[:2]):
-        if in_tflite or found.format == "onnx":
+        if in_tflite or loaded_model.format == "onnx":
             return recipe, in_tflite
     raise UsageError(
-        f"the target {target.name} has no calibrated 8-bit recipe for {FORMATS[found.format]} "
-        f"models, by which sensitivity would be told; try --target {targets.default_for('local')}"
+        f"the target {target.name} has no calibrated 8-bit recipe for "
+        f"{FORMATS[loaded_model.format]} models, by which sensitivity would be told; "
+        f"try --target {targets.default_for('local')}"
     )
 
 
@@ -226,11 +236,11 @@ def _callback(progress: Progress) -> Callable[[float, float, str], None]:
     return lambda done, total, what: progress(done, total, what)
 
 
-def _sensitivity_lines(found: Sensitivity) -> list[str]:
-    rows = found.operators
+def _sensitivity_lines(sensitivity: Sensitivity) -> list[str]:
+    rows = sensitivity.operators
     lines = [
         "",
-        f"sensitivity to {found.recipe}: each operator alone in 8 bits, worst first",
+        f"sensitivity to {sensitivity.recipe}: each operator alone in 8 bits, worst first",
         "(SQNR of the worst output; an operator far below the others is one to keep in float)",
     ]
     lines += [
@@ -262,14 +272,14 @@ def compare(
     artifact = _artifact(path)
     with Cache() as cache:
         device = Local(cache)
-        found = model.read(against, model.parse_shapes(shapes), batch, cache, device)
-        reference, compare = found.prepared, operations.compare
-        if artifact.suffix == ".tflite" or found.format == "tflite":
+        loaded_model = model.read(against, model.parse_shapes(shapes), batch, cache, device)
+        reference, compare = loaded_model.prepared, operations.compare
+        if artifact.suffix == ".tflite" or loaded_model.format == "tflite":
             if artifact.suffix != ".tflite":
                 raise UsageError(f"{path}: only a .tflite file can be compared with a .tflite file")
             model.read(artifact, {}, None, cache, device)  # refused here where it is damaged
             calibrated = CalibratedModel(
-                found, load_target(targets.default_for("local")), None, device, cache
+                loaded_model, load_target(targets.default_for("local")), None, device, cache
             )
             reference, compare = calibrated.tflite.path(), operations.tflite_compare
         elif not runtimes.own(artifact):
@@ -277,13 +287,13 @@ def compare(
                 artifact, model.parse_shapes(shapes), batch, cache, device
             ).prepared
         if data is None:
-            compared_samples = samples.random(found, cache, RANDOM_SAMPLES)
+            compared_samples = samples.random(loaded_model, cache, RANDOM_SAMPLES)
         else:
-            compared_samples = _loaded(data, follow_links, found, cache)
+            compared_samples = _loaded(data, follow_links, loaded_model, cache)
         with device.worker() as worker:
             try:
                 rows = worker.do(
-                    asked(compare, str(artifact), str(reference), compared_samples, found),
+                    asked(compare, str(artifact), str(reference), compared_samples, loaded_model),
                     timeout_s=86400,
                     progress=lambda done, total: progress(done, total, f"sample {done} of {total}"),
                 )
@@ -316,9 +326,9 @@ def _artifact(path: Path) -> Path:
     return path / str(document["run"]["files"][0])
 
 
-def _loaded(data: str, follow_links: bool, found: Model, cache: Cache) -> Samples:
+def _loaded(data: str, follow_links: bool, loaded_model: Model, cache: Cache) -> Samples:
     return samples.load(
-        data, found, cache, option="--data", labelled=False, follow_links=follow_links
+        data, loaded_model, cache, option="--data", labelled=False, follow_links=follow_links
     )
 
 

@@ -45,12 +45,14 @@ def load_data(
     parts = Parts({}, {}, {})
     warnings: list[str] = []
     for entry in models:
-        given, calibrating_samples = _loaded(request, entry, cache, progress)
+        labelled_samples, calibrating_samples = _loaded(request, entry, cache, progress)
         notes = [
             *(calibrating_samples.warnings if calibrating_samples else ()),
-            *(given.warnings if given else ()),
+            *(labelled_samples.warnings if labelled_samples else ()),
         ]
-        notes += _divide(parts, entry, given, calibrating_samples, calibrates, training, cache)
+        notes += _divide(
+            parts, entry, labelled_samples, calibrating_samples, calibrates, training, cache
+        )
         if entry is models[0]:
             warnings += notes
     if not request.data:
@@ -65,7 +67,7 @@ def load_data(
 def _divide(
     parts: Parts,
     entry: Model,
-    given: Samples | None,
+    labelled_samples: Samples | None,
     calibrating_samples: Samples | None,
     calibrates: bool,
     training: float,
@@ -73,23 +75,29 @@ def _divide(
 ) -> list[str]:
     """Divide one model's samples into the parts.
 
-    `given`: the samples of --data; `calibrating_samples`: those of --calibration-data.
+    `labelled_samples`: the samples of --data; `calibrating_samples`: those of --calibration-data.
     -> warnings about samples that are in two parts.
     """
     model_path = str(entry.path)
     if calibrating_samples:
-        parts.evaluation[model_path] = given or calibrating_samples
+        parts.evaluation[model_path] = labelled_samples or calibrating_samples
         if calibrates:
             parts.calibration[model_path] = calibrating_samples
-        if given and calibrates:
+        if labelled_samples and calibrates:
             return _shared(
-                sample_checks.hashes(given, entry, cache),
+                sample_checks.hashes(labelled_samples, entry, cache),
                 sample_checks.hashes(calibrating_samples, entry, cache),
                 "in --calibration-data too",
             )
         return []
-    if not (given and calibrates and (parts_of_samples := samples.split(given, training))):
-        parts.evaluation[model_path] = given or samples.random(entry, cache, RANDOM_SAMPLES)
+    if not (
+        labelled_samples
+        and calibrates
+        and (parts_of_samples := samples.split(labelled_samples, training))
+    ):
+        parts.evaluation[model_path] = labelled_samples or samples.random(
+            entry, cache, RANDOM_SAMPLES
+        )
         return []
     parts.calibration[model_path], parts.evaluation[model_path] = (
         parts_of_samples.calibration,
@@ -97,7 +105,7 @@ def _divide(
     )
     if parts_of_samples.training:
         parts.training[model_path] = parts_of_samples.training
-    sample_hashes = sample_checks.hashes(given, entry, cache)
+    sample_hashes = sample_checks.hashes(labelled_samples, entry, cache)
     return _shared(
         sample_hashes[parts_of_samples.evaluation.places()],
         sample_hashes[parts_of_samples.calibration.places()],
@@ -110,7 +118,7 @@ def _loaded(
 ) -> tuple[Samples | None, Samples | None]:
     """-> the samples of --data and those of --calibration-data for a model; None where the option
     was not given."""
-    given, calibrating_samples = None, None
+    labelled_samples, calibrating_samples = None, None
     if request.calibration_data:
         calibrating_samples = samples.load(
             request.calibration_data,
@@ -123,7 +131,7 @@ def _loaded(
         )
     if request.data:
         tensor = entry.output(_output(request, entry))
-        given = samples.load(
+        labelled_samples = samples.load(
             request.data,
             entry,
             cache,
@@ -133,7 +141,7 @@ def _loaded(
             scores=label_forms.scores(tensor, entry.sample_shape(tensor)),
             progress=progress,
         )
-    return given, calibrating_samples
+    return labelled_samples, calibrating_samples
 
 
 def _shared(
@@ -170,9 +178,9 @@ def choose_metric(
     output = _output(request, entry)
     tensor = entry.output(output)
     shape = entry.sample_shape(tensor)
-    given = replace(data, part="all").label_array()
-    labels, label_notes = label_forms.class_labels(request.metric, tensor, shape, given)
-    if labels is not given:
+    original_labels = replace(data, part="all").label_array()
+    labels, label_notes = label_forms.class_labels(request.metric, tensor, shape, original_labels)
+    if labels is not original_labels:
         data = samples.relabelled(data, labels, cache)
     metric = metrics.choose(request.metric, tensor, shape, data.label_array())
     return output, metric, data, [f"{data.source}: {text}" for text in label_notes]

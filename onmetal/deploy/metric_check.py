@@ -55,8 +55,8 @@ def chosen(labels: np.ndarray, model: Model) -> np.ndarray:
         firsts = np.unique(labels, return_index=True)[1]
     indices = np.concatenate([firsts, spread])
     ordered = indices[np.sort(np.unique(indices, return_index=True)[1])]
-    found: np.ndarray = ordered[:room]
-    return found
+    chosen_indices: np.ndarray = ordered[:room]
+    return chosen_indices
 
 
 def _original(
@@ -84,11 +84,11 @@ def _filled(batch: np.ndarray, size: int) -> list[int]:
 
 
 def _rows(model: Model, folder: Path, batches: int, count: int) -> dict[str, np.ndarray] | None:
-    found = {}
+    rows_by_output = {}
     for index, tensor in enumerate(model.outputs):
         arrays = [np.load(folder / f"{number}-{index}.npy") for number in range(batches)]
         rows = [array if array.shape[:1] == (model.batch,) else array[None] for array in arrays]
         if len({row.shape for row in rows}) > 1 or len(rows[0]) != model.batch:
             return None  # reported when the model is judged
-        found[tensor.name] = np.concatenate(rows)[:count]
-    return found
+        rows_by_output[tensor.name] = np.concatenate(rows)[:count]
+    return rows_by_output

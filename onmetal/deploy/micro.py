@@ -44,13 +44,15 @@ def check_operators(task: Task, cache: Cache) -> None:
     Raises UnsupportedError, which names everything that TFLite Micro lacks, where it runs none of
     the candidates.
     """
-    said: dict[tuple[str, str], list[str]] = {}
+    lacking_reasons: dict[tuple[str, str], list[str]] = {}
     for entry in task.planned:
         key = str(entry.model.path), entry.recipe.compute
-        if not entry.skipped and key not in said:
-            said[key] = lacking(entry, task.target, task.host, cache)
-    reasons = list(dict.fromkeys(reason for reasons in said.values() for reason in reasons))
-    if said and all(said.values()):
+        if not entry.skipped and key not in lacking_reasons:
+            lacking_reasons[key] = lacking(entry, task.target, task.host, cache)
+    reasons = list(
+        dict.fromkeys(reason for reasons in lacking_reasons.values() for reason in reasons)
+    )
+    if lacking_reasons and all(lacking_reasons.values()):
         raise UnsupportedError("TFLite Micro does not run:", details=reasons)
 
 
@@ -147,20 +149,21 @@ def _memory(arena: dict[str, Any], npu: dict[str, Any] | None) -> Figure:
     if npu:
         used = {name: count for name, count in npu["memory_bytes"].items() if "flash" not in name}
         parts = ", ".join(f"{name} {count}" for name, count in used.items() if count)
-        how = f"by Vela, of what the NPU takes ({parts}); the core's own operators come on top"
-        return Figure(float(sum(used.values())), None, 1, "modelled", how)
+        method = f"by Vela, of what the NPU takes ({parts}); the core's own operators come on top"
+        return Figure(float(sum(used.values())), None, 1, "modelled", method)
     host, modelled = arena["host"]["total"], arena["modelled"]
-    said = f"counted by TFLite Micro here: {host} (64 bits, reference kernels)"
+    counted_text = f"counted by TFLite Micro here: {host} (64 bits, reference kernels)"
     if modelled is None:
-        return Figure(float(host), None, 1, "measured", f"the arena, {said}")
+        return Figure(float(host), None, 1, "measured", f"the arena, {counted_text}")
     total, scratch = modelled["total_bytes"], modelled["scratch_bytes"]
-    how = (
-        f"the arena, the larger of two figures; {said}; modelled with CMSIS-NN's kernels: {total}, "
+    method = (
+        f"the arena, the larger of two figures; {counted_text}; modelled with CMSIS-NN's "
+        f"kernels: {total}, "
         f"their scratch memory, at most {scratch}, planned with the rest"
     )
     if total > host:
-        return Figure(float(total), None, 1, "modelled", how)
-    return Figure(float(host), None, 1, "measured", how)
+        return Figure(float(total), None, 1, "modelled", method)
+    return Figure(float(host), None, 1, "measured", method)
 
 
 def _flash(task: Task, candidate: Candidate) -> dict[str, Any]:
@@ -193,14 +196,16 @@ def _with_npu(trial: Trial, npu: dict[str, Any]) -> Trial:
     a warning and the reason why there is none."""
     cpu_rows: list[dict[str, str]] = npu["on_cpu"]
     if npu["cpu_operators"] or not npu["cycles"].get("total"):
-        named = ", ".join(sorted({f"{row['operator']} {row['output']!r}" for row in cpu_rows}))
+        operators_text = ", ".join(
+            sorted({f"{row['operator']} {row['output']!r}" for row in cpu_rows})
+        )
         why = (
             f"{npu['cpu_operators']} operator(s) are left to the core, whose cycles are not in "
-            f"Vela's sum: {named[:300]}"
+            f"Vela's sum: {operators_text[:300]}"
         )
-        said = f"not all of it runs on the NPU: {why}"
+        warning = f"not all of it runs on the NPU: {why}"
         missing = {**trial.missing, "latency_ms": why}
-        return replace(trial, missing=missing, warnings=(*trial.warnings, said))
+        return replace(trial, missing=missing, warnings=(*trial.warnings, warning))
     ms = npu["inference_ms"]
     return replace(trial, latency_ms=Latency(ms, ms, None, None, 0, 0, "modelled"))
 
@@ -212,19 +217,19 @@ def check_flashed(task: Task, board: Device, trials: Sequence[Trial]) -> None:
     """Raises DeviceError where the board holds none of the candidates, or does not say which."""
     tried = [trial for trial in trials if usable(trial) and trial.candidate]
     if board.holds is None and len(tried) > 1:
-        named = ", ".join(trial.name for trial in tried)
+        candidates_text = ", ".join(trial.name for trial in tried)
         raise DeviceError(
             f"the firmware at {board.address} does not say which model it holds, and several are "
-            f"candidates ({named}): name the one that was flashed by --recipes"
+            f"candidates ({candidates_text}): name the one that was flashed by --recipes"
         )
     if tried and not any(task.holds(trial.candidate) for trial in tried if trial.candidate):
-        named = ", ".join(
+        candidates_text = ", ".join(
             f"{trial.name} {digest(trial.candidate)[:12]}" for trial in tried if trial.candidate
         )
         raise DeviceError(
             f"the board at {board.address} holds the model {(board.holds or '')[:12]}, which is "
-            f"none of the candidates ({named}): build and flash the firmware of the one to be "
-            "measured, which `--no-device` writes"
+            f"none of the candidates ({candidates_text}): build and flash the firmware of the "
+            "one to be measured, which `--no-device` writes"
         )
 
 
@@ -237,8 +242,8 @@ def measure_flashed(run: Run, standing: Standing, board: Device) -> Standing:
         candidate = trial.candidate
         assert candidate
         if run.task.holds(candidate):
-            trial, said = _measured(run, board, trial)
-            warnings.extend(said)
+            trial, trial_warnings = _measured(run, board, trial)
+            warnings.extend(trial_warnings)
             return trial
         why = f"not measured: the board holds another model, not {digest(candidate)[:12]}"
         missing = dict.fromkeys(FIGURES, why)

@@ -38,30 +38,30 @@ def against(trials: list[Trial], base: Trial | None) -> list[Trial]:
     ]
 
 
-def better(mine: Trial, other: Trial, cost: Cost) -> bool:
-    """Whether trial `mine` is better than trial `other` by one cost, beyond noise. A trial without
+def better(trial: Trial, rival: Trial, cost: Cost) -> bool:
+    """Whether `trial` is better than `rival` by one cost, beyond noise. A trial without
     a value is never better; one with a value is better than one without.
 
     Speeds are compared by paired rounds alone: figures that were measured again are from another
     time, when the whole machine may have been slower.
     """
-    own, others = cost.minimized(mine), cost.minimized(other)
-    if own is None or others is None:
-        return own is not None
-    if cost.paired and mine.rounds and other.rounds:
+    trial_value, rival_value = cost.minimized(trial), cost.minimized(rival)
+    if trial_value is None or rival_value is None:
+        return trial_value is not None
+    if cost.paired and trial.rounds and rival.rounds:
         mean = cost.by_means
-        if not statistics.speedup(other.rounds, mine.rounds, mean=mean) > 1:
+        if not statistics.speedup(rival.rounds, trial.rounds, mean=mean) > 1:
             return False
-        return statistics.compare(other.rounds, mine.rounds, mean=mean).verdict == "faster"
-    if own >= others:
+        return statistics.compare(rival.rounds, trial.rounds, mean=mean).verdict == "faster"
+    if trial_value >= rival_value:
         return False
     if cost.noise == "interval of the drop":
-        return not (_within(own, other) or _within(others, mine))
+        return not (_within(trial_value, rival) or _within(rival_value, trial))
     if cost.noise == "interval":
-        ends = _interval(mine, cost), _interval(other, cost)
-        if ends[0] and ends[1]:
-            return ends[0][1] < ends[1][0]
-    return abs(others - own) > costs.RELATIVE * abs(own)
+        intervals = _interval(trial, cost), _interval(rival, cost)
+        if intervals[0] and intervals[1]:
+            return intervals[0][1] < intervals[1][0]
+    return abs(rival_value - trial_value) > costs.RELATIVE * abs(trial_value)
 
 
 def _interval(trial: Trial, cost: Cost) -> tuple[float, float] | None:
@@ -92,34 +92,44 @@ def alike(trial: Trial, best: Trial, cost: Cost) -> bool:
 def latest(base: Trial, chosen: Trial, cost: Cost) -> Versus | None:
     """The speed-up of the chosen trial over the baseline, from the blocks that were measured again
     where both were; None where rounds are missing."""
-    mine, theirs = chosen.rounds, base.rounds
+    chosen_rounds, base_rounds = chosen.rounds, base.rounds
     if {chosen.name, base.name} <= chosen.again.keys():
-        mine, theirs = chosen.again[chosen.name], chosen.again[base.name]
-    return statistics.compare(theirs, mine, mean=cost.by_means) if mine and theirs else None
+        chosen_rounds, base_rounds = chosen.again[chosen.name], chosen.again[base.name]
+    return (
+        statistics.compare(base_rounds, chosen_rounds, mean=cost.by_means)
+        if chosen_rounds and base_rounds
+        else None
+    )
 
 
 # --- dominance over all costs
 
 
-def dominates(mine: Trial, other: Trial, target: Target) -> bool:
+def dominates(trial: Trial, rival: Trial, target: Target) -> bool:
     """Whether a trial is at least as good as another in everything (the budget, exactness,
     accuracy and every cost that is a goal) and better in something, beyond noise.
 
     A difference of latency or throughput counts only beyond noise.
     """
-    if (mine.status == "over-budget") > (other.status == "over-budget"):
+    if (trial.status == "over-budget") > (rival.status == "over-budget"):
         return False
-    if _dynamic(mine, target) and not _dynamic(other, target) and mine.latency_ms is None:
+    if _dynamic(trial, target) and not _dynamic(rival, target) and trial.latency_ms is None:
         return False  # its speed, the purpose of integers, is not known
-    ranks = target.exactness(mine.recipe), target.exactness(other.recipe)
-    still = [cost for cost in costs.GOALS if not cost.paired]
-    if ranks[0] > ranks[1] or any(_least(mine, one) > _least(other, one) for one in still):
+    ranks = target.exactness(trial.recipe), target.exactness(rival.recipe)
+    unpaired_costs = [cost for cost in costs.GOALS if not cost.paired]
+    if ranks[0] > ranks[1] or any(
+        _least(trial, one) > _least(rival, one) for one in unpaired_costs
+    ):
         return False
-    if any(better(other, mine, cost) for cost in costs.GOALS if cost.paired):
+    if any(better(rival, trial, cost) for cost in costs.GOALS if cost.paired):
         return False
-    lossless = _least(mine, costs.DROP) < _least(other, costs.DROP)
-    spent = [cost for cost in costs.GOALS if cost is not costs.DROP]
-    return ranks[0] < ranks[1] or lossless or any(better(mine, other, cost) for cost in spent)
+    lossless = _least(trial, costs.DROP) < _least(rival, costs.DROP)
+    costs_besides_drop = [cost for cost in costs.GOALS if cost is not costs.DROP]
+    return (
+        ranks[0] < ranks[1]
+        or lossless
+        or any(better(trial, rival, cost) for cost in costs_besides_drop)
+    )
 
 
 def _least(trial: Trial, cost: Cost) -> float:
@@ -148,10 +158,10 @@ def _reached(name: str, dominators: dict[str, list[str]]) -> set[str]:
     reached: set[str] = set()
     waiting = list(dominators[name])
     while waiting:
-        other = waiting.pop()
-        if other not in reached:
-            reached.add(other)
-            waiting += dominators[other]
+        dominator = waiting.pop()
+        if dominator not in reached:
+            reached.add(dominator)
+            waiting += dominators[dominator]
     return reached
 
 
@@ -173,21 +183,21 @@ def ranking(fitting: list[Trial], goal: Cost, target: Target) -> Iterator[Trial]
     Of equal sizes the fastest; where nothing was timed, what needs the least of the chip, and
     integers from end to end before dynamic ranges, which few chips compute fast.
     """
-    left = [trial for trial in fitting if goal.of(trial) is not None]
-    while left:
-        best = min(left, key=lambda t: _least(t, goal))
-        tied = [trial for trial in left if alike(trial, best, goal)]
+    remaining = [trial for trial in fitting if goal.of(trial) is not None]
+    while remaining:
+        best = min(remaining, key=lambda t: _least(t, goal))
+        tied = [trial for trial in remaining if alike(trial, best, goal)]
         if goal.stands_in:
             tied = _of_equal_size(tied, target)
-        names = {trial.name for trial in front(left, target)}
+        names = {trial.name for trial in front(remaining, target)}
         undominated = [trial for trial in tied if trial.name in names]
         if undominated:
             pick = min(undominated, key=lambda t: target.exactness(t.recipe))
         else:  # trials that are not tied with the best one dominate all tied ones
-            rest = [trial for trial in left if trial.name in names]
-            pick = min(rest, key=lambda t: _least(t, goal))
+            leaders = [trial for trial in remaining if trial.name in names]
+            pick = min(leaders, key=lambda t: _least(t, goal))
         yield pick
-        left = [trial for trial in left if trial.name != pick.name]
+        remaining = [trial for trial in remaining if trial.name != pick.name]
 
 
 def _of_equal_size(tied: list[Trial], target: Target) -> list[Trial]:
@@ -307,10 +317,10 @@ def why_not(trial: Trial, chosen: Trial, goal: Cost, target: Target) -> str:
             f"({versus.speedup:.2f}x its speed [{low:.2f}, {high:.2f}]), which "
             f"{_preferred(trial, chosen, target)}"
         )
-    mine, other = goal.of(trial), goal.of(chosen)
-    if mine is None or other is None:
+    trial_value, chosen_value = goal.of(trial), goal.of(chosen)
+    if trial_value is None or chosen_value is None:
         return f"its {goal.name} is not known"
-    figures = f"{goal.figure(mine)} against {goal.figure(other)}"
+    figures = f"{goal.figure(trial_value)} against {goal.figure(chosen_value)}"
     if better(chosen, trial, goal):
         return f"{goal.comparison.format(name=goal.name)} {chosen.name}: {figures}"
     preferred = _preferred(trial, chosen, target)

@@ -53,13 +53,13 @@ def screen(run: Run, standing: Standing) -> Standing:
         for trial in running
     }
     reasons = pointless(task, trials, screened)
-    kept = [
+    screened_trials = [
         replace(trial, status="skipped", reason=reasons[trial.name])
         if trial.name in reasons
         else trial
         for trial in trials
     ]
-    return replace(standing.having(kept), screened={**standing.screened, **screened})
+    return replace(standing.having(screened_trials), screened={**standing.screened, **screened})
 
 
 def hopeless(screened: Screened) -> bool:
@@ -100,19 +100,24 @@ def _beaten_by_any(
 ) -> str | None:
     """Why the trial is not tried further, where one of `alternatives` is at least as good; else
     None."""
-    mine = screened[trial.name]
-    for other in alternatives:
-        if other.name == trial.name or not _may_meet(task, other):
+    trial_screened = screened[trial.name]
+    for alternative in alternatives:
+        if alternative.name == trial.name or not _may_meet(task, alternative):
             continue
-        other_screened = screened[other.name]
-        if other.recipe == EXACT:
-            wrong = other_screened.sqnr_db is None or other_screened.sqnr_db < least_float_db(trial)
-            if not wrong and (ratio := _slower(mine, other_screened)):
-                return f"{ratio:.2f} times as slow as {other.name} in a short timing"
-        elif quantized_by(task, other) and other.candidate and trial.candidate:
-            if other.candidate.size_bytes > 1.1 * trial.candidate.size_bytes:
+        alternative_screened = screened[alternative.name]
+        if alternative.recipe == EXACT:
+            wrong = (
+                alternative_screened.sqnr_db is None
+                or alternative_screened.sqnr_db < least_float_db(trial)
+            )
+            if not wrong and (ratio := _slower(trial_screened, alternative_screened)):
+                return f"{ratio:.2f} times as slow as {alternative.name} in a short timing"
+        elif quantized_by(task, alternative) and alternative.candidate and trial.candidate:
+            if alternative.candidate.size_bytes > 1.1 * trial.candidate.size_bytes:
                 continue
-            if not hopeless(other_screened) and (why := _beaten(mine, other_screened, other.name)):
+            if not hopeless(alternative_screened) and (
+                why := _beaten(trial_screened, alternative_screened, alternative.name)
+            ):
                 return why
     return None
 
@@ -134,46 +139,53 @@ def drop_lost(task: Task, standing: Standing, budget: Budget) -> Standing:
     is below LOST_DB and the accuracy budget rejects them."""
     higher = task.metric.higher_is_better if task.metric else True
 
-    def kept(trial: Trial) -> Trial:
-        known = standing.screened.get(trial.name)
-        if known is None or not hopeless(known) or not usable(trial):
+    def after_judging(trial: Trial) -> Trial:
+        screening = standing.screened.get(trial.name)
+        if screening is None or not hopeless(screening) or not usable(trial):
             return trial
         reasons = rank.likeness_objections(trial, budget, higher)
         if not reasons:
             return trial
-        lost = f"its outputs have only {known.sqnr_db:.1f} dB of fidelity on calibration samples"
+        lost = (
+            f"its outputs have only {screening.sqnr_db:.1f} dB of fidelity on calibration samples"
+        )
         reason = f"not timed: {lost}; {'; '.join(reasons)}"
         return replace(trial, status="over-budget", reason=reason)
 
-    return standing.having([kept(trial) for trial in standing.trials])
+    return standing.having([after_judging(trial) for trial in standing.trials])
 
 
-def _beaten(mine: Screened, other: Screened, name: str) -> str | None:
-    """Why candidate `mine` is dropped in favour of `other`, whose name is `name`: the other one is
+def _beaten(screened: Screened, rival: Screened, name: str) -> str | None:
+    """Why candidate `screened` is dropped in favour of `rival`, whose name is `name`: the rival is
     clearly better in latency or fidelity and no worse in the second of them. Else None."""
-    if mine.sqnr_db is None or other.sqnr_db is None or not mine.rounds_ms or not other.rounds_ms:
+    if (
+        screened.sqnr_db is None
+        or rival.sqnr_db is None
+        or not screened.rounds_ms
+        or not rival.rounds_ms
+    ):
         return None
-    gain_db = other.sqnr_db - mine.sqnr_db
-    if gain_db >= 0 and (ratio := _slower(mine, other)):
+    gain_db = rival.sqnr_db - screened.sqnr_db
+    if gain_db >= 0 and (ratio := _slower(screened, rival)):
         slow = f"{ratio:.2f} times as slow as {name} in a short timing"
         return f"{slow}, and not closer to the original's outputs"
-    if gain_db >= BETTER_DB and not _faster(mine, other):
+    if gain_db >= BETTER_DB and not _faster(screened, rival):
         return f"{gain_db:.0f} dB less fidelity than {name}, and not faster in a short timing"
     return None
 
 
-def _slower(mine: Screened, other: Screened) -> float | None:
-    """How many times as slow `mine` is as `other`; None where the short timing does not show it."""
-    if not mine.rounds_ms or not other.rounds_ms:
+def _slower(screened: Screened, rival: Screened) -> float | None:
+    """How many times as slow `screened` is as `rival`; None where the timing does not show it."""
+    if not screened.rounds_ms or not rival.rounds_ms:
         return None
-    ratios = np.array(mine.rounds_ms) / np.array(other.rounds_ms)
+    ratios = np.array(screened.rounds_ms) / np.array(rival.rounds_ms)
     ratio = float(np.median(ratios))
     return ratio if ratio >= SLOWER and np.sum(ratios < 1) <= 1 else None
 
 
-def _faster(mine: Screened, other: Screened) -> bool:
-    """Whether `mine` was faster than `other` in all rounds but at most one."""
-    return int(np.sum(np.array(mine.rounds_ms) >= np.array(other.rounds_ms))) <= 1
+def _faster(screened: Screened, rival: Screened) -> bool:
+    """Whether `screened` was faster than `rival` in all rounds but at most one."""
+    return int(np.sum(np.array(screened.rounds_ms) >= np.array(rival.rounds_ms))) <= 1
 
 
 def short_times(run: Run, trials: Sequence[Trial]) -> dict[str, list[float]]:
@@ -203,7 +215,7 @@ def _fidelities(run: Run, trials: Sequence[Trial]) -> dict[str, float]:
     task, scratch = run.task, run.scratch
     fidelities: dict[str, float] = {}
     for model in task.models:
-        mine = [trial for trial in trials if trial.model == model.stem]
+        model_trials = [trial for trial in trials if trial.model == model.stem]
         if str(model.path) not in task.calibration:
             continue
         original = original_trial(model, trials)
@@ -215,8 +227,8 @@ def _fidelities(run: Run, trials: Sequence[Trial]) -> dict[str, float]:
         )
         if reference is None:
             continue  # the same failure is reported when the model is judged
-        for number, trial in enumerate(mine):
-            run.progress(number, len(mine), f"{trial.name} on a few calibration samples")
+        for number, trial in enumerate(model_trials):
+            run.progress(number, len(model_trials), f"{trial.name} on a few calibration samples")
             if not quantized_by(task, trial) and trial.recipe != EXACT:
                 continue
             is_original = trial is original
@@ -232,8 +244,8 @@ def _least_db(reference: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) 
     for name, reference_output in reference.items():
         if reference_output.shape != outputs[name].shape:
             return -PERFECT_DB
-        known = compare(reference_output, outputs[name]).least_db
-        least = least if known is None else min(least, known)
+        fidelity_db = compare(reference_output, outputs[name]).least_db
+        least = least if fidelity_db is None else min(least, fidelity_db)
     return least
 
 

@@ -57,8 +57,8 @@ def write_golden(run: Run, candidate: Candidate, path: Path) -> int:
     if task.request.golden == "none":
         return 0
     data, entry = task.data[str(candidate.model.path)], candidate.model
-    one = data.feed(entry, [min(i, data.count - 1) for i in range(entry.batch)])
-    size = sum(array.nbytes for array in one.values())
+    first_feed = data.feed(entry, [min(i, data.count - 1) for i in range(entry.batch)])
+    size = sum(array.nbytes for array in first_feed.values())
     count = max(1, min(4, data.count // entry.batch, GOLDEN_BYTES // max(1, size)))
     feeds = list(data.spread(entry, count))
     if task.request.golden == "random":
@@ -141,5 +141,8 @@ def _raw(trial: Trial) -> Iterator[tuple[str, np.ndarray]]:
     if metered := trial.energy_windows:
         name = f"{trial.name}/{costs.ENERGY.key}"
         for field in Window.__struct_fields__:
-            yield f"{name}/{field}", np.array([getattr(one, field) for one in metered.windows])
+            yield (
+                f"{name}/{field}",
+                np.array([getattr(window, field) for window in metered.windows]),
+            )
         yield f"{name}/idle_mw", np.array(metered.idle_mw)

@@ -68,12 +68,19 @@ def table(
     lines.append("-" * max(map(width, lines)))
     for number, (row, name) in enumerate(zip(rows, names, strict=True)):
         cells = [column.cells[number] for column in columns]
-        own = []
+        name_lines = []
         if width(name) > first:
             cut = pieces(name, screen.columns - 3)
-            own = [f"{marks[number]:<3}{cut[0]}", *(f"   {piece}" for piece in cut[1:])]
-        shown = _line("" if own else marks[number], "" if own else name, first, cells, columns, gap)
-        lines += [_painted(line, row, screen) for line in [*own, shown]]
+            name_lines = [f"{marks[number]:<3}{cut[0]}", *(f"   {piece}" for piece in cut[1:])]
+        shown = _line(
+            "" if name_lines else marks[number],
+            "" if name_lines else name,
+            first,
+            cells,
+            columns,
+            gap,
+        )
+        lines += [_painted(line, row, screen) for line in [*name_lines, shown]]
     legend = _legend(rows, marks, base, setting, dropped)
     return lines + (screen.prose(", ".join(legend)) if legend else [])
 
@@ -85,8 +92,10 @@ def _legend(
     setting: Setting,
     dropped: list[str],
 ) -> list[str]:
-    legend = [f"{mark} {LEGEND[mark]}" for mark in LEGEND if any(mark in own for own in marks)]
-    if base is not None and any("=" in own for own in marks):
+    legend = [
+        f"{mark} {LEGEND[mark]}" for mark in LEGEND if any(mark in row_marks for row_marks in marks)
+    ]
+    if base is not None and any("=" in row_marks for row_marks in marks):
         legend.append(f"= the baseline, {clean(base.name)}")
     elif base is not None:
         legend.append(f"the baseline, {clean(base.name)}, is run as the reference only")

@@ -59,24 +59,26 @@ def files(
     `golden`: as `vectors.write_golden` makes it. Raises UnsupportedError where the runtime cannot
     pass a tensor of the artifact's dtype on Android.
     """
-    found = ports(candidate)
-    _check(candidate, found)
+    tensor_ports = ports(candidate)
+    _check(candidate, tensor_ports)
     return {
-        **{path: text.encode() for path, text in _texts(candidate, found, golden, tolerance)},
+        **{
+            path: text.encode() for path, text in _texts(candidate, tensor_ports, golden, tolerance)
+        },
         **{
             f"android/src/main/assets/{name}": file.read_bytes()
             for name, file in zip(file_names(candidate), candidate.files, strict=True)
         },
         **{
             f"android/src/androidTest/assets/golden/{name}": content
-            for name, content in raw_vectors(found, golden).items()
+            for name, content in raw_vectors(tensor_ports, golden).items()
         },
     }
 
 
-def _check(candidate: Candidate, found: Ports) -> None:
+def _check(candidate: Candidate, tensor_ports: Ports) -> None:
     buffer_types = programs(candidate).BUFFERS
-    for port in (*found.inputs, *found.outputs):
+    for port in (*tensor_ports.inputs, *tensor_ports.outputs):
         if port.stored not in buffer_types:
             raise UnsupportedError(
                 f"{candidate.runtime} for Android has no buffers of {port.stored}, which "
@@ -85,7 +87,7 @@ def _check(candidate: Candidate, found: Ports) -> None:
 
 
 def _texts(
-    candidate: Candidate, found: Ports, golden: dict[str, np.ndarray], tolerance: float
+    candidate: Candidate, tensor_ports: Ports, golden: dict[str, np.ndarray], tolerance: float
 ) -> list[tuple[str, str]]:
     package = f"onmetal.{identifiers([candidate.model.stem.lower()], 'model')[0]}"
     folder = package.replace(".", "/")
@@ -99,7 +101,7 @@ def _texts(
         "no_compress": ", ".join(_suffixes(candidate)),
         **_readme(candidate),
     }
-    golden_test = _golden_test(found, count_vectors(found, golden), tolerance)
+    golden_test = _golden_test(tensor_ports, count_vectors(tensor_ports, golden), tolerance)
     return [
         *(
             (f"android/{name}", template(f"android/{name}", **fill))
@@ -114,12 +116,12 @@ def _texts(
         ),
         (
             f"android/{MODEL}/{folder}/ModelConstants.kt",
-            template("android/ModelConstants.kt", **fill, **_constants(candidate, found)),
+            template("android/ModelConstants.kt", **fill, **_constants(candidate, tensor_ports)),
         ),
         (f"android/{MODEL}/{folder}/Tensors.kt", template("android/Tensors.kt", **fill)),
         (
             f"android/{MODEL}/{folder}/Model.kt",
-            runtime_template(runtime, "Model.kt", **fill, **_wrapper(candidate, found)),
+            runtime_template(runtime, "Model.kt", **fill, **_wrapper(candidate, tensor_ports)),
         ),
         (
             f"android/{TEST}/{folder}/GoldenTest.kt",
@@ -174,19 +176,19 @@ def _names(tensors: tuple[object, ...]) -> list[str]:
 
 def identifiers(names: list[str], fallback: str = "tensor") -> list[str]:
     """For each name an identifier that is good in Kotlin and Java, no two the same."""
-    found: list[str] = []
+    unique_identifiers: list[str] = []
     for name in names:
         base = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_") or fallback
         if base[0].isdigit() or base in KEYWORDS:
             base = f"{fallback}_{base}"
         number = 1
-        while (identifier := base if number == 1 else f"{base}_{number}") in found:
+        while (identifier := base if number == 1 else f"{base}_{number}") in unique_identifiers:
             number += 1
-        found.append(identifier)
-    return found
+        unique_identifiers.append(identifier)
+    return unique_identifiers
 
 
-def _constants(candidate: Candidate, found: Ports) -> dict[str, str]:
+def _constants(candidate: Candidate, tensor_ports: Ports) -> dict[str, str]:
     digests = [
         f"{kotlin_string(name)} to {kotlin_string(hashlib.sha256(file.read_bytes()).hexdigest())}"
         for name, file in zip(file_names(candidate), candidate.files, strict=True)
@@ -197,8 +199,8 @@ def _constants(candidate: Candidate, found: Ports) -> dict[str, str]:
         "sha256": kotlin_string(candidate.sha256),
         "measured_version": kotlin_string(candidate.runtime_version),
         "threads": str(programs(candidate).threads(candidate.options)),
-        "inputs": _lines([_spec(port) for port in found.inputs], 8),
-        "outputs": _lines([_spec(port) for port in found.outputs], 8),
+        "inputs": _lines([_spec(port) for port in tensor_ports.inputs], 8),
+        "outputs": _lines([_spec(port) for port in tensor_ports.outputs], 8),
     }
 
 
@@ -215,20 +217,21 @@ def _spec(port: Port) -> str:
     )
 
 
-def _wrapper(candidate: Candidate, found: Ports) -> dict[str, str]:
-    input_names = identifiers([port.name for port in found.inputs])
-    output_names = identifiers([port.name for port in found.outputs])
+def _wrapper(candidate: Candidate, tensor_ports: Ports) -> dict[str, str]:
+    input_names = identifiers([port.name for port in tensor_ports.inputs])
+    output_names = identifiers([port.name for port in tensor_ports.outputs])
     parameter_docs = [
         f"     * @param {name} {port.dtype}, shape {list(port.shape)}"
-        for name, port in zip(input_names, found.inputs, strict=True)
+        for name, port in zip(input_names, tensor_ports.inputs, strict=True)
     ]
     return {
-        "parameters": _typed(input_names, found.inputs, "", 8),
+        "parameters": _typed(input_names, tensor_ports.inputs, "", 8),
         "parameter_docs": "\n".join(parameter_docs),
         "arguments": ", ".join(input_names),
-        "fields": _typed(output_names, found.outputs, "@JvmField val ", 8),
+        "fields": _typed(output_names, tensor_ports.outputs, "@JvmField val ", 8),
         "results": _lines(
-            [f"found[{i}] as {ARRAYS[port.dtype]}" for i, port in enumerate(found.outputs)], 12
+            [f"found[{i}] as {ARRAYS[port.dtype]}" for i, port in enumerate(tensor_ports.outputs)],
+            12,
         ),
         **programs(candidate).in_kotlin(candidate.options),
     }
@@ -239,17 +242,17 @@ def _typed(names: list[str], side: tuple[Port, ...], before: str, indent: int) -
     return _lines([f"{before}{name}: {ARRAYS[port.dtype]}" for name, port in pairs], indent)
 
 
-def _golden_test(found: Ports, vectors: int, tolerance: float) -> dict[str, str]:
+def _golden_test(tensor_ports: Ports, vectors: int, tolerance: float) -> dict[str, str]:
     readers = [
         f'read("input-{i}-$number.bin", ModelConstants.INPUTS[{i}]) as {ARRAYS[port.dtype]}'
-        for i, port in enumerate(found.inputs)
+        for i, port in enumerate(tensor_ports.inputs)
     ]
     return {
         "vectors": str(vectors),
         "tolerance": repr(float(tolerance)),
         "readers": _lines(readers, 12),
         "found": ", ".join(
-            f"found.{name}" for name in identifiers([port.name for port in found.outputs])
+            f"found.{name}" for name in identifiers([port.name for port in tensor_ports.outputs])
         ),
     }
 

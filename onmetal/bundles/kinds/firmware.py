@@ -99,37 +99,37 @@ def files(
     `name`: of the model, for the host; `core`: as targets.Core, None where it is not known. Raises
     UnsupportedError for tensors of a type, or operators, that TFLite Micro has not.
     """
-    found = _ordered(ports(candidate))
-    _check(found)
+    tensor_ports = _ordered(ports(candidate))
+    _check(tensor_ports)
     content = shipped.read_bytes()
-    vectors = list(_vectors(found, golden))
+    vectors = list(_vectors(tensor_ports, golden))
     fill = {
         **_model(content),
-        **_constants(found, name, arena_bytes, bool(candidate.options.get("stateful"))),
+        **_constants(tensor_ports, name, arena_bytes, bool(candidate.options.get("stateful"))),
         **_resolver(operators),
         **_golden(vectors),
-        **_readme(found, operators, shipped, content, arena_bytes),
+        **_readme(tensor_ports, operators, shipped, content, arena_bytes),
         **processor(core),
     }
     return {path: template(path, **fill).encode() for path in _templates()}
 
 
 def _templates() -> list[str]:
-    found = (path for path in (TEMPLATES / FOLDER).rglob("*") if path.is_file())
-    return sorted(path.relative_to(TEMPLATES).as_posix() for path in found)
+    paths = (path for path in (TEMPLATES / FOLDER).rglob("*") if path.is_file())
+    return sorted(path.relative_to(TEMPLATES).as_posix() for path in paths)
 
 
-def _ordered(found: Ports) -> Ports:
+def _ordered(tensor_ports: Ports) -> Ports:
     """Inputs and outputs in the artifact's own order, which is the firmware's."""
 
     def by_place(side: tuple[Port, ...]) -> tuple[Port, ...]:
         return tuple(sorted(side, key=lambda port: port.place))
 
-    return Ports(by_place(found.inputs), by_place(found.outputs))
+    return Ports(by_place(tensor_ports.inputs), by_place(tensor_ports.outputs))
 
 
-def _check(found: Ports) -> None:
-    for port in (*found.inputs, *found.outputs):
+def _check(tensor_ports: Ports) -> None:
+    for port in (*tensor_ports.inputs, *tensor_ports.outputs):
         if port.stored not in DTYPES:
             raise UnsupportedError(
                 f"no firmware is generated for {port.name!r}, which is {port.stored} in the "
@@ -179,9 +179,9 @@ def _method(operator: str) -> str:
 # --- its inputs and outputs
 
 
-def _constants(found: Ports, name: str, arena_bytes: int, stateful: bool) -> dict[str, str]:
-    all_ports = (*found.inputs, *found.outputs)
-    sides = (("INPUT", found.inputs), ("OUTPUT", found.outputs))
+def _constants(tensor_ports: Ports, name: str, arena_bytes: int, stateful: bool) -> dict[str, str]:
+    all_ports = (*tensor_ports.inputs, *tensor_ports.outputs)
+    sides = (("INPUT", tensor_ports.inputs), ("OUTPUT", tensor_ports.outputs))
     macros = (
         _macros(f"ONMETAL_{side}_{number}", port)
         for side, side_ports in sides
@@ -189,16 +189,16 @@ def _constants(found: Ports, name: str, arena_bytes: int, stateful: bool) -> dic
     )
     return {
         "name": c_string(label(name)),
-        "input_count": str(len(found.inputs)),
-        "output_count": str(len(found.outputs)),
-        "input_bytes": str(sum(map(_bytes, found.inputs))),
-        "output_bytes": str(sum(map(_bytes, found.outputs))),
+        "input_count": str(len(tensor_ports.inputs)),
+        "output_count": str(len(tensor_ports.outputs)),
+        "input_bytes": str(sum(map(_bytes, tensor_ports.inputs))),
+        "output_bytes": str(sum(map(_bytes, tensor_ports.outputs))),
         "max_rank": str(max(4, *(len(port.shape) for port in all_ports))),
         "stateful": str(int(stateful)),
         "arena_bytes": str(arena_bytes),
         "constants": "\n\n".join(macros),
-        "inputs": ",\n    ".join(map(_tensor, found.inputs)),
-        "outputs": ",\n    ".join(map(_tensor, found.outputs)),
+        "inputs": ",\n    ".join(map(_tensor, tensor_ports.inputs)),
+        "outputs": ",\n    ".join(map(_tensor, tensor_ports.outputs)),
     }
 
 
@@ -264,10 +264,10 @@ def _golden(vectors: list[bytes]) -> dict[str, str]:
     }
 
 
-def _vectors(found: Ports, golden: dict[str, np.ndarray]) -> Iterator[bytes]:
+def _vectors(tensor_ports: Ports, golden: dict[str, np.ndarray]) -> Iterator[bytes]:
     """Each vector's inputs and outputs one after another, as the artifact stores them."""
-    sides = (("input", found.inputs), ("output", found.outputs))
-    for number in range(count_vectors(found, golden)):
+    sides = (("input", tensor_ports.inputs), ("output", tensor_ports.outputs))
+    for number in range(count_vectors(tensor_ports, golden)):
         yield b"".join(
             stored(port, golden[f"{side}/{port.name}/{number}"])
             for side, side_ports in sides
@@ -294,11 +294,11 @@ def stored(port: Port, array: np.ndarray) -> bytes:
 
 
 def _readme(
-    found: Ports, operators: Sequence[str], shipped: Path, content: bytes, arena_bytes: int
+    tensor_ports: Ports, operators: Sequence[str], shipped: Path, content: bytes, arena_bytes: int
 ) -> dict[str, str]:
     rows = [
         f"| {side} {number} | {' | '.join(_told(port))} |"
-        for side, side_ports in (("input", found.inputs), ("output", found.outputs))
+        for side, side_ports in (("input", tensor_ports.inputs), ("output", tensor_ports.outputs))
         for number, port in enumerate(side_ports)
     ]
     return {
@@ -346,21 +346,21 @@ def _memory(chosen: Trial) -> dict[str, bytes]:
 
 def _around(chosen: Trial, golden: dict[str, np.ndarray], core: str | None) -> dict[str, bytes]:
     """The sources of the firmware that contains the artifact for the chip."""
-    candidate, found = chosen.candidate, chosen.embedded
-    assert candidate and found
+    candidate, facts = chosen.candidate, chosen.embedded
+    assert candidate and facts
     reserve = int(chosen.figures["peak_memory_bytes"].value)
-    if found["npu"]:
+    if facts["npu"]:
         reserve += NPU_TAIL_BYTES
     else:  # not less where a board used less: other kernels may be linked the next time
-        modelled = found["arena"]["modelled"] or {"total_bytes": 0}
-        known = found["arena"]["host"]["total"], modelled["total_bytes"]
-        reserve = max(reserve, *known)
+        modelled = facts["arena"]["modelled"] or {"total_bytes": 0}
+        known_sizes = facts["arena"]["host"]["total"], modelled["total_bytes"]
+        reserve = max(reserve, *known_sizes)
     return files(
         candidate,
         golden,
         shipped=shipped(candidate.runtime, candidate.files)[0],
         arena_bytes=-(-reserve // 1024) * 1024,
-        operators=found["flash"]["operators"],
+        operators=facts["flash"]["operators"],
         name=candidate.model.stem,
         core=core,
     )
