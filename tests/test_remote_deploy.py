@@ -19,7 +19,7 @@ import pytest
 from onmetal.deploy import agree, run
 from onmetal.deploy.request import Request
 from onmetal.profilers.devices.remote import adb as adbs
-from onmetal.profilers.devices.remote import device as remote
+from onmetal.profilers.devices.remote import reached
 from onmetal.profilers.devices.remote import ssh as sshs
 from onmetal.profilers.devices.remote.folder import Folder
 from onmetal.progress import Progress
@@ -462,7 +462,7 @@ def test_one_candidate_crashes(device: Phone | Board, few: Path, tmp_path: Path)
 def test_one_candidate_hangs(
     device: Phone, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module, name in ((agree, "LIMIT_S"), (remote, "START_S")):
+    for module, name in ((agree, "LIMIT_S"), (reached, "START_S")):
         monkeypatch.setattr(module, name, 15.0)  # a busy machine needs some
     stopped: list[psutil.Process] = []
 
