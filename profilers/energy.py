@@ -46,7 +46,7 @@ def _check(windows: Sequence[Window], idle_mw: float, meter: Meter) -> None:
     for window in windows:
         power_mw = window.energy_mj / window.seconds
         least_mw = meter.least_mw(power_mw)
-        if power_mw - idle_mw < least_mw:
+        if power_mw <= idle_mw or power_mw - idle_mw < least_mw:
             raise DeviceError(
                 f"{meter.covers} takes {power_mw:.4g} mW while it computes and {idle_mw:.4g} mW "
                 f"while it waits; the meter cannot distinguish less than {least_mw:.4g} mW. "

@@ -58,32 +58,44 @@ class Format(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StepKind(Struct, frozen=True):
-    """What a kind of step needs and does."""
+    """What is to be known of a step before it is done. The step itself is a module of its name in
+    calibration/steps/."""
 
     what: str
-    quantizes: bool = True
+    options: dict[str, type] = {}
+    """What a recipe may say besides: `{ do = NAME, OPTION = VALUE }`, each with its type."""
+    quantizes: bool = False
     """Whether it decides the numbers' format: a recipe has one such step at most."""
+    by_runtime: bool = False
+    """Whether the runtime must be able to do it (its Spec.runs): a step that decides the numbers'
+    format, and one that is done where the artifact is converted."""
     calibrated: bool = False
-    """Whether it needs calibration samples."""
+    """Whether samples decide how it is done."""
     formatted: bool = False
     """Whether it follows the rules of [format]."""
     after: str | None = None
-    """The step that it must follow."""
+    """The step that it must follow; None: it comes before the one that quantizes."""
+
+
+def _quantizing(what: str, *, calibrated: bool = False, formatted: bool = False) -> StepKind:
+    return StepKind(
+        what, quantizes=True, by_runtime=True, calibrated=calibrated, formatted=formatted
+    )
 
 
 STEPS = {
-    "half": StepKind("weights stored as f16"),
-    "static": StepKind("8 bits by calibrated ranges", calibrated=True, formatted=True),
-    "weights": StepKind("8-bit weights, computed with in float", formatted=True),
-    "dynamic": StepKind("8-bit matrix products, ranges of activations taken in every inference"),
-    "nncf": StepKind("8 bits by Intel's NNCF, after its own rules", calibrated=True),
-    "mixed": StepKind(
+    "half": _quantizing("weights stored as f16"),
+    "static": _quantizing("8 bits by calibrated ranges", calibrated=True, formatted=True),
+    "weights": _quantizing("8-bit weights, computed with in float", formatted=True),
+    "dynamic": _quantizing("8-bit matrix products, ranges of activations taken in every inference"),
+    "nncf": _quantizing("8 bits by Intel's NNCF, after its own rules", calibrated=True),
+    "mixed": _quantizing(
         "the runtime's fastest `static` candidate, some operators in float by its profile",
         calibrated=True,
     ),
-    "split": StepKind("early operators in bands of rows", quantizes=False, after="static"),
+    "split": StepKind("early operators in bands of rows", by_runtime=True, after="static"),
 }
-"""The steps that a recipe may have. Without a step, the model is computed as it is."""
+"""What can be done to a model. No step: it is computed as it is."""
 
 
 class Recipe(Struct, frozen=True):

@@ -4,10 +4,9 @@ A further meter needs a module here that implements `Meter`. It offers `on_host`
 this machine, or `at`, where it is named in a board's address (`?meter=KIND:PORT`).
 """
 
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from msgspec import Struct
 
@@ -57,20 +56,39 @@ class Missing(Struct, frozen=True):
 NONE = Missing("no meter: onmetal has none for this device")
 
 
-def kinds() -> list[str]:
-    """The modules here, each of which is named as its meter."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
+class MeterKind(Protocol):
+    """A kind of meter: `KIND` of a module here, which is named as the meter is."""
+
+    addressed: bool = False
+    """Whether it is named in a board's address, by the port that `at` takes."""
+
+    def on_host(self) -> Meter | Missing | None:
+        """The meter of this machine, or why there is none; None: it measures no machine."""
+        return None
+
+    def at(self, port: str) -> Meter:
+        """The meter at a port. Raises DeviceError where nothing answers there."""
+        raise DeviceError("this kind of meter is not reached by a port")
+
+
+def kinds() -> dict[str, MeterKind]:
+    """By name, in the order of the alphabet: of several that measure this machine the first is
+    used."""
+    names = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
+    return {name: import_module(f"{__name__}.{name}").KIND for name in names}
 
 
 def on_host() -> Meter | Missing:
     """The first meter that measures this machine; where none can be used, why, preferably of one
     that a command makes usable."""
     missing = NONE
-    for kind in kinds():
-        find: Callable[[], Meter | Missing] | None = getattr(_module(kind), "on_host", None)
-        if find is None:
+    for name, kind in kinds().items():
+        try:
+            meter = kind.on_host()
+        except (DeviceError, OSError, ValueError) as error:
+            meter = Missing(f"no meter: {name}: {error}")
+        if meter is None:
             continue
-        meter = find()
         if not isinstance(meter, Missing):
             return meter
         if meter.fix or missing is NONE:
@@ -78,18 +96,13 @@ def on_host() -> Meter | Missing:
     return missing
 
 
-def at(kind: str, port: str) -> Meter:
+def at(name: str, port: str) -> Meter:
     """The meter of a board's address. Raises DeviceError where nothing answers there."""
-    connect: Callable[[str], Meter] = _module(kind).at
-    return connect(port)
+    if name not in named():
+        raise DeviceError(f"there is no meter {name!r}; there are: {', '.join(named())}")
+    return kinds()[name].at(port)
 
 
 def named() -> list[str]:
     """Kinds of meters that may be named in a board's address."""
-    return [kind for kind in kinds() if hasattr(_module(kind), "at")]
-
-
-def _module(kind: str) -> Any:
-    if kind not in kinds():
-        raise DeviceError(f"there is no meter {kind!r}; there are: {', '.join(kinds())}")
-    return import_module(f"onmetal.profilers.meters.{kind}")
+    return [name for name, kind in kinds().items() if kind.addressed]

@@ -19,6 +19,7 @@ import numpy as np
 
 from onmetal.errors import DeviceError
 from onmetal.profilers.devices.board.link import Link, Serial
+from onmetal.profilers.meters import MeterKind
 from onmetal.profilers.output import QUOTED, Lines
 from onmetal.records import Window
 
@@ -294,3 +295,13 @@ def _sum(joules: Sequence[float]) -> float:
 
 def _milliwatts(joules: float, seconds: float) -> float:
     return 1e3 * joules / seconds
+
+
+class Kind(MeterKind):
+    addressed = True
+
+    def at(self, port: str) -> Meter:
+        return at(port)
+
+
+KIND: MeterKind = Kind()

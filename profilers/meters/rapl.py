@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onmetal.errors import DeviceError
-from onmetal.profilers.meters import Missing
+from onmetal.profilers.meters import MeterKind, Missing
 from onmetal.records import Window
 
 POWERCAP = Path("/sys/class/powercap")
@@ -138,3 +138,11 @@ def _folders(powercap: Path) -> Iterator[Path]:
             continue
         if name.startswith("package-") or name == "dram":
             yield folder
+
+
+class Kind(MeterKind):
+    def on_host(self) -> Rapl | Missing:
+        return on_host()
+
+
+KIND: MeterKind = Kind()
