@@ -20,7 +20,7 @@ from onmetal.errors import UnsupportedError
 from onmetal.files import cache as caches
 from onmetal.files.cache import Cache
 from onmetal.profilers.devices.local import Local
-from onmetal.profilers.operation import asked
+from onmetal.profilers.operation import Operation, asked
 from onmetal.progress import OnProgress
 from onmetal.ranges import Range
 from onmetal.records import Model, Source, plain
@@ -197,23 +197,19 @@ class CalibratedModel(Calibrating):
         return {**chosen, "estimators_tried_with": name}
 
     def without_samples(
-        self,
-        name: str,
-        write: Callable[[str, Format | None, str], dict[str, Any]],
-        form: Format | None,
+        self, keys: dict[str, Any], write: Callable[[str, str], Operation[dict[str, Any]]]
     ) -> Source:
-        """The file that an operation writes from the float graph without any samples."""
+        """The file that an operation writes from the float graph without any samples, from the
+        cache if it is there. `keys`: what the file depends on besides the graph, for the cache's
+        key; `write`: the graph's path and a folder -> the operation that writes model.onnx to the
+        folder and returns its details."""
         graph = self.float_graph()
         digest = caches.key(
-            graph=caches.sha256(graph),
-            method=name,
-            format=plain(form),
-            runtime=self._version(),
-            code=VERSION,
+            graph=caches.sha256(graph), **keys, runtime=self._version(), code=VERSION
         )
 
         def build(folder: Path) -> None:
-            details = self.call(asked(write, str(graph), form, str(folder)))
+            details = self.call(write(str(graph), str(folder)))
             (folder / "details.json").write_bytes(msgspec.json.encode(details))
 
         return self._source_in(self.cache.get("quantized", digest, build))

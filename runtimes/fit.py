@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from onmetal import runtimes, targets
 from onmetal.targets import EXACT, Format, Recipe, Target, TargetFile, inline
 from onmetal.targets import recipe as recipes
-from onmetal.targets.recipe import Named
+from onmetal.targets.recipe import STEPS, Named
 
 
 def load_target(name: str) -> Target:
@@ -104,7 +104,7 @@ def misfit(recipe: Recipe, name: str) -> str | None:
         known = ", ".join(runtimes.RUNTIMES)
         return f"names the runtime {name!r}, which is unknown; there are: {known}"
     spec = runtimes.spec(name)
-    for step in recipe.steps:
+    for step in [step for step in recipe.steps if STEPS[step.do].by_runtime]:
         if step.do not in spec.runs:
             return (
                 f"has the step {step.do!r}, which runs on {' and '.join(_running(step.do))} alone"

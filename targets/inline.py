@@ -63,14 +63,15 @@ def named(tables: tuple[Table, ...], runtimes: list[str]) -> tuple[Named, ...]:
 
 
 def method(recipe: Recipe) -> str:
-    """The `method` that stands for a recipe's steps in a [[recipes]] table."""
-    steps = () if recipe.quantized_by is None else (recipe.quantized_by,)
-    return next(word for word, step_names in METHODS.items() if step_names == steps)
+    """The `method` of a [[recipes]] table for the step of a recipe that quantizes."""
+    quantizing = recipe.quantized_by
+    words = {step_names[0]: word for word, step_names in METHODS.items() if step_names}
+    return words.get(quantizing, quantizing) if quantizing else "float"
 
 
 def file_lines(recipe: Recipe) -> list[str]:
     """The lines of a recipe's own file."""
-    lines = [f"steps = {_toml([step.do for step in recipe.steps])}"] if recipe.steps else []
+    lines = [f"steps = [{', '.join(map(_step_text, recipe.steps))}]"] if recipe.steps else []
     lines.append(f"compute = {_toml(recipe.compute)}")
     if recipe.runtimes:
         lines.append(f"runtimes = {_toml(recipe.runtimes)}")
@@ -84,6 +85,11 @@ def file_lines(recipe: Recipe) -> list[str]:
             if value != getattr(usual, key):
                 lines.append(f"{key} = {_toml(value)}")
     return lines
+
+
+def _step_text(step: Step) -> str:
+    options = "".join(f", {name} = {_toml(value)}" for name, value in step.options.items())
+    return f"{{ do = {_toml(step.do)}{options} }}" if options else _toml(step.do)
 
 
 def list_line(words: list[str]) -> str:

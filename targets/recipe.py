@@ -247,9 +247,24 @@ def _step(entry: str | dict[str, Any]) -> Step:
         what = f"there is no step {name!r}" if "do" in fields else "a step's table has no `do`"
         suggestion = did_you_mean(name, STEPS) if isinstance(name, str) else ""
         raise ValueError(f"{what}{suggestion}; there are: {', '.join(STEPS)}")
-    if options := sorted(fields.keys() - {"do"}):
-        raise ValueError(f"the step {name!r} has no option {options[0]!r}; it has none")
-    return Step(name)
+    return Step(name, _options(name, {key: fields[key] for key in fields.keys() - {"do"}}))
+
+
+def _options(step: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a step, in the order of its row. Raises ValueError for one that it has not,
+    or a value of another type."""
+    types = STEPS[step].options
+    if unknown := sorted(options.keys() - types):
+        known = f"there are: {', '.join(types)}" if types else "it has none"
+        suggestion = did_you_mean(unknown[0], types)
+        raise ValueError(f"the step {step!r} has no option {unknown[0]!r}{suggestion}; {known}")
+    checked: dict[str, Any] = {}
+    for name in types.keys() & options.keys():
+        try:
+            checked[name] = msgspec.convert(options[name], types[name])
+        except msgspec.ValidationError as error:
+            raise ValueError(f"the option {name!r} of the step {step!r}: {error}") from None
+    return {name: checked[name] for name in types if name in checked}
 
 
 def check(recipe: Recipe) -> None:
@@ -268,6 +283,10 @@ def _contradiction(recipe: Recipe) -> str | None:
     for place, step in enumerate(steps):
         if (first := STEPS[step].after) and first not in steps[:place]:
             return f"has the step {step!r} ({STEPS[step].what}), which must follow {first!r}"
+        if STEPS[step].after is None and set(quantizing) & set(steps[:place]):
+            return (
+                f"has the step {step!r} ({STEPS[step].what}), which must precede {quantizing[0]!r}"
+            )
     if (recipe.name == EXACT) != (not steps and recipe.compute == "f32"):
         return (
             f"with compute {recipe.compute!r}: {EXACT!r}, and only it, computes the float model "

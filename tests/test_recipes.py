@@ -143,9 +143,9 @@ def test_the_guide_names_every_step_and_key() -> None:
         assert re.search(rf"^\| `{key}` \| ", GUIDE, re.MULTILINE), key
 
 
-def test_every_step_is_run_by_some_runtime_and_no_other_is() -> None:
+def test_every_step_that_a_runtime_must_be_able_to_do_is_run_by_some_and_no_other_is() -> None:
     runs = {step for name in runtimes.RUNTIMES for step in runtimes.spec(name).runs}
-    assert runs == {"float", *recipes.STEPS}
+    assert runs == {"float", *(step for step, kind in recipes.STEPS.items() if kind.by_runtime)}
 
 
 # --- a target's list
@@ -342,6 +342,55 @@ def test_a_wrong_recipe_is_refused_by_file_and_field(tmp_path: Path, text: str, 
     (tmp_path / "int8-ours.toml").write_text(text)
     found = refused(tmp_path, board(["fp32", "./int8-ours.toml"], *ALL))
     assert "int8-ours" in found and said in found
+
+
+@pytest.fixture
+def _thin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that changes the model, whatever runs it."""
+    kind = recipes.StepKind("fewer channels", options={"sparsity": float, "rounds": int})
+    monkeypatch.setitem(recipes.STEPS, "thin", kind)
+
+
+THIN = '[{ do = "thin", rounds = 2, sparsity = 0.5 }, "static"]'
+
+
+def test_a_step_that_changes_the_model_runs_on_every_runtime(tmp_path: Path, _thin: None) -> None:
+    (tmp_path / "thin.toml").write_text('steps = ["thin"]\ncompute = "f32"\n')
+    (tmp_path / "thin-int8.toml").write_text(OURS.replace('["static"]', THIN))
+    found = load(tmp_path, board(["fp32", "./thin.toml", "./thin-int8.toml"], *ALL))
+    assert found.recipe("thin").runtimes == ALL
+    assert found.recipe("thin-int8").runtimes == ("onnxruntime", "openvino")
+    options = {"sparsity": 0.5, "rounds": 2}
+    assert found.recipe("thin-int8").steps == (Step("thin", options), Step("static"))
+    planned = plan(found, [model()], facts(), ["thin-int8"])
+    assert planned[-1].lineage == Lineage(steps=(Step("thin", options), Step("static")))
+
+
+def test_a_recipe_of_several_steps_is_written_as_it_was_read(tmp_path: Path, _thin: None) -> None:
+    (tmp_path / "ours.toml").write_text(OURS.replace('["static"]', THIN))
+    (way,) = recipes.own("ours.toml", tmp_path).ways
+    (tmp_path / "ours.toml").write_text("\n".join(inline.file_lines(way)))
+    assert recipes.own("ours.toml", tmp_path).ways == (way,)
+    assert inline.method(way) == "static"
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ('[{ do = "thin", bits = 1 }]', "no option 'bits'; there are: sparsity, rounds"),
+        ('[{ do = "thin", sparsty = 1 }]', "'sparsty'; did you mean sparsity?"),
+        ('[{ do = "thin", rounds = true }]', "the option 'rounds' of the step 'thin': Expected"),
+        ('[{ do = "thin", rounds = 1.5 }]', "the option 'rounds' of the step 'thin': Expected"),
+        ('[{ do = "thin", sparsity = "0.5" }]', "the option 'sparsity' of the step 'thin'"),
+        ('["static", "thin"]', "'thin' (fewer channels), which must precede 'static'"),
+        ('["static", "thin", "split"]', "'thin' (fewer channels), which must precede 'static'"),
+    ],
+)
+def test_wrong_options_and_orders_of_steps_are_refused(
+    tmp_path: Path, _thin: None, steps: str, said: str
+) -> None:
+    (tmp_path / "ours.toml").write_text(OURS.replace('["static"]', steps))
+    assert said in refused(tmp_path, board(["fp32", "./ours.toml"], *ALL))
 
 
 # --- tables in the target file

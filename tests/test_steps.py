@@ -48,7 +48,7 @@ class Negated(steps.Step):
                 )
         path = self.folder / f"{options['name']}.onnx"
         onnx.save(proto, str(path))
-        return Source(path, caches.sha256(path))
+        return Source(path, caches.sha256(path), {"negated": last.name}, {"sign": "other"})
 
 
 def outputs(path: Path, feeds: list[dict[str, np.ndarray]]) -> np.ndarray:
@@ -68,13 +68,16 @@ def test_what_follows_a_step_is_calibrated_on_what_it_made(
     plain = TARGET.recipe("int8-u8s8", "onnxruntime")
     chain = replace(plain, steps=(Step("negated", {"name": "other"}), *plain.steps))
     known = steps.step
-    monkeypatch.setitem(STEPS, "negated", StepKind("outputs of the other sign", quantizes=False))
+    monkeypatch.setitem(STEPS, "negated", StepKind("outputs of the other sign"))
     monkeypatch.setattr(
         steps, "step", lambda name: Negated(tmp_path) if name == "negated" else known(name)
     )
     feeds = list(data.spread(read, 8))
     exact = outputs(read.prepared, feeds)
-    found = outputs(steps.source(model, chain, "onnxruntime").path, feeds)
+    made = steps.source(model, chain, "onnxruntime")
+    assert made.details["negated"] and made.details["estimator"]  # what both steps say of it
+    assert made.options == {"sign": "other"}
+    found = outputs(made.path, feeds)
     error = np.square(found + exact).mean() / np.square(exact).mean()
     assert error < 1e-2
     same = outputs(steps.source(model, plain, "onnxruntime").path, feeds)

@@ -67,7 +67,16 @@ def source(
     making = Making(model, recipe, runtime, progress)
     variant = Source(model.model.prepared, model.model.prepared_sha256)
     for entry in recipe.steps:
-        variant = step(entry.do).apply(variant, entry.options, making)
+        variant = _following(variant, step(entry.do).apply(variant, entry.options, making))
     if recipe.quantized_by is None and making.in_tflite:
-        return making.on(variant).tflite.in_float(recipe)
+        return _following(variant, making.on(variant).tflite.in_float(recipe))
     return variant
+
+
+def _following(before: Source, after: Source) -> Source:
+    """The variant after a step, with what was said of the variants before it."""
+    return replace(
+        after,
+        details={**before.details, **after.details},
+        options={**before.options, **after.options},
+    )

@@ -4,7 +4,8 @@ from typing import Any
 
 from onmetal.calibration import operations
 from onmetal.calibration.steps import Making, Step
-from onmetal.records import Source
+from onmetal.profilers.operation import asked
+from onmetal.records import Source, plain
 
 
 class Dynamic(Step):
@@ -12,7 +13,11 @@ class Dynamic(Step):
         model = making.on(variant)
         if making.in_tflite:
             return model.tflite.dynamic()
-        return model.without_samples("dynamic", operations.dynamic, making.recipe.format)
+        form = making.recipe.format
+        return model.without_samples(
+            {"method": "dynamic", "format": plain(form)},
+            lambda graph, folder: asked(operations.dynamic, graph, form, folder),
+        )
 
 
 STEP: Step = Dynamic()

@@ -132,10 +132,13 @@ def _extent(task: Task, standing: Standing | None) -> Extent:
     tried = floats + round(SURVIVING * (quantized + fast))
     if standing is not None:
         tried = sum(t.status == "ok" and t.failure is None for t in standing.trials)
+    screened = standing.screened if standing else {}
     exact = [
-        screening.p50_ms
-        for name, screening in (standing.screened if standing else {}).items()
-        if EXACT in name.partition("@")[0] and np.isfinite(screening.p50_ms)
+        screened[entry.name].p50_ms
+        for entry in planned
+        if entry.recipe.name == EXACT
+        and entry.name in screened
+        and np.isfinite(screened[entry.name].p50_ms)
     ]
     return Extent(floats, quantized, fast, tried, min(exact) if exact else guessed_ms(task))
 

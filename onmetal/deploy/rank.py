@@ -240,7 +240,7 @@ def objections(trial: Trial, budget: Budget, target: Target, higher_is_better: b
         why = costs.MEMORY.why_missing(trial)
         reasons.append(f"peak memory, which the target limits, was not measured ({why})")
     if target.chip:
-        reasons += chip_objections(trial, target.chip)
+        reasons += _chip_objections(trial, target.chip, target)
     if limits.memory_kib and memory_bytes and memory_bytes > limits.memory_kib * 1024:
         reasons.append(
             f"peak memory {memory_bytes:.0f} bytes is over the {limits.memory_kib * 1024} bytes "
@@ -276,7 +276,7 @@ def does_not_pay(trial: Trial, base: Trial | None, goal: Cost) -> str | None:
     return f"its {goal.name} is {how} that of {base.name}, which is exact"
 
 
-def chip_objections(trial: Trial, chip: Chip) -> list[str]:
+def _chip_objections(trial: Trial, chip: Chip, target: Target) -> list[str]:
     """By how much a candidate is too large for the chip, and what to try."""
     reasons = []
     memory_bytes, flash = costs.MEMORY.of(trial), (trial.embedded or {}).get("flash")
@@ -285,8 +285,8 @@ def chip_objections(trial: Trial, chip: Chip) -> list[str]:
         over = int(memory_bytes) - room
         reasons.append(
             f"its arena of {memory_bytes:.0f} bytes is {over} bytes more than the {room} of RAM "
-            f"that are there for it; try {_smaller(trial)}a smaller --input-shape, or a model with "
-            "fewer channels in its first layers"
+            f"that are there for it; try {_smaller(trial, target)}a smaller --input-shape, or "
+            "a model with fewer channels in its first layers"
         )
     room = (chip.flash_kib - chip.application_flash_kib) * 1024
     if flash and flash["total_bytes"] > room:
@@ -299,10 +299,17 @@ def chip_objections(trial: Trial, chip: Chip) -> list[str]:
     return reasons
 
 
-def _smaller(trial: Trial) -> str:
-    if trial.recipe.startswith("int16"):
-        return "int8, which halves it, "
-    return "" if "split" in trial.recipe else "int8-split, "
+def _smaller(trial: Trial, target: Target) -> str:
+    """The recipes of the target that need a smaller arena, in words that precede other advice."""
+    recipe = target.recipe(trial.recipe, trial.runtime)
+    smaller = [known for known in target.recipes if known.quantized_by == "static"]
+    if recipe.compute == "i16":
+        halves = [known.name for known in smaller if known.compute == "i8"]
+        return f"{halves[0]}, which halves it, " if halves else ""
+    splits = (
+        [] if recipe.does("split") else [known.name for known in smaller if known.does("split")]
+    )
+    return f"{splits[0]}, " if splits else ""
 
 
 def why_not(trial: Trial, chosen: Trial, goal: Cost, target: Target) -> str:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
@@ -12,10 +12,6 @@ from onmetal.errors import UsageError
 from onmetal.files.reading import TOML_BYTES, linked, parse_toml, read_bytes
 from onmetal.records import Shape
 from onmetal.texts.quoting import toml_string
-
-if TYPE_CHECKING:
-    pass
-
 
 LEVELS = 16
 """The least number of integer values that there must be between black and white."""

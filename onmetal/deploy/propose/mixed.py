@@ -11,15 +11,18 @@ from onmetal.deploy.context import Run, Screened, Standing
 from onmetal.deploy.convert import convert
 from onmetal.deploy.propose.plan import Planned
 from onmetal.deploy.propose.planned import WAITS
-from onmetal.deploy.screen import hopeless, quantized_by, short_times
+from onmetal.deploy.screen import hopeless, short_times
 from onmetal.deploy.trials import each, usable
 from onmetal.errors import NeedlessError, OnmetalError, UnsupportedError
 from onmetal.profilers import measure
-from onmetal.records import Candidate, Source, Trial
+from onmetal.records import Candidate, Source, Step, Trial
 from onmetal.targets import EXACT
 
 LATEST = 0.5
 """The part of --time-limit after which no mixture is begun."""
+STATIC = (Step("static"),)
+"""The steps of the candidates that mixtures are made from: a model that other steps have changed
+is not the float model that the rest of a mixture is taken from."""
 
 
 def propose(run: Run, standing: Standing) -> Standing | None:
@@ -50,7 +53,7 @@ def _fastest(
         for variant in standing.trials
         if variant.runtime == entry.runtime
         and variant.model == trial.model
-        and quantized_by(run.task, variant) == "static"
+        and run.task.target.recipe(variant.recipe, variant.runtime).steps == STATIC
         and variant.name in screened
         and screened[variant.name].rounds_ms
         and not hopeless(screened[variant.name])
