@@ -16,7 +16,8 @@ HALF_MOST = float(np.finfo(np.float16).max)
 
 def halved(net: Net) -> Net:
     """Store weights as float16, in half the size; a DEQUANTIZE converts them to float32 when the
-    file is opened.
+    file is opened. An operator with 8-bit weights and float activations keeps its bias, which
+    XNNPACK takes in float32 alone.
 
     Raises UnsupportedError where no weight is large enough, or a weight exceeds float16's range.
     """
@@ -24,7 +25,7 @@ def halved(net: Net) -> Net:
     dequantized: dict[Tensor, Tensor] = {}
     for op in net.ops:
         inputs = list(op.inputs)
-        for place, tensor in enumerate(inputs):
+        for place, tensor in enumerate([] if _in_both(op) else inputs):
             if tensor is None or tensor.data is None or not tensor.is_float or tensor.size < LEAST:
                 continue
             if tensor not in dequantized:
@@ -43,6 +44,12 @@ def halved(net: Net) -> Net:
     if not dequantized:
         raise UnsupportedError("it has no weights to store as float16")
     return Net(list(net.inputs), list(net.outputs), ops, net.names)
+
+
+def _in_both(op: Op) -> bool:
+    """Whether it multiplies floats by 8-bit weights."""
+    weight = op.inputs[WEIGHTED[op.kind].weight] if op.kind in WEIGHTED else None
+    return weight is not None and weight.dtype == np.int8 and op.outputs[0].is_float
 
 
 def dynamic(net: Net) -> Net:
