@@ -35,7 +35,7 @@ from onmetal.calibration import samples
 from onmetal.commands import artifacts
 from onmetal.deploy import model
 from onmetal.files.cache import Cache
-from onmetal.profilers import measure, statistics
+from onmetal.profilers import intervals, measure
 from onmetal.profilers.devices.local import Local
 from onmetal.profilers.devices.local_worker import quiet_environment
 from onmetal.progress import Progress
@@ -256,8 +256,8 @@ def run(name: str, asked: argparse.Namespace, progress: Progress) -> dict[str, A
                     "size_bytes": of.size_bytes,
                     "top1": correct.count("1") / len(correct),
                     "correct": correct,
-                    "latency_ms": plain(statistics.latency(rounds[of.name])),
-                    "versus_float": plain(statistics.compare(rounds[FLOAT], rounds[of.name])),
+                    "latency_ms": plain(intervals.latency(rounds[of.name])),
+                    "versus_float": plain(intervals.compare(rounds[FLOAT], rounds[of.name])),
                     "round_ms": [np.median(ns) / 1e6 for ns in rounds[of.name].samples_ns.values()],
                 }
     shipped = ours.name if ours and ours.name in rows else None
@@ -265,7 +265,7 @@ def run(name: str, asked: argparse.Namespace, progress: Progress) -> dict[str, A
     found: dict[str, Any] = {"ours": shipped, "best_peer": best, "float": FLOAT, "deploy": deployed}
     found |= {"rows": rows, "failures": outcome.failures}
     if shipped:  # compare's speed-up: the first one's latency over the second one's
-        ratio = statistics.compare(rounds[shipped], rounds[best])
+        ratio = intervals.compare(rounds[shipped], rounds[best])
         found |= {"latency_ratio": ratio.speedup, "ci95": ratio.ci95}
     return found
 

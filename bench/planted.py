@@ -20,7 +20,7 @@ from onmetal.calibration import samples
 from onmetal.deploy import model
 from onmetal.deploy.convert import convert
 from onmetal.files.cache import Cache
-from onmetal.profilers import measure, statistics
+from onmetal.profilers import intervals, measure
 from onmetal.profilers.devices.local import Local
 from onmetal.profilers.devices.local_worker import LocalWorker, quiet_environment
 from onmetal.records import Candidate
@@ -51,14 +51,14 @@ def main() -> None:
             before = measure.measure(
                 device, [plain], lambda _: feeds, measure.MODES["quick"], _quiet, seed=seed
             )
-            p50_ns = statistics.latency(before.rounds[plain.name]).p50 * 1e6
+            p50_ns = intervals.latency(before.rounds[plain.name]).p50 * 1e6
             os.environ["ONMETAL_BENCH_WAIT_NS"] = str(int(p50_ns * asked.percent / 100))
             began = time.monotonic()
             outcome = measure.measure(
                 device, [plain, slow], lambda _: feeds, measure.MODES[asked.mode], _quiet, seed=seed
             )
             longest = max(longest, time.monotonic() - began)
-            versus = statistics.compare(outcome.rounds[plain.name], outcome.rounds[slow.name])
+            versus = intervals.compare(outcome.rounds[plain.name], outcome.rounds[slow.name])
             found += versus.verdict == "slower"
             low, high = versus.ci95
             print(

@@ -87,18 +87,18 @@ def sensitivity(
 
 
 def weights(path: str, form: Format | None, folder: str) -> Facts:
-    """As calibration.weights.weights."""
-    from onmetal.calibration import weights
+    """As calibration.uncalibrated.weights."""
+    from onmetal.calibration import uncalibrated
 
     assert form
-    return weights.weights(path, form, folder)
+    return uncalibrated.weights(path, form, folder)
 
 
 def dynamic(path: str, form: Format | None, folder: str) -> Facts:
-    """As calibration.weights.dynamic."""
-    from onmetal.calibration import weights
+    """As calibration.uncalibrated.dynamic."""
+    from onmetal.calibration import uncalibrated
 
-    return weights.dynamic(path, form, folder)
+    return uncalibrated.dynamic(path, form, folder)
 
 
 def compare(

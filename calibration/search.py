@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onmetal.calibration import placement, quantize
+from onmetal.calibration import placement, qdq_writer
 from onmetal.calibration.fidelity import sqnr_db
 from onmetal.calibration.statistics import Statistics, session
 from onmetal.converters.onnx.graph import Graph
@@ -67,7 +67,7 @@ def choose(
     reference = spread_outputs(original, data, entry)
 
     def measure_fidelity(ranges: dict[str, Range]) -> float:
-        quantized = quantize.quantize(original, rules, placed, ranges)
+        quantized = qdq_writer.quantize(original, rules, placed, ranges)
         return fidelity(reference, spread_outputs(quantized, data, entry))
 
     return best(lambda name: _ranges(name, observed, rules), measure_fidelity, progress)
@@ -115,7 +115,7 @@ def build(
     rules, observed = form, Statistics(Path(statistics))
     original = onnx.load(path)
     placed = _placed(original, rules, observed, keep_float)
-    quantized = quantize.quantize(original, rules, placed, _ranges(estimator, observed, rules))
+    quantized = qdq_writer.quantize(original, rules, placed, _ranges(estimator, observed, rules))
     onnx.checker.check_model(quantized)
     (Path(folder) / "model.onnx").write_bytes(quantized.SerializeToString(deterministic=True))
     heavy = [n for n in original.graph.node if n.op_type in placement.WEIGHTED]
@@ -155,7 +155,7 @@ def _why_nothing_is_quantized(observed: Statistics, keep_float: list[str]) -> st
 
 
 def _ranges(name: str, observed: Statistics, form: Format) -> dict[str, Range]:
-    grid = quantize.activation_grid(form)
+    grid = qdq_writer.activation_grid(form)
     return {tensor: estimate(name, entry, grid) for tensor, entry in observed.seen.items()}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from onmetal.calibration import placement, quantize
+from onmetal.calibration import placement, qdq_writer
 from onmetal.calibration.search import fidelity, spread_outputs
 from onmetal.calibration.statistics import Statistics
 from onmetal.converters.onnx.graph import Graph
@@ -51,7 +51,7 @@ def each(
     ]
     if not heavy:
         raise UnsupportedError("nothing in it can be quantized by this format")
-    grid = quantize.activation_grid(rules)
+    grid = qdq_writer.activation_grid(rules)
     ranges = {name: estimate(ESTIMATOR, entry, grid) for name, entry in observed.seen.items()}
     reference = spread_outputs(onnx.load(path), data, model_entry)
     rows = []
@@ -59,7 +59,7 @@ def each(
         progress(number, len(heavy))
         alone = frozenset(name for name in names if name != node.name)
         placed = placement.place(graph, rules, alone, observed.not_finite, observed.extremes)
-        quantized = quantize.quantize(original, rules, placed, ranges)
+        quantized = qdq_writer.quantize(original, rules, placed, ranges)
         value = fidelity(reference, spread_outputs(quantized, data, model_entry))
         rows.append(
             {

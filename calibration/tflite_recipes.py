@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from onmetal.calibration.search import best, fidelity, spread
 from onmetal.calibration.sensitivity import ESTIMATOR
 from onmetal.calibration.statistics import Statistics
-from onmetal.converters.tflite import check, grid, io, quantize, weights
+from onmetal.converters.tflite import check, grid, io, quantize, smaller_weights
 from onmetal.converters.tflite.net import Net, signature_names
 from onmetal.converters.tflite.parsing import read
 from onmetal.converters.tflite.reference import Exposed
@@ -144,11 +144,11 @@ def given(path: str, target_io: Io, folder: str) -> dict[str, Any]:
 
 
 def half(path: str, target_io: Io, folder: str) -> dict[str, Any]:
-    return _checked_and_written(weights.halved(read(Path(path))), target_io, folder, {})
+    return _checked_and_written(smaller_weights.halved(read(Path(path))), target_io, folder, {})
 
 
 def dynamic(path: str, target_io: Io, folder: str) -> dict[str, Any]:
-    return _checked_and_written(weights.dynamic(read(Path(path))), target_io, folder, {})
+    return _checked_and_written(smaller_weights.dynamic(read(Path(path))), target_io, folder, {})
 
 
 def _checked_and_written(

@@ -11,19 +11,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onmetal.errors import DeviceError, UnsupportedError
-from onmetal.profilers.devices.answers import Port
+from onmetal.profilers.devices.answers import TensorOnDevice
 from onmetal.records import Model
 
 NHWC, NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
-def order(ports: Sequence[Port], names: Sequence[str]) -> list[str]:
-    """The manifest's name of every port: the port's own name, or, where the file has other names,
-    the name at its place."""
-    if len(ports) != len(names):
-        raise DeviceError(f"the device sees {len(ports)} tensors where the model has {len(names)}")
-    if {port.name for port in ports} == set(names):
-        return [port.name for port in ports]
+def order(tensors: Sequence[TensorOnDevice], names: Sequence[str]) -> list[str]:
+    """The manifest's name of every tensor: the tensor's own name, or, where the file has other
+    names, the name at its place."""
+    if len(tensors) != len(names):
+        raise DeviceError(
+            f"the device sees {len(tensors)} tensors where the model has {len(names)}"
+        )
+    if {tensor.name for tensor in tensors} == set(names):
+        return [tensor.name for tensor in tensors]
     return list(names)
 
 
@@ -45,26 +47,29 @@ def runtime_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def pack(
-    feed: dict[str, np.ndarray], ports: Sequence[Port], names: Sequence[str], edges: Edges
+    feed: dict[str, np.ndarray],
+    tensors: Sequence[TensorOnDevice],
+    names: Sequence[str],
+    edges: Edges,
 ) -> bytes:
     """One inference's inputs, by the manifest's names -> the bytes that the runner reads.
 
     `names`: as `order` gives them. Quantizes as TFLite does: round(x / scale) + zero, clipped.
     """
     pieces = []
-    for port, name in zip(ports, names, strict=True):
+    for tensor, name in zip(tensors, names, strict=True):
         array = feed[name].transpose(NHWC) if name in edges.nhwc else feed[name]
         if name in edges.float16:
             array = array.astype(np.float32)
-        wanted = np.dtype(port.dtype)
-        if array.dtype != wanted and port.scale:
+        wanted = np.dtype(tensor.dtype)
+        if array.dtype != wanted and tensor.scale:
             limits = np.iinfo(wanted)
-            integers = np.rint(array / np.float32(port.scale)) + port.zero
+            integers = np.rint(array / np.float32(tensor.scale)) + tensor.zero
             array = np.clip(integers, limits.min, limits.max).astype(wanted)
-        if array.dtype != wanted or array.nbytes != port.bytes:
+        if array.dtype != wanted or array.nbytes != tensor.bytes:
             raise DeviceError(
                 f"input {name!r} is {array.dtype} {list(array.shape)}, but the model on the device "
-                f"takes {port.dtype} {list(port.shape)}"
+                f"takes {tensor.dtype} {list(tensor.shape)}"
             )
         pieces.append(array.tobytes())
     return b"".join(pieces)
@@ -72,7 +77,7 @@ def pack(
 
 def unpack(
     content: bytes | memoryview,
-    ports: Sequence[Port],
+    tensors: Sequence[TensorOnDevice],
     names: Sequence[str],
     edges: Edges,
     wanted: Sequence[str],
@@ -80,12 +85,12 @@ def unpack(
     """One inference's outputs, as the runner wrote them -> arrays in the order of `wanted`."""
     arrays: dict[str, np.ndarray] = {}
     place = 0
-    for port, name in zip(ports, names, strict=True):
-        flat = np.frombuffer(content[place : place + port.bytes], np.dtype(port.dtype))
-        place += port.bytes
-        array = flat.reshape(port.shape)
-        if port.scale and port.dtype in ("int8", "uint8", "int16"):
-            array = (array.astype(np.float32) - np.float32(port.zero)) * np.float32(port.scale)
+    for tensor, name in zip(tensors, names, strict=True):
+        flat = np.frombuffer(content[place : place + tensor.bytes], np.dtype(tensor.dtype))
+        place += tensor.bytes
+        array = flat.reshape(tensor.shape)
+        if tensor.scale and tensor.dtype in ("int8", "uint8", "int16"):
+            array = (array.astype(np.float32) - np.float32(tensor.zero)) * np.float32(tensor.scale)
         if name in edges.float16:
             array = array.astype(np.float16)
         arrays[name] = np.ascontiguousarray(array.transpose(NCHW)) if name in edges.nhwc else array

@@ -58,6 +58,6 @@ def operators(name: str, path: Path) -> dict[str, Any]:
     return firmware(name).operators(path)
 
 
-def ports(name: str, path: Path) -> dict[str, Any]:
-    """A file's inputs and outputs, as devices.answers.Ports, in its own order."""
-    return firmware(name).ports(path)
+def tensors(name: str, path: Path) -> dict[str, Any]:
+    """A file's inputs and outputs, as devices.answers.TensorsOnDevice, in its own order."""
+    return firmware(name).tensors(path)

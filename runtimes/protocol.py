@@ -196,8 +196,8 @@ class Firmware(Protocol):
     def operators(self, path: Path) -> dict[str, Any]:
         """Shares of a file's operators, by kind and by the type computed in."""
 
-    def ports(self, path: Path) -> dict[str, Any]:
-        """A file's inputs and outputs, as devices.answers.Ports, in its own order."""
+    def tensors(self, path: Path) -> dict[str, Any]:
+        """A file's inputs and outputs, as devices.answers.TensorsOnDevice, in its own order."""
 
     def flash(self, path: Path, core: str | None) -> dict[str, Any]:
         """Bytes of flash that the model and the code for it take."""

@@ -119,15 +119,17 @@ def _read_runner(data: bytes) -> None:
         raise DeviceError(f"ssh://board: {error}") from None
 
 
-def _through(ports: answers.Opened) -> None:
+def _through(tensors: answers.Opened) -> None:
     """Inputs there and outputs back, by what the device says that its model takes and gives."""
-    if max(ports.input_bytes, ports.output_bytes) > 1_000_000:
+    if max(tensors.input_bytes, tensors.output_bytes) > 1_000_000:
         raise DeviceError("too large for a test")
-    names = order(ports.inputs, ["image"]), order(ports.outputs, ["logits"])
+    names = order(tensors.inputs, ["image"]), order(tensors.outputs, ["logits"])
     feed = {"image": np.zeros((1, 2, 2, 1), np.float32)}
-    pack(feed, ports.inputs, names[0], Edges())
-    for array in unpack(bytes(ports.output_bytes), ports.outputs, names[1], Edges(), ["logits"]):
-        assert array.nbytes <= 4 * ports.output_bytes
+    pack(feed, tensors.inputs, names[0], Edges())
+    for array in unpack(
+        bytes(tensors.output_bytes), tensors.outputs, names[1], Edges(), ["logits"]
+    ):
+        assert array.nbytes <= 4 * tensors.output_bytes
 
 
 def _read_guard(data: bytes) -> None:
@@ -215,10 +217,10 @@ PORTS = {
 }
 
 
-def _runner(ports: dict[str, Any]) -> bytes:
+def _runner(tensors: dict[str, Any]) -> bytes:
     each = np.array([51_000, 49_870, 50_112, 50_440] * 8, "<i8").tobytes()
     results: list[Any] = [
-        {"load_ms": 3.217, **ports},
+        {"load_ms": 3.217, **tensors},
         None,
         25,
         base64.b64encode(each).decode(),

@@ -8,7 +8,7 @@ import onnx
 
 from onmetal.calibration import placement
 from onmetal.calibration.placement import MOVERS, Placement
-from onmetal.calibration.quantize import quantize
+from onmetal.calibration.qdq_writer import quantize
 from onmetal.converters.onnx.graph import Graph, attribute
 from onmetal.targets import Format
 from tests.onnx_models import build, constant, node, value

@@ -166,7 +166,7 @@ def run(
 def record(bundle: Path, folder: Path) -> Path:
     """What the artifact itself is given and gives for the golden vectors, in its own order."""
     candidate, golden = deployed.candidate(bundle), deployed.golden(bundle)
-    found = artifact_io.ports(candidate)
+    found = artifact_io.artifact_tensors(candidate)
     folder.mkdir()
     if candidate.runtime == "onnxruntime":
         for name, content in artifact_io.raw_vectors(found, golden).items():
@@ -393,7 +393,9 @@ class TestOtherTypes:
         candidate, golden = of_other_types(base)
         module, tape = modules.of("types"), tmp_path / "tape"
         tape.mkdir()
-        for name, content in artifact_io.raw_vectors(artifact_io.ports(candidate), golden).items():
+        for name, content in artifact_io.raw_vectors(
+            artifact_io.artifact_tensors(candidate), golden
+        ).items():
             short = name.replace("input", "in").replace("output", "out")
             (tape / short).write_bytes(content)
         done = run(module, [modules.classes, stubs], f"{package(module)}.GoldenTest", tape)

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from onmetal.calibration import placement
 from onmetal.calibration.fidelity import sqnr_db
-from onmetal.calibration.quantize import quantize
+from onmetal.calibration.qdq_writer import quantize
 from onmetal.converters.onnx import floats, reader
 from onmetal.converters.onnx.graph import Graph
 from onmetal.runtimes import fit

@@ -16,7 +16,7 @@ import pytest
 import serial
 from msgspec.structs import replace
 
-from onmetal.bundles.artifact_io import Port
+from onmetal.bundles.artifact_io import ArtifactTensor
 from onmetal.bundles.kinds import firmware
 from onmetal.converters.tflite import net as tflite
 from onmetal.converters.tflite import writing
@@ -646,7 +646,7 @@ class TestQuantization:
 
     def test_golden_outputs_become_integers_again(self) -> None:
         whole = np.arange(-32768, 32768, 7).astype(np.int16)
-        port = Port("x", "float32", whole.shape, "int16", 0, False, 3.7e-5, 0)
+        port = ArtifactTensor("x", "float32", whole.shape, "int16", 0, False, 3.7e-5, 0)
         real = whole.astype(np.float32) * np.float32(port.scale)
         assert firmware.stored(port, real) == whole.tobytes()
 

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onmetal.bundles import artifact_io as ports
+from onmetal.bundles import artifact_io
 from onmetal.converters.onnx import floats as onnx_float
 from onmetal.converters.onnx import reader
 from onmetal.converters.tflite.convert import lower
@@ -20,7 +20,7 @@ from onmetal.converters.tflite.reference import Exposed
 from onmetal.converters.tflite.writing import write
 from onmetal.errors import UnsupportedError
 from onmetal.profilers import tensor_bytes
-from onmetal.profilers.devices.answers import Port
+from onmetal.profilers.devices.answers import TensorOnDevice
 from tests import deployed
 from tests.conftest import deploy_here as deploy
 from tests.onnx_models import build, node, save, value
@@ -198,8 +198,8 @@ def test_float16_for_a_device() -> None:
     image, plain = half(1, 3, 2, 4), half(2, 3)
     edges = tensor_bytes.edges({"nhwc": ["image"], "float16": ["image", "plain"], "num_threads": 1})
     ports = (
-        Port("image", "int8", 24, 0.005, -3, (1, 2, 4, 3)),
-        Port("plain", "float32", 24, 0.0, 0, (2, 3)),
+        TensorOnDevice("image", "int8", 24, 0.005, -3, (1, 2, 4, 3)),
+        TensorOnDevice("plain", "float32", 24, 0.0, 0, (2, 3)),
     )
     packed = tensor_bytes.pack({"image": image, "plain": plain}, ports, ["image", "plain"], edges)
     wide = np.rint(image.astype(np.float32) / np.float32(0.005)) - 3
@@ -239,7 +239,7 @@ def test_a_deployment(kind: str, dtype: Any, tmp_path: Path) -> None:
     reached = {trial["name"].split("@")[0] for trial in ran.document["candidates"]}
     assert "fp32" in reached
     if runtime == "litert":
-        hands = ports.ports(deployed.candidate(tmp_path / "out"))
+        hands = artifact_io.artifact_tensors(deployed.candidate(tmp_path / "out"))
         assert [port.dtype for port in (*hands.inputs, *hands.outputs)] == ["float32"] * 3
         assert {port.stored for port in hands.inputs} <= {"int8", "float32"}
     feed = {"x": golden["input/x/0"]}

@@ -27,7 +27,7 @@ from onnx import helper
 from onmetal import targets
 from onmetal.calibration import placement
 from onmetal.calibration.fidelity import sqnr_db
-from onmetal.calibration.quantize import quantize
+from onmetal.calibration.qdq_writer import quantize
 from onmetal.converters.onnx import rules
 from onmetal.converters.onnx.floats import LEAST_OPSET, MOST_OPSET
 from onmetal.converters.onnx.graph import Graph

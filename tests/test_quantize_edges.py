@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from onmetal.calibration import search
-from onmetal.calibration.quantize import quantize
+from onmetal.calibration.qdq_writer import quantize
 from onmetal.converters.onnx.graph import Graph
 from onmetal.errors import UnsupportedError
 from onmetal.targets import Format

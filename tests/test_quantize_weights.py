@@ -191,7 +191,7 @@ def test_the_same_graph_gives_the_same_bytes_in_every_process(tmp_path: Path) ->
         "import sys, json, hashlib, onnx\n"
         "from onmetal.converters.onnx.graph import Graph\n"
         "from onmetal.calibration.placement import place\n"
-        "from onmetal.calibration.quantize import quantize\n"
+        "from onmetal.calibration.qdq_writer import quantize\n"
         "from onmetal.records import restore\n"
         "from onmetal.targets import Format\n"
         "path, form, ranges = json.load(sys.stdin)\n"

@@ -12,7 +12,7 @@ from onmetal import costs
 from onmetal.budget import Budget
 from onmetal.costs import ENERGY, LATENCY, SIZE, THROUGHPUT
 from onmetal.deploy import rank
-from onmetal.profilers import statistics
+from onmetal.profilers import intervals
 from onmetal.records import Accuracy, Candidate, Figure, Latency, Rounds, Trial
 from onmetal.runtimes import fit
 from onmetal.targets import Limits
@@ -50,7 +50,7 @@ def test_the_baseline_was_timed_to_the_end() -> None:
     assert left.rounds
     early = {key: taken for key, taken in left.rounds.samples_ns.items() if key[0] < 2}
     few = Rounds(early, left.rounds.load_ms[:2])
-    left = replace(left, rounds=few, latency_ms=statistics.latency(few))
+    left = replace(left, rounds=few, latency_ms=intervals.latency(few))
     assert rank.baseline([left, kept], "net") == kept
 
 
@@ -130,8 +130,8 @@ def spiky(name: str, ms: float) -> Trial:
     return replace(
         trial(name, ms),
         rounds=taken,
-        latency_ms=statistics.latency(taken),
-        figures={"throughput_per_s": statistics.throughput(taken, 1)},
+        latency_ms=intervals.latency(taken),
+        figures={"throughput_per_s": intervals.throughput(taken, 1)},
     )
 
 
@@ -355,8 +355,8 @@ def test_what_was_measured_again_on_a_slower_machine_stays_on_the_front(again_ms
     chosen = replace(
         fast,
         status="chosen",
-        latency_ms=statistics.latency(fresh),
-        figures={"throughput_per_s": statistics.throughput(fresh, 1)},
+        latency_ms=intervals.latency(fresh),
+        figures={"throughput_per_s": intervals.throughput(fresh, 1)},
     )
     assert rank.pareto([exact, chosen], TARGET) == [exact.name, chosen.name]
     slow = replace(chosen, rounds=rounds(1.2, 1))

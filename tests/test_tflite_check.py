@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
-from onmetal.converters.tflite import weights
+from onmetal.converters.tflite import smaller_weights
 from onmetal.converters.tflite.check import problems
 from onmetal.converters.tflite.grid import Activation
 from onmetal.converters.tflite.net import Net, Tensor, constant
@@ -28,7 +28,7 @@ def test_nothing_is_wrong_with_what_is_written(activation: str) -> None:
 
 
 def test_nothing_is_wrong_with_smaller_weights() -> None:
-    for make in (weights.halved, weights.dynamic):
+    for make in (smaller_weights.halved, smaller_weights.dynamic):
         assert problems(read(write(make(net("float"))))) == []
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onmetal.converters.tflite import check, quantize, weights
+from onmetal.converters.tflite import check, quantize, smaller_weights
 from onmetal.converters.tflite.net import Net, Op, Tensor, constant, distinct
 from onmetal.converters.tflite.parsing import read
 from onmetal.converters.tflite.writing import write
@@ -238,8 +238,8 @@ def test_every_recipe_writes_it(name: str, tmp_path: Path) -> None:
     }
     (wanted,) = found.wanted.values()
     for smaller in (
-        weights.halved(net),
-        weights.dynamic(net),
+        smaller_weights.halved(net),
+        smaller_weights.dynamic(net),
         quantize.quantize(net, ranges),
         quantize.quantize(net, ranges, "s16"),
     ):

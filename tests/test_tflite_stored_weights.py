@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onmetal.converters.tflite import weights
+from onmetal.converters.tflite import smaller_weights
 from onmetal.converters.tflite.check import problems
 from onmetal.converters.tflite.net import constant
 from onmetal.converters.tflite.parsing import read
@@ -16,12 +16,12 @@ from tests.tflite_quantized import check_runs, kinds, quantized
 def test_halved_weights() -> None:
     m = wide()
     before = write(m.net)
-    made = read(write(weights.halved(m.net)))
+    made = read(write(smaller_weights.halved(m.net)))
     assert write(m.net) == before
     assert problems(made) == []
     assert len(write(made)) < 0.55 * len(before)
     halves = {t.name: t for t in made.tensors() if t.dtype == np.float16}
-    assert len(halves) == 3 and all(t.size >= weights.LEAST for t in halves.values())
+    assert len(halves) == 3 and all(t.size >= smaller_weights.LEAST for t in halves.values())
     for op in m.net.ops:
         for tensor in op.taken:
             if f"{tensor.name}/half" in halves:
@@ -37,7 +37,7 @@ def test_a_weight_that_two_take_is_halved_once() -> None:
     first = m.conv()
     twin = m.op("CONV_2D", [first, *m.net.ops[0].inputs[1:]], 1, 4, 4, 4, **SQUARE())
     m.done(twin)
-    made = weights.halved(m.net)
+    made = smaller_weights.halved(m.net)
     assert kinds(made) == ["DEQUANTIZE", "CONV_2D", "CONV_2D"]
     check_runs(m.net, read(write(made)), m.feeds(), 60)
 
@@ -49,8 +49,8 @@ def test_what_is_added_to_products_in_8_bits_stays_as_it_is() -> None:
         1, 6, 6, 96, depthMultiplier=1, **SQUARE(),
     )  # fmt: skip
     m.done(deep)
-    before = weights.dynamic(m.net)
-    made = read(write(weights.halved(before)))
+    before = smaller_weights.dynamic(m.net)
+    made = read(write(smaller_weights.halved(before)))
     assert kinds(made) == ["CONV_2D", "DEQUANTIZE", "DEQUANTIZE", "DEPTHWISE_CONV_2D"]
     check_runs(before, made, m.feeds(), 60)
 
@@ -59,22 +59,22 @@ def test_weights_that_cannot_be_halved() -> None:
     m = Making(1, 4, 4, 1)
     m.done(m.conv(channels=1))
     with pytest.raises(UnsupportedError, match="no weights"):
-        weights.halved(m.net)
+        smaller_weights.halved(m.net)
     m = Making(1, 4, 4, 4)
     m.done(m.conv())
     weight = m.net.ops[0].inputs[1]
     assert weight is not None and weight.data is not None
     weight.data[0, 0, 0, 0] = 7e4
     with pytest.raises(UnsupportedError, match=f"{weight.name}.*float16"):
-        weights.halved(m.net)
+        smaller_weights.halved(m.net)
     weight.data[0, 0, 0, 0] = 65504
-    assert weights.halved(m.net)
+    assert smaller_weights.halved(m.net)
 
 
 def test_dynamic_weights() -> None:
     m = wide()
     before = write(m.net)
-    made = read(write(weights.dynamic(m.net)))
+    made = read(write(smaller_weights.dynamic(m.net)))
     assert write(m.net) == before
     assert problems(made) == []
     assert len(write(made)) < 0.35 * len(before)
@@ -98,11 +98,11 @@ def test_dynamic_weights_of_dead_channels_and_none() -> None:
     weight = m.net.ops[0].inputs[1]
     assert weight is not None and weight.data is not None
     weight.data[0] = 0
-    check_runs(m.net, read(write(weights.dynamic(m.net))), m.feeds(), 30)
+    check_runs(m.net, read(write(smaller_weights.dynamic(m.net))), m.feeds(), 30)
     m = Making(1, 4, 4, 2)
     m.done(m.op("RELU", [m.x], 1, 4, 4, 2))
     with pytest.raises(UnsupportedError):
-        weights.dynamic(m.net)
+        smaller_weights.dynamic(m.net)
 
 
 def test_an_epsilon_beside_large_numbers() -> None:

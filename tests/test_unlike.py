@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from onmetal.calibration import quantize as qdq
+from onmetal.calibration import qdq_writer
 from onmetal.calibration.placement import place
 from onmetal.calibration.reach import range_warning
 from onmetal.converters.onnx import floats as onnx_float
@@ -375,7 +375,7 @@ def in_onnx(given: Case, folder: Path) -> Any:
     model = onnx.load(simplified(given, folder))
     ranges, infinite = onnx_ranges(model, given.feeds)
     placed = place(Graph(model), QDQ, frozenset(), infinite, ranges)
-    made = qdq.quantize(model, QDQ, placed, ranges)
+    made = qdq_writer.quantize(model, QDQ, placed, ranges)
     session = onnxruntime.InferenceSession(
         made.SerializeToString(), providers=["CPUExecutionProvider"]
     )

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onmetal.calibration import weights
+from onmetal.calibration import uncalibrated
 from onmetal.errors import UnsupportedError
 from onmetal.targets import Format
 from tests.onnx_models import build, constant, node, save, value
@@ -51,7 +51,7 @@ def test_weights_alone_are_off_by_half_a_step_each(
 ) -> None:
     model = small(product, inputs={"x": shape}, w=floats(*weight), b=floats(64))
     form = Format(operators=("MatMul", "Gemm"), per_channel=per_channel, weight_symmetric=symmetric)
-    written, facts = made_by(weights.weights, model, tmp_path, form)
+    written, facts = made_by(uncalibrated.weights, model, tmp_path, form)
     assert facts == {"weights_in_8_bits": 1}
     kinds = {t.name: t.data_type for t in written.graph.initializer}
     assert list(kinds.values()).count(onnx.TensorProto.INT8) == 2  # and the zero points
@@ -73,7 +73,7 @@ def test_a_table_is_stored_in_8_bits_and_only_what_is_read_is_dequantized(tmp_pa
         [value("y", (2, 3, 16))],
         [constant("table", table)],
     )
-    written, facts = made_by(weights.weights, model, tmp_path, WI8)
+    written, facts = made_by(uncalibrated.weights, model, tmp_path, WI8)
     assert facts == {"weights_in_8_bits": 1}
     assert [entry.op_type for entry in written.graph.node] == ["Gather", "DequantizeLinear"]
     feeds = [{"i": np.array([[0, 511, 3], [7, 7, -1]])}]
@@ -92,13 +92,13 @@ def test_what_is_small_not_listed_or_computed_is_left_as_it_is(tmp_path: Path) -
         w=floats(*LARGE),
         s=floats(64, 60),
     )
-    written, facts = made_by(weights.weights, model, tmp_path, WI8)
+    written, facts = made_by(uncalibrated.weights, model, tmp_path, WI8)
     assert facts == {"weights_in_8_bits": 1}
     kinds = [entry.op_type for entry in written.graph.node]
     assert kinds == ["DequantizeLinear", "MatMul", "MatMul", "Transpose", "MatMul"]
     for form in (Format(operators=("Gemm",)), Format(operators=("Gather",))):
         with pytest.raises(UnsupportedError, match="4096"):
-            made_by(weights.weights, model, tmp_path, form)
+            made_by(uncalibrated.weights, model, tmp_path, form)
 
 
 def test_a_weight_that_several_take_is_stored_once_for_each_axis(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_weight_that_several_take_is_stored_once_for_each_axis(tmp_path: Path)
         w=floats(64, 64),
         i=[5, 6],
     )
-    written, facts = made_by(weights.weights, model, tmp_path, WI8)
+    written, facts = made_by(uncalibrated.weights, model, tmp_path, WI8)
     assert facts == {"weights_in_8_bits": 4}
     kinds = [tensor.data_type for tensor in written.graph.initializer if len(tensor.dims) == 2]
     assert kinds.count(onnx.TensorProto.INT8) == 3  # along each axis, and the table
@@ -151,7 +151,7 @@ def test_dynamic_ranges_follow_every_input(
         b=np.float32(1e-4) * floats(64),
         rows=np.float32(1e-4) * floats(4, 1),
     )
-    written, facts = made_by(weights.dynamic, model, tmp_path)
+    written, facts = made_by(uncalibrated.dynamic, model, tmp_path)
     assert facts == {"products_in_8_bits": 1}
     stored = [t for t in written.graph.initializer if t.data_type == onnx.TensorProto.INT8]
     assert [tuple(tensor.dims) for tensor in stored] == [LARGE]
@@ -183,7 +183,7 @@ def test_what_dynamic_ranges_leave_in_float(tmp_path: Path) -> None:
         w2=floats(8, 8),
         w3=floats(1, 8, 8),
     )
-    written, facts = made_by(weights.dynamic, model, tmp_path)
+    written, facts = made_by(uncalibrated.dynamic, model, tmp_path)
     assert facts == {"products_in_8_bits": 1}
     kept = [entry for entry in written.graph.node if entry.name in set("abcdef")]
     assert kept == list(model.graph.node[1:])
@@ -200,4 +200,4 @@ def test_a_model_without_products_by_constants_is_told_so(tmp_path: Path) -> Non
     model = small(*nodes, w=W)
     path = save(model, tmp_path / "float.onnx")
     with pytest.raises(UnsupportedError, match="no product by a constant"):
-        weights.dynamic(str(path), None, str(tmp_path))
+        uncalibrated.dynamic(str(path), None, str(tmp_path))

@@ -12,7 +12,7 @@ from onmetal.deploy.context import Clock, Run, Standing, Task
 from onmetal.deploy.propose.plan import Planned
 from onmetal.deploy.request import Request
 from onmetal.files.cache import Cache
-from onmetal.profilers import statistics
+from onmetal.profilers import intervals
 from onmetal.profilers.devices.local import Local
 from onmetal.progress import Progress
 from onmetal.records import Accuracy, Candidate, DeviceFacts, Figure, Model, Rounds, Trial
@@ -65,9 +65,9 @@ def trial(
         candidate=Candidate(name, recipe, runtime, "1", MODEL, (), "", size, {}),
         accuracy=None if drop is None else Accuracy("top1", 0.9 - drop, drop, interval, 100),
         rounds=taken,
-        latency_ms=statistics.latency(taken) if taken else None,
+        latency_ms=intervals.latency(taken) if taken else None,
         figures=known(
-            throughput_per_s=statistics.throughput(taken, 1) if taken else None,
+            throughput_per_s=intervals.throughput(taken, 1) if taken else None,
             peak_memory_bytes=None if memory is None else figure(memory),
         ),
     )

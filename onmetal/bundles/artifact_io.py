@@ -32,7 +32,7 @@ _PLACE = re.compile(r"@@(\w+)@@")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-class Port(Struct, frozen=True):
+class ArtifactTensor(Struct, frozen=True):
     """One input or output, as the user has it and as the artifact has it."""
 
     name: str
@@ -51,12 +51,12 @@ class Port(Struct, frozen=True):
     zero_point: int = 0
 
 
-class Ports(Struct, frozen=True):
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
+class ArtifactTensors(Struct, frozen=True):
+    inputs: tuple[ArtifactTensor, ...]
+    outputs: tuple[ArtifactTensor, ...]
 
 
-def ports(candidate: Candidate) -> Ports:
+def artifact_tensors(candidate: Candidate) -> ArtifactTensors:
     """The inputs and outputs of the candidate's artifact; a .tflite file is read for that, in a
     worker.
 
@@ -68,10 +68,10 @@ def ports(candidate: Candidate) -> Ports:
             f"no program is generated for {candidate.runtime}; only for {runtimes_with_programs}"
         )
     as_onnx = spec(candidate.runtime).reads == "onnx"
-    tensor_ports = _of_onnx(candidate) if as_onnx else _of_tflite(candidate)
-    for port in (*tensor_ports.inputs, *tensor_ports.outputs):
-        _check(port)
-    return tensor_ports
+    tensors = _of_onnx(candidate) if as_onnx else _of_tflite(candidate)
+    for tensor in (*tensors.inputs, *tensors.outputs):
+        _check(tensor)
+    return tensors
 
 
 def _has_programs(name: str) -> bool:
@@ -87,28 +87,33 @@ def programs(candidate: Candidate) -> Programs:
     return known
 
 
-def _of_onnx(candidate: Candidate) -> Ports:
-    """The ports of an ONNX artifact: the model's own tensors, without transposition or
+def _of_onnx(candidate: Candidate) -> ArtifactTensors:
+    """The tensors of an ONNX artifact: the model's own tensors, without transposition or
     quantization."""
 
-    def as_ports(tensors: tuple[Tensor, ...]) -> tuple[Port, ...]:
-        return tuple(Port(t.name, t.dtype, t.shape, t.dtype, i) for i, t in enumerate(tensors))
+    def as_stored(tensors: tuple[Tensor, ...]) -> tuple[ArtifactTensor, ...]:
+        return tuple(
+            ArtifactTensor(t.name, t.dtype, t.shape, t.dtype, i) for i, t in enumerate(tensors)
+        )
 
-    return Ports(as_ports(candidate.model.inputs), as_ports(candidate.model.outputs))
+    return ArtifactTensors(as_stored(candidate.model.inputs), as_stored(candidate.model.outputs))
 
 
-def _of_tflite(candidate: Candidate) -> Ports:
+def _of_tflite(candidate: Candidate) -> ArtifactTensors:
     turned = frozenset(candidate.options.get("nhwc", []))
     ends = _ends(candidate.files[0])
     inputs = _matched(candidate.model.inputs, ends["inputs"])
     outputs = _matched(candidate.model.outputs, ends["outputs"])
-    return Ports(
+    return ArtifactTensors(
         tuple(
-            _port(t, end, place, t.name in turned, _widened(t.dtype)) for t, end, place in inputs
+            _artifact_tensor(t, end, place, t.name in turned, _widened(t.dtype))
+            for t, end, place in inputs
         ),
         # As LiteRT's session has it: whatever is quantized comes back as float.
         tuple(
-            _port(t, end, place, t.name in turned, "float32" if _integer(end) else end["dtype"])
+            _artifact_tensor(
+                t, end, place, t.name in turned, "float32" if _integer(end) else end["dtype"]
+            )
             for t, end, place in outputs
         ),
     )
@@ -143,29 +148,31 @@ def _integer(end: dict[str, Any]) -> bool:
     return end["scale"] != 0 and end["dtype"] in DEQUANTIZED
 
 
-def _port(tensor: Tensor, end: dict[str, Any], place: int, turned: bool, dtype: str) -> Port:
+def _artifact_tensor(
+    tensor: Tensor, end: dict[str, Any], place: int, turned: bool, dtype: str
+) -> ArtifactTensor:
     stored = end["dtype"]
     scale, zero = 0.0, 0
     if _integer(end) and dtype != stored:
         scale, zero = end["scale"], end["zero_point"]
-    return Port(tensor.name, dtype, tensor.shape, stored, place, turned, scale, zero)
+    return ArtifactTensor(tensor.name, dtype, tensor.shape, stored, place, turned, scale, zero)
 
 
-def _check(port: Port) -> None:
-    for dtype in (port.dtype, port.stored):
+def _check(tensor: ArtifactTensor) -> None:
+    for dtype in (tensor.dtype, tensor.stored):
         if dtype not in DTYPES:
             raise UnsupportedError(
-                f"no program is generated for {port.name!r}, which is {dtype}: only for "
+                f"no program is generated for {tensor.name!r}, which is {dtype}: only for "
                 f"{', '.join(DTYPES)}"
             )
-    if port.dtype != port.stored and (not port.scale or port.dtype != "float32"):
+    if tensor.dtype != tensor.stored and (not tensor.scale or tensor.dtype != "float32"):
         raise UnsupportedError(
-            f"no program is generated for {port.name!r}: it is {port.dtype} in the model, and "
-            f"{port.stored} without a scale in the artifact"
+            f"no program is generated for {tensor.name!r}: it is {tensor.dtype} in the model, and "
+            f"{tensor.stored} without a scale in the artifact"
         )
-    if port.turned and len(port.shape) != 4:
+    if tensor.turned and len(tensor.shape) != 4:
         raise UnsupportedError(
-            f"no program is generated for {port.name!r}: channels last, but not of four axes"
+            f"no program is generated for {tensor.name!r}: channels last, but not of four axes"
         )
 
 
@@ -182,21 +189,21 @@ def file_names(candidate: Candidate) -> tuple[str, ...]:
     return names
 
 
-def raw_vectors(tensor_ports: Ports, golden: dict[str, np.ndarray]) -> dict[str, bytes]:
+def raw_vectors(tensors: ArtifactTensors, golden: dict[str, np.ndarray]) -> dict[str, bytes]:
     """The golden vectors by `<input or output>-<number of the tensor>-<number of the vector>.bin`:
     little-endian values, as the user hands them over."""
     files = {}
-    for kind, side in (("input", tensor_ports.inputs), ("output", tensor_ports.outputs)):
-        for number, port in enumerate(side):
-            dtype = np.dtype(port.dtype).newbyteorder("<")
-            for vector in range(count_vectors(tensor_ports, golden)):
-                array = np.ascontiguousarray(golden[f"{kind}/{port.name}/{vector}"])
+    for kind, side in (("input", tensors.inputs), ("output", tensors.outputs)):
+        for number, tensor in enumerate(side):
+            dtype = np.dtype(tensor.dtype).newbyteorder("<")
+            for vector in range(count_vectors(tensors, golden)):
+                array = np.ascontiguousarray(golden[f"{kind}/{tensor.name}/{vector}"])
                 files[f"{kind}-{number}-{vector}.bin"] = array.astype(dtype).tobytes()
     return files
 
 
-def count_vectors(tensor_ports: Ports, golden: dict[str, np.ndarray]) -> int:
-    name = tensor_ports.outputs[0].name
+def count_vectors(tensors: ArtifactTensors, golden: dict[str, np.ndarray]) -> int:
+    name = tensors.outputs[0].name
     return next(n for n in range(len(golden) + 1) if f"output/{name}/{n}" not in golden)
 
 

@@ -24,7 +24,7 @@ from onmetal.deploy.vectors import keep_raw
 from onmetal.errors import DeviceError, UnsupportedError, UsageError
 from onmetal.files import cache as caches
 from onmetal.files.cache import Cache
-from onmetal.profilers import benchmark_model, measure, statistics
+from onmetal.profilers import benchmark_model, intervals, measure
 from onmetal.profilers.devices import Device, connect
 from onmetal.profilers.devices.local import Local
 from onmetal.profilers.devices.remote import native_runner
@@ -362,6 +362,6 @@ def _trial(candidate: Candidate, outcome: measure.Outcome, baseline: str, emulat
         return replace(trial, status="failed", failure="device", reason=why)
     versus = None
     if baseline in outcome.rounds and not emulated:
-        versus = statistics.compare(outcome.rounds[baseline], rounds)
+        versus = intervals.compare(outcome.rounds[baseline], rounds)
     trial = with_figures(trial, rounds, candidate.model.batch, emulated=emulated)
     return replace(trial, versus_baseline=versus)

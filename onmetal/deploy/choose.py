@@ -14,7 +14,7 @@ from onmetal.deploy.confirm import confirm
 from onmetal.deploy.context import Run, Standing, Task
 from onmetal.deploy.measure import with_figures
 from onmetal.deploy.trials import usable
-from onmetal.profilers import statistics
+from onmetal.profilers import intervals
 from onmetal.profilers.measure import Settled
 from onmetal.records import Rounds, Trial
 from onmetal.targets import EXACT
@@ -73,7 +73,7 @@ def settled(task: Task, budget: Budget, trials: Sequence[Trial], reference: str)
 def _far_behind(trial: Trial, best: Trial, goal: Cost) -> bool:
     if trial.rounds is None or best.rounds is None or trial.name == best.name:
         return False
-    versus = statistics.compare(best.rounds, trial.rounds, mean=goal.by_means)
+    versus = intervals.compare(best.rounds, trial.rounds, mean=goal.by_means)
     return versus.verdict == "slower" and versus.speedup < FAR_BEHIND
 
 

@@ -4,7 +4,7 @@ from msgspec.structs import replace
 
 from onmetal.deploy.context import Run
 from onmetal.deploy.measure import timed
-from onmetal.profilers import measure, statistics
+from onmetal.profilers import intervals, measure
 from onmetal.records import Trial
 
 
@@ -43,5 +43,5 @@ def confirm(run: Run, pick: Trial, base: Trial | None) -> tuple[Trial, list[str]
         return fresh, []
     if base.name not in outcome.rounds:
         return fresh, [f"{base.name} failed when measured again, beside {pick.name}"]
-    versus = statistics.compare(outcome.rounds[base.name], outcome.rounds[pick.name])
+    versus = intervals.compare(outcome.rounds[base.name], outcome.rounds[pick.name])
     return replace(fresh, versus_baseline=versus), []

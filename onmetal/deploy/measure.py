@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from onmetal.deploy.context import Run, Standing
 from onmetal.deploy.trials import each, usable
 from onmetal.errors import OnmetalError
-from onmetal.profilers import energy, statistics
+from onmetal.profilers import energy, intervals
 from onmetal.profilers import measure as measuring
 from onmetal.profilers.devices import Device
 from onmetal.profilers.measure import Outcome, Schedule, Settled
@@ -58,9 +58,9 @@ def timed(trial: Trial, outcome: Outcome, *, emulated: bool) -> Trial:
 def with_figures(trial: Trial, rounds: Rounds, batch: int, *, emulated: bool) -> Trial:
     """The trial with its rounds, and with latency, throughput and load time computed from them."""
     basis: Basis = "emulated" if emulated else "measured"
-    latency = replace(statistics.latency(rounds), basis=basis)
+    latency = replace(intervals.latency(rounds), basis=basis)
     return replace(trial, rounds=rounds, latency_ms=latency).with_figures(
-        throughput_per_s=replace(statistics.throughput(rounds, batch), basis=basis),
+        throughput_per_s=replace(intervals.throughput(rounds, batch), basis=basis),
         load_ms=replace(measuring.load_figure(rounds), basis=basis),
     )
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from onmetal import costs
 from onmetal.budget import Budget
 from onmetal.costs import Cost
-from onmetal.profilers import statistics
+from onmetal.profilers import intervals
 from onmetal.records import Trial, Versus
 from onmetal.targets import EXACT, Chip, Target
 
@@ -33,7 +33,7 @@ def against(trials: list[Trial], base: Trial | None) -> list[Trial]:
     if base is None or base.rounds is None:
         return trials
     return [
-        replace(t, versus_baseline=statistics.compare(base.rounds, t.rounds)) if t.rounds else t
+        replace(t, versus_baseline=intervals.compare(base.rounds, t.rounds)) if t.rounds else t
         for t in trials
     ]
 
@@ -50,17 +50,17 @@ def better(trial: Trial, rival: Trial, cost: Cost) -> bool:
         return trial_value is not None
     if cost.paired and trial.rounds and rival.rounds:
         mean = cost.by_means
-        if not statistics.speedup(rival.rounds, trial.rounds, mean=mean) > 1:
+        if not intervals.speedup(rival.rounds, trial.rounds, mean=mean) > 1:
             return False
-        return statistics.compare(rival.rounds, trial.rounds, mean=mean).verdict == "faster"
+        return intervals.compare(rival.rounds, trial.rounds, mean=mean).verdict == "faster"
     if trial_value >= rival_value:
         return False
     if cost.noise == "interval of the drop":
         return not (_within(trial_value, rival) or _within(rival_value, trial))
     if cost.noise == "interval":
-        intervals = _interval(trial, cost), _interval(rival, cost)
-        if intervals[0] and intervals[1]:
-            return intervals[0][1] < intervals[1][0]
+        own, other = _interval(trial, cost), _interval(rival, cost)
+        if own and other:
+            return own[1] < other[0]
     return abs(rival_value - trial_value) > costs.RELATIVE * abs(trial_value)
 
 
@@ -96,7 +96,7 @@ def latest(base: Trial, chosen: Trial, cost: Cost) -> Versus | None:
     if {chosen.name, base.name} <= chosen.again.keys():
         chosen_rounds, base_rounds = chosen.again[chosen.name], chosen.again[base.name]
     return (
-        statistics.compare(base_rounds, chosen_rounds, mean=cost.by_means)
+        intervals.compare(base_rounds, chosen_rounds, mean=cost.by_means)
         if chosen_rounds and base_rounds
         else None
     )
@@ -315,7 +315,7 @@ def _smaller(trial: Trial, target: Target) -> str:
 def why_not(trial: Trial, chosen: Trial, goal: Cost, target: Target) -> str:
     """Why a fitting trial was not chosen, in words."""
     if goal.paired and trial.rounds and chosen.rounds:
-        versus = statistics.compare(chosen.rounds, trial.rounds, mean=goal.by_means)
+        versus = intervals.compare(chosen.rounds, trial.rounds, mean=goal.by_means)
         if versus.verdict != "inconclusive":
             return f"{versus.verdict} than {chosen.name}: {versus.speedup:.2f}x its speed"
         low, high = versus.ci95

@@ -48,7 +48,7 @@ class Hello(Struct, frozen=True):
     pid: Count
 
 
-class Port(Struct, frozen=True):
+class TensorOnDevice(Struct, frozen=True):
     """An input or output as the runner on the device reports it. `scale` 0: not quantized."""
 
     name: Annotated[str, Meta(max_length=10_000)]
@@ -65,10 +65,10 @@ class Port(Struct, frozen=True):
             raise ValueError(f"a scale of {self.scale}")
 
 
-Side = Annotated[tuple[Port, ...], Meta(max_length=10_000)]
+Side = Annotated[tuple[TensorOnDevice, ...], Meta(max_length=10_000)]
 
 
-class Ports(Struct, frozen=True):
+class TensorsOnDevice(Struct, frozen=True):
     """All inputs and outputs of a model, in the runner's order."""
 
     inputs: Side
@@ -76,14 +76,14 @@ class Ports(Struct, frozen=True):
 
     @property
     def input_bytes(self) -> int:
-        return sum(port.bytes for port in self.inputs)
+        return sum(tensor.bytes for tensor in self.inputs)
 
     @property
     def output_bytes(self) -> int:
-        return sum(port.bytes for port in self.outputs)
+        return sum(tensor.bytes for tensor in self.outputs)
 
 
-class Opened(Ports, frozen=True):
+class Opened(TensorsOnDevice, frozen=True):
     load_ms: Annotated[float, Meta(ge=0, le=1e9)]
 
 

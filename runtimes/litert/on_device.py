@@ -11,7 +11,7 @@ from typing import Any, Callable
 
 import numpy as np
 
-Port = Callable[..., "dict[str, Any]"]
+Describe = Callable[..., "dict[str, Any]"]
 
 
 def interpreter() -> Any:
@@ -58,9 +58,9 @@ def multiplied(array: Any, scale: float) -> Any:
 
 
 class Model:
-    def __init__(self, path: str, options: dict[str, str], port: Port) -> None:
-        """`port`: makes the description of an input or output."""
-        self.port, self.path = port, path
+    def __init__(self, path: str, options: dict[str, str], describe: Describe) -> None:
+        """`describe`: makes the description of an input or output."""
+        self.describe, self.path = describe, path
         self.arrays: list[Any] = []
         self.interpreter = interpreter().Interpreter(
             model_path=path, num_threads=int(options.get("num_threads", 1))
@@ -83,7 +83,7 @@ class Model:
     def _port(self, entry: dict[str, Any], names: dict[int, str]) -> dict[str, Any]:
         scale, zero = entry["quantization"]
         name = names.get(entry["index"], entry["name"])
-        return self.port(name, entry["dtype"], entry["shape"], scale, zero)
+        return self.describe(name, entry["dtype"], entry["shape"], scale, zero)
 
     def run(self, arrays: list[Any]) -> list[Any]:
         self.arrays = arrays

@@ -9,7 +9,7 @@ import os
 from importlib import import_module
 from typing import Any, Callable, ClassVar
 
-Port = Callable[..., "dict[str, Any]"]
+Describe = Callable[..., "dict[str, Any]"]
 
 
 def load() -> Any:
@@ -24,9 +24,9 @@ class Model:
         "tensor(bool)": "bool",
     }
 
-    def __init__(self, path: str, options: dict[str, str], port: Port) -> None:
-        """`port`: makes the description of an input or output."""
-        self.port, onnxruntime = port, load()
+    def __init__(self, path: str, options: dict[str, str], describe: Describe) -> None:
+        """`describe`: makes the description of an input or output."""
+        self.describe, onnxruntime = describe, load()
         enums = {
             "execution_mode": onnxruntime.ExecutionMode,
             "graph_optimization_level": onnxruntime.GraphOptimizationLevel,
@@ -55,7 +55,7 @@ class Model:
 
     def _port(self, entry: Any) -> dict[str, Any]:
         kind = self.TYPES.get(entry.type) or entry.type[len("tensor(") : -1]
-        return self.port(entry.name, kind, entry.shape, 0.0, 0)
+        return self.describe(entry.name, kind, entry.shape, 0.0, 0)
 
     def run(self, arrays: list[Any]) -> list[Any]:
         found: list[Any] = self.session.run(None, dict(zip(self.names, arrays)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any, Callable
 
-Port = Callable[..., "dict[str, Any]"]
+Describe = Callable[..., "dict[str, Any]"]
 
 
 def load() -> Any:
@@ -16,9 +16,9 @@ def load() -> Any:
 
 
 class Model:
-    def __init__(self, path: str, options: dict[str, str], port: Port) -> None:
-        """`port`: makes the description of an input or output."""
-        self.port = port
+    def __init__(self, path: str, options: dict[str, str], describe: Describe) -> None:
+        """`describe`: makes the description of an input or output."""
+        self.describe = describe
         ours = ("stateful", "profile")
         properties = {name: value for name, value in options.items() if name not in ours}
         model = load().Core().compile_model(path, "CPU", properties)
@@ -28,7 +28,7 @@ class Model:
 
     def _port(self, entry: Any) -> dict[str, Any]:
         kind = entry.get_element_type().to_dtype()
-        return self.port(entry.get_any_name(), kind, list(entry.get_shape()), 0.0, 0)
+        return self.describe(entry.get_any_name(), kind, list(entry.get_shape()), 0.0, 0)
 
     def run(self, arrays: list[Any]) -> list[Any]:
         self.request.infer(dict(enumerate(arrays)), share_inputs=True)

@@ -81,7 +81,7 @@ def operators(path: Path) -> dict[str, Any]:
     return operators.operators(str(path))
 
 
-def ports(path: Path) -> dict[str, Any]:
+def tensors(path: Path) -> dict[str, Any]:
     from onmetal.runtimes.tflm import operators
 
-    return operators.ports(str(path))
+    return operators.tensors(str(path))

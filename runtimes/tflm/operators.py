@@ -28,8 +28,8 @@ def operators(path: str) -> dict[str, Any]:
     }
 
 
-def ports(path: str) -> dict[str, Any]:
-    """A .tflite file's inputs and outputs, as devices.answers.Ports, in its own order."""
+def tensors(path: str) -> dict[str, Any]:
+    """A .tflite file's inputs and outputs, as devices.answers.TensorsOnDevice, in its own order."""
     stored = ends(path)
     return {
         side: [

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from onmetal.bundles.artifact_io import (
-    Port,
-    Ports,
+    ArtifactTensor,
+    ArtifactTensors,
+    artifact_tensors,
     count_vectors,
     file_names,
     float_literal,
-    ports,
     programs,
     raw_vectors,
     runtime_template,
@@ -59,35 +59,33 @@ def files(
     `golden`: as `vectors.write_golden` makes it. Raises UnsupportedError where the runtime cannot
     pass a tensor of the artifact's dtype on Android.
     """
-    tensor_ports = ports(candidate)
-    _check(candidate, tensor_ports)
+    tensors = artifact_tensors(candidate)
+    _check(candidate, tensors)
     return {
-        **{
-            path: text.encode() for path, text in _texts(candidate, tensor_ports, golden, tolerance)
-        },
+        **{path: text.encode() for path, text in _texts(candidate, tensors, golden, tolerance)},
         **{
             f"android/src/main/assets/{name}": file.read_bytes()
             for name, file in zip(file_names(candidate), candidate.files, strict=True)
         },
         **{
             f"android/src/androidTest/assets/golden/{name}": content
-            for name, content in raw_vectors(tensor_ports, golden).items()
+            for name, content in raw_vectors(tensors, golden).items()
         },
     }
 
 
-def _check(candidate: Candidate, tensor_ports: Ports) -> None:
+def _check(candidate: Candidate, tensors: ArtifactTensors) -> None:
     buffer_types = programs(candidate).BUFFERS
-    for port in (*tensor_ports.inputs, *tensor_ports.outputs):
-        if port.stored not in buffer_types:
+    for tensor in (*tensors.inputs, *tensors.outputs):
+        if tensor.stored not in buffer_types:
             raise UnsupportedError(
-                f"{candidate.runtime} for Android has no buffers of {port.stored}, which "
-                f"{port.name!r} is in the artifact; there are: {', '.join(buffer_types)}"
+                f"{candidate.runtime} for Android has no buffers of {tensor.stored}, which "
+                f"{tensor.name!r} is in the artifact; there are: {', '.join(buffer_types)}"
             )
 
 
 def _texts(
-    candidate: Candidate, tensor_ports: Ports, golden: dict[str, np.ndarray], tolerance: float
+    candidate: Candidate, tensors: ArtifactTensors, golden: dict[str, np.ndarray], tolerance: float
 ) -> list[tuple[str, str]]:
     package = f"onmetal.{identifiers([candidate.model.stem.lower()], 'model')[0]}"
     folder = package.replace(".", "/")
@@ -101,7 +99,7 @@ def _texts(
         "no_compress": ", ".join(_suffixes(candidate)),
         **_readme(candidate),
     }
-    golden_test = _golden_test(tensor_ports, count_vectors(tensor_ports, golden), tolerance)
+    golden_test = _golden_test(tensors, count_vectors(tensors, golden), tolerance)
     return [
         *(
             (f"android/{name}", template(f"android/{name}", **fill))
@@ -116,12 +114,12 @@ def _texts(
         ),
         (
             f"android/{MODEL}/{folder}/ModelConstants.kt",
-            template("android/ModelConstants.kt", **fill, **_constants(candidate, tensor_ports)),
+            template("android/ModelConstants.kt", **fill, **_constants(candidate, tensors)),
         ),
         (f"android/{MODEL}/{folder}/Tensors.kt", template("android/Tensors.kt", **fill)),
         (
             f"android/{MODEL}/{folder}/Model.kt",
-            runtime_template(runtime, "Model.kt", **fill, **_wrapper(candidate, tensor_ports)),
+            runtime_template(runtime, "Model.kt", **fill, **_wrapper(candidate, tensors)),
         ),
         (
             f"android/{TEST}/{folder}/GoldenTest.kt",
@@ -188,7 +186,7 @@ def identifiers(names: list[str], fallback: str = "tensor") -> list[str]:
     return unique_identifiers
 
 
-def _constants(candidate: Candidate, tensor_ports: Ports) -> dict[str, str]:
+def _constants(candidate: Candidate, tensors: ArtifactTensors) -> dict[str, str]:
     digests = [
         f"{kotlin_string(name)} to {kotlin_string(hashlib.sha256(file.read_bytes()).hexdigest())}"
         for name, file in zip(file_names(candidate), candidate.files, strict=True)
@@ -199,8 +197,8 @@ def _constants(candidate: Candidate, tensor_ports: Ports) -> dict[str, str]:
         "sha256": kotlin_string(candidate.sha256),
         "measured_version": kotlin_string(candidate.runtime_version),
         "threads": str(programs(candidate).threads(candidate.options)),
-        "inputs": _lines([_spec(port) for port in tensor_ports.inputs], 8),
-        "outputs": _lines([_spec(port) for port in tensor_ports.outputs], 8),
+        "inputs": _lines([_spec(tensor) for tensor in tensors.inputs], 8),
+        "outputs": _lines([_spec(tensor) for tensor in tensors.outputs], 8),
     }
 
 
@@ -208,51 +206,52 @@ def _lines(entries: list[str], indent: int) -> str:
     return (",\n" + " " * indent).join(entries)
 
 
-def _spec(port: Port) -> str:
-    shape = ", ".join(map(str, port.shape))
+def _spec(tensor: ArtifactTensor) -> str:
+    shape = ", ".join(map(str, tensor.shape))
     return (
-        f"TensorSpec({kotlin_string(port.name)}, intArrayOf({shape}), {kotlin_string(port.dtype)}, "
-        f"{kotlin_string(port.stored)}, {port.place}, {str(port.turned).lower()}, "
-        f"{float_literal(port.scale)}, {port.zero_point})"
+        f"TensorSpec({kotlin_string(tensor.name)}, intArrayOf({shape}), "
+        f"{kotlin_string(tensor.dtype)}, {kotlin_string(tensor.stored)}, "
+        f"{tensor.place}, {str(tensor.turned).lower()}, {float_literal(tensor.scale)}, "
+        f"{tensor.zero_point})"
     )
 
 
-def _wrapper(candidate: Candidate, tensor_ports: Ports) -> dict[str, str]:
-    input_names = identifiers([port.name for port in tensor_ports.inputs])
-    output_names = identifiers([port.name for port in tensor_ports.outputs])
+def _wrapper(candidate: Candidate, tensors: ArtifactTensors) -> dict[str, str]:
+    input_names = identifiers([tensor.name for tensor in tensors.inputs])
+    output_names = identifiers([tensor.name for tensor in tensors.outputs])
     parameter_docs = [
-        f"     * @param {name} {port.dtype}, shape {list(port.shape)}"
-        for name, port in zip(input_names, tensor_ports.inputs, strict=True)
+        f"     * @param {name} {tensor.dtype}, shape {list(tensor.shape)}"
+        for name, tensor in zip(input_names, tensors.inputs, strict=True)
     ]
     return {
-        "parameters": _typed(input_names, tensor_ports.inputs, "", 8),
+        "parameters": _typed(input_names, tensors.inputs, "", 8),
         "parameter_docs": "\n".join(parameter_docs),
         "arguments": ", ".join(input_names),
-        "fields": _typed(output_names, tensor_ports.outputs, "@JvmField val ", 8),
+        "fields": _typed(output_names, tensors.outputs, "@JvmField val ", 8),
         "results": _lines(
-            [f"found[{i}] as {ARRAYS[port.dtype]}" for i, port in enumerate(tensor_ports.outputs)],
+            [f"found[{i}] as {ARRAYS[tensor.dtype]}" for i, tensor in enumerate(tensors.outputs)],
             12,
         ),
         **programs(candidate).in_kotlin(candidate.options),
     }
 
 
-def _typed(names: list[str], side: tuple[Port, ...], before: str, indent: int) -> str:
+def _typed(names: list[str], side: tuple[ArtifactTensor, ...], before: str, indent: int) -> str:
     pairs = zip(names, side, strict=True)
-    return _lines([f"{before}{name}: {ARRAYS[port.dtype]}" for name, port in pairs], indent)
+    return _lines([f"{before}{name}: {ARRAYS[tensor.dtype]}" for name, tensor in pairs], indent)
 
 
-def _golden_test(tensor_ports: Ports, vectors: int, tolerance: float) -> dict[str, str]:
+def _golden_test(tensors: ArtifactTensors, vectors: int, tolerance: float) -> dict[str, str]:
     readers = [
-        f'read("input-{i}-$number.bin", ModelConstants.INPUTS[{i}]) as {ARRAYS[port.dtype]}'
-        for i, port in enumerate(tensor_ports.inputs)
+        f'read("input-{i}-$number.bin", ModelConstants.INPUTS[{i}]) as {ARRAYS[tensor.dtype]}'
+        for i, tensor in enumerate(tensors.inputs)
     ]
     return {
         "vectors": str(vectors),
         "tolerance": repr(float(tolerance)),
         "readers": _lines(readers, 12),
         "found": ", ".join(
-            f"found.{name}" for name in identifiers([port.name for port in tensor_ports.outputs])
+            f"found.{name}" for name in identifiers([tensor.name for tensor in tensors.outputs])
         ),
     }
 

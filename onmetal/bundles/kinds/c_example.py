@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from onmetal.bundles.artifact_io import (
-    Port,
-    Ports,
+    ArtifactTensor,
+    ArtifactTensors,
+    artifact_tensors,
     count_vectors,
     file_names,
     float_literal,
-    ports,
     programs,
     raw_vectors,
     runtime_template,
@@ -34,14 +34,14 @@ def files(
     `golden`: as `vectors.write_golden` makes it. Raises UnsupportedError for tensors of a type
     that the example does not know.
     """
-    tensor_ports = ports(candidate)
-    vectors = count_vectors(tensor_ports, golden)
+    tensors = artifact_tensors(candidate)
+    vectors = count_vectors(tensors, golden)
     return {
-        "example.c": _source(candidate, tensor_ports, vectors, tolerance).encode(),
+        "example.c": _source(candidate, tensors, vectors, tolerance).encode(),
         "requirements.txt": requirements(candidate).encode(),
         **{
             f"example-golden/{name}": content
-            for name, content in raw_vectors(tensor_ports, golden).items()
+            for name, content in raw_vectors(tensors, golden).items()
         },
     }
 
@@ -50,39 +50,37 @@ def requirements(candidate: Candidate) -> str:
     return pinned(candidate.runtime, candidate.runtime_version)
 
 
-def _source(candidate: Candidate, tensor_ports: Ports, vectors: int, tolerance: float) -> str:
+def _source(candidate: Candidate, tensors: ArtifactTensors, vectors: int, tolerance: float) -> str:
     runtime = candidate.runtime
     runtime_values = programs(candidate).in_c(candidate.options)
     return template(
         "example.c",
         title=spec(runtime).title,
         version=plain(candidate.runtime_version),
-        max_rank=str(
-            max(4, *(len(p.shape) for p in (*tensor_ports.inputs, *tensor_ports.outputs)))
-        ),
-        input_count=str(len(tensor_ports.inputs)),
-        output_count=str(len(tensor_ports.outputs)),
+        max_rank=str(max(4, *(len(p.shape) for p in (*tensors.inputs, *tensors.outputs)))),
+        input_count=str(len(tensors.inputs)),
+        output_count=str(len(tensors.outputs)),
         vectors=str(vectors),
         threads=str(programs(candidate).threads(candidate.options)),
         artifact=c_string(file_names(candidate)[0]),
         tolerance=repr(float(tolerance)),
-        inputs=",\n    ".join(map(_tensor, tensor_ports.inputs)),
-        outputs=",\n    ".join(map(_tensor, tensor_ports.outputs)),
+        inputs=",\n    ".join(map(_tensor, tensors.inputs)),
+        outputs=",\n    ".join(map(_tensor, tensors.outputs)),
         runtime_part=runtime_template(runtime, "example.c", **runtime_values),
     )
 
 
-def _tensor(port: Port) -> str:
+def _tensor(tensor: ArtifactTensor) -> str:
     fields = {
-        "name": c_string(port.name),
-        "dtype": port.dtype.upper(),
-        "stored": port.stored.upper(),
-        "place": str(port.place),
-        "channels_last": str(port.turned).lower(),
-        "scale": float_literal(port.scale),
-        "zero_point": str(port.zero_point),
-        "rank": str(len(port.shape)),
-        "shape": f"{{{', '.join(map(str, port.shape)) or '0'}}}",
+        "name": c_string(tensor.name),
+        "dtype": tensor.dtype.upper(),
+        "stored": tensor.stored.upper(),
+        "place": str(tensor.place),
+        "channels_last": str(tensor.turned).lower(),
+        "scale": float_literal(tensor.scale),
+        "zero_point": str(tensor.zero_point),
+        "rank": str(len(tensor.shape)),
+        "shape": f"{{{', '.join(map(str, tensor.shape)) or '0'}}}",
     }
     return "{" + ",\n     ".join(f".{name} = {value}" for name, value in fields.items()) + "}"
 

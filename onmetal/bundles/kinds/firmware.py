@@ -15,11 +15,11 @@ import numpy as np
 
 from onmetal.bundles.artifact_io import (
     TEMPLATES,
-    Port,
-    Ports,
+    ArtifactTensor,
+    ArtifactTensors,
+    artifact_tensors,
     count_vectors,
     float_literal,
-    ports,
     template,
 )
 from onmetal.bundles.kinds import PART, BundleKind, Contents
@@ -99,16 +99,16 @@ def files(
     `name`: of the model, for the host; `core`: as targets.Core, None where it is not known. Raises
     UnsupportedError for tensors of a type, or operators, that TFLite Micro has not.
     """
-    tensor_ports = _ordered(ports(candidate))
-    _check(tensor_ports)
+    tensors = _ordered(artifact_tensors(candidate))
+    _check(tensors)
     content = shipped.read_bytes()
-    vectors = list(_vectors(tensor_ports, golden))
+    vectors = list(_vectors(tensors, golden))
     fill = {
         **_model(content),
-        **_constants(tensor_ports, name, arena_bytes, bool(candidate.options.get("stateful"))),
+        **_constants(tensors, name, arena_bytes, bool(candidate.options.get("stateful"))),
         **_resolver(operators),
         **_golden(vectors),
-        **_readme(tensor_ports, operators, shipped, content, arena_bytes),
+        **_readme(tensors, operators, shipped, content, arena_bytes),
         **processor(core),
     }
     return {path: template(path, **fill).encode() for path in _templates()}
@@ -119,20 +119,20 @@ def _templates() -> list[str]:
     return sorted(path.relative_to(TEMPLATES).as_posix() for path in paths)
 
 
-def _ordered(tensor_ports: Ports) -> Ports:
+def _ordered(tensors: ArtifactTensors) -> ArtifactTensors:
     """Inputs and outputs in the artifact's own order, which is the firmware's."""
 
-    def by_place(side: tuple[Port, ...]) -> tuple[Port, ...]:
-        return tuple(sorted(side, key=lambda port: port.place))
+    def by_place(side: tuple[ArtifactTensor, ...]) -> tuple[ArtifactTensor, ...]:
+        return tuple(sorted(side, key=lambda tensor: tensor.place))
 
-    return Ports(by_place(tensor_ports.inputs), by_place(tensor_ports.outputs))
+    return ArtifactTensors(by_place(tensors.inputs), by_place(tensors.outputs))
 
 
-def _check(tensor_ports: Ports) -> None:
-    for port in (*tensor_ports.inputs, *tensor_ports.outputs):
-        if port.stored not in DTYPES:
+def _check(tensors: ArtifactTensors) -> None:
+    for tensor in (*tensors.inputs, *tensors.outputs):
+        if tensor.stored not in DTYPES:
             raise UnsupportedError(
-                f"no firmware is generated for {port.name!r}, which is {port.stored} in the "
+                f"no firmware is generated for {tensor.name!r}, which is {tensor.stored} in the "
                 f"artifact: only for {', '.join(DTYPES)}"
             )
 
@@ -179,26 +179,28 @@ def _method(operator: str) -> str:
 # --- its inputs and outputs
 
 
-def _constants(tensor_ports: Ports, name: str, arena_bytes: int, stateful: bool) -> dict[str, str]:
-    all_ports = (*tensor_ports.inputs, *tensor_ports.outputs)
-    sides = (("INPUT", tensor_ports.inputs), ("OUTPUT", tensor_ports.outputs))
+def _constants(
+    tensors: ArtifactTensors, name: str, arena_bytes: int, stateful: bool
+) -> dict[str, str]:
+    all_tensors = (*tensors.inputs, *tensors.outputs)
+    sides = (("INPUT", tensors.inputs), ("OUTPUT", tensors.outputs))
     macros = (
-        _macros(f"ONMETAL_{side}_{number}", port)
-        for side, side_ports in sides
-        for number, port in enumerate(side_ports)
+        _macros(f"ONMETAL_{side}_{number}", tensor)
+        for side, side_tensors in sides
+        for number, tensor in enumerate(side_tensors)
     )
     return {
         "name": c_string(label(name)),
-        "input_count": str(len(tensor_ports.inputs)),
-        "output_count": str(len(tensor_ports.outputs)),
-        "input_bytes": str(sum(map(_bytes, tensor_ports.inputs))),
-        "output_bytes": str(sum(map(_bytes, tensor_ports.outputs))),
-        "max_rank": str(max(4, *(len(port.shape) for port in all_ports))),
+        "input_count": str(len(tensors.inputs)),
+        "output_count": str(len(tensors.outputs)),
+        "input_bytes": str(sum(map(_bytes, tensors.inputs))),
+        "output_bytes": str(sum(map(_bytes, tensors.outputs))),
+        "max_rank": str(max(4, *(len(tensor.shape) for tensor in all_tensors))),
         "stateful": str(int(stateful)),
         "arena_bytes": str(arena_bytes),
         "constants": "\n\n".join(macros),
-        "inputs": ",\n    ".join(map(_tensor, tensor_ports.inputs)),
-        "outputs": ",\n    ".join(map(_tensor, tensor_ports.outputs)),
+        "inputs": ",\n    ".join(map(_tensor, tensors.inputs)),
+        "outputs": ",\n    ".join(map(_tensor, tensors.outputs)),
     }
 
 
@@ -208,47 +210,47 @@ def label(name: str) -> str:
     return plain(name).replace("m-ready", "m_ready") or "model"
 
 
-def _stored_shape(port: Port) -> Shape:
-    return tuple(port.shape[axis] for axis in NHWC) if port.turned else port.shape
+def _stored_shape(tensor: ArtifactTensor) -> Shape:
+    return tuple(tensor.shape[axis] for axis in NHWC) if tensor.turned else tensor.shape
 
 
-def _count(port: Port) -> int:
-    return int(np.prod(port.shape, dtype=np.int64))
+def _count(tensor: ArtifactTensor) -> int:
+    return int(np.prod(tensor.shape, dtype=np.int64))
 
 
-def _bytes(port: Port) -> int:
-    return _count(port) * np.dtype(port.stored).itemsize
+def _bytes(tensor: ArtifactTensor) -> int:
+    return _count(tensor) * np.dtype(tensor.stored).itemsize
 
 
 def _braced(shape: Iterable[int]) -> str:
     return f"{{{', '.join(map(str, shape)) or '0'}}}"
 
 
-def _macros(prefix: str, port: Port) -> str:
+def _macros(prefix: str, tensor: ArtifactTensor) -> str:
     values = {
-        "NAME": c_string(port.name),
-        "DTYPE": f"ONMETAL_{port.stored.upper()}",
-        "BYTES": f"{_bytes(port)}u",
-        "COUNT": f"{_count(port)}u",
-        "SHAPE": _braced(_stored_shape(port)),
-        "SCALE": float_literal(port.scale),
-        "ZERO_POINT": f"({port.zero_point})",
+        "NAME": c_string(tensor.name),
+        "DTYPE": f"ONMETAL_{tensor.stored.upper()}",
+        "BYTES": f"{_bytes(tensor)}u",
+        "COUNT": f"{_count(tensor)}u",
+        "SHAPE": _braced(_stored_shape(tensor)),
+        "SCALE": float_literal(tensor.scale),
+        "ZERO_POINT": f"({tensor.zero_point})",
     }
     return "\n".join(f"#define {prefix}_{name} {value}" for name, value in values.items())
 
 
-def _tensor(port: Port) -> str:
+def _tensor(tensor: ArtifactTensor) -> str:
     """An initializer of `struct onmetal_tensor`."""
     values = (
-        c_string(port.name),
-        f"ONMETAL_{port.stored.upper()}",
-        f"{_bytes(port)}u",
-        f"{_count(port)}u",
-        float_literal(port.scale),
-        str(port.zero_point),
-        str(int(port.turned)),
-        str(len(port.shape)),
-        _braced(_stored_shape(port)),
+        c_string(tensor.name),
+        f"ONMETAL_{tensor.stored.upper()}",
+        f"{_bytes(tensor)}u",
+        f"{_count(tensor)}u",
+        float_literal(tensor.scale),
+        str(tensor.zero_point),
+        str(int(tensor.turned)),
+        str(len(tensor.shape)),
+        _braced(_stored_shape(tensor)),
     )
     return f"{{{', '.join(values)}}}"
 
@@ -264,28 +266,28 @@ def _golden(vectors: list[bytes]) -> dict[str, str]:
     }
 
 
-def _vectors(tensor_ports: Ports, golden: dict[str, np.ndarray]) -> Iterator[bytes]:
+def _vectors(tensors: ArtifactTensors, golden: dict[str, np.ndarray]) -> Iterator[bytes]:
     """Each vector's inputs and outputs one after another, as the artifact stores them."""
-    sides = (("input", tensor_ports.inputs), ("output", tensor_ports.outputs))
-    for number in range(count_vectors(tensor_ports, golden)):
+    sides = (("input", tensors.inputs), ("output", tensors.outputs))
+    for number in range(count_vectors(tensors, golden)):
         yield b"".join(
-            stored(port, golden[f"{side}/{port.name}/{number}"])
-            for side, side_ports in sides
-            for port in side_ports
+            stored(tensor, golden[f"{side}/{tensor.name}/{number}"])
+            for side, side_tensors in sides
+            for tensor in side_tensors
         )
 
 
-def stored(port: Port, array: np.ndarray) -> bytes:
+def stored(tensor: ArtifactTensor, array: np.ndarray) -> bytes:
     """The user's array as little-endian values of the artifact, in its layout.
 
     Quantizes as run.py does: round(x / scale) + zero point, clipped. An output that was dequantized
     becomes the very integers again, since it is off by less than half a step.
     """
-    turned = array.transpose(NHWC) if port.turned else array
-    stored_dtype = np.dtype(port.stored)
-    if port.scale:
+    turned = array.transpose(NHWC) if tensor.turned else array
+    stored_dtype = np.dtype(tensor.stored)
+    if tensor.scale:
         limits = np.iinfo(stored_dtype)
-        whole = np.rint(turned / np.float32(port.scale)) + port.zero_point
+        whole = np.rint(turned / np.float32(tensor.scale)) + tensor.zero_point
         turned = np.clip(whole, limits.min, limits.max)
     return np.ascontiguousarray(turned).astype(stored_dtype.newbyteorder("<")).tobytes()
 
@@ -294,12 +296,16 @@ def stored(port: Port, array: np.ndarray) -> bytes:
 
 
 def _readme(
-    tensor_ports: Ports, operators: Sequence[str], shipped: Path, content: bytes, arena_bytes: int
+    tensors: ArtifactTensors,
+    operators: Sequence[str],
+    shipped: Path,
+    content: bytes,
+    arena_bytes: int,
 ) -> dict[str, str]:
     rows = [
-        f"| {side} {number} | {' | '.join(_told(port))} |"
-        for side, side_ports in (("input", tensor_ports.inputs), ("output", tensor_ports.outputs))
-        for number, port in enumerate(side_ports)
+        f"| {side} {number} | {' | '.join(_told(tensor))} |"
+        for side, side_tensors in (("input", tensors.inputs), ("output", tensors.outputs))
+        for number, tensor in enumerate(side_tensors)
     ]
     return {
         "file": code(shipped.name),
@@ -319,18 +325,18 @@ the same model before Vela, on TFLite Micro's own kernels.
 """
 
 
-def _told(port: Port) -> tuple[str, str, str, str]:
+def _told(tensor: ArtifactTensor) -> tuple[str, str, str, str]:
     """The cells of a row of the README's table: name, dtype, shape, and the value of a stored
     number."""
-    shape = "x".join(map(str, _stored_shape(port))) or "one value"
-    turned = " (channels last)" if port.turned else ""
-    sign = "-" if port.zero_point >= 0 else "+"
-    real = f"{np.float32(port.scale)!s} * (stored {sign} {abs(port.zero_point)})"
+    shape = "x".join(map(str, _stored_shape(tensor))) or "one value"
+    turned = " (channels last)" if tensor.turned else ""
+    sign = "-" if tensor.zero_point >= 0 else "+"
+    real = f"{np.float32(tensor.scale)!s} * (stored {sign} {abs(tensor.zero_point)})"
     return (
-        code(port.name, cell=True),
-        port.stored,
+        code(tensor.name, cell=True),
+        tensor.stored,
         f"{shape}{turned}",
-        real if port.scale else "as stored",
+        real if tensor.scale else "as stored",
     )
 
 

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from onmetal.errors import DeviceError, UnsupportedError
-from onmetal.profilers.devices.answers import Port, Ports
+from onmetal.profilers.devices.answers import TensorOnDevice, TensorsOnDevice
 from onmetal.profilers.devices.board.protocol import WRAP_US, Laps, Tiny
 from onmetal.profilers.devices.board.qemu import Qemu
 from onmetal.profilers.devices.local import Local
@@ -61,7 +61,7 @@ class Inferences:
         """The same by this machine's clock, which differs where the board is emulated."""
         self._rests_on_us = 0
         """Length in microseconds of the window from which these two times were computed."""
-        self._ports: dict[str, Ports] = {}
+        self._tensors: dict[str, TensorsOnDevice] = {}
 
     @property
     def holds(self) -> str | None:
@@ -90,17 +90,17 @@ class Inferences:
                 "(-DONMETAL_ARENA_BYTES=…)"
             )
 
-    def ports(self, file: Path) -> Ports:
+    def tensors(self, file: Path) -> TensorsOnDevice:
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        if digest not in self._ports:
+        if digest not in self._tensors:
             with self._host.worker() as worker:
-                ports = worker.do(asked(operations.ports, _firmware(), file), timeout_s=600)
+                tensors = worker.do(asked(operations.tensors, _firmware(), file), timeout_s=600)
             try:
-                self._ports[digest] = msgspec.convert(ports, Ports)
+                self._tensors[digest] = msgspec.convert(tensors, TensorsOnDevice)
             except msgspec.ValidationError as error:
                 why = f"a board cannot be handed the tensors of this model: {error}"
                 raise UnsupportedError(why) from None
-        return self._ports[digest]
+        return self._tensors[digest]
 
     def operators(self, file: Path) -> dict[str, Any]:
         """Shares of the operators in an artifact's file."""
@@ -223,12 +223,12 @@ class Inferences:
     def metered(self, count: int, timeout_s: float) -> None:
         self.tiny.infer_untimed(count, 0, timeout_s)
 
-    def outputs(self, of: Ports, timeout_s: float) -> bytes:
+    def outputs(self, of: TensorsOnDevice, timeout_s: float) -> bytes:
         """Run one inference on the loaded inputs. -> every output's stored bytes, one after
         another."""
         laps = self.infer(1, 0, timeout_s)
         if self.holds is not None:
-            return b"".join(self.tiny.outputs([port.bytes for port in of.outputs]))
+            return b"".join(self.tiny.outputs([tensor.bytes for tensor in of.outputs]))
         found = laps.results if laps.results is not None else self.tiny.results()
         return _stored_bytes(found, of.outputs, self.address)
 
@@ -248,7 +248,9 @@ def _nanoseconds(laps: Laps) -> float:
     return laps.us * 1000.0
 
 
-def _stored_bytes(printed: tuple[float, ...], outputs: tuple[Port, ...], address: str) -> bytes:
+def _stored_bytes(
+    printed: tuple[float, ...], outputs: tuple[TensorOnDevice, ...], address: str
+) -> bytes:
     """The first output's stored bytes, from its reals as they were printed to three decimals.
     Exact where a step of the stored number is larger than what was rounded away."""
     first = outputs[0]

@@ -10,7 +10,7 @@ import numpy as np
 
 from onmetal.errors import DeviceError, UnsupportedError
 from onmetal.profilers.devices import Memory
-from onmetal.profilers.devices.answers import Ports
+from onmetal.profilers.devices.answers import TensorsOnDevice
 from onmetal.profilers.devices.board.inferences import Inferences
 from onmetal.profilers.tensor_bytes import Edges, Rows, edges, order, pack, read_feeds, unpack
 from onmetal.progress import OnCount
@@ -28,7 +28,7 @@ class BoardWorker:
     def __init__(self, board: Inferences) -> None:
         self.board = board
         self._feeds: list[dict[str, np.ndarray]] = []
-        self._ports = Ports((), ())
+        self._tensors = TensorsOnDevice((), ())
         self._edges = Edges()
         self._names: tuple[list[str], list[str]] = ([], [])
         self._wanted: list[str] = []
@@ -55,11 +55,11 @@ class BoardWorker:
             )
         self.board.check_holds(artifact.files)
         self.board.check_ready()
-        self._ports = self.board.ports(artifact.files[0])
+        self._tensors = self.board.tensors(artifact.files[0])
         self._edges = edges(artifact.options)
         self._names = (
-            order(self._ports.inputs, artifact.inputs),
-            order(self._ports.outputs, artifact.outputs),
+            order(self._tensors.inputs, artifact.inputs),
+            order(self._tensors.outputs, artifact.outputs),
         )
         self._wanted = list(artifact.outputs)
         return 0.0
@@ -69,7 +69,7 @@ class BoardWorker:
 
     def _load(self, feed: dict[str, np.ndarray]) -> None:
         """Each time anew: TFLite Micro may use an input's memory for what comes after it."""
-        self.board.tiny.load(pack(feed, self._ports.inputs, self._names[0], self._edges))
+        self.board.tiny.load(pack(feed, self._tensors.inputs, self._names[0], self._edges))
 
     def warm(self, seconds: float, least: int, *, timeout_s: float) -> int:
         """Boards have caches and no clocks that rise: a few inferences are enough."""
@@ -102,8 +102,8 @@ class BoardWorker:
 
     def _outputs_of(self, feed: dict[str, np.ndarray], timeout_s: float) -> list[np.ndarray]:
         self._load(feed)
-        stored = self.board.outputs(self._ports, timeout_s)
-        return unpack(stored, self._ports.outputs, self._names[1], self._edges, self._wanted)
+        stored = self.board.outputs(self._tensors, timeout_s)
+        return unpack(stored, self._tensors.outputs, self._names[1], self._edges, self._wanted)
 
     def outputs(
         self,

@@ -34,7 +34,7 @@ def engine() -> Any:
     return importlib.import_module("engine")
 
 
-def port(name: str, dtype: Any, shape: Any, scale: float, zero: int) -> dict[str, Any]:
+def described(name: str, dtype: Any, shape: Any, scale: float, zero: int) -> dict[str, Any]:
     dtype, shape = np.dtype(dtype), [int(n) for n in shape]
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     return {
@@ -66,14 +66,14 @@ def options_of(words: Any) -> dict[str, str]:
 def open_(runtime: str, library: str, path: str, *words: str) -> dict[str, Any]:
     engine().load()  # loading a model is timed with its runtime already imported
     began = time.perf_counter()
-    State.session = engine().Model(path, options_of(words), port)
+    State.session = engine().Model(path, options_of(words), described)
     took = (time.perf_counter() - began) * 1e3
     return {"load_ms": took, "inputs": State.session.inputs, "outputs": State.session.outputs}
 
 
-def arrays_of(content: bytes, ports: list[dict[str, Any]]) -> list[Any]:
+def arrays_of(content: bytes, tensors: list[dict[str, Any]]) -> list[Any]:
     found, place = [], 0
-    for entry in ports:
+    for entry in tensors:
         piece = content[place : place + entry["bytes"]]
         found.append(np.frombuffer(piece, np.dtype(entry["dtype"])).reshape(entry["shape"]))
         place += entry["bytes"]
@@ -164,7 +164,7 @@ def memory(runtime: str, library: str, trivial: str, path: str, *words: str) -> 
     def zeros(session: Any) -> list[Any]:
         return [np.zeros(entry["shape"], entry["dtype"]) for entry in session.inputs]
 
-    first = engine().Model(trivial, options, port)
+    first = engine().Model(trivial, options, described)
     first.run(zeros(first))
     del first
     gc.collect()
@@ -175,7 +175,7 @@ def memory(runtime: str, library: str, trivial: str, path: str, *words: str) -> 
     except OSError:
         exact = False
     baseline = status("VmRSS")
-    session = engine().Model(path, options, port)
+    session = engine().Model(path, options, described)
     for _ in range(5):
         session.run(zeros(session))
     peak = status("VmHWM") if exact else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -16,8 +16,8 @@ from onmetal.profilers.devices.answers import (
 )
 from onmetal.profilers.devices.answers import (
     Opened,
-    Ports,
     Profiled,
+    TensorsOnDevice,
     Warmed,
     latencies,
 )
@@ -60,7 +60,7 @@ class RemoteWorker:
         self._cores: tuple[int, ...] = ()
         """The cores that the process may run on, as it reports them."""
         self._feeds: Path | None = None
-        self._ports = Ports((), ())
+        self._tensors = TensorsOnDevice((), ())
         self._edges = Edges()
         self._names: tuple[list[str], list[str]] = ([], [])
         self._wanted: list[str] = []
@@ -117,7 +117,7 @@ class RemoteWorker:
         opened: Opened = self._ask(
             ["open", artifact.runtime, library, device_path, *words], timeout_s, Opened
         )
-        self._ports = opened
+        self._tensors = opened
         self._edges = edges(artifact.options)
         try:
             self._names = (
@@ -147,7 +147,7 @@ class RemoteWorker:
 
     def _packed(self, feed: dict[str, np.ndarray]) -> bytes:
         try:
-            return pack(feed, self._ports.inputs, self._names[0], self._edges)
+            return pack(feed, self._tensors.inputs, self._names[0], self._edges)
         except DeviceError as error:
             raise self._device_error(str(error)) from None
 
@@ -178,7 +178,9 @@ class RemoteWorker:
     ) -> None:
         """The samples are pushed in chunks, of which the device holds one at a time."""
         rows = Rows(folder, model, count)
-        per_chunk = max(1, CHUNK_BYTES // max(1, self._ports.input_bytes, self._ports.output_bytes))
+        per_chunk = max(
+            1, CHUNK_BYTES // max(1, self._tensors.input_bytes, self._tensors.output_bytes)
+        )
         starts = range(0, count, model.batch)
         for begin in range(0, len(starts), per_chunk):
             chunk = starts[begin : begin + per_chunk]
@@ -201,7 +203,7 @@ class RemoteWorker:
     ) -> list[list[np.ndarray]]:
         """Run the inputs of `count` inferences, of `total` in all, and return the outputs of each.
         Inputs of DATA_BYTES or less in all stay on the device for the next candidate and run."""
-        if total * self._ports.input_bytes <= DATA_BYTES:
+        if total * self._tensors.input_bytes <= DATA_BYTES:
             return self._run_inputs(self.device.content(packed), count, timeout_s, progress)
         local_path = self.device.written(packed)
         inputs_path = self.device.folder.push(local_path, "in")
@@ -216,7 +218,7 @@ class RemoteWorker:
         """Run `count` inferences on the inputs in a file there. -> the outputs of each."""
         folder, local_path = self.device.folder, self.device.scratch / "through"
         outputs_path = folder.name("out")
-        size = self._ports.output_bytes
+        size = self._tensors.output_bytes
         self._ask(["run", inputs_path, count, outputs_path], timeout_s, NoneType, progress)
         folder.pull(outputs_path, local_path, 2 * size * count + SPARE_BYTES)
         folder.remove(outputs_path)
@@ -230,7 +232,7 @@ class RemoteWorker:
         return [
             unpack(
                 content[i * size : (i + 1) * size],
-                self._ports.outputs,
+                self._tensors.outputs,
                 self._names[1],
                 self._edges,
                 self._wanted,

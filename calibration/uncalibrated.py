@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onmetal.calibration.quantize import channel_axis, quantize_weight
+from onmetal.calibration.qdq_writer import channel_axis, quantize_weight
 from onmetal.converters.onnx.graph import Graph, attribute
 from onmetal.errors import UnsupportedError
 from onmetal.targets import Format
