@@ -336,4 +336,4 @@ def test_free_space_is_seen_where_nothing_was_made_yet(far: Far, shared_home: Pa
     with Cache(shared_home) as cache:
         remote = Remote(far.transport(), cache)
         remote.close()
-    assert remote.found.free_bytes
+    assert remote.remote_facts.free_bytes

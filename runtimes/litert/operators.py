@@ -17,14 +17,14 @@ def shares(
     Shares of the operators, since LiteRT's Python has no clock for each of them.
     """
     real = [op for op in ops if op["op_name"] != "DELEGATE"]
-    taken = delegated(ops)
-    undelegated = [op for op in real if op["index"] not in taken]
-    share = len(taken) / max(1, len(real))
+    in_delegates = delegated(ops)
+    undelegated = [op for op in real if op["index"] not in in_delegates]
+    share = len(in_delegates) / max(1, len(real))
     precisions: Counter[str] = Counter()
     for op in real:
         tensors = [int(t) for t in (*op["outputs"], *op["inputs"]) if int(t) in types]
         kind = precision(str(op["op_name"]), [np.dtype(types[t]).name for t in tensors])
-        narrowed = in_float16 and kind == "f32" and op["index"] in taken
+        narrowed = in_float16 and kind == "f32" and op["index"] in in_delegates
         precisions["f16" if narrowed else kind] += 1
     names = Counter(str(op["op_name"]) for op in real)
     total = max(1, sum(precisions.values()))
@@ -45,12 +45,12 @@ def delegated(ops: list[dict[str, Any]]) -> set[int]:
     for delegate in ops:
         if delegate["op_name"] != "DELEGATE":
             continue
-        taken = {int(tensor) for tensor in delegate["inputs"]}
+        inputs = {int(tensor) for tensor in delegate["inputs"]}
         waiting = [int(tensor) for tensor in delegate["outputs"]]
         while waiting:
             op = makers.get(waiting.pop())
             if op is None or op["index"] in indices:
                 continue
             indices.add(op["index"])
-            waiting += [int(t) for t in op["inputs"] if int(t) not in taken]
+            waiting += [int(t) for t in op["inputs"] if int(t) not in inputs]
     return indices

@@ -21,15 +21,15 @@ Kernels = dict[str, tuple[dict[str, Any], float]]
 def kernels(events: list[dict[str, Any]], runs: int) -> Kernels:
     """Name of a node -> its kernel's arguments in the profile, and the microseconds of one
     inference (the median of warm ones; of a kernel in a loop, all rounds together)."""
-    found = [
+    kernel_events = [
         event
         for event in events
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
     ]
-    per_run = max(1, len(found) // runs)
+    per_run = max(1, len(kernel_events) // runs)
     details: dict[str, dict[str, Any]] = {}
     durations: dict[str, Counter[int]] = {}
-    for place, event in enumerate(found[runs // 2 * per_run :]):
+    for place, event in enumerate(kernel_events[runs // 2 * per_run :]):
         name = event["name"].removesuffix("_kernel_time")
         details[name] = event["args"]
         durations.setdefault(name, Counter())[place // per_run] += event["dur"]

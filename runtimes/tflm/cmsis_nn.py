@@ -161,13 +161,13 @@ def _convolution_8(
 ) -> int:
     """arm_convolve_wrapper_s8_get_buffer_size; shapes [batch, rows, columns, channels], weights
     [out, rows, columns, in]."""
-    _, high, wide, taken = weights
+    _, high, wide, channels_in = weights
     stride = op.options["strideW"]
     padding, channels = _padding(op), source[3]
-    if (high, wide, *padding, *_dilation(op)) == (1, 1, 0, 0, 1, 1) and channels == taken:
+    if (high, wide, *padding, *_dilation(op)) == (1, 1, 0, 0, 1, 1) and channels == channels_in:
         return 0
     full_size = _columns_8(channels * high * wide, unit)
-    one_row = source[1] == 1 and high == 1 and _dilation(op)[1] == 1 and channels == taken
+    one_row = source[1] == 1 and high == 1 and _dilation(op)[1] == 1 and channels == channels_in
     if not one_row or stride * channels % 4 or unit != MVE:
         return full_size
     # Inputs of one row: only windows that reach over its ends are copied (arm_convolve_1_x_n_s8).

@@ -135,15 +135,15 @@ def buffers_of(
 ) -> list[Wanted]:
     """The buffers of tensors, then those of scratch memory, in TFLite Micro's order."""
     known, given = lives(net), given or {}
-    found = [
+    buffers = [
         Wanted(tensor.name, size, *known.get(tensor, (UNUSED, UNUSED)), given.get(tensor))
         for tensor in (net.tensors() if order is None else order)
         if (size := held(tensor))
     ]
     for number in sorted(scratch):
         name = f"scratch memory of {net.ops[number].outputs[0].name}"
-        found += [Wanted(name, aligned(size), number + 1, number + 1) for size in scratch[number]]
-    return found
+        buffers += [Wanted(name, aligned(size), number + 1, number + 1) for size in scratch[number]]
+    return buffers
 
 
 def lives(net: Net) -> dict[Tensor, tuple[int, int]]:
@@ -172,7 +172,7 @@ def offsets(wanted: Sequence[Wanted]) -> list[int]:
 def placed(wanted: Sequence[Wanted], turns: Sequence[int]) -> list[int]:
     """Place the buffers in the order of `turns`, each at the lowest offset that is free while it is
     live. -> the offset of each buffer."""
-    found = [0] * len(wanted)
+    offsets = [0] * len(wanted)
     starts: list[int] = []
     occupied: list[tuple[int, int, int, int]] = []
     """Offset, end, first and last operator of the buffers that are placed; by offset, of equal ones
@@ -191,8 +191,8 @@ def placed(wanted: Sequence[Wanted], turns: Sequence[int]) -> list[int]:
         position = bisect_right(starts, place)
         starts.insert(position, place)
         occupied.insert(position, (place, place + size, first, last))
-        found[number] = place
-    return found
+        offsets[number] = place
+    return offsets
 
 
 def _over_time(wanted: Sequence[Wanted], operators: int) -> list[int]:
@@ -220,8 +220,8 @@ def _peak(net: Net, wanted: Sequence[Wanted]) -> Peak | None:
 def reference(net: Net, pointer_bytes: int = 8) -> dict[int, list[int]]:
     """Bytes of scratch buffers, in the order in which TFLite Micro's reference kernels ask for them
     in their Prepare. `pointer_bytes`: 8 on this machine, 4 on a microcontroller."""
-    found = {number: _reference(op, pointer_bytes) for number, op in enumerate(net.ops)}
-    return {number: sizes for number, sizes in found.items() if sizes}
+    all_sizes = {number: _reference(op, pointer_bytes) for number, op in enumerate(net.ops)}
+    return {number: sizes for number, sizes in all_sizes.items() if sizes}
 
 
 INT = 4
@@ -324,8 +324,8 @@ def _offline(content: bytes, order: Sequence[Tensor]) -> Iterator[tuple[Tensor, 
         entry = model.Metadata(number)
         if text(entry.Name()) == OFFLINE:
             raw = model.Buffers(entry.Buffer()).DataAsNumpy()
-            found = np.frombuffer(raw.tobytes(), "<i4")[3:]
-            for tensor, offset in zip(order, found.tolist(), strict=False):
+            stored_offsets = np.frombuffer(raw.tobytes(), "<i4")[3:]
+            for tensor, offset in zip(order, stored_offsets.tolist(), strict=False):
                 if offset != ONLINE:
                     yield tensor, offset
 

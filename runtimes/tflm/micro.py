@@ -129,13 +129,13 @@ def _answer(content: bytes, net: Net, writer: int) -> None:
         from onmetal.runtimes.tflm.session import opened, said
 
         interpreter = opened(content)
-        with said() as told:
+        with said() as by_vela:
             try:
                 for place, tensor in enumerate(net.inputs):
                     interpreter.set_input(np.zeros(tensor.shape, tensor.dtype), place)
                 interpreter.invoke()
             except Exception as error:
-                os.write(writer, (" ".join(told().split()) or str(error)).encode())
+                os.write(writer, (" ".join(by_vela().split()) or str(error)).encode())
     except BaseException as error:
         os.write(writer, (str(error) or type(error).__name__).encode())
     finally:

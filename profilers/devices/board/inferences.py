@@ -192,8 +192,8 @@ class Inferences:
         fit = int(MOST_INSTRUCTIONS / max(1.0, _nanoseconds(first)))
         more = max(1, min(MOST_INFERENCES, int(5 * tick), fit))
         longer = self.infer(1 + more, 0, timeout_s)
-        found = (_nanoseconds(longer) - _nanoseconds(first)) / more
-        if found <= 0:
+        nanoseconds_each = (_nanoseconds(longer) - _nanoseconds(first)) / more
+        if nanoseconds_each <= 0:
             raise DeviceError(
                 f"the clock of {self.address} counted no more for {more + 1} inferences than for "
                 "one: its firmware does not run them, or its timer stands still"
@@ -202,7 +202,7 @@ class Inferences:
         # Else rounded so coarsely that the error hardly ever shows: every run gives one figure.
         unit = 1 if off < 0.5 else 10 ** math.ceil(math.log10(100 * off))
         return {
-            "instructions_per_inference": round(found / unit) * unit,
+            "instructions_per_inference": round(nanoseconds_each / unit) * unit,
             "how": f"{more + 1} inferences less one, under {self.qemu.how}; "
             + ("exact" if unit == 1 else f"to the next {unit:,}"),
         }
@@ -229,8 +229,8 @@ class Inferences:
         laps = self.infer(1, 0, timeout_s)
         if self.holds is not None:
             return b"".join(self.tiny.outputs([tensor.bytes for tensor in of.outputs]))
-        found = laps.results if laps.results is not None else self.tiny.results()
-        return _stored_bytes(found, of.outputs, self.address)
+        results = laps.results if laps.results is not None else self.tiny.results()
+        return _stored_bytes(results, of.outputs, self.address)
 
 
 def _inference_count(seconds: float, each_s: float) -> int:

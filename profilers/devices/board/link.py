@@ -149,14 +149,14 @@ def received(connection: socket.socket, timeout_s: float, name: str) -> bytes:
     """`Link.read` of a connected socket."""
     connection.settimeout(max(0.0, timeout_s))
     try:
-        found = connection.recv(1 << 16)
+        content = connection.recv(1 << 16)
     except (TimeoutError, BlockingIOError):
         return b""
     except OSError as error:
         raise DeviceError(f"the connection to {name} broke: {error.strerror or error}") from None
-    if not found:
+    if not content:
         raise DeviceError(f"{name} hung up: what is there ended, or takes one connection at a time")
-    return found
+    return content
 
 
 def sent(connection: socket.socket, data: bytes, name: str) -> None:

@@ -73,17 +73,17 @@ def attached(adb: str) -> list[Attached]:
 def listed(text: str) -> list[Attached]:
     """The entries in the output of `adb devices -l`. Raises DeviceError where there are more than
     anybody can have attached."""
-    found = []
+    attached = []
     for line in text.partition(_HEADER)[2].split("\n"):
         if len(line) <= _ENTRY_LENGTH and (entry := _ENTRY.match(line)):
             model = re.search(r"\bmodel:(\S{1,100})", entry["rest"])
-            found.append(Attached(entry["serial"], entry["state"], model[1] if model else None))
-        if len(found) > MOST_ATTACHED:
+            attached.append(Attached(entry["serial"], entry["state"], model[1] if model else None))
+        if len(attached) > MOST_ATTACHED:
             raise DeviceError(
                 f"`adb devices` lists more than {MOST_ATTACHED} devices: its server is broken, or "
                 "is not adb's; `adb kill-server` ends it"
             )
-    return found
+    return attached
 
 
 _HEADER = "List of devices attached"

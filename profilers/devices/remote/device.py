@@ -34,40 +34,40 @@ class Remote(Reached):
         assert self.folder
 
     def facts(self) -> DeviceFacts:
-        found = self.found
+        known = self.remote_facts
         more = {
-            "model": found.model,
-            "soc": found.soc,
-            "abis": list(found.abis),
-            "clusters": plain(found.clusters),
-            "virtual": found.virtual,
-            "emulated_why": found.emulated_why,
-            "python": found.python,
-            "meters": list(found.meters),
+            "model": known.model,
+            "soc": known.soc,
+            "abis": list(known.abis),
+            "clusters": plain(known.clusters),
+            "virtual": known.virtual,
+            "emulated_why": known.emulated_why,
+            "python": known.python,
+            "meters": list(known.meters),
             "pinned_to": list(self.pinned),
         }
         return DeviceFacts(
             address=self.address,
-            cpu=found.cpu,
-            arch=found.arch or "unknown",
-            os=found.os or "unknown",
-            cores=found.cores or 1,
-            memory_bytes=found.memory_bytes or 0,
-            emulated=found.emulated,
-            flags=found.flags,
+            cpu=known.cpu,
+            arch=known.arch or "unknown",
+            os=known.os or "unknown",
+            cores=known.cores or 1,
+            memory_bytes=known.memory_bytes or 0,
+            emulated=known.emulated,
+            flags=known.flags,
             runtimes={name: self._version(name) for name in self._runnable()},
-            state=found.state,
+            state=known.state,
             more=more,
         )
 
     def pin(self, threads: int) -> None:
         """Run on the fastest cluster of cores that has as many cores as there are threads."""
-        self.pinned = affinity.pin(self.found, threads)
+        self.pinned = affinity.pin(self.remote_facts, threads)
 
     @property
     def traits(self) -> Traits:
         return Traits(
-            time_is_real=not self.found.emulated,
+            time_is_real=not self.remote_facts.emulated,
             kernels_of_host=False,
             worker_start_s=WORKER_START_S,
         )
@@ -77,7 +77,7 @@ class Remote(Reached):
     no_meter = "no meter: onmetal has none for this device"
 
     def fitness(self) -> Fitness:
-        refused, flagged = fitness.unfit(self.found, NEEDED_BYTES)
+        refused, flagged = fitness.unfit(self.remote_facts, NEEDED_BYTES)
         return Fitness(tuple(refused), tuple(flagged))
 
     def build(self, candidate: Candidate) -> Candidate:
@@ -120,7 +120,7 @@ class Remote(Reached):
         later = {name: value for name, value in state.items() if name != "load_1min"}
         first = self.fitness()
         before = {_kind(sentence) for sentence in (*first.refused, *first.flagged)}
-        after = fitness.unfit(replace(self.found, state=later), NEEDED_BYTES)
+        after = fitness.unfit(replace(self.remote_facts, state=later), NEEDED_BYTES)
         return [sentence for part in after for sentence in part if _kind(sentence) not in before]
 
     def state(self) -> dict[str, Any]:

@@ -50,11 +50,11 @@ FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra")
 
 def versions() -> dict[str, str]:
     """The versions of the runtimes that the runner is built with: those that this machine has."""
-    found = {}
+    installed = {}
     for runtime in LIBRARIES:
         with contextlib.suppress(PackageNotFoundError):
-            found[runtime] = version(spec(runtime).packages[0])
-    return found
+            installed[runtime] = version(spec(runtime).packages[0])
+    return installed
 
 
 def sources() -> list[Path]:
@@ -105,13 +105,15 @@ def arguments() -> list[str]:
 
 
 def _compile(target: Path, scratch: Path) -> None:
-    found = compiler()
-    if found is None:
+    compiler_words = compiler()
+    if compiler_words is None:
         raise DeviceError(
             "the runner for the device cannot be built: there is no C compiler for AArch64; "
             "`apt install gcc-aarch64-linux-gnu`, or without root `pip install ziglang`"
         )
-    _run([*found, *arguments(), "-o", str(target), "-ldl", "-lpthread"], "compiled", scratch)
+    _run(
+        [*compiler_words, *arguments(), "-o", str(target), "-ldl", "-lpthread"], "compiled", scratch
+    )
 
 
 def _run(argv: list[str], action: str, scratch: Path) -> None:

@@ -50,7 +50,7 @@ def described(name: str, dtype: Any, shape: Any, scale: float, zero: int) -> dic
 class State:
     session: Any = None
     feeds: ClassVar[list[list[Any]]] = []
-    told = 0.0
+    reported_s = 0.0
     path = ""
 
 
@@ -144,8 +144,8 @@ def run(source: str, count: str, target: str) -> None:
             State.session.reset()
             for array in State.session.run(arrays_of(taken.read(each), State.session.inputs)):
                 given.write(np.ascontiguousarray(array).tobytes())
-            if time.monotonic() - State.told > 0.5:
-                State.told = time.monotonic()
+            if time.monotonic() - State.reported_s > 0.5:
+                State.reported_s = time.monotonic()
                 answer(progress=[number + 1, int(count)])
 
 

@@ -66,7 +66,7 @@ class Reached:
         )
         try:
             text = shell(transport, self._arguments + SCRIPT)
-            self.found = parse(text)
+            self.remote_facts = parse(text)
         except BaseException:
             self.close()
             raise
@@ -79,13 +79,13 @@ class Reached:
 
     def _runnable(self) -> list[str]:
         native_runtimes = (
-            set(native_runner.versions()) if self.found.arch == native_runner.ARCH else set()
+            set(native_runner.versions()) if self.remote_facts.arch == native_runner.ARCH else set()
         )
         return sorted(native_runtimes | set(self._in_python()))
 
     def _in_python(self) -> dict[str, str]:
         """Runtimes that the device's own Python has; Android has none."""
-        return self.found.runtimes if self.found.numpy else {}
+        return self.remote_facts.runtimes if self.remote_facts.numpy else {}
 
     def _version(self, runtime: str) -> str:
         return self._in_python().get(runtime) or native_runner.versions()[runtime]
