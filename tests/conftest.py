@@ -15,9 +15,10 @@ import pytest
 
 from onmetal import cli
 from onmetal.files.cache import Cache
-from onmetal.profilers.measure import MODES, Schedule
+from onmetal.profilers.measure import MODES
 from tests import schemas
 from tests.arm64 import Missing
+from tests.brief import BRIEF
 
 pytest_plugins = (
     "tests.attached",
@@ -37,10 +38,13 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = ROOT / "examples" / "digits"
-BRIEF = Schedule(2, 3, 0.01, 0.01, 0.0, 1)
-"""A `--quick` that measures for an instant."""
 FLOAT = ("--recipes", "fp,bf")
 """For what is not about 8 bits: nothing is calibrated, and all of DATA is evaluated."""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Processes of `-n logical`: one more than cores, because some tests wait for something."""
+    return 1 + (os.cpu_count() or 1)
 
 
 class Ran(NamedTuple):
@@ -55,6 +59,14 @@ class Ran(NamedTuple):
         """What it printed, which must be what its record says."""
         document: dict[str, Any] = schemas.check(self.out)
         return document
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _brief() -> Iterator[None]:
+    """`--quick` measures for an instant: tests ask for what was measured, not how fast it was."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODES, "quick", BRIEF)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -89,8 +101,9 @@ def cache(shared_home: Path) -> Iterator[Cache]:
 
 def deploy(*words: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> Ran:
     """`deploy WORDS` in a process of its own."""
+    command = ["-P", str(ROOT / "tests/brief.py")] if "--quick" in words else ["-m", "onmetal.cli"]
     done = subprocess.run(
-        [sys.executable, "-m", "onmetal.cli", *map(str, words)],
+        [sys.executable, *command, *map(str, words)],
         cwd=cwd,
         env={**os.environ, **(env or {})},
         capture_output=True,
@@ -144,9 +157,7 @@ def bundle(shared_home: Path, shared_folder: Path) -> Path:
     words = (model, "--target", "x86-64", "--data", data, "--quick", "--json", "--out", out)
 
     def make() -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(MODES, "quick", BRIEF)
-            ran = deploy_here(*words, env={"ONMETAL_HOME": str(shared_home)})
+        ran = deploy_here(*words, env={"ONMETAL_HOME": str(shared_home)})
         assert ran.code == 0, ran.err
         (shared_folder / "digits.json").write_text(ran.out)
 

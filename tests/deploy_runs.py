@@ -11,9 +11,8 @@ import pytest
 from onnx import numpy_helper
 
 from onmetal import cli
-from onmetal.profilers.measure import MODES
 from tests import onnx_models
-from tests.conftest import BRIEF, DIGITS, FLOAT
+from tests.conftest import DIGITS, FLOAT
 
 MODEL = DIGITS / "digits_cnn.onnx"
 DATA = DIGITS / "digits.npz"
@@ -45,7 +44,6 @@ def run_here(
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    monkeypatch.setitem(MODES, "quick", BRIEF)
 
     def called(*words: str | Path) -> tuple[int, Document]:
         code = cli.main([*map(str, words), "--json"])

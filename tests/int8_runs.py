@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from onmetal import cli
-from onmetal.profilers.measure import MODES
 from onmetal.runtimes import fit
-from tests.conftest import BRIEF, DIGITS, once
+from tests.conftest import DIGITS, once
 from tests.conftest import deploy_here as deploy
 
 MODEL = DIGITS / "digits_cnn.onnx"
@@ -59,7 +58,6 @@ def briefly(*words: str | Path, cwd: Path, home: Path) -> tuple[int, Document, s
         contextlib.redirect_stderr(err),
     ):
         patch.setenv("ONMETAL_HOME", str(home))
-        patch.setitem(MODES, "quick", BRIEF)
         code = cli.main([*map(str, words), "--json"])
     assert "Traceback" not in err.getvalue()
     found: Document = json.loads(out.getvalue())

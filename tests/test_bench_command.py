@@ -10,9 +10,8 @@ import onnx
 import pytest
 
 from onmetal import cli
-from onmetal.profilers.measure import MODES, Schedule
 from tests import onnx_models
-from tests.conftest import BRIEF, DIGITS
+from tests.conftest import DIGITS
 
 MODEL = DIGITS / "digits_cnn.onnx"
 
@@ -24,7 +23,6 @@ Run = Callable[..., tuple[int, Document]]
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """`deploy bench WORDS --quick --json` in this process, measuring for an instant."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(MODES, "quick", BRIEF)
 
     def called(*words: str | Path) -> tuple[int, Document]:
         code = cli.main(["bench", *map(str, words), "--quick", "--json"])
@@ -216,7 +214,6 @@ def test_what_no_runtime_can_run_exits_3(run: Run, tmp_path: Path) -> None:
 def test_the_table_names_every_entry(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(MODES, "quick", Schedule(1, 2, 0.01, 0.01, 0.0, 1))
     assert cli.main(["bench", str(MODEL), "--quick"]) == 0
     shown = capsys.readouterr()
     assert "digits_cnn.onnx fp32@onnxruntime" in shown.out

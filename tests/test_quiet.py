@@ -17,7 +17,7 @@ from msgspec import Struct
 from onmetal.runtimes import running
 from tests import onnx_models
 from tests.arm64 import needs
-from tests.conftest import DIGITS
+from tests.conftest import DIGITS, ROOT
 
 CALLS = (
     "trace=%network,open,openat,openat2,creat,mkdir,mkdirat,unlink,unlinkat,rmdir,rename,renameat,"
@@ -90,21 +90,14 @@ def assert_quiet(seen: Seen) -> None:
 
 
 DEPLOY = (sys.executable, "-m", "onmetal.cli")
-BRIEF = """
-import sys
-from onmetal import cli
-from onmetal.profilers.measure import MODES, Mode, Schedule
-MODES["quick"] = Schedule(2, 3, 0.01, 0.01, 0.0, 1)
-sys.exit(cli.main(sys.argv[1:]))
-"""
-"""The command, but that `--quick` measures for an instant."""
+BRIEF = (sys.executable, "-P", ROOT / "tests/brief.py")
 MODEL = DIGITS / "digits_cnn.onnx"
 
 
 def test_a_whole_deployment_is_quiet(tmp_path: Path) -> None:
     words = (MODEL, "--target", "x86-64", "--data", DIGITS / "digits.npz", "--quick")
     each = ("--recipes", "fp32,int8-s8s8,int8-nncf,int8-fast")  # one of every method
-    seen = observe([sys.executable, "-c", BRIEF, *words, *each, "--out", "out"], tmp_path)
+    seen = observe([*BRIEF, *words, *each, "--out", "out"], tmp_path)
     assert (tmp_path / "work" / "out" / "measurements.npz").is_file()
     manifest = json.loads((tmp_path / "work" / "out" / "manifest.json").read_text())
     made = {entry["name"] for entry in manifest["candidates"] if entry["sha256"]}

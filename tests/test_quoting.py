@@ -209,7 +209,7 @@ def test_what_a_device_says_stays_a_sentence() -> None:
 
 def test_a_row_of_the_firmware_has_five_cells() -> None:
     for name in (EVIL, *HOSTILE.values()):
-        cells = firmware._told(ArtifactTensor(name, "float32", (1, 4), "int8", 0, scale=0.5))
+        cells = firmware._cells(ArtifactTensor(name, "float32", (1, 4), "int8", 0, scale=0.5))
         assert len(re.findall(r"(?<!\\)\|", f"| input 0 | {' | '.join(cells)} |")) == 6
         assert all(map(one_line, cells))
 

@@ -13,7 +13,6 @@ import pytest
 
 from onmetal import cli
 from onmetal.commands import ending
-from onmetal.profilers.measure import MODES, Schedule
 from tests.conftest import DIGITS
 from tests.conftest import deploy_here as deploy
 from tests.watched_runs import ended, kept, reach, started, workers
@@ -167,7 +166,6 @@ def test_timings_are_taken_anew(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(work)
-    monkeypatch.setitem(MODES, "quick", Schedule(2, 2, 0.01, 0.01, 0.0, 1))
 
     def latencies(out: str) -> dict[str, Any]:
         words = [

@@ -51,12 +51,12 @@ class ArtifactTensor(Struct, frozen=True):
     zero_point: int = 0
 
 
-class ArtifactTensors(Struct, frozen=True):
+class ArtifactIo(Struct, frozen=True):
     inputs: tuple[ArtifactTensor, ...]
     outputs: tuple[ArtifactTensor, ...]
 
 
-def artifact_tensors(candidate: Candidate) -> ArtifactTensors:
+def artifact_tensors(candidate: Candidate) -> ArtifactIo:
     """The inputs and outputs of the candidate's artifact; a .tflite file is read for that, in a
     worker.
 
@@ -87,7 +87,7 @@ def programs(candidate: Candidate) -> Programs:
     return known
 
 
-def _of_onnx(candidate: Candidate) -> ArtifactTensors:
+def _of_onnx(candidate: Candidate) -> ArtifactIo:
     """The tensors of an ONNX artifact: the model's own tensors, without transposition or
     quantization."""
 
@@ -96,15 +96,15 @@ def _of_onnx(candidate: Candidate) -> ArtifactTensors:
             ArtifactTensor(t.name, t.dtype, t.shape, t.dtype, i) for i, t in enumerate(tensors)
         )
 
-    return ArtifactTensors(as_stored(candidate.model.inputs), as_stored(candidate.model.outputs))
+    return ArtifactIo(as_stored(candidate.model.inputs), as_stored(candidate.model.outputs))
 
 
-def _of_tflite(candidate: Candidate) -> ArtifactTensors:
+def _of_tflite(candidate: Candidate) -> ArtifactIo:
     turned = frozenset(candidate.options.get("nhwc", []))
     ends = _ends(candidate.files[0])
     inputs = _matched(candidate.model.inputs, ends["inputs"])
     outputs = _matched(candidate.model.outputs, ends["outputs"])
-    return ArtifactTensors(
+    return ArtifactIo(
         tuple(
             _artifact_tensor(t, end, place, t.name in turned, _widened(t.dtype))
             for t, end, place in inputs
@@ -189,7 +189,7 @@ def file_names(candidate: Candidate) -> tuple[str, ...]:
     return names
 
 
-def raw_vectors(tensors: ArtifactTensors, golden: dict[str, np.ndarray]) -> dict[str, bytes]:
+def raw_vectors(tensors: ArtifactIo, golden: dict[str, np.ndarray]) -> dict[str, bytes]:
     """The golden vectors by `<input or output>-<number of the tensor>-<number of the vector>.bin`:
     little-endian values, as the user hands them over."""
     files = {}
@@ -202,7 +202,7 @@ def raw_vectors(tensors: ArtifactTensors, golden: dict[str, np.ndarray]) -> dict
     return files
 
 
-def count_vectors(tensors: ArtifactTensors, golden: dict[str, np.ndarray]) -> int:
+def count_vectors(tensors: ArtifactIo, golden: dict[str, np.ndarray]) -> int:
     name = tensors.outputs[0].name
     return next(n for n in range(len(golden) + 1) if f"output/{name}/{n}" not in golden)
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from onmetal.bundles.artifact_io import (
+    ArtifactIo,
     ArtifactTensor,
-    ArtifactTensors,
     artifact_tensors,
     count_vectors,
     file_names,
@@ -74,7 +74,7 @@ def files(
     }
 
 
-def _check(candidate: Candidate, tensors: ArtifactTensors) -> None:
+def _check(candidate: Candidate, tensors: ArtifactIo) -> None:
     buffer_types = programs(candidate).BUFFERS
     for tensor in (*tensors.inputs, *tensors.outputs):
         if tensor.stored not in buffer_types:
@@ -85,7 +85,7 @@ def _check(candidate: Candidate, tensors: ArtifactTensors) -> None:
 
 
 def _texts(
-    candidate: Candidate, tensors: ArtifactTensors, golden: dict[str, np.ndarray], tolerance: float
+    candidate: Candidate, tensors: ArtifactIo, golden: dict[str, np.ndarray], tolerance: float
 ) -> list[tuple[str, str]]:
     package = f"onmetal.{identifiers([candidate.model.stem.lower()], 'model')[0]}"
     folder = package.replace(".", "/")
@@ -186,7 +186,7 @@ def identifiers(names: list[str], fallback: str = "tensor") -> list[str]:
     return unique_identifiers
 
 
-def _constants(candidate: Candidate, tensors: ArtifactTensors) -> dict[str, str]:
+def _constants(candidate: Candidate, tensors: ArtifactIo) -> dict[str, str]:
     digests = [
         f"{kotlin_string(name)} to {kotlin_string(hashlib.sha256(file.read_bytes()).hexdigest())}"
         for name, file in zip(file_names(candidate), candidate.files, strict=True)
@@ -216,7 +216,7 @@ def _spec(tensor: ArtifactTensor) -> str:
     )
 
 
-def _wrapper(candidate: Candidate, tensors: ArtifactTensors) -> dict[str, str]:
+def _wrapper(candidate: Candidate, tensors: ArtifactIo) -> dict[str, str]:
     input_names = identifiers([tensor.name for tensor in tensors.inputs])
     output_names = identifiers([tensor.name for tensor in tensors.outputs])
     parameter_docs = [
@@ -241,7 +241,7 @@ def _typed(names: list[str], side: tuple[ArtifactTensor, ...], before: str, inde
     return _lines([f"{before}{name}: {ARRAYS[tensor.dtype]}" for name, tensor in pairs], indent)
 
 
-def _golden_test(tensors: ArtifactTensors, vectors: int, tolerance: float) -> dict[str, str]:
+def _golden_test(tensors: ArtifactIo, vectors: int, tolerance: float) -> dict[str, str]:
     readers = [
         f'read("input-{i}-$number.bin", ModelConstants.INPUTS[{i}]) as {ARRAYS[tensor.dtype]}'
         for i, tensor in enumerate(tensors.inputs)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from onmetal.bundles.artifact_io import (
+    ArtifactIo,
     ArtifactTensor,
-    ArtifactTensors,
     artifact_tensors,
     count_vectors,
     file_names,
@@ -50,7 +50,7 @@ def requirements(candidate: Candidate) -> str:
     return pinned(candidate.runtime, candidate.runtime_version)
 
 
-def _source(candidate: Candidate, tensors: ArtifactTensors, vectors: int, tolerance: float) -> str:
+def _source(candidate: Candidate, tensors: ArtifactIo, vectors: int, tolerance: float) -> str:
     runtime = candidate.runtime
     runtime_values = programs(candidate).in_c(candidate.options)
     return template(

@@ -15,8 +15,8 @@ import numpy as np
 
 from onmetal.bundles.artifact_io import (
     TEMPLATES,
+    ArtifactIo,
     ArtifactTensor,
-    ArtifactTensors,
     artifact_tensors,
     count_vectors,
     float_literal,
@@ -119,16 +119,16 @@ def _templates() -> list[str]:
     return sorted(path.relative_to(TEMPLATES).as_posix() for path in paths)
 
 
-def _ordered(tensors: ArtifactTensors) -> ArtifactTensors:
+def _ordered(tensors: ArtifactIo) -> ArtifactIo:
     """Inputs and outputs in the artifact's own order, which is the firmware's."""
 
     def by_place(side: tuple[ArtifactTensor, ...]) -> tuple[ArtifactTensor, ...]:
         return tuple(sorted(side, key=lambda tensor: tensor.place))
 
-    return ArtifactTensors(by_place(tensors.inputs), by_place(tensors.outputs))
+    return ArtifactIo(by_place(tensors.inputs), by_place(tensors.outputs))
 
 
-def _check(tensors: ArtifactTensors) -> None:
+def _check(tensors: ArtifactIo) -> None:
     for tensor in (*tensors.inputs, *tensors.outputs):
         if tensor.stored not in DTYPES:
             raise UnsupportedError(
@@ -179,14 +179,11 @@ def _method(operator: str) -> str:
 # --- its inputs and outputs
 
 
-def _constants(
-    tensors: ArtifactTensors, name: str, arena_bytes: int, stateful: bool
-) -> dict[str, str]:
+def _constants(tensors: ArtifactIo, name: str, arena_bytes: int, stateful: bool) -> dict[str, str]:
     all_tensors = (*tensors.inputs, *tensors.outputs)
-    sides = (("INPUT", tensors.inputs), ("OUTPUT", tensors.outputs))
     macros = (
         _macros(f"ONMETAL_{side}_{number}", tensor)
-        for side, side_tensors in sides
+        for side, side_tensors in (("INPUT", tensors.inputs), ("OUTPUT", tensors.outputs))
         for number, tensor in enumerate(side_tensors)
     )
     return {
@@ -266,7 +263,7 @@ def _golden(vectors: list[bytes]) -> dict[str, str]:
     }
 
 
-def _vectors(tensors: ArtifactTensors, golden: dict[str, np.ndarray]) -> Iterator[bytes]:
+def _vectors(tensors: ArtifactIo, golden: dict[str, np.ndarray]) -> Iterator[bytes]:
     """Each vector's inputs and outputs one after another, as the artifact stores them."""
     sides = (("input", tensors.inputs), ("output", tensors.outputs))
     for number in range(count_vectors(tensors, golden)):
@@ -296,14 +293,14 @@ def stored(tensor: ArtifactTensor, array: np.ndarray) -> bytes:
 
 
 def _readme(
-    tensors: ArtifactTensors,
+    tensors: ArtifactIo,
     operators: Sequence[str],
     shipped: Path,
     content: bytes,
     arena_bytes: int,
 ) -> dict[str, str]:
     rows = [
-        f"| {side} {number} | {' | '.join(_told(tensor))} |"
+        f"| {side} {number} | {' | '.join(_cells(tensor))} |"
         for side, side_tensors in (("input", tensors.inputs), ("output", tensors.outputs))
         for number, tensor in enumerate(side_tensors)
     ]
@@ -325,7 +322,7 @@ the same model before Vela, on TFLite Micro's own kernels.
 """
 
 
-def _told(tensor: ArtifactTensor) -> tuple[str, str, str, str]:
+def _cells(tensor: ArtifactTensor) -> tuple[str, str, str, str]:
     """The cells of a row of the README's table: name, dtype, shape, and the value of a stored
     number."""
     shape = "x".join(map(str, _stored_shape(tensor))) or "one value"
