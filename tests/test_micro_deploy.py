@@ -16,15 +16,25 @@ from onmetal.converters.tflite import io, quantize
 from onmetal.converters.tflite.parsing import read
 from onmetal.converters.tflite.writing import write
 from tests import onnx_models
-from tests.conftest import DIGITS, ROOT, Ran
+from tests.conftest import DIGITS, ROOT, Ran, once
 from tests.conftest import deploy_here as deploy
 
 MODEL, DATA = DIGITS / "digits_cnn.onnx", DIGITS / "digits.npz"
 CALIBRATION = DIGITS / "calibration.npz"
-JUDGED: tuple[str | Path, ...] = ("--data", DATA, "--calibration-data", CALIBRATION)
+JUDGED: list[str | Path] = []
+"""Options that name data, written by `_some_data`."""
 INT8 = ("--recipes", "int8")
 """And what is split of it."""
 Document = dict[str, Any]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _some_data(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A part of the example's samples: TFLite Micro's reference kernels evaluate them slowly."""
+    path = tmp_path_factory.mktemp("some") / "some.npz"
+    with np.load(DATA) as data:
+        np.savez(path, **{name: data[name][:150] for name in data.files})
+    JUDGED[:] = ["--data", path, "--calibration-data", CALIBRATION]
 
 
 def made_for(target: str | Path, out: Path, home: Path, *words: str | Path) -> Document:
@@ -36,16 +46,26 @@ def made_for(target: str | Path, out: Path, home: Path, *words: str | Path) -> D
     return ran.document
 
 
-@pytest.fixture(scope="module")
-def made(shared_home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Document]:
-    out = tmp_path_factory.mktemp("cortex") / "bundle"
-    return out, made_for("cortex-m4", out, shared_home, "--no-device")
+def made_once(target: str, home: Path, folder: Path, *words: str | Path) -> tuple[Path, Document]:
+    """The same by one process of this run of the tests for all of them."""
+    out, said = folder / target, folder / f"{target}.json"
+
+    def make() -> None:
+        said.write_text(json.dumps(made_for(target, out, home, *words)))
+
+    once(folder / f"{target}.made", make)
+    document: Document = json.loads(said.read_text())
+    return out, document
 
 
-@pytest.fixture(scope="module")
-def with_npu(shared_home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Document]:
-    out = tmp_path_factory.mktemp("ethos") / "bundle"
-    return out, made_for("ethos-u55-128", out, shared_home)
+@pytest.fixture(scope="session")
+def made(shared_home: Path, shared_folder: Path) -> tuple[Path, Document]:
+    return made_once("cortex-m4", shared_home, shared_folder, "--no-device")
+
+
+@pytest.fixture(scope="session")
+def with_npu(shared_home: Path, shared_folder: Path) -> tuple[Path, Document]:
+    return made_once("ethos-u55-128", shared_home, shared_folder)
 
 
 def by_recipe(document: Document) -> dict[str, Document]:

@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
+from onmetal import costs
 from onmetal.deploy import agree, run
 from onmetal.deploy.request import Request
 from onmetal.profilers.devices.remote import adb as adbs
@@ -228,9 +229,8 @@ def check_document(device: Phone | Board, document: dict[str, Any]) -> None:
         kind = "f32" if name in (LITERT, ONNXRUNTIME) else "i8"
         assert entry["ran_on"]["precision"][kind] > 0.5, name
         assert entry["accuracy"]["samples"] == 16
-    assert found[document["chosen"]]["size_bytes"] == min(
-        entry["size_bytes"] for entry in found.values() if entry["status"] in ("ok", "chosen")
-    )
+    least = min(entry["size_bytes"] for entry in found.values() if entry["status"] != "skipped")
+    assert found[document["chosen"]]["size_bytes"] <= (1 + costs.RELATIVE) * least
     assert document["chosen"].startswith("int8")
     assert any("emulated" in said for said in document["data"]["warnings"])
 
