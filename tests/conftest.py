@@ -37,8 +37,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-"""NumPy's threads spin while they wait for work, in every process that imports it: one fifth of the
-processor time of all tests."""
+"""NumPy's threads spin while they wait for work, in every process that imports it: a fifth of the
+processor time of a brief deployment of the example."""
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = ROOT / "examples" / "digits"

@@ -411,13 +411,14 @@ def small() -> Making:
 # --- 5. smaller weights in a float graph
 
 
-def wide() -> Making:
+def wide(channels: int = 32) -> Making:
     """Its weights are most of the file."""
-    m = Making(1, 6, 6, 8)
+    m, size = Making(1, 6, 6, 8), 36 * channels
+    weight, bias = m.floats(1, 3, 3, channels), m.floats(channels)
     deep = m.op(
-        "DEPTHWISE_CONV_2D", [m.conv(channels=32), m.floats(1, 3, 3, 32), m.floats(32)],
-        1, 6, 6, 32, depthMultiplier=1, **SQUARE(),
+        "DEPTHWISE_CONV_2D", [m.conv(channels=channels), weight, bias],
+        1, 6, 6, channels, depthMultiplier=1, **SQUARE(),
     )  # fmt: skip
-    flat = m.op("RESHAPE", [deep, m.ints(1, 1152)], 1, 1152)
-    m.done(m.op("FULLY_CONNECTED", [flat, m.floats(32, 1152), m.floats(32)], 1, 32))
+    flat = m.op("RESHAPE", [deep, m.ints(1, size)], 1, size)
+    m.done(m.op("FULLY_CONNECTED", [flat, m.floats(32, size), m.floats(32)], 1, 32))
     return m
