@@ -66,7 +66,7 @@ class CalibratedModel(Calibrating):
     @property
     def in_tflite(self) -> bool:
         """Whether the model is calibrated in LiteRT alone."""
-        return self.model.format == "tflite" or not self.recipes
+        return self.model.graph_format == "tflite" or not self.recipes
 
     def float_source(self) -> Source:
         graph = self.float_graph()

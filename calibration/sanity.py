@@ -79,7 +79,7 @@ def _input_warnings(path: str, prepared: str, data: Samples, entry: Model, most:
     first, outputs = (first_layer_of_tflite if path.endswith(".tflite") else first_layer_of_onnx)(
         path, data, entry, most
     )
-    scaled = unlike_normalization(prepared, data, entry) if entry.format == "onnx" else []
+    scaled = unlike_normalization(prepared, data, entry) if entry.graph_format == "onnx" else []
     if not scaled and first:
         scaled = unlike_training(first, inputs, outputs[first.output], data)
     return [*_constant_inputs(inputs), *scaled, *_same_prediction(outputs, entry)]

@@ -33,7 +33,7 @@ class TfliteSource:
     def in_float(self, recipe: Recipe) -> Source:
         """The float model; the user's own file where no input or output is to be changed."""
         model = self.model
-        if recipe.name == EXACT and model.format == "tflite" and self.io == Io():
+        if recipe.name == EXACT and model.graph_format == "tflite" and self.io == Io():
             return Source(model.prepared, model.prepared_sha256)
         return self._without_samples("float_", operations.tflite_float)
 
@@ -57,7 +57,7 @@ class TfliteSource:
 
     def path(self) -> Path:
         """The float file, its inputs and outputs as the model has them."""
-        if self.model.format == "tflite":
+        if self.model.graph_format == "tflite":
             return self.model.prepared
         graph = self.float_graph()
         digest = caches.key(graph=caches.sha256(graph), schema=schema_version(), code=VERSION)
@@ -93,7 +93,7 @@ class TfliteSource:
     def as_it_is(self) -> Source:
         """A model that is quantized already. If it is an ONNX model, its inputs and outputs become
         integers where the target asks for that."""
-        if self.model.format == "tflite":
+        if self.model.graph_format == "tflite":
             return Source(self.model.prepared, self.model.prepared_sha256)
         path = self.path()
         return self._written(
@@ -162,7 +162,7 @@ class TfliteSource:
     def _casts(self) -> dict[str, list[str]]:
         """The names of an ONNX model's float16 inputs and outputs, which are widened to float32."""
         model = self.model
-        if model.format == "tflite":
+        if model.graph_format == "tflite":
             return {}
         half = [t.name for t in (*model.inputs, *model.outputs) if t.dtype == "float16"]
         return {"float16": half} if half else {}

@@ -25,24 +25,29 @@ class ModelFormat(Protocol):
     name: str
     title: str
     suffixes: tuple[str, ...]
-    """The suffixes of its files; prepared models have the first one."""
+    """The suffixes of its files; of a format that graphs are in, prepared models have the first."""
+    graph: str
+    """The name of the format of the prepared file: "onnx" or "tflite", the formats of graphs that
+    artifacts are converted from."""
 
-    def recognize(self, head: bytes) -> bool:
-        """Whether a file that begins so may be of this format."""
+    def recognize(self, path: Path, head: bytes) -> bool:
+        """Whether what lies there may be of this format. `head`: a file's first 8 bytes; empty: it
+        is a folder."""
 
     def read(
         self, path: Path, shapes: dict[str, list[int]], batch: int | None, folder: Path
     ) -> dict[str, Any]:
-        """Check the file, write `model` with its suffix, with static shapes and safe to open, to
-        `folder`, and return the facts of records.Model. Runs in a worker process with limited
-        memory and time.
+        """Check the file, write `model` with the suffix of `graph`, with static shapes and safe to
+        open, to `folder`, and return the facts of records.Model. Runs in a worker process with
+        limited memory and time.
 
         Raises UsageError where the file is damaged, of another format or unsafe, or shapes do not
         fit; UnsupportedError where it is valid but cannot be run.
         """
 
     def reference(self, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Reference:
-        """The prepared model in the framework that defines its format; in a worker process."""
+        """The model in the framework that defines its format; in a worker process. `path`: the
+        prepared file; what `read` wrote besides it lies beside it."""
 
     def reference_version(self) -> str:
         """The version of that framework's package, without importing it; "none" where it is not

@@ -59,7 +59,8 @@ class Model(Struct, frozen=True):
     path: Path
     """The user's file; it is never written to."""
     prepared: Path
-    """The static copy in the cache, from which every candidate is made."""
+    """The static graph in the cache, from which every candidate is made: a copy of the file, or
+    what it was imported to."""
     prepared_sha256: str
     format: str
     """A name of converters.formats."""
@@ -92,6 +93,11 @@ class Model(Struct, frozen=True):
     @property
     def stem(self) -> str:
         return self.path.stem
+
+    @property
+    def graph_format(self) -> str:
+        """The format of the prepared file: "onnx" or "tflite"."""
+        return self.prepared.suffix[1:]
 
     def sample_shape(self, tensor: Tensor) -> Shape:
         """One sample's part of an input or output: without the batch axis, where it has one."""

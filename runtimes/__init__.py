@@ -68,9 +68,9 @@ def in_firmware() -> tuple[str, ...]:
     return tuple(name for name in RUNTIMES if spec(name).in_firmware)
 
 
-def defining(form: str) -> str:
-    """The runtime that defines what a model of this format computes."""
-    return next(name for name in RUNTIMES if spec(name).defines == form)
+def defining(form: str) -> str | None:
+    """The runtime that defines what a model of this format computes; None: its framework does."""
+    return next((name for name in RUNTIMES if spec(name).defines == form), None)
 
 
 def reading(form: str) -> tuple[str, ...]:

@@ -12,8 +12,9 @@ class Onnx(ModelFormat):
     name = "onnx"
     title = "ONNX"
     suffixes = (".onnx",)
+    graph = "onnx"
 
-    def recognize(self, head: bytes) -> bool:
+    def recognize(self, path: Path, head: bytes) -> bool:
         """Any file may be ONNX: protobufs have no identifier at their begin."""
         return True
 

@@ -13,8 +13,9 @@ class Tflite(ModelFormat):
     name = "tflite"
     title = "TFLite"
     suffixes = (".tflite",)
+    graph = "tflite"
 
-    def recognize(self, head: bytes) -> bool:
+    def recognize(self, path: Path, head: bytes) -> bool:
         return head[4:8] == b"TFL3"
 
     def read(

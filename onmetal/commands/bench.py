@@ -271,7 +271,10 @@ def _candidates(
     converted, failed = [], []
     calibrated = CalibratedModel(loaded_model, target, None, device, cache)
     for runtime in recipe.runtimes:
-        if loaded_model.format == "tflite" and spec(runtime).reads != loaded_model.format:
+        if (
+            loaded_model.graph_format == "tflite"
+            and spec(runtime).reads != loaded_model.graph_format
+        ):
             continue
         name = f"{path.name} {recipe.name}@{runtime}"
         try:
@@ -285,7 +288,7 @@ def _candidates(
             )
             failed.append(replace(trial, failure="conversion"))
     if not converted:
-        if loaded_model.format == "tflite" and not failed:
+        if loaded_model.graph_format == "tflite" and not failed:
             raise UnsupportedError(
                 f"{path}: the target {target.name} has no LiteRT, which alone runs .tflite files; "
                 "try --target tflite-x86"

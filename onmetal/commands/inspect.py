@@ -223,7 +223,7 @@ def _static(target: Target, loaded_model: Model) -> tuple[Recipe, bool]:
         if recipe.quantized_by == "static"
     ]
     for _, in_tflite, recipe in sorted(static, key=lambda entry: entry[:2]):
-        if in_tflite or loaded_model.format == "onnx":
+        if in_tflite or loaded_model.graph_format == "onnx":
             return recipe, in_tflite
     raise UsageError(
         f"the target {target.name} has no calibrated 8-bit recipe for "
@@ -274,7 +274,7 @@ def compare(
         device = Local(cache)
         loaded_model = model.read(against, model.parse_shapes(shapes), batch, cache, device)
         reference, compare = loaded_model.prepared, operations.compare
-        if artifact.suffix == ".tflite" or loaded_model.format == "tflite":
+        if artifact.suffix == ".tflite" or loaded_model.graph_format == "tflite":
             if artifact.suffix != ".tflite":
                 raise UsageError(f"{path}: only a .tflite file can be compared with a .tflite file")
             model.read(artifact, {}, None, cache, device)  # refused here where it is damaged

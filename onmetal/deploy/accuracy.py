@@ -273,11 +273,16 @@ def _original(
         exact = [trial for trial in exact if trial.name in judged]
         compared_name = exact[0].name if exact else "nothing"
         warning = (
-            f"{entry.path.name} cannot be run by {defining(entry.format)}, which defines what it "
+            f"{entry.path.name} cannot be run by {_definer(entry)}, which defines what it "
             f"computes ({error}): outputs of the candidates are compared with those of "
             f"{compared_name}"
         )
         return judged[exact[0].name] if exact else None, [warning]
+
+
+def _definer(entry: Model) -> str:
+    """Who says what the model computes, in words."""
+    return defining(entry.format) or format_named(entry.format).title
 
 
 def _reference(task: Task, originals: dict[str, Judged | None]) -> Reference:

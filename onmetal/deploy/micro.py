@@ -179,6 +179,7 @@ def _against_reference(task: Task, candidate: Candidate, feed: Path) -> dict[str
     """How the candidate's outputs differ from those that the runtime which defines the format gives
     for the same file: their kernels differ."""
     name = defining(spec(candidate.runtime).reads)
+    assert name
     options = {**candidate.options, **for_runtime(name).options("f32", 1)}
     reference_candidate = replace(
         candidate, runtime=name, files=candidate.files[:1], options=options

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import psutil
 
-from onmetal.converters import ModelFormat, formats, operations
+from onmetal.converters import ModelFormat, format_named, formats, operations
 from onmetal.errors import DeviceError, UnsupportedError, UsageError
 from onmetal.files.cache import Cache
 from onmetal.files.reading import open_regular
@@ -88,7 +88,7 @@ def read(
         folder = cache.get("model", facts["prepared_sha256"], move)
     return Model(
         path=path,
-        prepared=folder / f"model{form.suffixes[0]}",
+        prepared=folder / f"model{format_named(form.graph).suffixes[0]}",
         prepared_sha256=facts["prepared_sha256"],
         format=form.name,
         sha256=facts["sha256"],
@@ -158,4 +158,4 @@ def _recognize(path: Path) -> ModelFormat:
             f"{path}: this is {foreign}; this version reads ONNX and TFLite: export the model to "
             "one of them"
         )
-    return next(form for form in formats() if form.recognize(head))
+    return next(form for form in formats() if form.recognize(path, head))

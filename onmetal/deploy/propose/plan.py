@@ -127,7 +127,7 @@ def _unfit(recipe: Recipe, runtime: str, target: Target, facts: DeviceFacts) -> 
 
 def _foreign(model: Model, runtime: str) -> str | None:
     """Why this runtime cannot be given the model at all."""
-    if model.format == "tflite" and spec(runtime).reads != "tflite":
+    if model.graph_format == "tflite" and spec(runtime).reads != "tflite":
         return f"the model is a .tflite file, which {runtime} does not read"
     return None
 
@@ -147,7 +147,7 @@ def _needless(
         return f"the model is quantized already ({model.quantized} operators hold integers)"
     if recipe.quantized_by == "half":
         return None
-    kinds = WEIGHTED if model.format == "onnx" else IN_TFLITE
+    kinds = WEIGHTED if model.graph_format == "onnx" else IN_TFLITE
     if not any(model.operators.get(kind) for kind in kinds):
         return f"the model has nothing to quantize: no {', '.join(kinds)}"
     by_matrices = recipe.quantized_by in ("weights", "dynamic") and spec(runtime).reads == "onnx"
