@@ -6,10 +6,13 @@ One more model format needs a folder here with a module `format` that defines `F
 from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
+from onmetal.errors import UsageError
 
 
 class Reference(Protocol):
@@ -35,11 +38,16 @@ class ModelFormat(Protocol):
         is a folder."""
 
     def read(
-        self, path: Path, shapes: dict[str, list[int]], batch: int | None, folder: Path
+        self,
+        path: Path,
+        shapes: dict[str, list[int]],
+        batch: int | None,
+        folder: Path,
+        trust: bool,
     ) -> dict[str, Any]:
         """Check the file, write `model` with the suffix of `graph`, with static shapes and safe to
         open, to `folder`, and return the facts of records.Model. Runs in a worker process with
-        limited memory and time.
+        limited memory and time. `trust`: whether code in the file may be run.
 
         Raises UsageError where the file is damaged, of another format or unsafe, or shapes do not
         fit; UnsupportedError where it is valid but cannot be run.
@@ -66,3 +74,12 @@ def formats() -> tuple[ModelFormat, ...]:
 
 def format_named(name: str) -> ModelFormat:
     return next(form for form in formats() if form.name == name)
+
+
+def need(extra: str, title: str, *modules: str) -> None:
+    """Raises UsageError, with what to install, where a module of an extra is missing."""
+    if missing := [name for name in modules if find_spec(name) is None]:
+        raise UsageError(
+            f"{title} models are read by {' and '.join(modules)}, of which {missing[0]} is not "
+            f"installed: pip install 'onmetal[{extra}]'"
+        )

@@ -7,10 +7,15 @@ from onmetal.converters import format_named
 
 
 def read(
-    form: str, path: Path, shapes: dict[str, list[int]], batch: int | None, folder: Path
+    form: str,
+    path: Path,
+    shapes: dict[str, list[int]],
+    batch: int | None,
+    folder: Path,
+    trust: bool,
 ) -> dict[str, Any]:
     """As ModelFormat.read of this format."""
-    return format_named(form).read(path, shapes, batch, folder)
+    return format_named(form).read(path, shapes, batch, folder, trust)
 
 
 def violations(path: Path) -> list[str]:

@@ -53,6 +53,19 @@ class Tensor(Struct, frozen=True, omit_defaults=True):
     zero_point: int = 0
 
 
+class Imported(Struct, frozen=True):
+    """How a model of another framework became a graph, and how far the graph is from it."""
+
+    by: str
+    """The packages and versions that did it."""
+    largest_difference: float
+    """From the framework's own outputs, as a part of the largest of them."""
+    tolerance: float
+    """What is allowed of it, for rounding."""
+    inputs: Literal["random"]
+    """What both were compared on."""
+
+
 class Model(Struct, frozen=True):
     """A model file that was read, with every axis made static."""
 
@@ -89,6 +102,8 @@ class Model(Struct, frozen=True):
     run from the state that it begins with."""
     largest_bytes: int = 0
     """Of the largest tensor of a known shape between its operators."""
+    imported: Imported | None = None
+    """None: the file holds the graph itself."""
 
     @property
     def stem(self) -> str:

@@ -19,7 +19,12 @@ class Onnx(ModelFormat):
         return True
 
     def read(
-        self, path: Path, shapes: dict[str, list[int]], batch: int | None, folder: Path
+        self,
+        path: Path,
+        shapes: dict[str, list[int]],
+        batch: int | None,
+        folder: Path,
+        trust: bool,
     ) -> dict[str, Any]:
         from onmetal.converters.onnx import reader
 

@@ -19,7 +19,12 @@ class Tflite(ModelFormat):
         return head[4:8] == b"TFL3"
 
     def read(
-        self, path: Path, shapes: dict[str, list[int]], batch: int | None, folder: Path
+        self,
+        path: Path,
+        shapes: dict[str, list[int]],
+        batch: int | None,
+        folder: Path,
+        trust: bool,
     ) -> dict[str, Any]:
         from onmetal.converters.tflite import reader
 

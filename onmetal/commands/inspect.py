@@ -12,6 +12,7 @@ from onmetal.bundles import manifest
 from onmetal.calibration import operations, samples, steps
 from onmetal.calibration.calibrated import CalibratedModel
 from onmetal.calibration.fidelity import BAD_DB
+from onmetal.converters import format_named
 from onmetal.deploy import micro, model
 from onmetal.deploy.convert import convert
 from onmetal.deploy.propose.plan import plan
@@ -35,7 +36,6 @@ from onmetal.texts.suggest import near
 
 Shown = tuple[dict[str, Any], list[str]]
 
-FORMATS = {"onnx": "ONNX", "tflite": "TFLite"}
 RANDOM_SAMPLES = 8
 SHOWN = 10
 """How many rows of a long list are shown to people; `--json` has all."""
@@ -83,10 +83,8 @@ def inspect(
         sensitivity=sensitivity,
         warnings=list(target.warnings) if target else [],
     )
-    lines = [
-        f"{path}: {FORMATS[loaded_model.format]}, {units.size(loaded_model.size_bytes)}, "
-        f"batch {loaded_model.batch}"
-    ]
+    title = format_named(loaded_model.format).title
+    lines = [f"{path}: {title}, {units.size(loaded_model.size_bytes)}, batch {loaded_model.batch}"]
     for kind, tensors in (("input", loaded_model.inputs), ("output", loaded_model.outputs)):
         lines += [f"{kind}  {t.name}  {t.dtype}{list(t.shape)}" for t in tensors]
     macs = (
@@ -227,7 +225,7 @@ def _static(target: Target, loaded_model: Model) -> tuple[Recipe, bool]:
             return recipe, in_tflite
     raise UsageError(
         f"the target {target.name} has no calibrated 8-bit recipe for "
-        f"{FORMATS[loaded_model.format]} models, by which sensitivity would be told; "
+        f"{format_named(loaded_model.format).title} models, by which sensitivity would be told; "
         f"try --target {targets.default_for('local')}"
     )
 

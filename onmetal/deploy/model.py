@@ -20,11 +20,10 @@ from onmetal.files.cache import Cache
 from onmetal.files.reading import open_regular
 from onmetal.profilers.devices.local import Local
 from onmetal.profilers.operation import asked
-from onmetal.records import Model, Tensor
+from onmetal.records import Imported, Model, Tensor
 from onmetal.texts.suggest import near
 
 _FOREIGN = {
-    b"\x89HDF": "a Keras or HDF5 file",
     b"PK\x03\x04": "a zip archive (Keras v3, a PyTorch checkpoint or torch.export)",
     b"\x80\x02": "a Python pickle",
     b"\x80\x03": "a Python pickle",
@@ -55,22 +54,29 @@ def parse_shapes(words: list[str]) -> dict[str, tuple[int, ...]]:
 
 
 def read(
-    path: Path, shapes: dict[str, tuple[int, ...]], batch: int | None, cache: Cache, device: Local
+    path: Path,
+    shapes: dict[str, tuple[int, ...]],
+    batch: int | None,
+    cache: Cache,
+    device: Local,
+    trust: bool = False,
 ) -> Model:
-    """The model at `path`, every axis static; a free batch axis becomes `batch` (None: 1).
+    """The model at `path`, every axis static; a free batch axis becomes `batch` (None: 1). `trust`:
+    whether code in the file may be run.
 
     Raises UsageError where the file cannot be read or the shapes do not fit, UnsupportedError where
     it is sound but holds operators that no runtime knows.
     """
     form = _recognize(path)
-    size_bytes = path.stat().st_size
+    size_bytes = _size_bytes(path)
     with cache.scratch() as scratch:
         with device.worker() as worker:
             try:
                 worker.restrict_reading(size_bytes)
                 fixed = {name: list(shape) for name, shape in shapes.items()}
                 facts = worker.do(
-                    asked(operations.read, form.name, path, fixed, batch, scratch), timeout_s=600
+                    asked(operations.read, form.name, path, fixed, batch, scratch, trust),
+                    timeout_s=600,
                 )
             except DeviceError as error:
                 why = str(error).replace(*_OUT_OF_TIME)
@@ -106,6 +112,7 @@ def read(
         wide=facts.get("wide", False),
         stateful=facts.get("stateful", False),
         largest_bytes=facts["largest_bytes"],
+        imported=msgspec.convert(facts.get("imported"), Imported | None),
     )
 
 
@@ -130,32 +137,41 @@ def _check_memory(path: Path, facts: dict[str, Any]) -> None:
         )
 
 
+WANTED = "an ONNX, TFLite or Keras file is wanted"
+
+
 def _recognize(path: Path) -> ModelFormat:
-    """The format of the file. Raises UsageError, saying what the file is, where it is plainly none
-    of the known formats."""
+    """The format of the file or folder. Raises UsageError, saying what it is, where it is plainly
+    none of the known formats."""
     if not path.exists():
         likely = near(path, tuple(s for form in formats() for s in form.suffixes))
         raise UsageError(f"{path}: there is no such file{likely}")
+    head = b"" if path.is_dir() else _head(path)
+    *others, any_bytes = formats()
+    if form := next((form for form in others if form.recognize(path, head)), None):
+        return form
     if path.is_dir():
-        description = (
-            "a TensorFlow SavedModel" if (path / "saved_model.pb").exists() else "a folder"
-        )
-        raise UsageError(f"{path}: this is {description}; an ONNX or TFLite file is wanted")
+        raise UsageError(f"{path}: this is a folder; {WANTED}")
+    foreign = next((name for magic, name in _FOREIGN.items() if head.startswith(magic)), None)
+    if foreign:
+        raise UsageError(f"{path}: this is {foreign}; {WANTED}: export the model to one of them")
+    return any_bytes
+
+
+def _head(path: Path) -> bytes:
     try:
         with open_regular(path) as file:
             head = file.read(8)
     except OSError as error:
         if error.errno == errno.EINVAL:
-            raise UsageError(
-                f"{path}: {error.strerror}; an ONNX or TFLite file is wanted"
-            ) from None
+            raise UsageError(f"{path}: {error.strerror}; {WANTED}") from None
         raise UsageError(f"{path}: cannot read it ({error.strerror})") from None
     if not head:
         raise UsageError(f"{path}: the file is empty; was its download or export cut off?")
-    foreign = next((name for magic, name in _FOREIGN.items() if head.startswith(magic)), None)
-    if foreign:
-        raise UsageError(
-            f"{path}: this is {foreign}; this version reads ONNX and TFLite: export the model to "
-            "one of them"
-        )
-    return next(form for form in formats() if form.recognize(path, head))
+    return head
+
+
+def _size_bytes(path: Path) -> int:
+    if not path.is_dir():
+        return path.stat().st_size
+    return sum(entry.lstat().st_size for entry in path.rglob("*"))

@@ -1,0 +1,143 @@
+"""Models of other frameworks as ONNX: static shapes before the export, the export checked against
+the framework itself after it."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from onmetal.converters import Reference
+from onmetal.converters.onnx import reader
+from onmetal.converters.onnx.axes import fix_axes
+from onmetal.converters.onnx.reference import Reference as OnnxReference
+from onmetal.errors import UnsupportedError, UsageError
+from onmetal.files import cache as caches
+from onmetal.files.reading import open_regular
+
+TOLERANCE = 1e-4
+"""The largest difference from the framework's outputs, as a part of the largest of them: floats are
+summed in another order, nothing else may differ."""
+SAMPLES = 2
+"""How many random inputs the export is checked with."""
+
+
+class Declared(NamedTuple):
+    """An input as the framework declares it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+    """None: a free axis."""
+
+
+class Static(NamedTuple):
+    """The inputs with all axes static."""
+
+    inputs: list[Declared]
+    batch: int | None
+    """The size that a free batch axis was set to."""
+    notes: list[str]
+
+
+def static(declared: Sequence[Declared], shapes: dict[str, list[int]], batch: int | None) -> Static:
+    """As converters.onnx.axes.fix_axes. Raises UsageError and ShapeError as it does."""
+    values = [
+        helper.make_tensor_value_info(
+            entry.name, helper.np_dtype_to_tensor_dtype(np.dtype(entry.dtype)), entry.shape
+        )
+        for entry in declared
+    ]
+    model = helper.make_model(helper.make_graph([], "inputs", values, []))
+    _, size_of_batch, notes = fix_axes(model, shapes, batch)
+    fixed = [
+        entry._replace(shape=tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim))
+        for entry, value in zip(declared, model.graph.input, strict=True)
+    ]
+    return Static(fixed, size_of_batch, notes)
+
+
+def facts(
+    proto: onnx.ModelProto,
+    framework: Reference,
+    title: str,
+    given: Static,
+    folder: Path,
+) -> dict[str, Any]:
+    """Read the exported model as any ONNX file, and compare it with the framework. `title`: what it
+    was exported by. -> the facts of records.Model, but for `sha256` and `size_bytes`, which are the
+    source's.
+
+    Raises UnsupportedError where it cannot be read, or computes something else.
+    """
+    exported = folder / "exported.onnx"
+    exported.write_bytes(proto.SerializeToString(deterministic=True))
+    try:
+        found = reader.examine(str(exported), {}, None, str(folder))
+    except (UsageError, UnsupportedError) as error:
+        why = str(error).removeprefix(f"{exported}: ")
+        raise UnsupportedError(f"its export to ONNX by {title} cannot be used: {why}") from None
+    exported.unlink()
+    found["notes"] = [*given.notes, *found["notes"]]
+    found["batch"] = given.batch or found["batch"]
+    found["imported"] = {"by": title, **_compared(framework, folder / "model.onnx", found)}
+    found["prepared_sha256"] = caches.sha256(*sorted(p for p in folder.rglob("*") if p.is_file()))
+    return found
+
+
+def _compared(framework: Reference, prepared: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """How far the outputs of the graph are from the framework's, on random inputs.
+
+    Raises UnsupportedError where that is more than rounding.
+    """
+    names = [tensor["name"] for tensor in found["outputs"]]
+    graph = OnnxReference(prepared, names)
+    random = np.random.default_rng(0)
+    worst = 0.0
+    for _ in range(SAMPLES):
+        feed = {tensor["name"]: _drawn(random, tensor) for tensor in found["inputs"]}
+        for name, wanted, given in zip(names, framework.run(feed), graph.run(feed), strict=True):
+            if wanted.shape != given.shape:
+                raise UnsupportedError(
+                    f"its export to ONNX gives {name!r} of shape {list(given.shape)}, where the "
+                    f"model gives {list(wanted.shape)}"
+                )
+            worst = max(worst, _difference(wanted, given))
+    if worst > TOLERANCE:
+        raise UnsupportedError(
+            f"its export to ONNX computes something else: outputs differ by {worst:.3g} of the "
+            f"largest, where {TOLERANCE:.0e} are allowed for rounding"
+        )
+    return {"largest_difference": worst, "tolerance": TOLERANCE, "inputs": "random"}
+
+
+def _drawn(random: np.random.Generator, tensor: dict[str, Any]) -> np.ndarray:
+    """Normally distributed floats; of whole numbers 0 and 1, which stand for something in any table
+    of an embedding."""
+    dtype, shape = np.dtype(tensor["dtype"]), tensor["shape"]
+    if dtype.kind == "f":
+        return np.asarray(random.normal(size=shape), dtype)
+    return np.asarray(random.integers(0, 2, shape), dtype)
+
+
+def _difference(wanted: np.ndarray, given: np.ndarray) -> float:
+    left, right = wanted.astype(np.float64), given.astype(np.float64)
+    finite = np.isfinite(left)
+    if not np.array_equal(finite, np.isfinite(right)):
+        return float("inf")
+    peak = np.abs(left[finite]).max(initial=0.0)
+    off = np.abs(left[finite] - right[finite]).max(initial=0.0)
+    return float(off / peak) if peak else float(off)
+
+
+def digest_of(path: Path) -> tuple[str, int]:
+    """The SHA-256 of a file, and its size in bytes."""
+    digest, size = hashlib.sha256(), 0
+    with open_regular(path) as file:
+        while piece := file.read(1 << 24):
+            digest.update(piece)
+            size += len(piece)
+    return digest.hexdigest(), size

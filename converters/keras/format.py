@@ -1,0 +1,48 @@
+"""Keras files as a model format. Large packages are imported only when they are needed."""
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from onmetal.converters import ModelFormat, Reference, archive, need
+
+
+class Keras(ModelFormat):
+    name = "keras"
+    title = "Keras"
+    suffixes = (".keras", ".h5", ".hdf5")
+    graph = "onnx"
+
+    def recognize(self, path: Path, head: bytes) -> bool:
+        if archive.is_zip(head):
+            return "config.json" in archive.names(path)
+        return head.startswith(b"\x89HDF")
+
+    def read(
+        self,
+        path: Path,
+        shapes: dict[str, list[int]],
+        batch: int | None,
+        folder: Path,
+        trust: bool,
+    ) -> dict[str, Any]:
+        need("tensorflow", "Keras", "tensorflow", "h5py", "keras", "tf2onnx")
+        from onmetal.converters.keras import reader
+
+        return reader.examine(path, shapes, batch, folder, trust)
+
+    def reference(self, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Reference:
+        need("tensorflow", "Keras", "tensorflow", "h5py", "keras", "tf2onnx")
+        from onmetal.converters.keras import reader
+
+        return reader.Reference(path, inputs, outputs)
+
+    def reference_version(self) -> str:
+        try:
+            return f"{version('keras')} {version('tensorflow_cpu')}"
+        except PackageNotFoundError:
+            return "none"
+
+
+FORMAT: ModelFormat = Keras()
