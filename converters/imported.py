@@ -60,6 +60,16 @@ def static(declared: Sequence[Declared], shapes: dict[str, list[int]], batch: in
     return Static(fixed, size_of_batch, notes)
 
 
+def as_prepared(declared: Sequence[Declared], prepared: Path) -> list[Declared]:
+    """The inputs with the static shapes of the graph that was exported."""
+    graph = onnx.load_model(str(prepared), load_external_data=False).graph
+    shape_of = {
+        value.name: tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim)
+        for value in graph.input
+    }
+    return [entry._replace(shape=shape_of[entry.name]) for entry in declared]
+
+
 def facts(
     proto: onnx.ModelProto,
     framework: Reference,

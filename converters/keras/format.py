@@ -36,7 +36,7 @@ class Keras(ModelFormat):
         need("tensorflow", "Keras", "tensorflow", "h5py", "keras", "tf2onnx")
         from onmetal.converters.keras import reader
 
-        return reader.Reference(path, inputs, outputs)
+        return reader.Reference(path, outputs)
 
     def reference_version(self) -> str:
         try:

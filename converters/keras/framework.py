@@ -1,26 +1,18 @@
-"""Keras and TensorFlow: imported here alone, without their messages, on the CPU."""
-
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+"""Keras: models as functions of TensorFlow. Imported in worker processes alone."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import keras
-import numpy as np
-import onnx
-import tensorflow as tf
-import tf2onnx
-
+from onmetal.converters import tf
 from onmetal.converters.imported import Declared
 from onmetal.errors import UnsupportedError
 
-OPSET = 17
-BY = f"Keras {keras.__version__}, TensorFlow {tf.__version__} and tf2onnx {tf2onnx.__version__}"
+# After TensorFlow, whose messages are switched off there.
+import keras  # isort: skip
+import numpy as np  # isort: skip
+
+BY = f"Keras {keras.__version__}, {tf.BY}"
 
 
 def load(path: Path, trust: bool = False) -> Any:
@@ -29,7 +21,7 @@ def load(path: Path, trust: bool = False) -> Any:
         return keras.models.load_model(str(path), compile=False, safe_mode=not trust)
     except Exception as error:
         raise UnsupportedError(
-            f"Keras {keras.__version__} cannot load it: {_first_line(error)}"
+            f"Keras {keras.__version__} cannot load it: {tf.first_line(error)}"
         ) from None
 
 
@@ -46,40 +38,16 @@ def declared(model: Any) -> list[Declared]:
     ]
 
 
-class Function:
-    """A Keras model as a function of its inputs by name, with their static shapes."""
+def function(model: Any, inputs: Sequence[Declared], outputs: Sequence[str] = ()) -> tf.Function:
+    """The model as a function. `inputs`: with static shapes; `outputs`: their order, by default
+    Keras's own."""
+    names = output_names(model)
 
-    def __init__(self, model: Any, inputs: Sequence[Declared], outputs: Sequence[str]) -> None:
-        self.outputs = list(outputs)
-        self.names = [entry.name for entry in inputs]
-        self.signature = [
-            tf.TensorSpec(entry.shape, entry.dtype, name=entry.name) for entry in inputs
-        ]
-        names = output_names(model)
+    def call(*arrays: Any) -> dict[str, Any]:
+        given = list(arrays) if len(arrays) > 1 else arrays[0]
+        return dict(zip(names, keras.tree.flatten(model(given, training=False)), strict=True))
 
-        def call(*arrays: Any) -> dict[str, Any]:
-            given = list(arrays) if len(arrays) > 1 else arrays[0]
-            tensors = tf.nest.flatten(model(given, training=False))
-            return dict(zip(names, tensors, strict=True))
-
-        self.function = tf.function(call, input_signature=self.signature)
-
-    def run(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-        arrays = self.function(*(tf.constant(feed[name]) for name in self.names))
-        return [np.asarray(arrays[name]) for name in self.outputs]
-
-    def export(self) -> onnx.ModelProto:
-        """Raises UnsupportedError where tf2onnx has no way for it."""
-        try:
-            proto, _ = tf2onnx.convert.from_function(
-                self.function, input_signature=self.signature, opset=OPSET
-            )
-        except Exception as error:
-            raise UnsupportedError(
-                f"tf2onnx {tf2onnx.__version__} cannot convert it to ONNX: {_first_line(error)}"
-            ) from None
-        assert isinstance(proto, onnx.ModelProto)
-        return proto
+    return tf.Function(call, inputs, outputs or names)
 
 
 def output_names(model: Any) -> list[str]:
@@ -90,8 +58,3 @@ def output_names(model: Any) -> list[str]:
         name = known[number] if number < len(known) else str(tensor.name)
         names.append(name if name not in names else f"{name}_{number}")
     return names
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300] if lines else 'it gives no reason'}"

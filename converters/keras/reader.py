@@ -37,9 +37,8 @@ def examine(
 
     model = framework.load(source, trust)
     given = imported.static(framework.declared(model), shapes, batch)
-    function = framework.Function(model, given.inputs, framework.output_names(model))
+    function = framework.function(model, given.inputs)
     proto = function.export()
-    function.outputs = [value.name for value in proto.graph.output]
     found = imported.facts(proto, function, framework.BY, given, folder)
     return {**found, "sha256": digest, "size_bytes": size_bytes}
 
@@ -85,20 +84,13 @@ def _h5(path: Path, folder: Path, trust: bool) -> Path:
 class Reference:
     """A Keras file that was read, computed by Keras. `path`: of the graph that lies beside it."""
 
-    def __init__(self, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-        import onnx
-
+    def __init__(self, path: Path, outputs: Sequence[str]) -> None:
         from onmetal.converters.keras import framework
 
         source = next(path.parent.glob("source.*"))
-        graph = onnx.load_model(str(path), load_external_data=False).graph
-        shape_of = {
-            value.name: tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim)
-            for value in graph.input
-        }
         model = framework.load(source, (path.parent / TRUSTED).exists())
-        fixed = [entry._replace(shape=shape_of[entry.name]) for entry in framework.declared(model)]
-        self.function = framework.Function(model, fixed, outputs)
+        declared = imported.as_prepared(framework.declared(model), path)
+        self.function = framework.function(model, declared, outputs)
 
     def run(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
         return self.function.run(feed)

@@ -81,7 +81,7 @@ def examine(
         macs = count_macs(folded)
     return {
         "sha256": digest.hexdigest(),
-        "prepared_sha256": caches.sha256(*sorted(Path(folder).iterdir())),
+        "prepared_sha256": caches.sha256(*sorted(p for p in Path(folder).iterdir() if p.is_file())),
         "size_bytes": size + (external_bytes or 0),
         "inputs": inputs,
         "outputs": outputs,
