@@ -70,6 +70,13 @@ def as_prepared(declared: Sequence[Declared], prepared: Path) -> list[Declared]:
     return [entry._replace(shape=shape_of[entry.name]) for entry in declared]
 
 
+def with_shapes(proto: onnx.ModelProto, given: Static) -> onnx.ModelProto:
+    """The exported model, its inputs named and shaped as they were asked for."""
+    shape_of = {entry.name: list(entry.shape) for entry in given.inputs}
+    fix_axes(proto, shape_of, None)  # type: ignore[arg-type]
+    return proto
+
+
 def facts(
     proto: onnx.ModelProto,
     framework: Reference,

@@ -1,0 +1,129 @@
+"""Writes models of TensorFlow or PyTorch: python tests/framework_models.py tensorflow|torch FOLDER
+
+In a process of its own, so that no test's process holds these frameworks.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def tensorflow(folder: Path) -> None:
+    import keras
+    import numpy as np
+    import tensorflow as tf
+    from keras import layers
+
+    keras.utils.set_random_seed(0)
+
+    def convolutional() -> keras.Model:
+        image = layers.Input((16, 16, 3), name="image")
+        hidden = layers.Conv2D(8, 3, strides=2, padding="same", use_bias=False)(image)
+        hidden = layers.ReLU(6.0)(layers.BatchNormalization()(hidden))
+        hidden = layers.DepthwiseConv2D(3, padding="same", activation="relu")(hidden)
+        hidden = layers.Dropout(0.5)(layers.GlobalAveragePooling2D()(hidden))
+        return keras.Model(image, layers.Dense(10, activation="softmax", name="probs")(hidden))
+
+    network = convolutional()
+    network.save(folder / "cnn.keras")
+    network.save(folder / "cnn.h5")
+    network.save_weights(folder / "only.weights.h5")
+    network.export(folder / "cnn", verbose=False)
+
+    ids, mask = layers.Input((12,), dtype="int32", name="ids"), layers.Input((12,), name="mask")
+    hidden = layers.LayerNormalization()(layers.Embedding(50, 8)(ids))
+    hidden = layers.MultiHeadAttention(2, 4)(hidden, hidden)
+    hidden = layers.Multiply()([hidden, layers.Reshape((12, 1))(mask)])
+    pooled = layers.GlobalAveragePooling1D()(hidden)
+    heads = {"kind": layers.Dense(3)(pooled), "score": layers.Dense(1)(pooled)}
+    keras.Model([ids, mask], heads).save(folder / "two.keras")
+
+    steps = layers.Input((8, 6), name="steps")
+    keras.Model(steps, layers.Dense(4)(layers.LSTM(5)(steps))).save(folder / "lstm.keras")
+    free = layers.Input((None, 6), name="steps")
+    keras.Model(free, layers.Conv1D(4, 3)(free)).save(folder / "free.keras")
+
+    doubled = layers.Lambda(lambda value: value * 2.0)
+    pixels = layers.Input((4,), name="pixels")
+    for name in ("lambda.keras", "lambda.h5"):
+        keras.Model(pixels, doubled(pixels)).save(folder / name)
+
+    @keras.saving.register_keras_serializable("ours")
+    class Doubled(layers.Layer):
+        def call(self, value: tf.Tensor) -> tf.Tensor:
+            return value * 2.0
+
+    keras.Model(pixels, Doubled()(pixels)).save(folder / "custom.keras")
+
+    def served(name: str, function: object) -> None:
+        module = tf.Module()
+        signature = tf.function(function, input_signature=[tf.TensorSpec([None, 4], name="x")])
+        tf.saved_model.save(module, str(folder / name), signatures=signature)
+
+    def by_python(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"y": tf.ensure_shape(tf.py_function(lambda v: v, [x], tf.float32), [None, 4])}
+
+    def reads(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        size = tf.strings.length(tf.io.read_file("/etc/hostname"))
+        return {"y": x + tf.cast(size, tf.float32)}
+
+    def writes(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        tf.io.write_file(str(folder / "written"), "harm")
+        return {"y": x * 1.0}
+
+    def prints(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        tf.print(x, output_stream=f"file://{folder}/printed")
+        return {"y": x * 1.0}
+
+    def doubles(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"twice": x * 2.0, "once": tf.nn.relu(x)}
+
+    for function in (by_python, reads, writes, prints, doubles):
+        served(function.__name__, function)
+    np.savez(folder / "made.npz")
+
+
+def torch(folder: Path) -> None:
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+
+    class Convolutional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(
+                *(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU6()),
+                *(nn.Conv2d(8, 8, 3, 1, 1, groups=8), nn.Hardswish(), nn.AdaptiveAvgPool2d(1)),
+                *(nn.Flatten(), nn.Dropout(), nn.Linear(8, 10)),
+            )
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return self.layers(image)
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.last = nn.LSTM(6, 5, batch_first=True), nn.Linear(5, 4)
+
+        def forward(self, steps: torch.Tensor) -> dict[str, torch.Tensor]:
+            hidden, _ = self.lstm(steps)
+            return {"scores": self.last(hidden[:, -1]), "state": hidden[:, -1]}
+
+    batch = {"image": {0: torch.export.Dim("batch")}}
+    network, image = Convolutional().eval(), torch.randn(2, 3, 16, 16)
+    program = torch.export.export(network, (image,), dynamic_shapes=batch)
+    torch.export.save(program, folder / "cnn.pt2")
+    recurrent, steps = Recurrent().eval(), torch.randn(1, 8, 6)
+    torch.export.save(torch.export.export(recurrent, (steps,)), folder / "lstm.pt2")
+    torch.save(network, folder / "whole.pt")
+    torch.save(network.state_dict(), folder / "weights.pth")
+    torch.jit.save(torch.jit.trace(network, image), folder / "script.pt")
+
+
+if __name__ == "__main__":
+    {"tensorflow": tensorflow, "torch": torch}[sys.argv[1]](Path(sys.argv[2]))
