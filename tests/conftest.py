@@ -27,6 +27,7 @@ pytest_plugins = (
     "tests.deployed",
     "tests.device_bundles",
     "tests.far",
+    "tests.imported_models",
     "tests.int8_runs",
     "tests.statistics_reference",
 )

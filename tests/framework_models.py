@@ -14,7 +14,6 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 def tensorflow(folder: Path) -> None:
     import keras
-    import numpy as np
     import tensorflow as tf
     from keras import layers
 
@@ -84,7 +83,6 @@ def tensorflow(folder: Path) -> None:
 
     for function in (by_python, reads, writes, prints, doubles):
         served(function.__name__, function)
-    np.savez(folder / "made.npz")
 
 
 def torch(folder: Path) -> None:
