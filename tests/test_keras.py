@@ -149,7 +149,7 @@ def test_what_is_not_keras_s_own_is_refused(
 
 def test_a_configuration_nested_without_end_is_refused() -> None:
     text = '{"class_name": "Model", "config": ' + "[" * 5000 + "]" * 5000 + "}"
-    with pytest.raises(UsageError, match="nested too deeply|cannot be read"):
+    with pytest.raises(UsageError, match=r"nested too deeply|cannot be read"):
         checks.check_config(text, Path("model.keras"), False)
 
 

@@ -23,12 +23,16 @@ from onmetal.profilers.operation import asked
 from onmetal.records import Imported, Model, Tensor
 from onmetal.texts.suggest import near
 
+_PICKLED = (
+    "whose pickled code is not run; in the program that defines the model: model.eval(); "
+    "program = torch.export.export(model, (example,)); torch.export.save(program, 'model.pt2')"
+)
 _FOREIGN = {
-    b"PK\x03\x04": "a zip archive (Keras v3, a PyTorch checkpoint or torch.export)",
-    b"\x80\x02": "a Python pickle",
-    b"\x80\x03": "a Python pickle",
-    b"\x80\x04\x95": "a Python pickle",
-    b"\x80\x05\x95": "a Python pickle",
+    b"PK\x03\x04": f"a zip archive of no known model; if PyTorch saved it, it is one {_PICKLED}",
+    b"\x80\x02": f"a Python pickle, {_PICKLED}",
+    b"\x80\x03": f"a Python pickle, {_PICKLED}",
+    b"\x80\x04\x95": f"a Python pickle, {_PICKLED}",
+    b"\x80\x05\x95": f"a Python pickle, {_PICKLED}",
     b"GGUF": "a GGUF file",
 }
 
@@ -137,7 +141,10 @@ def _check_memory(path: Path, facts: dict[str, Any]) -> None:
         )
 
 
-WANTED = "an ONNX, TFLite or Keras file is wanted"
+WANTED = (
+    "an ONNX, TFLite, Keras (.keras, .h5) or PyTorch (.pt2) file, or the folder of a SavedModel, "
+    "is wanted"
+)
 
 
 def _recognize(path: Path) -> ModelFormat:
@@ -154,7 +161,7 @@ def _recognize(path: Path) -> ModelFormat:
         raise UsageError(f"{path}: this is a folder; {WANTED}")
     foreign = next((name for magic, name in _FOREIGN.items() if head.startswith(magic)), None)
     if foreign:
-        raise UsageError(f"{path}: this is {foreign}; {WANTED}: export the model to one of them")
+        raise UsageError(f"{path}: this is {foreign}; {WANTED}")
     return any_bytes
 
 
