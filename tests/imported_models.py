@@ -13,7 +13,6 @@ from onmetal.errors import OnmetalError
 from onmetal.files.cache import Cache
 from onmetal.profilers.devices.local import Local
 from onmetal.records import Model
-from tests.arm64 import Missing
 from tests.conftest import ROOT, once
 
 Read = Callable[..., Model]
@@ -36,13 +35,11 @@ def _made(framework: str, shared_folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def of_tensorflow(shared_folder: Path) -> Path:
-    pytest.importorskip("tf2onnx", exc_type=Missing)
     return _made("tensorflow", shared_folder)
 
 
 @pytest.fixture(scope="session")
 def of_torch(shared_folder: Path) -> Path:
-    pytest.importorskip("onnxscript", exc_type=Missing)
     return _made("torch", shared_folder)
 
 

@@ -51,7 +51,11 @@ def function(model: Any, inputs: Sequence[Declared], outputs: Sequence[str] = ()
 
 
 def output_names(model: Any) -> list[str]:
-    """The names of the outputs, in Keras's order of them; equal ones are numbered."""
+    """The names of the outputs, in the order in which Keras flattens them: the keys of a model that
+    gives a dictionary, else its layers'; equal ones are numbered."""
+    structure = model.output
+    if isinstance(structure, dict):
+        return [str(name) for name in keras.tree.flatten({name: name for name in structure})]
     names: list[str] = []
     for number, tensor in enumerate(model.outputs):
         known = getattr(model, "output_names", None) or []

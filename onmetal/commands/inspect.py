@@ -22,7 +22,7 @@ from onmetal.files.cache import Cache
 from onmetal.profilers.devices.local import Local
 from onmetal.profilers.operation import asked
 from onmetal.progress import Progress
-from onmetal.records import Model, plain
+from onmetal.records import Imported, Model, plain
 from onmetal.reports import of_trials
 from onmetal.reports.chip_record import Npu
 from onmetal.reports.command_records import Comparison, Inspection, Sensitivity, Support
@@ -96,6 +96,8 @@ def inspect(
     lines.append(
         "operators " + ", ".join(f"{n} {name}" for name, n in loaded_model.operators.items())
     )
+    if loaded_model.imported:
+        lines.append(_import_line(loaded_model.imported))
     lines += [f"note: {note}" for note in loaded_model.notes]
     lines += [f"{entry.candidate}: {entry.says}" for entry in support]
     if memory:
@@ -210,6 +212,13 @@ def _sensitivity(
     analysed_model = calibrated.tflite if in_tflite else calibrated
     rows = analysed_model.sensitivity(recipe.format, _callback(progress))
     return Sensitivity(recipe.name, calibration.count, rows)
+
+
+def _import_line(imported: Imported) -> str:
+    return (
+        f"imported by {imported.by}; on {imported.inputs} inputs, the graph's outputs are within "
+        f"{imported.largest_difference:.1e} of the largest of the framework's own"
+    )
 
 
 def _static(target: Target, loaded_model: Model) -> tuple[Recipe, bool]:

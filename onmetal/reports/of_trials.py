@@ -97,6 +97,7 @@ def model(loaded_model: records.Model) -> Model:
         macs=loaded_model.macs,
         batch=loaded_model.batch,
         notes=list(loaded_model.notes),
+        imported=loaded_model.imported,
     )
 
 

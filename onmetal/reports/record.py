@@ -12,7 +12,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from onmetal import costs
-from onmetal.records import Accelerator, Figure, Latency, Lineage, Status, Tensor, Verdict
+from onmetal.records import Accelerator, Figure, Imported, Latency, Lineage, Status, Tensor, Verdict
 from onmetal.reports.chip_record import Agreement, Embedded, Number
 
 Interval = tuple[Number, Number]
@@ -42,6 +42,8 @@ class Model(Struct, frozen=True):
     """Multiply-accumulates of one inference; null: a shape inside is not static."""
     batch: int
     notes: list[str]
+    imported: Imported | None
+    """null: the file holds the graph itself."""
 
 
 class Data(Struct, frozen=True):
