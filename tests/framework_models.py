@@ -118,7 +118,7 @@ def torch(folder: Path) -> None:
     torch.export.save(program, folder / "cnn.pt2")
     recurrent, steps = Recurrent().eval(), torch.randn(1, 8, 6)
     torch.export.save(torch.export.export(recurrent, (steps,)), folder / "lstm.pt2")
-    torch.save(network, folder / "whole.pt")
+    torch.save(network.layers, folder / "whole.pt")
     torch.save(network.state_dict(), folder / "weights.pth")
     torch.jit.save(torch.jit.trace(network, image), folder / "script.pt")
 
