@@ -87,6 +87,7 @@ def _run_deploy(arguments: argparse.Namespace) -> int:
         mode="quick" if arguments.quick else "thorough" if arguments.thorough else "default",
         dry_run=arguments.dry_run,
         follow_links=arguments.follow_links,
+        trust=arguments.trust,
         golden=arguments.golden,
         keep_paths=arguments.keep_paths,
     )
@@ -164,6 +165,7 @@ def _run_inspect(arguments: argparse.Namespace) -> int:
             arguments.data,
             arguments.follow_links,
             Path(arguments.plot) if arguments.plot else None,
+            arguments.trust,
             progress,
         )
     progress.clear()

@@ -80,6 +80,7 @@ def test_a_lambda_is_refused(of_tensorflow: Path, refused: Refused, name: str) -
 
 def test_a_lambda_of_a_trusted_file_is_run(of_tensorflow: Path, read: Read) -> None:
     assert read(of_tensorflow / "lambda.keras", trust=True).outputs[0].shape == (1, 4)
+    assert deploy("inspect", of_tensorflow / "lambda.h5", "--trust").code == 0
 
 
 def test_a_custom_class_is_refused(of_tensorflow: Path, refused: Refused) -> None:

@@ -49,6 +49,7 @@ def inspect(
     data: str | None,
     follow_links: bool,
     plot: Path | None,
+    trust: bool,
     progress: Progress,
 ) -> Shown:
     target = load_target(target_name) if target_name else None
@@ -60,7 +61,7 @@ def inspect(
         device = Local(cache)
         if target:
             check_runtimes(target, device)
-        loaded_model = model.read(path, model.parse_shapes(shapes), batch, cache, device)
+        loaded_model = model.read(path, model.parse_shapes(shapes), batch, cache, device, trust)
         support: list[Support] = []
         memory: dict[str, Any] | None = None
         if target and target.micro:

@@ -109,6 +109,9 @@ def one_of(*known: str) -> Callable[[str], str]:
     return read
 
 
+MODELS = "an ONNX, TFLite, Keras or PyTorch (.pt2) file, or a SavedModel"
+
+
 def deploy() -> Parser:
     parser = Parser(
         "deploy",
@@ -118,7 +121,8 @@ def deploy() -> Parser:
     )
     add = parser.add_argument
     # What must be given is checked in cli.py, whose messages say what there is to give.
-    add("models", nargs="*", metavar="MODEL", help="an ONNX or TFLite file; several compete")
+    add("models", nargs="*", metavar="MODEL", help=f"{MODELS}; several compete")
+    _add_trust(parser)
     add("--target", help="a target's name (`deploy targets` lists them), or a .toml file")
     add("--data", help="labelled samples: an .npz file, a folder of images, or MODULE:FUNCTION")
     add("--calibration-data", help="samples without labels, in the same forms")
@@ -187,6 +191,14 @@ def _add_modes(parser: Parser) -> None:
     speed.add_argument("--thorough", action="store_true", help="five windows of ten seconds each")
 
 
+def _add_trust(parser: Parser) -> None:
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="run Python code that a Keras file holds (Lambda layers): you know who wrote it",
+    )
+
+
 def _add_follow_links(parser: Parser) -> None:
     parser.add_argument(
         "--follow-links",
@@ -224,6 +236,7 @@ def inspect() -> Parser:
         description="Inputs, outputs, operators, parameters and multiply-accumulates of a model.",
     )
     parser.add_argument("model", metavar="MODEL|ARTIFACT")
+    _add_trust(parser)
     parser.add_argument("--target", help="also say what this target cannot run, and why")
     parser.add_argument(
         "--data", help="samples: which operators lose most accuracy in the target's 8 bits"

@@ -119,7 +119,10 @@ def _read(
     request: Request, target: Target, shapes: dict[str, tuple[int, ...]], cache: Cache, host: Local
 ) -> list[Model]:
     try:
-        return [model.read(path, shapes, request.batch, cache, host) for path in request.models]
+        return [
+            model.read(path, shapes, request.batch, cache, host, request.trust)
+            for path in request.models
+        ]
     except ShapeError as error:
         if not target.micro:
             raise

@@ -45,6 +45,8 @@ class Request(Struct, frozen=True):
     dry_run: bool = False
     follow_links: bool = False
     """Whether links in folders of data may lead out of them."""
+    trust: bool = False
+    """Whether code that a model file holds may be run."""
     golden: Literal["real", "random", "none"] = "real"
     """What the bundle's golden vectors are made of."""
     keep_paths: bool = False
