@@ -36,17 +36,22 @@ BOARD = f"{RUNNERS}/python_runner.py"
 FACE = ("cli", "commands", "deploy", "bundles", "reports")
 """What runs in the main process."""
 EXTRAS = {
-    "onmetal/runtimes/openvino/nncf_int8.py": ("nncf", "nncf"),
-    "onmetal/runtimes/tflm/session.py": ("tflite-micro", "embedded"),
-    "onmetal/profilers/devices/board/link.py": ("pyserial", "devices"),
+    "onmetal/runtimes/openvino/nncf_int8.py": ({"nncf"}, "nncf"),
+    "onmetal/runtimes/tflm/session.py": ({"tflite-micro"}, "embedded"),
+    "onmetal/profilers/devices/board/link.py": ({"pyserial"}, "devices"),
+    "onmetal/converters/tf.py": ({"tensorflow-cpu", "tf2onnx"}, "tensorflow"),
+    "onmetal/converters/keras/checks.py": ({"h5py"}, "tensorflow"),
+    "onmetal/converters/keras/framework.py": ({"keras"}, "tensorflow"),
+    "onmetal/converters/saved_model/framework.py": ({"tensorflow-cpu"}, "tensorflow"),
+    "onmetal/converters/torch_export/framework.py": ({"torch"}, "torch"),
 }
-"""The only modules that need one of the extras: the package, and the extra that has it."""
+"""The only modules that need one of the extras: the packages, and the extra that has them."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 SPELLED = {
     **{"tree_sitter": "tree-sitter", "tree_sitter_kotlin": "tree-sitter-kotlin"},
     **{"PIL": "pillow", "onnx_ir": "onnx-ir", "google": "protobuf", "sklearn": "scikit-learn"},
     **{"ai_edge_litert": "ai-edge-litert", "tflite_runtime": "tflite-runtime"},
-    **{"tflite_micro": "tflite-micro", "serial": "pyserial"},
+    **{"tflite_micro": "tflite-micro", "serial": "pyserial", "tensorflow": "tensorflow-cpu"},
 }
 """Packages that are called otherwise where they are imported."""
 
@@ -240,23 +245,24 @@ def listed(*extras: str) -> set[str]:
     wanted = [*PROJECT["dependencies"]]
     for extra in extras:
         wanted += PROJECT["optional-dependencies"][extra]
-    return {re.split("[^a-z-]", text)[0] for text in wanted}
+    return {re.split("[^a-z0-9-]", text)[0] for text in wanted}
 
 
 def test_every_import_is_a_dependency() -> None:
     older = ("onmetal/runtimes/litert/session.py", BOARD)  # run by it where there is nothing newer
     for name, path in MODULES.items():
-        also = {EXTRAS.get(name, ("", ""))[0], *(("tflite-runtime",) if name in older else ())}
+        also = EXTRAS[name][0] if name in EXTRAS else set()
+        also = also | ({"tflite-runtime"} if name in older else set())
         assert outside(path) - also <= listed(), name
 
 
 @pytest.mark.parametrize("name", EXTRAS)
 def test_what_an_extra_brings_is_in_it_and_in_what_developers_install(name: str) -> None:
-    package, extra = EXTRAS[name]
-    assert package in outside(MODULES[name])
-    assert package not in listed()
-    assert package in listed(extra)
-    assert package in listed("dev"), "tests need it"
+    packages, extra = EXTRAS[name]
+    assert packages <= outside(MODULES[name])
+    assert not packages & listed()
+    assert packages <= listed(extra)
+    assert packages <= listed("dev"), "tests need them"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("*.py")), ids=lambda path: path.stem)

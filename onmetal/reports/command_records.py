@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
-from onmetal.records import Tensor
+from onmetal.records import Imported, Tensor
 from onmetal.reports.record import Failure
 
 
@@ -74,6 +74,8 @@ class Inspection(Struct, frozen=True):
     """Multiply-accumulates of one inference; null: a shape inside is not static."""
     batch: int
     notes: list[str]
+    imported: Imported | None
+    """null: the file holds the graph itself."""
     operators: dict[str, int]
     """Kind -> how many."""
     target: str | None
