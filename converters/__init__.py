@@ -8,7 +8,7 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -32,6 +32,9 @@ class ModelFormat(Protocol):
     graph: str
     """The name of the format of the prepared file: "onnx" or "tflite", the formats of graphs that
     artifacts are converted from."""
+    exports: ClassVar[dict[str, str]]
+    """The names of other formats of graphs that it can be exported to -> by what, where there is
+    another way to such a graph besides; else empty."""
 
     def recognize(self, path: Path, head: bytes) -> bool:
         """Whether what lies there may be of this format. `head`: a file's first 8 bytes; empty: it
@@ -51,6 +54,14 @@ class ModelFormat(Protocol):
 
         Raises UsageError where the file is damaged, of another format or unsafe, or shapes do not
         fit; UnsupportedError where it is valid but cannot be run.
+        """
+
+    def export(self, model: Path, graph: str, folder: Path) -> dict[str, Any]:
+        """Write `model` with the suffix of `graph`, one of `exports`, to `folder`. `model`: the
+        prepared file; what `read` wrote besides it lies beside it. -> its facts, as of `read`,
+        without those of the user's file. Runs in a worker process.
+
+        Raises UnsupportedError, with the reason, where it cannot be expressed in that format.
         """
 
     def reference(self, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Reference:

@@ -18,11 +18,26 @@ def read(
     return format_named(form).read(path, shapes, batch, folder, trust)
 
 
+def export(form: str, model: Path, graph: str, folder: Path) -> dict[str, Any]:
+    """As ModelFormat.export of this format."""
+    return format_named(form).export(model, graph, folder)
+
+
 def violations(path: Path) -> list[str]:
     """The violations of TFLite's specification in a .tflite file (converters.tflite.check.file)."""
     from onmetal.converters.tflite import check
 
     return check.file(str(path))
+
+
+def layout(path: Path) -> list[str]:
+    """What the operators of a .tflite file are and give, sorted: their kinds and shapes."""
+    from onmetal.converters.tflite.parsing import read
+
+    return sorted(
+        f"{op.custom or op.kind} {[list(tensor.shape) for tensor in op.outputs]}"
+        for op in read(path).ops
+    )
 
 
 def ends(path: Path) -> dict[str, list[dict[str, Any]]]:

@@ -14,12 +14,14 @@ import numpy as np
 import onnx
 import tensorflow as tf
 import tf2onnx
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from onmetal.converters.imported import Declared
 from onmetal.errors import UnsupportedError
 
 OPSET = 17
-BY = f"TensorFlow {tf.__version__} and tf2onnx {tf2onnx.__version__}"
+VERSION = tf.__version__
+BY = f"TensorFlow {VERSION} and tf2onnx {tf2onnx.__version__}"
 
 
 class Function:
@@ -56,6 +58,24 @@ class Function:
         assert isinstance(proto, onnx.ModelProto)
         self.outputs = [value.name for value in proto.graph.output]
         return proto
+
+    def to_tflite(self) -> bytes:
+        """As a float .tflite file: inputs in their order, outputs sorted by name, which `run` then
+        gives too. Raises UnsupportedError where its operators alone do not suffice."""
+        self.outputs = sorted(self.outputs)
+        try:
+            # Else functions that TensorFlow specialized are left, which its converter refuses.
+            frozen = convert_variables_to_constants_v2(
+                self.function.get_concrete_function(), aggressive_inlining=True
+            )
+            converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen], tf.Module())
+            content = converter.convert()
+        except Exception as error:
+            raise UnsupportedError(
+                f"TensorFlow {VERSION} cannot convert it to TFLite: {first_line(error)}"
+            ) from None
+        assert isinstance(content, bytes)
+        return content
 
 
 def first_line(error: Exception) -> str:

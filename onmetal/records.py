@@ -60,8 +60,9 @@ class Imported(Struct, frozen=True):
     """The packages and versions that did it."""
     largest_difference: float
     """From the framework's own outputs, as a part of the largest of them."""
-    tolerance: float
-    """What is allowed of it, for rounding."""
+    tolerance: float | None
+    """What is allowed of it, for rounding; None: it is quantized, and each kernel rounds in its own
+    way, so that every candidate is compared on its own."""
     inputs: Literal["random"]
     """What both were compared on."""
 
@@ -104,6 +105,9 @@ class Model(Struct, frozen=True):
     """Of the largest tensor of a known shape between its operators."""
     imported: Imported | None = None
     """None: the file holds the graph itself."""
+    way: str = ""
+    """Where there are several ways from the file to a runtime, the name of this one: of what made
+    the graph, or of the format that the runtime reads by itself; empty: the usual one."""
 
     @property
     def stem(self) -> str:
@@ -111,8 +115,9 @@ class Model(Struct, frozen=True):
 
     @property
     def graph_format(self) -> str:
-        """The format of the prepared file: "onnx" or "tflite"."""
-        return self.prepared.suffix[1:]
+        """The format of what is prepared: "onnx" or "tflite"; else that of a model which a runtime
+        reads by itself."""
+        return self.prepared.suffix[1:] or self.format
 
     def sample_shape(self, tensor: Tensor) -> Shape:
         """One sample's part of an input or output: without the batch axis, where it has one."""

@@ -43,6 +43,9 @@ class Spec(Struct, frozen=True):
     a step) -> the types that it then computes in."""
     other_floats: str = ""
     """Why it computes floats in no other {type} than `runs` says, in words that follow its name."""
+    also_reads: tuple[str, ...] = ()
+    """The formats of models that `convert` takes too, as they are: in float, or as they were
+    quantized."""
     defines: str = ""
     """The model format of which it defines what a model computes."""
     install: str = ""

@@ -74,8 +74,8 @@ CONV = replace(SMALL, operators={"Conv": 3, "Relu": 3})
 PRODUCTS = replace(SMALL, operators={"MatMul": 3}, matmul_share=1.0)
 
 
-def planned(model: Any, **keywords: bool) -> dict[str, str | None]:
-    found = plan.plan(TARGET, [model], facts("avx2"), None, **keywords)
+def planned(model: Any, *, samples: bool = True, timed: bool = True) -> dict[str, str | None]:
+    found = plan.plan(TARGET, [model], facts("avx2"), None, samples=samples, timed=timed)
     return {entry.name: entry.skipped for entry in found}
 
 

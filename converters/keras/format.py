@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from onmetal.converters import ModelFormat, Reference, archive, need
+
+MODULES = ("tensorflow", "h5py", "keras", "tf2onnx")
 
 
 class Keras(ModelFormat):
@@ -13,6 +15,7 @@ class Keras(ModelFormat):
     title = "Keras"
     suffixes = (".keras", ".h5", ".hdf5")
     graph = "onnx"
+    exports: ClassVar[dict[str, str]] = {"tflite": "tensorflow"}
 
     def recognize(self, path: Path, head: bytes) -> bool:
         if archive.is_zip(head):
@@ -27,13 +30,19 @@ class Keras(ModelFormat):
         folder: Path,
         trust: bool,
     ) -> dict[str, Any]:
-        need("tensorflow", "Keras", "tensorflow", "h5py", "keras", "tf2onnx")
+        need("tensorflow", self.title, *MODULES)
         from onmetal.converters.keras import reader
 
         return reader.examine(path, shapes, batch, folder, trust)
 
+    def export(self, model: Path, graph: str, folder: Path) -> dict[str, Any]:
+        need("tensorflow", self.title, *MODULES)
+        from onmetal.converters.keras import reader
+
+        return reader.export(model, folder)
+
     def reference(self, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Reference:
-        need("tensorflow", "Keras", "tensorflow", "h5py", "keras", "tf2onnx")
+        need("tensorflow", self.title, *MODULES)
         from onmetal.converters.keras import reader
 
         return reader.Reference(path, outputs)

@@ -81,6 +81,13 @@ def _h5(path: Path, folder: Path, trust: bool) -> Path:
     return source
 
 
+def export(model: Path, folder: Path) -> dict[str, Any]:
+    """As ModelFormat.export, to a float .tflite file. `model`: the graph in ONNX."""
+    from onmetal.converters import tensorflow_lite
+
+    return tensorflow_lite.export(Reference(model, ()).function, folder)
+
+
 class Reference:
     """A Keras file that was read, computed by Keras. `path`: of the graph that lies beside it."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from onmetal.converters import ModelFormat, Reference
 
@@ -13,6 +13,7 @@ class Onnx(ModelFormat):
     title = "ONNX"
     suffixes = (".onnx",)
     graph = "onnx"
+    exports: ClassVar[dict[str, str]] = {}
 
     def recognize(self, path: Path, head: bytes) -> bool:
         """Any file may be ONNX: protobufs have no identifier at their begin."""
@@ -29,6 +30,9 @@ class Onnx(ModelFormat):
         from onmetal.converters.onnx import reader
 
         return reader.examine(str(path), shapes, batch, str(folder))
+
+    def export(self, model: Path, graph: str, folder: Path) -> dict[str, Any]:
+        raise AssertionError(f"{self.title} has no export to {graph}")
 
     def reference(self, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Reference:
         from onmetal.converters.onnx.reference import Reference

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from onmetal.converters import ModelFormat, Reference, archive, need
 
@@ -15,6 +15,7 @@ class SavedModel(ModelFormat):
     title = "SavedModel"
     suffixes = (".zip",)
     graph = "onnx"
+    exports: ClassVar[dict[str, str]] = {"tflite": "tensorflow"}
 
     def recognize(self, path: Path, head: bytes) -> bool:
         if not head:
@@ -35,6 +36,12 @@ class SavedModel(ModelFormat):
         from onmetal.converters.saved_model import reader
 
         return reader.examine(path, shapes, batch, folder)
+
+    def export(self, model: Path, graph: str, folder: Path) -> dict[str, Any]:
+        need("tensorflow", self.title, *MODULES)
+        from onmetal.converters.saved_model import reader
+
+        return reader.export(model, folder)
 
     def reference(self, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Reference:
         need("tensorflow", self.title, *MODULES)

@@ -43,6 +43,13 @@ def _digest(source: Path) -> tuple[str, int]:
     return digest.hexdigest(), size_bytes
 
 
+def export(model: Path, folder: Path) -> dict[str, Any]:
+    """As ModelFormat.export, to a float .tflite file. `model`: the graph in ONNX."""
+    from onmetal.converters import tensorflow_lite
+
+    return tensorflow_lite.export(Reference(model, ()).function, folder)
+
+
 class Reference:
     """A SavedModel that was read, computed by TensorFlow. `path`: of the graph that lies beside
     it."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from onmetal.converters import ModelFormat, Reference
 from onmetal.converters.tflite import schema_version
@@ -14,6 +14,7 @@ class Tflite(ModelFormat):
     title = "TFLite"
     suffixes = (".tflite",)
     graph = "tflite"
+    exports: ClassVar[dict[str, str]] = {"onnx": ""}
 
     def recognize(self, path: Path, head: bytes) -> bool:
         return head[4:8] == b"TFL3"
@@ -29,6 +30,11 @@ class Tflite(ModelFormat):
         from onmetal.converters.tflite import reader
 
         return reader.examine(str(path), shapes, batch, str(folder))
+
+    def export(self, model: Path, graph: str, folder: Path) -> dict[str, Any]:
+        from onmetal.converters.tflite import export
+
+        return export.to_onnx(model, folder)
 
     def reference(self, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Reference:
         from onmetal.converters.tflite.reference import Reference

@@ -70,7 +70,7 @@ def examine(
         "batch": fixed,
         "notes": [],
         "matmul_share": share,
-        "quantized": _count_quantized(net),
+        "quantized": count_quantized(net),
         "wide": wide(net),
         "stateful": any(tensor.variable for tensor in net.tensors()),
         "largest_bytes": max(
@@ -91,7 +91,7 @@ def _is_weight(tensor: Tensor) -> bool:
     return tensor.data is not None and (tensor.dtype.kind == "f" or tensor.dtype.itemsize == 1)
 
 
-def _count_quantized(net: Net) -> int:
+def count_quantized(net: Net) -> int:
     """How many operators compute with integers, or have weights in 8 bits."""
     return sum(
         any(tensor.scale is not None and tensor.dtype.itemsize <= 2 for tensor in op.taken)

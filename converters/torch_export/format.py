@@ -4,7 +4,7 @@ are needed."""
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from onmetal.converters import ModelFormat, Reference, archive, need
 from onmetal.converters.torch_export import checks
@@ -17,6 +17,7 @@ class TorchExport(ModelFormat):
     title = "PyTorch"
     suffixes = (".pt2",)
     graph = "onnx"
+    exports: ClassVar[dict[str, str]] = {}
 
     def recognize(self, path: Path, head: bytes) -> bool:
         return archive.is_zip(head) and checks.is_program(archive.names(path))
@@ -33,6 +34,9 @@ class TorchExport(ModelFormat):
         from onmetal.converters.torch_export import reader
 
         return reader.examine(path, shapes, batch, folder)
+
+    def export(self, model: Path, graph: str, folder: Path) -> dict[str, Any]:
+        raise AssertionError(f"{self.title} has no export to {graph}")
 
     def reference(self, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Reference:
         need("torch", self.title, *MODULES)

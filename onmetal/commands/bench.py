@@ -19,8 +19,10 @@ from onmetal.commands.artifacts import from_bundle, from_own
 from onmetal.deploy import agree, model
 from onmetal.deploy.convert import convert
 from onmetal.deploy.measure import with_figures
+from onmetal.deploy.propose.plan import candidate_name
 from onmetal.deploy.request import check_fit, choose_threads
 from onmetal.deploy.vectors import keep_raw
+from onmetal.deploy.ways import to_runtime
 from onmetal.errors import DeviceError, UnsupportedError, UsageError
 from onmetal.files import cache as caches
 from onmetal.files.cache import Cache
@@ -269,30 +271,30 @@ def _candidates(
     loaded_model = model.read(path, model.parse_shapes(shapes), batch, cache, device)
     recipe = _as_it_is(path, loaded_model, target)
     converted, failed = [], []
-    calibrated = CalibratedModel(loaded_model, target, None, device, cache)
     for runtime in recipe.runtimes:
-        if (
-            loaded_model.graph_format == "tflite"
-            and spec(runtime).reads != loaded_model.graph_format
-        ):
-            continue
-        name = f"{path.name} {recipe.name}@{runtime}"
-        try:
-            source = steps.source(calibrated, recipe, runtime)
-            converted.append(
-                convert(name, loaded_model, recipe, runtime, target, threads, device, cache, source)
-            )
-        except UnsupportedError as error:
-            trial = Trial(
-                name, recipe.name, runtime, loaded_model.stem, status="failed", reason=str(error)
-            )
-            failed.append(replace(trial, failure="conversion"))
+        for way in to_runtime(loaded_model, runtime, cache, device):
+            name = f"{path.name} {candidate_name(recipe, runtime, way.model)}"
+            try:
+                if way.lacks:
+                    raise UnsupportedError(way.lacks)
+                calibrated = CalibratedModel(way.model, target, None, device, cache)
+                source = steps.source(calibrated, recipe, runtime)
+                converted.append(
+                    convert(
+                        name, way.model, recipe, runtime, target, threads, device, cache, source
+                    )
+                )
+            except UnsupportedError as error:
+                trial = Trial(
+                    name,
+                    recipe.name,
+                    runtime,
+                    loaded_model.stem,
+                    status="failed",
+                    reason=str(error),
+                )
+                failed.append(replace(trial, failure="conversion"))
     if not converted:
-        if loaded_model.graph_format == "tflite" and not failed:
-            raise UnsupportedError(
-                f"{path}: the target {target.name} has no LiteRT, which alone runs .tflite files; "
-                "try --target tflite-x86"
-            )
         reasons = "; ".join(trial.reason or "" for trial in failed)
         raise UnsupportedError(f"{path}: no runtime of {target.name} runs it: {reasons}")
     return converted, failed

@@ -17,6 +17,7 @@ from onmetal.deploy import micro, model
 from onmetal.deploy.convert import convert
 from onmetal.deploy.propose.plan import plan
 from onmetal.deploy.request import check_runtimes
+from onmetal.deploy.ways import ways
 from onmetal.errors import DeviceError, UnsupportedError, UsageError
 from onmetal.files.cache import Cache
 from onmetal.profilers.devices.local import Local
@@ -114,17 +115,18 @@ def _support(
     """Whether each planned candidate of the target can run the model, and why not. Float candidates
     are converted to find out; for quantized ones the plan decides."""
     support = []
-    for entry in plan(target, [loaded_model], device.facts(), None, samples=True):
+    by_runtime = ways([loaded_model], target, cache, device)
+    for entry in plan(target, [loaded_model], device.facts(), None, ways=by_runtime):
         says, runs = entry.skipped or "runs completely", not entry.skipped
         if runs and entry.recipe.quantized_by:
             says = "can be tried" if samples else "can be tried, once calibrated with --data"
         elif runs:
             try:
-                calibrated_model = CalibratedModel(loaded_model, target, None, device, cache)
+                calibrated_model = CalibratedModel(entry.model, target, None, device, cache)
                 source = steps.source(calibrated_model, entry.recipe, entry.runtime)
                 convert(
                     entry.name,
-                    loaded_model,
+                    entry.model,
                     entry.recipe,
                     entry.runtime,
                     target,
@@ -146,7 +148,8 @@ def _on_micro(
     exact one that it runs."""
     support: list[Support] = []
     last = None
-    for entry in plan(target, [loaded_model], device.facts(), None, samples=True):
+    by_runtime = ways([loaded_model], target, cache, device)
+    for entry in plan(target, [loaded_model], device.facts(), None, ways=by_runtime):
         runs = not entry.skipped
         says = entry.skipped or "runs completely, once calibrated with --data"
         if runs:

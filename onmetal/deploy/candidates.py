@@ -4,10 +4,12 @@ from msgspec.structs import replace
 
 from onmetal.calibration import steps
 from onmetal.calibration.calibrated import CalibratedModel
+from onmetal.converters import operations
 from onmetal.deploy.context import Run
 from onmetal.deploy.convert import convert
-from onmetal.deploy.propose.plan import Planned, calibrates
-from onmetal.errors import UnsupportedError
+from onmetal.deploy.propose.plan import Planned, calibrates, is_calibrated
+from onmetal.errors import NeedlessError, UnsupportedError
+from onmetal.profilers.operation import asked
 from onmetal.records import Model, Source, Trial
 
 QUANTIZING = 0.1
@@ -30,6 +32,7 @@ def converted(run: Run, entry: Planned, trial: Trial, source: Source | None = No
         run.progress(done, total, f"{entry.name}: {what}")
 
     if source is None:
+        _check_needed(run, entry)
         model = calibrated(run, entry.model)
         source = steps.source(model, entry.recipe, entry.runtime, progress)
     candidate = convert(
@@ -49,6 +52,26 @@ def converted(run: Run, entry: Planned, trial: Trial, source: Source | None = No
     return replace(trial, candidate=task.device.build(candidate) if task.device else candidate)
 
 
+def _check_needed(run: Run, entry: Planned) -> None:
+    """Raises NeedlessError where another way from the model to TFLite gives the same graph as the
+    usual one."""
+    model = entry.model
+    if not model.way or model.graph_format != "tflite" or model.format == "tflite":
+        return
+    usual = next(known for known in run.task.models if known.path == model.path)
+    try:
+        path = calibrated(run, usual).tflite.path()
+    except UnsupportedError:
+        return
+    layouts = [
+        calibrated(run, model).call(asked(operations.layout, file))
+        for file in (path, model.prepared)
+    ]
+    if layouts[0] == layouts[1]:
+        by = model.imported.by if model.imported else model.way
+        raise NeedlessError(f"{by} gives the same operators, of the same shapes, as the usual way")
+
+
 def calibration_warnings(run: Run) -> list[str]:
     """Warnings about the samples that candidates are calibrated with; where none is calibrated,
     about the inputs that they are judged with."""
@@ -59,7 +82,8 @@ def calibration_warnings(run: Run) -> list[str]:
     try:
         if calibrates(task.planned) and model_path in task.calibration:
             judged = task.data[model_path] if task.labelled else None
-            return calibrated(run, model).warnings(judged, run.progress)
+            calibrates_first = next(entry.model for entry in task.planned if is_calibrated(entry))
+            return calibrated(run, calibrates_first).warnings(judged, run.progress)
         if task.request.data or task.request.calibration_data:
             return calibrated(run, model).input_warnings(task.data[model_path])
     except UnsupportedError:

@@ -10,6 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from onmetal import limits, runtimes
+from onmetal.converters import format_named
 from onmetal.errors import NeedlessError, OnmetalError, UnsupportedError
 from onmetal.files import cache as caches
 from onmetal.files.cache import Cache
@@ -128,9 +129,17 @@ def convert(
             "compute": recipe.compute,
             "options": options,
             **({"format": plain(recipe.format)} if recipe.format else {}),
+            **_import(model),
             **source.details,
         },
     )
+
+
+def _import(model: Model) -> dict[str, Any]:
+    """How the graph was made, where it is not the one that the model's format prepares."""
+    if model.imported is None or model.graph_format == format_named(model.format).graph:
+        return {}
+    return {"imported": plain(model.imported)}
 
 
 def _facts(folder: Path) -> dict[str, Any]:

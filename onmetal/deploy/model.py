@@ -7,15 +7,19 @@ is never written to.
 
 import errno
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import psutil
+from msgspec.structs import replace
 
+from onmetal import limits
 from onmetal.converters import ModelFormat, format_named, formats, operations
 from onmetal.errors import DeviceError, UnsupportedError, UsageError
+from onmetal.files import cache as caches
 from onmetal.files.cache import Cache
 from onmetal.files.reading import open_regular
 from onmetal.profilers.devices.local import Local
@@ -73,51 +77,154 @@ def read(
     """
     form = _recognize(path)
     size_bytes = _size_bytes(path)
-    with cache.scratch() as scratch:
+    fixed = {name: list(shape) for name, shape in shapes.items()}
+
+    def written(folder: Path) -> dict[str, Any]:
         with device.worker() as worker:
-            try:
-                worker.restrict_reading(size_bytes)
-                fixed = {name: list(shape) for name, shape in shapes.items()}
-                facts = worker.do(
-                    asked(operations.read, form.name, path, fixed, batch, scratch, trust),
-                    timeout_s=600,
-                )
-            except DeviceError as error:
-                why = str(error).replace(*_OUT_OF_TIME)
-                raise UsageError(f"{path}: reading it failed: {why}") from None
-            except (UsageError, UnsupportedError) as error:
-                message = str(error)
-                with_path = message if message.startswith(str(path)) else f"{path}: {message}"
-                raise type(error)(with_path) from None
+            worker.restrict_reading(size_bytes)
+            reading = asked(operations.read, form.name, path, fixed, batch, folder, trust)
+            facts = worker.do(reading, timeout_s=600)
         _check_memory(path, facts)
+        return facts
 
-        def move(folder: Path) -> None:
-            for file in scratch.iterdir():
-                file.rename(folder / file.name)
-
-        folder = cache.get("model", facts["prepared_sha256"], move)
+    try:
+        if form.name == form.graph:
+            folder, facts = _in_cache(cache, written)
+        else:
+            folder, facts = _imported(form, path, [fixed, batch, trust], cache, written)
+    except DeviceError as error:
+        why = str(error).replace(*_OUT_OF_TIME)
+        raise UsageError(f"{path}: reading it failed: {why}") from None
+    except (UsageError, UnsupportedError) as error:
+        message = str(error)
+        with_path = message if message.startswith(str(path)) else f"{path}: {message}"
+        raise type(error)(with_path) from None
     return Model(
         path=path,
         prepared=folder / f"model{format_named(form.graph).suffixes[0]}",
-        prepared_sha256=facts["prepared_sha256"],
         format=form.name,
         sha256=facts["sha256"],
         size_bytes=facts["size_bytes"],
         inputs=msgspec.convert(facts["inputs"], tuple[Tensor, ...]),
         outputs=msgspec.convert(facts["outputs"], tuple[Tensor, ...]),
-        parameters=facts["parameters"],
-        macs=facts["macs"],
-        operators=facts["operators"],
         batch=facts["batch"],
         notes=tuple(facts["notes"]),
-        matmul_share=facts["matmul_share"],
-        quantized=facts["quantized"],
-        half=facts.get("half", False),
-        wide=facts.get("wide", False),
-        stateful=facts.get("stateful", False),
-        largest_bytes=facts["largest_bytes"],
-        imported=msgspec.convert(facts.get("imported"), Imported | None),
+        **_of_graph(facts),
     )
+
+
+def exported(model: Model, graph: str, cache: Cache, device: Local) -> Model:
+    """The model as a graph in another format, one of its format's `exports`. -> the model, with the
+    facts of that graph.
+
+    Raises UnsupportedError, with the reason, where it cannot be expressed in that format.
+    """
+    form = format_named(model.format)
+
+    def build(folder: Path) -> None:
+        with device.worker() as worker:
+            exporting = asked(operations.export, form.name, model.prepared, graph, folder)
+            facts = worker.do(
+                exporting,
+                timeout_s=3600,
+                memory_bytes=limits.converting_bytes(model.size_bytes, model.largest_bytes),
+            )
+        (folder / FACTS).write_bytes(msgspec.json.encode(facts))
+
+    digest = caches.key(
+        model=model.prepared_sha256,
+        graph=graph,
+        versions=[form.reference_version(), *(kind.reference_version() for kind in formats())],
+        code=VERSION,
+    )
+    try:
+        folder = cache.get("export", digest, build)
+    except DeviceError as error:
+        raise UnsupportedError(str(error)) from None
+    facts = msgspec.json.decode((folder / FACTS).read_bytes())
+    for end, tensors in (("inputs", model.inputs), ("outputs", model.outputs)):
+        shapes = {tensor["name"]: (tensor["dtype"], tensor["shape"]) for tensor in facts[end]}
+        wanted = {tensor.name: (tensor.dtype, list(tensor.shape)) for tensor in tensors}
+        if shapes != wanted:
+            raise UnsupportedError(f"its {end} became {shapes}, where the model has {wanted}")
+    return replace(
+        model,
+        prepared=folder / f"model{format_named(graph).suffixes[0]}",
+        **_of_graph(facts),
+    )
+
+
+VERSION = 1
+"""Raised whenever a format would write something else of the same file."""
+FACTS = "facts.json"
+
+
+def _of_graph(facts: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a Model that its graph decides."""
+    return {
+        "prepared_sha256": facts["prepared_sha256"],
+        "parameters": facts["parameters"],
+        "macs": facts["macs"],
+        "operators": facts["operators"],
+        "matmul_share": facts["matmul_share"],
+        "quantized": facts["quantized"],
+        "half": facts.get("half", False),
+        "wide": facts.get("wide", False),
+        "stateful": facts.get("stateful", False),
+        "largest_bytes": facts["largest_bytes"],
+        "imported": msgspec.convert(facts.get("imported"), Imported | None),
+    }
+
+
+def _in_cache(
+    cache: Cache, written: Callable[[Path], dict[str, Any]]
+) -> tuple[Path, dict[str, Any]]:
+    """The folder in the cache of what reading the file wrote, and its facts."""
+    with cache.scratch() as scratch:
+        facts = written(scratch)
+
+        def move(folder: Path) -> None:
+            for file in scratch.iterdir():
+                file.rename(folder / file.name)
+
+        return cache.get("model", facts["prepared_sha256"], move), facts
+
+
+def _imported(
+    form: ModelFormat,
+    path: Path,
+    options: list[Any],
+    cache: Cache,
+    written: Callable[[Path], dict[str, Any]],
+) -> tuple[Path, dict[str, Any]]:
+    """As _in_cache; the framework, which takes seconds to start, is not asked again for the same
+    file. `options`: what it is read with."""
+
+    def build(folder: Path) -> None:
+        facts = written(folder)
+        (folder / FACTS).write_bytes(msgspec.json.encode(facts))
+
+    try:
+        content = _digest(path)
+    except OSError as error:
+        raise UsageError(f"cannot read it ({error.strerror})") from None
+    digest = caches.key(
+        form=form.name,
+        content=content,
+        options=options,
+        versions=[form.reference_version(), *(kind.reference_version() for kind in formats())],
+        code=VERSION,
+    )
+    folder = cache.get("import", digest, build)
+    return folder, msgspec.json.decode((folder / FACTS).read_bytes())
+
+
+def _digest(path: Path) -> list[list[str]]:
+    """Of a file, or of the names and contents of a folder's files."""
+    if not path.is_dir():
+        return [["", caches.sha256(path)]]
+    files = sorted(entry for entry in path.rglob("*") if entry.is_file())
+    return [[file.relative_to(path).as_posix(), caches.sha256(file)] for file in files]
 
 
 _OUT_OF_TIME = ("was ended by SIGXCPU", "took more processor time than a file of its size may")

@@ -15,6 +15,7 @@ from onmetal.deploy.request import (
     choose_threads,
     connect_device,
 )
+from onmetal.deploy.ways import ways
 from onmetal.errors import ShapeError, UnsupportedError, UsageError
 from onmetal.files.cache import Cache
 from onmetal.profilers.devices import Device
@@ -68,6 +69,7 @@ def _prepared(
         None if request.recipes is None else list(request.recipes),
         samples=bool(request.data or request.calibration_data),
         timed=device is not None,
+        ways=ways(models, target, cache, host),
     )
     parts, data_warnings = load_data(request, models, calibrates(planned), cache, progress)
     data = parts.evaluation

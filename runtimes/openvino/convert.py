@@ -37,12 +37,17 @@ RESERVED = frozenset({"INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS", "NUM_
 
 
 def convert(prepared: str, compute: str, folder: str, hardware: Hardware) -> list[str]:
+    from onmetal.runtimes.openvino import fixed
     from onmetal.runtimes.openvino.quiet import openvino
 
-    _refuse_signed_concat(prepared)
-    _refuse_counted_padding(prepared)
+    by_itself = Path(prepared).suffix != ".onnx"
+    if not by_itself:
+        _refuse_signed_concat(prepared)
+        _refuse_counted_padding(prepared)
     try:
         model = openvino.Core().read_model(prepared)
+        if by_itself:
+            model = fixed.static(model, fixed.wanted(Path(prepared)))
         openvino.save_model(
             model, str(Path(folder) / "model.xml"), compress_to_fp16=compute == "f16"
         )

@@ -21,6 +21,7 @@ class OpenVINO(Runtime):
         title="OpenVINO",
         packages=("openvino",),
         reads="onnx",
+        also_reads=("saved_model", "tflite"),
         runs={
             "float": ("f32", "f16", "bf16"),
             "weights": ("f32",),

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from onmetal.deploy.ways import NO_WAYS, Way, Ways, usual
 from onmetal.errors import UsageError
 from onmetal.records import LEFT_OUT, NO_DATA, DeviceFacts, Lineage, Model
 from onmetal.runtimes import spec
@@ -48,8 +49,10 @@ def plan(
     *,
     samples: bool = True,
     timed: bool = True,
+    ways: Ways = NO_WAYS,
 ) -> list[Planned]:
     """All candidates in plan order: by recipe, then model, then runtime, as the target lists them.
+    `ways`: from the models to the runtimes; where it says nothing, the runtime is given the model.
 
     `families`: families of recipes (a recipe's name, or the word it starts with); None: all.
     `samples`: whether there is data to calibrate with; `timed`: whether there is a device.
@@ -69,41 +72,56 @@ def plan(
         for model in models:
             for runtime in target.runtimes:
                 recipe = target.recipe(recipe_name, runtime.name)
-                skipped = (
-                    _unfit(recipe, runtime.name, target, facts)
-                    or _foreign(model, runtime.name)
-                    or (LEFT_OUT if left_out and recipe.name != EXACT else None)
-                    or _needless(recipe, runtime.name, model, samples, timed, has_float)
-                )
-                name = f"{recipe.name}@{runtime.name}"
-                entries.append(
-                    Planned(
-                        name=f"{model.stem}/{name}" if len(models) > 1 else name,
-                        model=model,
-                        recipe=recipe,
-                        runtime=runtime.name,
-                        skipped=skipped,
-                        reference_only=left_out and recipe.name == EXACT,
+                for way in ways.get((model.path, runtime.name)) or (usual(model, runtime.name),):
+                    if way.model.way and not _worth_listing(recipe, runtime.name, way):
+                        continue
+                    skipped = (
+                        _unfit(recipe, runtime.name, target, facts)
+                        or way.lacks
+                        or (LEFT_OUT if left_out and recipe.name != EXACT else None)
+                        or _needless(recipe, runtime.name, way.model, samples, timed, has_float)
                     )
-                )
+                    name = candidate_name(recipe, runtime.name, way.model)
+                    entries.append(
+                        Planned(
+                            name=f"{model.stem}/{name}" if len(models) > 1 else name,
+                            model=way.model,
+                            recipe=recipe,
+                            runtime=runtime.name,
+                            skipped=skipped,
+                            reference_only=left_out and recipe.name == EXACT,
+                        )
+                    )
     return entries
+
+
+def _worth_listing(recipe: Recipe, runtime: str, way: Way) -> bool:
+    """Whether a candidate by a way besides the usual one can be made by the recipe; where there is
+    no such way, one of them says why."""
+    if runtime not in recipe.runtimes or (way.lacks and recipe.name != EXACT):
+        return False
+    return not (way.unchanged and (recipe.steps or (way.model.quantized and recipe.name != EXACT)))
+
+
+def candidate_name(recipe: Recipe, runtime: str, model: Model) -> str:
+    """RECIPE@RUNTIME; between them the way from the model, where it is not the usual one."""
+    by = f"-via-{model.way.replace('_', '-')}" if model.way else ""
+    return f"{recipe.name}{by}@{runtime}"
 
 
 def calibrates(planned: list[Planned]) -> bool:
     """Whether any candidate needs samples to be made."""
-    return any(_calibrated(entry) and not entry.skipped for entry in planned)
+    return any(map(is_calibrated, planned))
 
 
-def _calibrated(entry: Planned) -> bool:
-    return entry.recipe.calibrated and not entry.model.quantized
+def is_calibrated(entry: Planned) -> bool:
+    """Whether a candidate is tried that needs samples to be made."""
+    return entry.recipe.calibrated and not entry.model.quantized and not entry.skipped
 
 
 def without_samples(planned: list[Planned], why: str) -> list[Planned]:
     """The plan with all candidates that need calibration skipped, for the reason `why`."""
-    return [
-        replace(entry, skipped=why) if _calibrated(entry) and not entry.skipped else entry
-        for entry in planned
-    ]
+    return [replace(entry, skipped=why) if is_calibrated(entry) else entry for entry in planned]
 
 
 def _belongs(recipe: str, family: str) -> bool:
@@ -122,13 +140,6 @@ def _unfit(recipe: Recipe, runtime: str, target: Target, facts: DeviceFacts) -> 
         return f"this CPU has no {flags_text}, so it cannot compute in {recipe.compute}"
     if recipe.does("nncf") and not find_spec("nncf"):
         return "NNCF is not installed; `pip install 'onmetal[nncf]'` to try its quantization too"
-    return None
-
-
-def _foreign(model: Model, runtime: str) -> str | None:
-    """Why this runtime cannot be given the model at all."""
-    if model.graph_format == "tflite" and spec(runtime).reads != "tflite":
-        return f"the model is a .tflite file, which {runtime} does not read"
     return None
 
 
