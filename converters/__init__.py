@@ -31,7 +31,7 @@ class ModelFormat(Protocol):
     """The suffixes of its files; of a format that graphs are in, prepared models have the first."""
     graph: str
     """The name of the format of the prepared file: "onnx" or "tflite", the formats of graphs that
-    artifacts are converted from."""
+    artifacts are converted from; its own, where one runtime alone reads it."""
     exports: ClassVar[dict[str, str]]
     """The names of other formats of graphs that it can be exported to -> by what, where there is
     another way to such a graph besides; else empty."""

@@ -117,7 +117,8 @@ class Model(Struct, frozen=True):
     def graph_format(self) -> str:
         """The format of what is prepared: "onnx" or "tflite"; else that of a model which a runtime
         reads by itself."""
-        return self.prepared.suffix[1:] or self.format
+        suffix = self.prepared.suffix[1:]
+        return suffix if suffix in ("onnx", "tflite") else self.format
 
     def sample_shape(self, tensor: Tensor) -> Shape:
         """One sample's part of an input or output: without the batch axis, where it has one."""

@@ -249,8 +249,8 @@ def _check_memory(path: Path, facts: dict[str, Any]) -> None:
 
 
 WANTED = (
-    "an ONNX, TFLite, Keras (.keras, .h5) or PyTorch (.pt2) file, or the folder of a SavedModel, "
-    "is wanted"
+    "an ONNX, TFLite, Keras (.keras, .h5), PyTorch (.pt2) or OpenVINO (.xml) file, or the folder "
+    "of a SavedModel, is wanted"
 )
 
 

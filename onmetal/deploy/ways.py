@@ -59,7 +59,8 @@ def to_runtime(model: Model, runtime: str, cache: Cache, host: Local) -> tuple[W
         except UnsupportedError as error:
             possible.append(Way(replace(model, way=by), lacks=str(error)))
     if model.format in known.also_reads:
-        possible.append(Way(_unchanged(model), unchanged=True))
+        own = _unchanged(model)
+        possible.append(Way(own if possible else replace(own, way=""), unchanged=True))
     return tuple(possible) or (usual(model, runtime),)
 
 

@@ -37,11 +37,11 @@ RESERVED = frozenset({"INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS", "NUM_
 
 
 def convert(prepared: str, compute: str, folder: str, hardware: Hardware) -> list[str]:
+    from onmetal.converters.openvino_ir.quiet import openvino
     from onmetal.runtimes.openvino import fixed
-    from onmetal.runtimes.openvino.quiet import openvino
 
-    by_itself = Path(prepared).suffix != ".onnx"
-    if not by_itself:
+    by_itself = Path(prepared).suffix not in (".onnx", ".xml")
+    if Path(prepared).suffix == ".onnx":
         _refuse_signed_concat(prepared)
         _refuse_counted_padding(prepared)
     try:
@@ -108,7 +108,7 @@ def options(compute: str, threads: int) -> dict[str, Any]:
 
 def describe(path: str) -> dict[str, list[dict[str, Any]]]:
     """Inputs and outputs of an IR file."""
-    from onmetal.runtimes.openvino.quiet import openvino
+    from onmetal.converters.openvino_ir.quiet import openvino
 
     try:
         model = openvino.Core().read_model(path)

@@ -4,8 +4,8 @@ of the model, in its order, and static shapes."""
 from pathlib import Path
 from typing import Any
 
+from onmetal.converters.openvino_ir.quiet import openvino
 from onmetal.errors import UnsupportedError
-from onmetal.runtimes.openvino.quiet import openvino
 
 Ends = dict[str, list[dict[str, Any]]]
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from onmetal.converters.openvino_ir.quiet import openvino
 from onmetal.errors import UsageError, reason
-from onmetal.runtimes.openvino.quiet import openvino
 
 Run = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from onmetal.converters.openvino_ir.quiet import openvino
 from onmetal.errors import UnsupportedError, reason
 from onmetal.records import Model
-from onmetal.runtimes.openvino.quiet import openvino
 from onmetal.samples import Samples
 
 

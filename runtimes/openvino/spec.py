@@ -21,7 +21,8 @@ class OpenVINO(Runtime):
         title="OpenVINO",
         packages=("openvino",),
         reads="onnx",
-        also_reads=("saved_model", "tflite"),
+        also_reads=("openvino_ir", "saved_model", "tflite"),
+        defines="openvino_ir",
         runs={
             "float": ("f32", "f16", "bf16"),
             "weights": ("f32",),

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from onmetal.converters import format_named
 from onmetal.deploy.ways import NO_WAYS, Way, Ways, usual
 from onmetal.errors import UsageError
 from onmetal.records import LEFT_OUT, NO_DATA, DeviceFacts, Lineage, Model
@@ -34,8 +35,12 @@ class Planned(Struct, frozen=True):
         return Lineage(steps=tuple(done))
 
 
-WEIGHTED = ("Conv", "Gemm", "MatMul")
-IN_TFLITE = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
+WEIGHTED = {
+    "onnx": ("Conv", "Gemm", "MatMul"),
+    "tflite": ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"),
+    "openvino_ir": ("Convolution", "GroupConvolution", "MatMul"),
+}
+"""By the format of the graph, the operators that a model must have to be worth quantizing."""
 ANOTHER = "the model is quantized already, in another format"
 MATMUL_HEAVY = 0.5
 """From this share of its weights on, a model is worth trying with 8-bit MatMuls alone."""
@@ -78,6 +83,7 @@ def plan(
                     skipped = (
                         _unfit(recipe, runtime.name, target, facts)
                         or way.lacks
+                        or _unchangeable(recipe, way)
                         or (LEFT_OUT if left_out and recipe.name != EXACT else None)
                         or _needless(recipe, runtime.name, way.model, samples, timed, has_float)
                     )
@@ -93,6 +99,14 @@ def plan(
                         )
                     )
     return entries
+
+
+def _unchangeable(recipe: Recipe, way: Way) -> str | None:
+    """Why nothing can be done to a model that the runtime alone reads."""
+    if not way.unchanged or not recipe.steps or recipe.does("nncf"):
+        return None
+    title = format_named(way.model.format).title
+    return f"nothing is changed in {title} models: give the model that it was made from"
 
 
 def _worth_listing(recipe: Recipe, runtime: str, way: Way) -> bool:
@@ -158,7 +172,7 @@ def _needless(
         return f"the model is quantized already ({model.quantized} operators hold integers)"
     if recipe.quantized_by == "half":
         return None
-    kinds = WEIGHTED if model.graph_format == "onnx" else IN_TFLITE
+    kinds = WEIGHTED[model.graph_format]
     if not any(model.operators.get(kind) for kind in kinds):
         return f"the model has nothing to quantize: no {', '.join(kinds)}"
     by_matrices = recipe.quantized_by in ("weights", "dynamic") and spec(runtime).reads == "onnx"
