@@ -6,6 +6,7 @@ from typing import Any
 
 from onmetal.converters import imported, tf
 from onmetal.converters.tflite import parsing, reader, writing
+from onmetal.converters.tflite.net import signature_names
 from onmetal.converters.tflite.reference import Reference
 from onmetal.errors import UnsupportedError, UsageError
 
@@ -19,8 +20,14 @@ def export(function: tf.Function, folder: Path) -> dict[str, Any]:
     Raises UnsupportedError where it cannot be converted without TensorFlow's own operators, or the
     file cannot be used, or computes something else.
     """
-    net = parsing.read(function.to_tflite())
-    net.names = [entry.name for entry in function.inputs], function.outputs
+    content, names = function.to_tflite()
+    net = parsing.read(content)
+    inputs, numbered = signature_names(net)
+    if set(numbered) != set(names) or set(inputs) != {entry.name for entry in function.inputs}:
+        given = ", ".join((*inputs, *numbered))
+        raise UnsupportedError(f"{BY} gives its inputs and outputs other names: {given}")
+    outputs = [names[name] for name in numbered]
+    net.names, function.outputs = (inputs, outputs), outputs
     exported = folder / "exported.tflite"
     exported.write_bytes(writing.write(net))
     try:
@@ -29,7 +36,6 @@ def export(function: tf.Function, folder: Path) -> dict[str, Any]:
         why = str(error).removeprefix(f"{exported}: ")
         raise UnsupportedError(f"what {BY} wrote cannot be used: {why}") from None
     exported.unlink()
-    inputs, outputs = ([tensor["name"] for tensor in known[end]] for end in ("inputs", "outputs"))
     graph = Reference(folder / "model.tflite", inputs, outputs)
     known["imported"] = {"by": BY, **imported.compared(function, graph, known)}
     return known

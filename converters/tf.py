@@ -59,10 +59,9 @@ class Function:
         self.outputs = [value.name for value in proto.graph.output]
         return proto
 
-    def to_tflite(self) -> bytes:
-        """As a float .tflite file: inputs in their order, outputs sorted by name, which `run` then
-        gives too. Raises UnsupportedError where its operators alone do not suffice."""
-        self.outputs = sorted(self.outputs)
+    def to_tflite(self) -> tuple[bytes, dict[str, str]]:
+        """-> a float .tflite file, whose signature has the inputs' names; and the name there of
+        each output -> its own. Raises UnsupportedError where TFLite's operators do not suffice."""
         try:
             # Else functions that TensorFlow specialized are left, which its converter refuses.
             frozen = convert_variables_to_constants_v2(
@@ -75,7 +74,8 @@ class Function:
                 f"TensorFlow {VERSION} cannot convert it to TFLite: {first_line(error)}"
             ) from None
         assert isinstance(content, bytes)
-        return content
+        # What a function gives by names is sorted by these.
+        return content, {f"output_{i}": name for i, name in enumerate(sorted(self.outputs))}
 
 
 def first_line(error: Exception) -> str:
