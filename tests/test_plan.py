@@ -296,7 +296,8 @@ def test_where_there_is_a_float_recipe_a_quantized_model_runs_under_it() -> None
 
 
 def in_tflite(target: Target = TFLITE, **more: Any) -> list[Planned]:
-    of_model = {"format": "tflite", "operators": {"CONV_2D": 3, "ADD": 1}, **more}
+    graph = {"format": "tflite", "prepared": Path("net.tflite")}
+    of_model = {**graph, "operators": {"CONV_2D": 3, "ADD": 1}, **more}
     return plan(target, [replace(model("net"), **of_model)], facts(), None)
 
 
@@ -313,11 +314,11 @@ def test_litert_quantizes_convolutions_dynamically_and_onnxruntime_matmuls_alone
     assert "10%" in reasons(found)["int8-dynamic@onnxruntime"]
 
 
-def test_a_tflite_model_is_litert_s_alone() -> None:
+def test_a_tflite_model_that_is_not_exported_is_litert_s_alone() -> None:
     found = in_tflite(WHOLE)
     assert {name.partition("@")[2] for name in tried(found)} == {"litert"}
     why = reasons(found)
-    assert why["fp32@openvino"] == "the model is a .tflite file, which openvino does not read"
+    assert why["fp32@openvino"] == "OpenVINO does not read TFLite models"
     assert tried(in_tflite()) == tried(plan(TFLITE, [model("net")], facts(), None))
 
 

@@ -77,9 +77,9 @@ class Signature:
 
     def _call(self) -> Callable[[dict[str, Any]], dict[str, Any]]:
         try:
-            self.loaded = tensorflow.saved_model.load(str(self.source), tags=self.tags)
-            signature = self.loaded.signatures[self.name]
-            return lambda feed: dict(signature(**feed))
+            loaded = tensorflow.saved_model.load(str(self.source), tags=self.tags)
+            # Functions hold their variables weakly: the object must live as long as this does.
+            return lambda feed: dict(loaded.signatures[self.name](**feed))
         except Exception as by_objects:
             try:
                 return self._frozen()
