@@ -109,7 +109,7 @@ def one_of(*known: str) -> Callable[[str], str]:
     return read
 
 
-MODELS = "an ONNX, TFLite, Keras or PyTorch (.pt2) file, or a SavedModel"
+MODELS = "an ONNX, TFLite, Keras, PyTorch (.pt2) or OpenVINO (.xml) file, or a SavedModel"
 
 
 def deploy() -> Parser:
