@@ -57,6 +57,7 @@ def to_onnx(path: Path) -> onnx.ModelProto:
     graph = Graph(net, OPSET_OF_INT16 if _has_int16(net) else OPSET, [*names[0], *names[1]])
     for name, tensor in zip(names[0], net.inputs, strict=True):
         graph.values[tensor] = Value(name, plain(tensor))
+        graph.inputs.add(name)
     for op in net.ops:
         _write(graph, op)
     model = assembled(graph, *names)

@@ -122,23 +122,14 @@ def reverse_sequence(graph: Graph, op: Op) -> None:
     graph.give(op.outputs[0], result)
 
 
-def _same_grid(left: Tensor, right: Tensor) -> bool:
-    return (
-        left.dtype == right.dtype
-        and np.array_equal(np.asarray(left.scale), np.asarray(right.scale))
-        and np.array_equal(np.asarray(left.zero_point), np.asarray(right.zero_point))
-    )
-
-
 def _looked_up(graph: Graph, op: Op, table: Tensor, indices: str, axis: int) -> None:
     """Gather along an axis of a constant; integers are dequantized after it, not before."""
     out = op.outputs[0]
     source = graph.aliases.get(table, table)
     if is_quantized(source) and not source.per_channel:
         found = graph.emit("Gather", [graph.stored(source), indices], axis=axis)
-        if is_quantized(out) and _same_grid(source, out):
-            return graph.keep(out, found, tuple(range(len(out.shape))))
-        return graph.give(out, graph.dequantized(found, source))
+        parts = [found, *graph.grid(source, source.dtype)]
+        return graph.give(out, graph.emit("DequantizeLinear", parts))
     graph.give(out, graph.emit("Gather", [graph.real(table), indices], axis=axis))
 
 

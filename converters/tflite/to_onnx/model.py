@@ -1,5 +1,6 @@
 """Assembles the model: names of inputs and outputs, nodes that are used, shapes that agree."""
 
+import numpy as np
 import onnx
 from onnx import helper, shape_inference
 
@@ -104,7 +105,8 @@ def check_shapes(graph: Graph, model: onnx.ModelProto) -> None:
         if not kind.HasField("shape") or not all(s.HasField("dim_value") for s in kind.shape.dim):
             continue
         dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
-        if shape != wanted or dtype != tensor.dtype:
+        stored = np.dtype(np.uint8) if graph.is_shifted(tensor) else tensor.dtype
+        if shape != wanted or dtype != stored:
             raise UnsupportedError(
                 f"tensor {tensor.name!r} is {tensor.dtype} {list(wanted)} in the file, but its "
                 f"operator gives {dtype} {list(shape)}; convert the model again with fixed shapes"
