@@ -106,7 +106,9 @@ def _refuse_control_flow(content: bytes) -> None:
             code = model.OperatorCodes(operator.OpcodeIndex())
             kind = kinds.get(max(code.BuiltinCode(), code.DeprecatedBuiltinCode()), "")
             if kind in ("WHILE", "IF", "CALL", "CALL_ONCE", "STABLEHLO_COMPOSITE"):
-                name = graph.Tensors(operator.Outputs(0)).Name() if operator.OutputsLength() else b""
+                name = (
+                    graph.Tensors(operator.Outputs(0)).Name() if operator.OutputsLength() else b""
+                )
                 found.append(f"{kind} {name.decode(errors='replace')!r}")
     except Exception:
         return  # damaged: `read` says so

@@ -58,7 +58,5 @@ def clipped(graph: Graph, tensor: Tensor, name: str, low: float, high: float) ->
         return graph.emit("Relu", [name])
     if low == -math.inf and high == math.inf:
         return name
-    bounds = [
-        graph.like(tensor, bound) if math.isfinite(bound) else "" for bound in (low, high)
-    ]
+    bounds = [graph.like(tensor, bound) if math.isfinite(bound) else "" for bound in (low, high)]
     return graph.emit("Clip", [name, *bounds])

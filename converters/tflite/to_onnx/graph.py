@@ -360,4 +360,3 @@ class Graph:
         return [
             numpy_helper.from_array(self.arrays[name], name) for name in used if name in self.arrays
         ]
-

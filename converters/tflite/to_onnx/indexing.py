@@ -200,7 +200,7 @@ def update_slice(graph: Graph, op: Op) -> None:
     most = np.subtract(tensor.shape, update.shape)
     start = graph.emit("Min", [start, graph.ints(most)])
     start = graph.emit("Max", [start, graph.ints(np.zeros_like(most))])
-    grid = np.stack(np.indices(update.shape), axis=-1)
+    grid = np.moveaxis(np.indices(update.shape), 0, -1)
     places = graph.emit("Add", [graph.ints(grid), start])
     inputs = [graph.real(tensor), places, graph.real(update)]
     graph.give(op.outputs[0], graph.emit("ScatterND", inputs))

@@ -91,9 +91,7 @@ def _rename(graph: Graph, titles: dict[str, str]) -> None:
 def check_shapes(graph: Graph, model: onnx.ModelProto) -> None:
     """Raises UnsupportedError where a value of the model has another shape or type than its tensor
     in the file: the file's shapes may be those of another batch."""
-    inferred = shape_inference.infer_shapes(
-        model, check_type=True, strict_mode=True, data_prop=True
-    )
+    inferred = _inferred(model)
     infos = {info.name: info.type.tensor_type for info in inferred.graph.value_info}
     infos |= {info.name: info.type.tensor_type for info in inferred.graph.output}
     for tensor, (name, order) in graph.values.items():
@@ -113,3 +111,15 @@ def check_shapes(graph: Graph, model: onnx.ModelProto) -> None:
             )
 
 
+def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the shapes that its operators give, whatever its outputs should have."""
+    outputs = list(model.graph.output)
+    del model.graph.output[:]
+    model.graph.output.extend(helper.make_empty_tensor_value_info(info.name) for info in outputs)
+    try:
+        return shape_inference.infer_shapes(
+            model, check_type=True, strict_mode=True, data_prop=True
+        )
+    finally:
+        del model.graph.output[:]
+        model.graph.output.extend(outputs)

@@ -113,6 +113,9 @@ def bidirectional(graph: Graph, op: Op) -> None:
         raise refuse(op, "an auxiliary input is not supported")
     order = _by_time(op)
     merged = bool(op.options.get("mergeOutputs"))
+    if merged and not op.options.get("timeMajor") and taken(op, 0).shape[0] > 1:
+        raise refuse(op, "mergeOutputs is supported for a batch of 1, or with timeMajor; with "
+                     "others LiteRT itself mixes the samples of the batch")  # fmt: skip
     results = []
     for first, backwards in ((1, False), (18, True)):
         out = op.outputs[0 if merged else int(backwards)]

@@ -142,7 +142,8 @@ def l2_normalization(graph: Graph, op: Op) -> None:
 
 @writes("LOCAL_RESPONSE_NORMALIZATION", to="LRN")
 def local_response(graph: Graph, op: Op) -> None:
-    """x / (bias + alpha * sum(x^2 of 2 radius + 1 channels))^beta; ONNX's alpha is of their mean."""
+    """x / (bias + alpha * sum of x^2 over 2 radius + 1 channels)^beta; ONNX's alpha is of their
+    mean."""
     size = 2 * int(op.options["radius"]) + 1
     result = graph.emit(
         "LRN",

@@ -5,7 +5,14 @@ import numpy as np
 from onmetal.converters.tflite.net import Op, Tensor
 from onmetal.converters.tflite.to_onnx.elementwise import common_order, operands
 from onmetal.converters.tflite.to_onnx.fused import finish
-from onmetal.converters.tflite.to_onnx.graph import NCHW, Graph, Order, is_quantized, permuted, plain
+from onmetal.converters.tflite.to_onnx.graph import (
+    NCHW,
+    Graph,
+    Order,
+    is_quantized,
+    permuted,
+    plain,
+)
 from onmetal.converters.tflite.to_onnx.rules import axis_of, integers, refuse, taken, writes
 
 
@@ -179,9 +186,7 @@ def batch_to_space(graph: Graph, op: Op) -> None:
     rest = tensor.shape[1 + count :]
     batch = tensor.shape[0] // int(np.prod(sizes))
     spans = tensor.shape[1 : 1 + count]
-    name = graph.emit(
-        "Reshape", [graph.real(tensor), graph.ints([*sizes, batch, *spans, *rest])]
-    )
+    name = graph.emit("Reshape", [graph.real(tensor), graph.ints([*sizes, batch, *spans, *rest])])
     pairs = [place for axis in range(count) for place in (count + 1 + axis, axis)]
     last = range(2 * count + 1, 2 * count + 1 + len(rest))
     name = graph.emit("Transpose", [name], perm=[count, *pairs, *last])

@@ -22,9 +22,7 @@ def bilinear(graph: Graph, op: Op) -> None:
     images(op, tensor)
     inputs = [graph.real(tensor, NCHW), "", "", graph.ints(permuted(out.shape, NCHW))]
     coordinates = _coordinates(op)
-    result = graph.emit(
-        "Resize", inputs, mode="linear", coordinate_transformation_mode=coordinates
-    )
+    result = graph.emit("Resize", inputs, mode="linear", coordinate_transformation_mode=coordinates)
     graph.give(out, result, NCHW)
 
 
@@ -38,7 +36,8 @@ def _places(op: Op, size: int, out: int) -> np.ndarray:
         scale = np.float32(size - 1) / np.float32(out - 1)
     exact = (np.arange(out).astype(np.float32) + np.float32(0.5 if half else 0.0)) * scale
     places = np.floor(exact + np.float32(0.5)) if align else np.floor(exact)
-    return np.clip(places, 0, size - 1).astype(np.int64)
+    within: np.ndarray = np.clip(places, 0, size - 1).astype(np.int64)
+    return within
 
 
 @writes("RESIZE_NEAREST_NEIGHBOR", to="Resize, Gather")
