@@ -1,0 +1,135 @@
+"""Convolutions: channels first, SAME as explicit pads."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from onmetal.converters.tflite.net import SAME, Op, Shape, Tensor
+from onmetal.converters.tflite.to_onnx.fused import finish
+from onmetal.converters.tflite.to_onnx.graph import NCHW, Graph, is_quantized
+from onmetal.converters.tflite.to_onnx.rules import given, refuse, taken, writes
+
+SIDES = ("H", "W")
+
+
+def same_pads(
+    sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+) -> list[int]:
+    """ONNX's pads, all begins before all ends, of TFLite's SAME: the greater half is at the end
+    (tensorflow/lite/kernels/padding.h)."""
+    begins, ends = [], []
+    for size, reach, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
+        total = max(0, (-(-size // stride) - 1) * stride + (reach - 1) * dilation + 1 - size)
+        begins.append(total // 2)
+        ends.append(total - total // 2)
+    return begins + ends
+
+
+def strides_of(op: Op) -> list[int]:
+    return [int(op.options[f"stride{side}"]) for side in SIDES]
+
+
+def bias_of(graph: Graph, op: Op, place: int, source: Tensor, weight: Tensor) -> list[str]:
+    """The bias, if there is one, as an input of a node. Integers are in the scale of the products,
+    whatever scale the file states for them, as kernels add them to the products."""
+    bias = given(op, place)
+    if bias is None:
+        return []
+    array = graph.array(graph.aliases.get(bias, bias))
+    weight = graph.aliases.get(weight, weight)
+    if array is None or not is_quantized(source) or array.dtype.kind == "f":
+        return [graph.weight(bias)]
+    assert source.scale is not None and weight.scale is not None and bias.scale is not None
+    scale = (source.scale.astype(np.float64) * weight.scale).astype(np.float32)
+    if array.dtype == np.int32:
+        return [graph.dequantized_constant(array, bias, 0, scale)]
+    return [graph.constant(array * scale.astype(np.float64), np.float32, bias.name)]
+
+
+def images(op: Op, *tensors: Tensor) -> None:
+    """Raises UnsupportedError for tensors that are not [n, h, w, c]."""
+    for tensor in tensors:
+        if len(tensor.shape) != 4:
+            raise refuse(op, f"{tensor.name!r} has {len(tensor.shape)} axes; 4 are supported")
+
+
+@writes("CONV_2D", "DEPTHWISE_CONV_2D", to="Conv")
+def conv(graph: Graph, op: Op) -> None:
+    """Weights [out, h, w, in / groups], or [1, h, w, out] where each channel is apart."""
+    source, weight = taken(op, 0), taken(op, 1)
+    images(op, source, weight)
+    depthwise = op.kind == "DEPTHWISE_CONV_2D"
+    channels, kernel = source.shape[3], weight.shape[1:3]
+    order = (3, 0, 1, 2) if depthwise else NCHW
+    strides = strides_of(op)
+    dilations = [int(op.options.get(f"dilation{side}Factor", 1)) for side in SIDES]
+    pads = [0] * 4
+    if op.options["padding"] == SAME:
+        pads = same_pads(source.shape[1:3], kernel, strides, dilations)
+    inner = channels if depthwise else weight.shape[3]
+    if not inner or channels % inner:
+        raise refuse(op, f"its weights have {inner} channels, its input {channels}")
+    result = graph.emit(
+        "Conv",
+        [
+            graph.real(source, NCHW),
+            graph.weight(weight, order),
+            *bias_of(graph, op, 2, source, weight),
+        ],
+        kernel_shape=list(kernel),
+        strides=strides,
+        dilations=dilations,
+        pads=pads,
+        group=channels if depthwise else channels // inner,
+    )
+    finish(graph, op, result, NCHW)
+
+
+def _transposed_pads(
+    op: Op, sizes: Sequence[int], out: Sequence[int], kernel: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """-> pads and output_padding with which ConvTranspose has the output's size. What is cut off at
+    the begin is the padding of the convolution whose input has that size."""
+    strides = strides_of(op)
+    begins, ends, more = [0, 0], [0, 0], [0, 0]
+    if op.options["padding"] == SAME:
+        begins = same_pads(out, kernel, strides, [1, 1])[:2]
+    for axis in range(2):
+        rest = (sizes[axis] - 1) * strides[axis] + kernel[axis] - out[axis] - begins[axis]
+        ends[axis], more[axis] = max(0, rest), max(0, -rest)
+    return begins + ends, more
+
+
+@writes("TRANSPOSE_CONV", to="ConvTranspose, Pad")
+def transpose_conv(graph: Graph, op: Op) -> None:
+    """Weights [out, h, w, in]. Where the output is larger than the product, zeros behind the input
+    make it larger, as far as ConvTranspose's output_padding may not reach."""
+    weight, source, out = taken(op, 1), taken(op, 2), op.outputs[0]
+    images(op, source, weight, out)
+    kernel, strides = weight.shape[1:3], strides_of(op)
+    sizes = list(source.shape[1:3])
+    pads, more = _transposed_pads(op, sizes, out.shape[1:3], kernel)
+    taken_in = graph.real(source, NCHW)
+    behind = [extra // stride for extra, stride in zip(more, strides, strict=True)]
+    if any(behind):
+        zeros = graph.ints([0] * 6 + behind)
+        taken_in = graph.emit("Pad", [taken_in, zeros])
+        sizes = [size + extra for size, extra in zip(sizes, behind, strict=True)]
+        pads, more = _transposed_pads(op, sizes, out.shape[1:3], kernel)
+    result = graph.emit(
+        "ConvTranspose",
+        [
+            taken_in,
+            graph.weight(weight, (3, 0, 1, 2)),
+            *bias_of(graph, op, 3, source, weight),
+        ],
+        kernel_shape=list(kernel),
+        strides=strides,
+        pads=pads,
+        output_padding=more,
+    )
+    finish(graph, op, result, NCHW)
+
+
+def nchw(shape: Shape) -> list[int]:
+    return [shape[axis] for axis in NCHW]
