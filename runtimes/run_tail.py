@@ -206,13 +206,21 @@ def fitting(stored: Arrays, name: str, tensor: dict[str, Any]) -> np.ndarray:
         raise Refused(
             f"input {name!r} has the shape {str(list(found))[:200]}, and must have {shape}"
         )
-    real = tensor.get("scale") and dtype.name == "float32"  # it is quantized on the way
+    real = tensor.get("scale") and dtype.name == "float32"
     if dtype.name != tensor["dtype"] and not real:
         raise Refused(
             f"input {name!r} is {dtype.name}, and must be {tensor['dtype']}: "
             f"array.astype('{tensor['dtype']}'), if its values are right"
         )
-    return np.asarray(stored.get(name), dtype.newbyteorder("="), order="C")
+    array = np.asarray(stored.get(name), dtype.newbyteorder("="), order="C")
+    return quantized(array, tensor) if real else array
+
+
+def quantized(array: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
+    """The whole numbers that stand for these real ones by the input's scale and zero point."""
+    limits = np.iinfo(tensor["dtype"])
+    whole = np.rint(array / np.float32(tensor["scale"])) + tensor.get("zero_point", 0)
+    return np.clip(whole, limits.min, limits.max).astype(tensor["dtype"])  # type: ignore[no-any-return]
 
 
 def write_outputs(path: str, arrays: dict[str, np.ndarray]) -> None:

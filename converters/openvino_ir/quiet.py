@@ -6,6 +6,7 @@ import sys
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 import openvino  # noqa: E402
+from openvino import opset13 as operators  # noqa: E402
 from openvino import passes  # noqa: E402
 
-__all__ = ["openvino", "passes"]
+__all__ = ["openvino", "operators", "passes"]

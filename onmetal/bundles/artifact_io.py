@@ -89,14 +89,17 @@ def programs(candidate: Candidate) -> Programs:
 
 def _of_onnx(candidate: Candidate) -> ArtifactIo:
     """The tensors of an ONNX artifact: the model's own tensors, without transposition or
-    quantization."""
+    quantization; quantized outputs come as the real numbers that they stand for."""
 
-    def as_stored(tensors: tuple[Tensor, ...]) -> tuple[ArtifactTensor, ...]:
-        return tuple(
-            ArtifactTensor(t.name, t.dtype, t.shape, t.dtype, i) for i, t in enumerate(tensors)
-        )
+    def as_stored(tensor: Tensor, place: int, dtype: str) -> ArtifactTensor:
+        return ArtifactTensor(tensor.name, dtype, tensor.shape, dtype, place)
 
-    return ArtifactIo(as_stored(candidate.model.inputs), as_stored(candidate.model.outputs))
+    outputs = candidate.model.outputs
+    real = ["float32" if t.scale and t.dtype in DEQUANTIZED else t.dtype for t in outputs]
+    return ArtifactIo(
+        tuple(as_stored(t, i, t.dtype) for i, t in enumerate(candidate.model.inputs)),
+        tuple(as_stored(t, i, real[i]) for i, t in enumerate(outputs)),
+    )
 
 
 def _of_tflite(candidate: Candidate) -> ArtifactIo:

@@ -143,10 +143,13 @@ def exported(model: Model, graph: str, cache: Cache, device: Local) -> Model:
         raise UnsupportedError(str(error)) from None
     facts = msgspec.json.decode((folder / FACTS).read_bytes())
     for end, tensors in (("inputs", model.inputs), ("outputs", model.outputs)):
-        shapes = {tensor["name"]: (tensor["dtype"], tensor["shape"]) for tensor in facts[end]}
-        wanted = {tensor.name: (tensor.dtype, list(tensor.shape)) for tensor in tensors}
-        if shapes != wanted:
-            raise UnsupportedError(f"its {end} became {shapes}, where the model has {wanted}")
+        given = {tensor["name"]: (tensor["dtype"], tuple(tensor["shape"])) for tensor in facts[end]}
+        # Quantized outputs may come as the real numbers that they stand for.
+        dtypes = {t.name: {t.dtype, "float32"} if t.scale else {t.dtype} for t in tensors}
+        if {name: shape for name, (_, shape) in given.items()} != {
+            tensor.name: tensor.shape for tensor in tensors
+        } or any(dtype not in dtypes[name] for name, (dtype, _) in given.items()):
+            raise UnsupportedError(f"its {end} became {given}")
     return replace(
         model,
         prepared=folder / f"model{format_named(graph).suffixes[0]}",

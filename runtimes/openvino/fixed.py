@@ -4,7 +4,9 @@ of the model, in its order, and static shapes."""
 from pathlib import Path
 from typing import Any
 
-from onmetal.converters.openvino_ir.quiet import openvino
+import numpy as np
+
+from onmetal.converters.openvino_ir.quiet import openvino, operators
 from onmetal.errors import UnsupportedError
 
 Ends = dict[str, list[dict[str, Any]]]
@@ -43,10 +45,22 @@ def static(model: Any, ends: Ends) -> Any:
     for port, tensor in (*parameters, *results):
         port.get_tensor().add_names({tensor["name"]})
     return openvino.Model(
-        [port.get_node() for port, _ in results],
+        [_real(port, tensor) for port, tensor in results],
         [port.get_node() for port, _ in parameters],
         "model",
     )
+
+
+def _real(port: Any, tensor: dict[str, Any]) -> Any:
+    """The output; a quantized one as the real numbers that it stands for, as from LiteRT."""
+    if not tensor.get("scale") or port.element_type.size > 2:
+        return port.get_node()
+    stored = operators.convert(port.get_node().input_value(0), np.float32)
+    shifted = operators.subtract(stored, np.float32(tensor["zero_point"]))
+    real = operators.multiply(shifted, np.float32(tensor["scale"]))
+    port.get_tensor().set_names(set())
+    real.output(0).get_tensor().set_names({tensor["name"]})
+    return operators.result(real)
 
 
 def _ordered(ports: list[Any], tensors: list[dict[str, Any]]) -> list[tuple[Any, dict[str, Any]]]:
