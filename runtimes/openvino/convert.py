@@ -56,17 +56,32 @@ def convert(prepared: str, compute: str, folder: str, hardware: Hardware) -> lis
     return ["model.xml", "model.bin"]
 
 
+_MOVING = frozenset(
+    {"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Pad", "Gather"}
+    | {"MaxPool", "Relu", "Clip", "Expand", "Identity"}
+)
+
+
 def _refuse_signed_concat(path: str) -> None:
     """OpenVINO 2026.4 rounds the inputs of a Concat to whole numbers where activations are
     quantized to s8, without an error; with u8, the same arithmetic is right."""
     import onnx  # not at the top: processes that only need the options do not load it
 
     graph = onnx.load(path, load_external_data=False).graph
-    if not any(node.op_type == "Concat" for node in graph.node):
-        return
     signed = {t.name for t in graph.initializer if t.data_type == onnx.TensorProto.INT8}
+    by_s8 = [
+        node
+        for node in graph.node
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and set(node.input[2:]) & signed
+    ]
+    around = {name for node in by_s8 for name in (*node.input[:1], *node.output)}
+    # OpenVINO moves scales through operators that only move numbers.
+    moving = [node for node in graph.node if node.op_type in _MOVING]
+    for node in (*moving, *reversed(moving)):
+        if around & {node.input[0], *node.output}:
+            around |= {node.input[0], *node.output}
     for node in graph.node:
-        if node.op_type == "QuantizeLinear" and len(node.input) > 2 and node.input[2] in signed:
+        if node.op_type == "Concat" and around & {*node.input, *node.output}:
             raise UnsupportedError(
                 "OpenVINO computes Concat wrong where activations are signed 8-bit integers; "
                 "the same model with unsigned ones (int8-u8s8) is right"
