@@ -53,6 +53,21 @@ class Request(Struct, frozen=True):
     """Whether the bundle holds paths and the device's address as they are."""
 
 
+class ConversionRequest(Struct, frozen=True):
+    """What `deploy convert` was asked for on the command line."""
+
+    model: Path
+    file: Path
+    calibration_data: str | None = None
+    recipe: str | None = None
+    target: str | None = None
+    batch: int | None = None
+    input_shapes: tuple[str, ...] = ()
+    force: bool = False
+    follow_links: bool = False
+    trust: bool = False
+
+
 def choose_threads(requested: int | None, target: Target, facts: DeviceFacts) -> int:
     """The number of threads: the requested one, else the target's, else the physical cores. Raises
     UsageError where it is too large."""
