@@ -77,9 +77,14 @@ class Signature:
 
     def _call(self) -> Callable[[dict[str, Any]], dict[str, Any]]:
         try:
-            self.loaded = tensorflow.saved_model.load(str(self.source), tags=self.tags)
-            signature = self.loaded.signatures[self.name]
-            return lambda feed: dict(signature(**feed))
+            loaded = tensorflow.saved_model.load(str(self.source), tags=self.tags)
+            signature = loaded.signatures[self.name]
+
+            def call(feed: dict[str, Any]) -> dict[str, Any]:
+                assert loaded  # whose variables are gone as soon as nothing holds it
+                return dict(signature(**feed))
+
+            return call
         except Exception as by_objects:
             try:
                 return self._frozen()

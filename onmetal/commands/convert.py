@@ -41,8 +41,9 @@ def lines(conversion: Conversion) -> list[str]:
         text += [f"{kind}  {_tensor(tensor, name)}" for tensor in tensors]
     if model.imported:
         text.append(f"imported by {model.imported.by}")
-    options = conversion.details.get("options", {})
-    text.append(f"opened with {', '.join(f'{key}={value}' for key, value in options.items())}")
+    if options := conversion.details.get("options"):
+        settings = ", ".join(f"{key}={value}" for key, value in options.items())
+        text.append(f"opened with {settings}")
     text.append(_compared(conversion))
     for output, value in conversion.fidelity.sqnr_db.items():
         worst = conversion.fidelity.worst_slice.get(output)

@@ -158,7 +158,7 @@ def _refusal(entry: Planned, request: ConversionRequest) -> UsageError | Unsuppo
             "--calibration-data"
         )
     advice = ""
-    if entry.model.quantized or entry.model.stateful:
+    if entry.recipe.quantized_by and (entry.model.quantized or entry.model.stateful):
         advice = f"; --recipe {EXACT} converts it as it is"
     elif entry.recipe.does("mixed") or entry.recipe.requires_any_flag:
         advice = (

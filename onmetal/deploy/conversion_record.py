@@ -46,7 +46,7 @@ def record(
         target=request.target,
         inputs=_matched(source.inputs, ends["inputs"], candidate),
         outputs=_matched(source.outputs, ends["outputs"], candidate),
-        compared_with=f"{title} {version}",
+        compared_with=f"{title} ({version})",
         compared_on=compared_on(request),
         samples=task.data[str(source.path)].count,
         least_db=least_db(task.target.recipe(trial.recipe, trial.runtime), trial),
