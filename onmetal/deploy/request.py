@@ -51,6 +51,8 @@ class Request(Struct, frozen=True):
     """What the bundle's golden vectors are made of."""
     keep_paths: bool = False
     """Whether the bundle holds paths and the device's address as they are."""
+    notes: tuple[str, ...] = ()
+    """How the model became a file, where it was an object in memory."""
 
 
 class ConversionRequest(Struct, frozen=True):
