@@ -77,6 +77,8 @@ def _runtime(request: ConversionRequest) -> str:
 
     Raises UsageError where there is none.
     """
+    if request.file.is_dir():
+        raise UsageError(f"-o {request.file}: this is a folder; give the name of a file")
     rules = fit.load_target(request.target) if request.target else None
     known = [entry.name for entry in rules.runtimes] if rules else list(RUNTIMES)
     known = [name for name in known if rules or not spec(name).in_firmware]

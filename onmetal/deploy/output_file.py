@@ -23,8 +23,6 @@ def check(file: Path, model: Path, runtime: str, force: bool) -> None:
 
     `model`: the file or folder that is converted, which is never written to.
     """
-    if file.is_dir():
-        raise UsageError(f"-o {file}: this is a folder; give the name of a file")
     check_free(file, model, force)
     for suffix in spec(runtime).suffixes[1:]:
         check_beside(file.with_suffix(suffix), file, model, force)

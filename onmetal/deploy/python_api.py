@@ -160,8 +160,8 @@ def _texts(options: Mapping[str, Any]) -> dict[str, Any]:
     given = {**options, **{k: _chosen(k, options[k]) for k in CHOICES}}
     for option in (*_budget_names(), "time_limit"):
         given[option] = _text(option, options[option])
-    for option in ("target", "out"):
-        given[option] = None if options[option] is None else _path(option, options[option])
+    given["target"] = _path("target", options["target"])
+    given["out"] = None if options["out"] is None else _path("out", options["out"])
     for option in ("metric", "output", "device"):
         value = options[option]
         if value is not None and not (isinstance(value, str) and value):
