@@ -97,14 +97,12 @@ def _runtime(request: ConversionRequest) -> str:
 def _check_recipe(request: ConversionRequest, rules: Target, runtime: str) -> None:
     """Raises UsageError where there is no such recipe, UnsupportedError where the runtime does not
     run it, before the model is read."""
-    word, known = _word(request), list(dict.fromkeys(recipe.name for recipe in rules.recipes))
+    word, known = (
+        _word(request, rules),
+        list(dict.fromkeys(recipe.name for recipe in rules.recipes)),
+    )
     if any(name.startswith(word) for name in known):
         return
-    if request.recipe is None and not request.calibration_data:
-        raise UsageError(
-            f"the target {rules.name} runs no {EXACT}; its recipes need --calibration-data: "
-            f"{', '.join(known)}"
-        )
     if word not in recipes.names():
         raise UsageError(
             f"--recipe {word}: there is no such recipe{did_you_mean(word, recipes.names())}; for "
@@ -117,8 +115,10 @@ def _check_recipe(request: ConversionRequest, rules: Target, runtime: str) -> No
     )
 
 
-def _word(request: ConversionRequest) -> str:
-    return request.recipe or (CALIBRATED if request.calibration_data else EXACT)
+def _word(request: ConversionRequest, rules: Target) -> str:
+    """The recipe or family that was named; else what fits the data and the target."""
+    has_float = any(recipe.name == EXACT for recipe in rules.recipes)
+    return request.recipe or (EXACT if has_float and not request.calibration_data else CALIBRATED)
 
 
 def _chosen(request: ConversionRequest, rules: Target, source: Model, host: Local) -> list[Planned]:
@@ -126,7 +126,7 @@ def _chosen(request: ConversionRequest, rules: Target, source: Model, host: Loca
 
     Raises UnsupportedError or UsageError, with the reason, where none can be made of the model.
     """
-    word = _word(request)
+    word = _word(request, rules)
     entries = plan(
         rules,
         [source],

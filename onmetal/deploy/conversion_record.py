@@ -9,7 +9,7 @@ from onmetal.deploy.candidates import calibration_warnings
 from onmetal.deploy.context import Run
 from onmetal.deploy.likeness import least_db
 from onmetal.deploy.request import ConversionRequest
-from onmetal.records import Candidate, Tensor, Trial
+from onmetal.records import Candidate, Model, Tensor, Trial
 from onmetal.reports import of_trials
 from onmetal.reports.command_records import Conversion, Converted, NotTaken
 from onmetal.runtimes import defining, spec
@@ -54,8 +54,22 @@ def record(
         operators_in_float=candidate.details.get("operators_in_float"),
         details=candidate.details,
         not_taken=not_taken,
-        warnings=[*task.target.warnings, *calibration_warnings(run), *trial.warnings],
+        warnings=[
+            *task.target.warnings,
+            *_as_it_is(source),
+            *calibration_warnings(run),
+            *trial.warnings,
+        ],
     )
+
+
+def _as_it_is(source: Model) -> list[str]:
+    if not source.quantized:
+        return []
+    return [
+        f"the model is quantized already ({source.quantized} operators hold integers): it is "
+        "converted as it is"
+    ]
 
 
 def _matched(
