@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 
 from onmetal.deploy import output_file
+from onmetal.errors import UsageError
 from onmetal.files.cache import Cache
 from onmetal.profilers.devices.local import Local
 from tests import int8_models, schemas
@@ -379,6 +381,24 @@ def test_where_the_last_step_fails_the_files_before_lie_there_again(
     monkeypatch.undo()
     found = {path.name: path.read_text() for path in out.iterdir()}
     assert found == {"net.bin": "old", "net.xml": "old"}
+
+
+def test_a_full_disk_is_no_defect(tmp_path: Path, cache: Cache) -> None:
+    """As where a file may not be larger than this."""
+    artifact, out = tmp_path / "model.tflite", tmp_path / "out"
+    artifact.write_bytes(bytes(40_000))
+    out.mkdir()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with (
+            pytest.raises(UsageError, match="cannot write it"),
+            output_file.written([artifact], out / "net.tflite", "litert", Local(cache)),
+        ):
+            raise AssertionError("it was written")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(out.iterdir())
 
 
 def test_a_model_called_convert_is_reachable(models: Path, tmp_path: Path) -> None:

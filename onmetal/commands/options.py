@@ -24,7 +24,7 @@ Other commands:
   deploy inspect MODEL      inputs, operators, parameters, multiply-accumulates; with --data, which
                             operators lose most accuracy in 8 bits
   deploy bench ARTIFACT …   measure artifacts against each other, interleaved
-  deploy convert MODEL -o FILE   conversion alone, to .onnx, .tflite or .xml, with the same checks
+  deploy convert M -o FILE  conversion alone, to .onnx, .tflite or .xml, with the same checks
   deploy verify BUNDLE      check a bundle's files, and that its model still gives the same outputs
   deploy runner build       build the program that measures on phones and boards without Python
   deploy doctor             what of this installation works, and how to repair the rest

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onmetal.reports.record import Document
 
-Path = str | PathLike[str]
+PathText = str | PathLike[str]
 
 
 def deploy(
     model: Any,
     *,
-    target: Path,
+    target: PathText,
     example_inputs: Any = None,
     name: str | None = None,
     data: Any = None,
@@ -40,7 +40,7 @@ def deploy(
     batch: int | None = None,
     threads: int | None = None,
     input_shape: Mapping[str, Sequence[int]] | None = None,
-    out: Path | None = None,
+    out: PathText | None = None,
     force: bool = False,
     golden: str | None = None,
     keep_paths: bool = False,

@@ -74,20 +74,35 @@ def written(
     of them is left.
     """
     with partial_folder(file) as folder:
-        main = folder / file.name
-        suffixes = spec(runtime).suffixes
-        beside = [main.with_suffix(suffix) for suffix in suffixes[1:]]
-        if not beside and len(artifact) > 1:
-            beside = [data_beside(main)]
-            with host.worker() as worker:
-                rename = asked(operations.rename_data, artifact[0], main, beside[0].name)
-                worker.do(rename, timeout_s=3600)
-        else:
-            shutil.copyfile(artifact[0], main)
-        for source, copy in zip(artifact[1:], beside, strict=True):
-            shutil.copyfile(source, copy)
-        yield (main, *beside)
-        _move([*beside, main], file.parent)
+        with _refused(file):
+            paths = _copied(artifact, folder / file.name, runtime, host)
+        yield paths
+        with _refused(file):
+            _move(paths[::-1], file.parent)
+
+
+@contextlib.contextmanager
+def _refused(file: Path) -> Iterator[None]:
+    """Raises UsageError where the file system refuses what the block writes: a full disk does."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"-o {file}: cannot write it ({error.strerror})") from None
+
+
+def _copied(artifact: Sequence[Path], main: Path, runtime: str, host: Local) -> tuple[Path, ...]:
+    """Copies of the files, that to open first as `main`, the others beside it."""
+    beside = [main.with_suffix(suffix) for suffix in spec(runtime).suffixes[1:]]
+    if not beside and len(artifact) > 1:
+        beside = [data_beside(main)]
+        with host.worker() as worker:
+            rename = asked(operations.rename_data, artifact[0], main, beside[0].name)
+            worker.do(rename, timeout_s=3600)
+    else:
+        shutil.copyfile(artifact[0], main)
+    for source, copy in zip(artifact[1:], beside, strict=True):
+        shutil.copyfile(source, copy)
+    return main, *beside
 
 
 def _move(files: Sequence[Path], folder: Path) -> None:
