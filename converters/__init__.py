@@ -73,6 +73,32 @@ class ModelFormat(Protocol):
         installed."""
 
 
+class LiveModel(Protocol):
+    """A kind of models that are objects of this process, as a module `live` of a format's folder
+    defines it by `LIVE`."""
+
+    title: str
+
+    def owns(self, model: Any) -> bool:
+        """Whether the object is of this kind; imports nothing that is not imported already."""
+
+    def save(
+        self, model: Any, example_inputs: Any, folder: Path, stem: str
+    ) -> tuple[Path, list[str]]:
+        """Write the model as a file or folder of this format, named `stem`, to `folder`, and leave
+        the object as it was. -> where it lies, and notes about how it came about.
+
+        Raises UsageError or UnsupportedError where it cannot be written.
+        """
+
+
+@cache
+def live_models() -> tuple[LiveModel, ...]:
+    """All kinds of models in memory."""
+    folders = sorted(path.parent.name for path in Path(__file__).parent.glob("*/live.py"))
+    return tuple(import_module(f"onmetal.converters.{name}.live").LIVE for name in folders)
+
+
 @cache
 def formats() -> tuple[ModelFormat, ...]:
     """All formats, in the order in which they are tried for a file."""

@@ -45,3 +45,11 @@ def ends(path: Path) -> dict[str, list[dict[str, Any]]]:
     from onmetal.converters.tflite.ends import ends
 
     return ends(str(path))
+
+
+def rename_data(path: Path, copy: Path, data_name: str) -> None:
+    """Write a copy of an ONNX file whose weights lie in one file beside it, which is called
+    `data_name` there. `copy`: the new ONNX file."""
+    from onmetal.converters.onnx import external
+
+    external.rename(path, copy, data_name)

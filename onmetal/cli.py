@@ -21,15 +21,7 @@ from onmetal.commands import options
 from onmetal.commands.ending import Terminate, orderly_end
 from onmetal.errors import BudgetError, HungUp, Interrupted, OnmetalError, Terminated, UsageError
 from onmetal.progress import silence
-from onmetal.texts import suggest, terminal, units
-
-
-def _positive(value: int | None, option: str) -> int | None:
-    if value is not None and value < 1:
-        raise UsageError(f"{option} {value}: must be 1 or more")
-    if value is not None and value >= 1 << 31:
-        raise UsageError(f"{option} {value}: no model has so many")
-    return value
+from onmetal.texts import suggest, terminal
 
 
 def _check_given(arguments: argparse.Namespace) -> None:
@@ -51,46 +43,10 @@ def _check_given(arguments: argparse.Namespace) -> None:
 
 def _run_deploy(arguments: argparse.Namespace) -> int:
     _check_given(arguments)
-    from onmetal import budget
-    from onmetal.deploy import run
-    from onmetal.deploy.request import Request
+    from onmetal.deploy import from_options, run
     from onmetal.progress import Progress
 
-    limits = {option: getattr(arguments, option[2:].replace("-", "_")) for option in budget.OPTIONS}
-    recipes = None
-    if arguments.recipes is not None:
-        recipes = tuple(part.strip() for part in arguments.recipes.split(","))
-    if arguments.no_device and arguments.device not in (None, "none"):
-        raise UsageError("--no-device and --device say opposite things; leave one out")
-    request = Request(
-        models=tuple(Path(word) for word in arguments.models),
-        target=arguments.target,
-        data=arguments.data,
-        calibration_data=arguments.calibration_data,
-        metric=arguments.metric,
-        output=arguments.output,
-        device="none" if arguments.no_device else arguments.device,
-        budget=budget.read(limits),
-        budget_given=tuple(option for option, text in limits.items() if text is not None),
-        minimize=arguments.minimize,
-        recipes=recipes,
-        batch=_positive(arguments.batch, "--batch"),
-        threads=_positive(arguments.threads, "--threads"),
-        input_shapes=tuple(arguments.input_shape),
-        out=Path(arguments.out) if arguments.out else None,
-        force=arguments.force,
-        time_limit_s=(
-            units.parse_ms(arguments.time_limit, "--time-limit") / 1e3
-            if arguments.time_limit
-            else None
-        ),
-        mode="quick" if arguments.quick else "thorough" if arguments.thorough else "default",
-        dry_run=arguments.dry_run,
-        follow_links=arguments.follow_links,
-        trust=arguments.trust,
-        golden=arguments.golden,
-        keep_paths=arguments.keep_paths,
-    )
+    request = from_options.deployment([Path(word) for word in arguments.models], vars(arguments))
     progress = Progress(steps=5 if request.device == "none" else 7)
     report = run.deploy(request, progress)
     progress.clear()
@@ -140,10 +96,11 @@ def _run_devices(arguments: argparse.Namespace) -> int:
 
 def _run_inspect(arguments: argparse.Namespace) -> int:
     from onmetal.commands import inspect
+    from onmetal.deploy.from_options import positive
     from onmetal.progress import Progress
 
     progress = Progress(steps=1)
-    batch = _positive(arguments.batch, "--batch")
+    batch = positive(arguments.batch, "--batch")
     if arguments.against:
         if arguments.target:
             raise UsageError("--against compares two files: leave --target out")
@@ -175,6 +132,7 @@ def _run_inspect(arguments: argparse.Namespace) -> int:
 
 def _run_bench(arguments: argparse.Namespace) -> int:
     from onmetal.commands import bench
+    from onmetal.deploy.from_options import positive
     from onmetal.progress import Progress
 
     progress = Progress(steps=2)
@@ -182,8 +140,8 @@ def _run_bench(arguments: argparse.Namespace) -> int:
         [Path(word) for word in arguments.artifacts],
         arguments.target,
         arguments.device,
-        _positive(arguments.threads, "--threads"),
-        _positive(arguments.batch, "--batch"),
+        positive(arguments.threads, "--threads"),
+        positive(arguments.batch, "--batch"),
         arguments.input_shape,
         "quick" if arguments.quick else "thorough" if arguments.thorough else "default",
         arguments.seed,
@@ -192,6 +150,18 @@ def _run_bench(arguments: argparse.Namespace) -> int:
     )
     progress.clear()
     _render(report, arguments.json)
+    return 0
+
+
+def _run_convert(arguments: argparse.Namespace) -> int:
+    from onmetal.commands import convert
+    from onmetal.deploy import from_options
+    from onmetal.progress import Progress
+
+    progress = Progress(steps=3)
+    document, lines = convert.convert(from_options.conversion(vars(arguments)), progress)
+    progress.clear()
+    _print(document, arguments.json, lines)
     return 0
 
 
@@ -231,6 +201,7 @@ RUNS: dict[str, Callable[[argparse.Namespace], int]] = {
     "devices": _run_devices,
     "inspect": _run_inspect,
     "bench": _run_bench,
+    "convert": _run_convert,
     "verify": _run_verify,
     "runner": _run_runner,
     "doctor": _run_doctor,

@@ -40,6 +40,43 @@ def resolve(file: TargetFile) -> Target:
     return Target(**common, recipes=runnable, warnings=warnings)
 
 
+def for_one_runtime(name: str | None, runtime: str) -> Target:
+    """A target with one of its runtimes alone, and those recipes that this runtime runs.
+
+    `name`: as for `load_target`; None: the rules are those of the target for this kind of machine,
+    and the recipes all built-in ones. Raises UsageError where the target is wrong.
+    """
+    file = targets.read(name or targets.default_for("local"))
+    target = resolve(file)
+    alone = replace(file, runtimes=tuple(entry for entry in file.runtimes if entry.name == runtime))
+    if name is not None:
+        recipes_of_target = target.recipes
+    else:
+        others = [word for word in recipes.names() if word not in [e.name for e in file.recipes]]
+        every = [*file.recipes, *map(recipes.built_in, others)]
+        recipes_of_target = tuple(
+            recipe for entry in every for recipe in _runnable_ways(replace(entry, only=()), alone)
+        )
+    kept = tuple(
+        replace(recipe, runtimes=(runtime,))
+        for recipe in recipes_of_target
+        if runtime in recipe.runtimes
+    )
+    return replace(target, runtimes=alone.runtimes, recipes=kept)
+
+
+def why_not(recipe: str, runtime: str) -> str | None:
+    """Why a runtime does not run a built-in recipe, in words that follow the recipe's name; None
+    where it does. Raises ValueError where there is no such recipe."""
+    ways_of_recipe = recipes.built_in(recipe).ways
+    meant = [way for way in ways_of_recipe if runtime in (way.runtimes or (runtime,))]
+    if not meant:
+        named = " and ".join(name for way in ways_of_recipe for name in way.runtimes)
+        return f"is for {named} alone"
+    reasons = [misfit(way, runtime) for way in meant]
+    return None if None in reasons else reasons[0]
+
+
 def _check_runtimes(file: TargetFile) -> None:
     named, known = [runtime.name for runtime in file.runtimes], runtimes.RUNTIMES
     if unknown := sorted(set(named) - set(known)):

@@ -64,6 +64,11 @@ class Spec(Struct, frozen=True):
     home_files: dict[str, str] = {}
     """Path in the home folder of its processes -> content: files that turn its telemetry off."""
 
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Suffixes of its artifacts' files, that of the file to open first."""
+        return self.own_suffixes or (f".{self.reads}",)
+
 
 class Converter(Protocol):
     """`convert` of a runtime's folder: its options, and how a model becomes its artifact."""

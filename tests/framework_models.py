@@ -43,6 +43,9 @@ def tensorflow(folder: Path) -> None:
 
     steps = layers.Input((8, 6), name="steps")
     keras.Model(steps, layers.Dense(4)(layers.LSTM(5)(steps))).save(folder / "lstm.keras")
+    keras.Sequential([layers.Input((4,), name="pixels"), layers.Dense(3, name="scores")]).save(
+        folder / "sequential.keras"
+    )
     free = layers.Input((None, 6), name="steps")
     keras.Model(free, layers.Conv1D(4, 3)(free)).save(folder / "free.keras")
 

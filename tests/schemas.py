@@ -13,7 +13,13 @@ from typing import Any
 import msgspec
 
 from onmetal import costs
-from onmetal.reports.command_records import Comparison, Doctor, Inspection, Verification
+from onmetal.reports.command_records import (
+    Comparison,
+    Conversion,
+    Doctor,
+    Inspection,
+    Verification,
+)
 from onmetal.reports.manifest_record import Manifest
 from onmetal.reports.record import Bench, CountedBench, Document
 
@@ -26,6 +32,7 @@ KINDS: dict[str, type[msgspec.Struct]] = {
     "inspect": Inspection,
     "inspect-against": Comparison,
     "verify": Verification,
+    "convert": Conversion,
     "doctor": Doctor,
 }
 """By the name of the schema's file."""
@@ -105,6 +112,7 @@ MARKS: dict[str, type[msgspec.Struct]] = {
     "support": Inspection,
     "first_bad": Comparison,
     "problems": Verification,
+    "compared_on": Conversion,
 }
 """A key that no other record has, but that a manifest has all that its run's document has."""
 

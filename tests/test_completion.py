@@ -24,6 +24,7 @@ CASES = [
     ("deploy verify --ru", "--run"),
     ("deploy m.onnx --max-lat", "--max-latency"),
     ("deploy inspect m.onnx --fol", "--follow-links"),
+    ("deploy convert m.onnx --recipe int8-dyn", "int8-dynamic"),
     ("deploy m.onnx --target linux-", "linux-arm64"),
     ("deploy m.onnx --metric rm", "rmse"),
     ("deploy m.onnx --minimize thr", "throughput"),

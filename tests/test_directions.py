@@ -15,6 +15,9 @@ ORDER = (
 )
 """Rooms from the lowest to the highest; everything else directly in onmetal is the ground."""
 GROUND = -1
+OFFERED = ("onmetal", "onmetal.deploy")
+"""The one import that climbs: what the package offers to its users is imported when they ask for
+it."""
 TESTS = Path(__file__).parent
 MOST_AT_THE_ROOT = 12
 MOST_LINES_OF_A_TEST_FILE = 800
@@ -42,13 +45,14 @@ def test_no_import_climbs() -> None:
         f"{module} imports {other}"
         for module, name in DOTTED.items()
         for other in sorted(set(own(MODULES[name])))
-        if height(other) > height(module)
+        if height(other) > height(module) and (module, other) != OFFERED
     ]
     assert not climbing
 
 
 def test_no_imports_go_in_a_circle() -> None:
     graph = {module: {*own(MODULES[name])} - {module} for module, name in DOTTED.items()}
+    graph[OFFERED[0]].remove(OFFERED[1])
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:

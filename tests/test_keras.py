@@ -39,6 +39,13 @@ def test_several_inputs_and_named_outputs(of_tensorflow: Path, read: Read) -> No
     assert {t.name: t.shape for t in found.outputs} == {"kind": (1, 3), "score": (1, 1)}
 
 
+def test_a_sequential_model(of_tensorflow: Path, read: Read) -> None:
+    """Of which Keras, once it has loaded the file, knows no `output`."""
+    found = read(of_tensorflow / "sequential.keras")
+    assert [(t.name, t.shape) for t in found.outputs] == [("scores", (1, 3))]
+    assert found.imported and found.imported.largest_difference <= 1e-5
+
+
 def test_a_recurrent_model(of_tensorflow: Path, read: Read) -> None:
     found = read(of_tensorflow / "lstm.keras")
     assert found.outputs[0].shape == (1, 4)

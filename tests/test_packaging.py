@@ -44,6 +44,7 @@ EXTRAS = {
     "onmetal/converters/keras/framework.py": ({"keras"}, "tensorflow"),
     "onmetal/converters/saved_model/framework.py": ({"tensorflow-cpu"}, "tensorflow"),
     "onmetal/converters/torch_export/framework.py": ({"torch"}, "torch"),
+    "onmetal/converters/torch_export/live.py": ({"torch"}, "torch"),
 }
 """The only modules that need one of the extras: the packages, and the extra that has them."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]

@@ -5,7 +5,7 @@ of them is compared with a list before Keras reads the file.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,21 @@ def check_config(text: bytes | str, path: Path, trust: bool) -> dict[str, Any]:
         _check_object(entry, path, trust)
     config.pop("compile_config", None)
     return config
+
+
+def stranger(config: dict[str, Any], activations: Collection[str], path: Path) -> str | None:
+    """The name of a class or function in a .keras file's configuration that Keras does not find by
+    itself; None where there is none. Keras 3 writes where each of its own classes lies.
+
+    `activations`: the names of Keras's own functions.
+    """
+    for entry in _objects(config, path):
+        name, module = str(entry.get("class_name")), entry.get("module")
+        if module is None and not name.startswith("__"):  # __tuple__, __keras_tensor__
+            return name
+        if (module, name) == ("builtins", "function") and entry["config"] not in activations:
+            return str(entry["config"])
+    return None
 
 
 def _objects(config: Any, path: Path) -> Iterator[dict[str, Any]]:

@@ -53,6 +53,8 @@ def function(model: Any, inputs: Sequence[Declared], outputs: Sequence[str] = ()
 def output_names(model: Any) -> list[str]:
     """The names of the outputs, in the order in which Keras flattens them: the keys of a model that
     gives a dictionary, else its layers'; equal ones are numbered."""
+    if isinstance(model, keras.Sequential):  # whose `output` is undefined in a file that was loaded
+        return [str(model.layers[-1].name)]
     structure = model.output
     if isinstance(structure, dict):
         return [str(name) for name in keras.tree.flatten({name: name for name in structure})]

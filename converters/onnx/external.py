@@ -36,6 +36,17 @@ class Place(NamedTuple):
     """SHA-1 of the whole file, as the format defines it; empty where the model has none."""
 
 
+def rename(path: Path, copy: Path, data_name: str) -> None:
+    """Write a copy of a prepared model, whose weights lie in one file beside it, that looks for
+    them in a file called `data_name`."""
+    model = onnx.load_model(str(path), load_external_data=False)
+    for tensor in checks.tensors(model):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = data_name
+    copy.write_bytes(model.SerializeToString(deterministic=True))
+
+
 def take_in(model: onnx.ModelProto, source: Path, digest: Any) -> int | None:
     """Read the data of all tensors into the model, and add the whole files to the digest.
 

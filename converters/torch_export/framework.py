@@ -50,17 +50,16 @@ class Program:
             Declared(name, _dtype(values[name]), tuple(map(_axis, values[name].shape)))
             for name in self.inputs
         ]
+        # PyTorch names the inputs of `module()` by those of the example, which is not loaded.
+        self.program.example_inputs = self._zeros(self.declared)
+        self.module: Any = None
         self.batch_is_free = any(None in entry.shape for entry in self.declared)
 
     def export(self, inputs: Sequence[Declared]) -> onnx.ModelProto:
         """`inputs`: with static shapes. Raises UnsupportedError where PyTorch's exporter cannot do
         it."""
-        zeros = [
-            torch.from_numpy(np.zeros([axis or 1 for axis in entry.shape], entry.dtype))
-            for entry in inputs
-        ]
         try:
-            self.program.example_inputs = self._arguments(zeros)
+            self.program.example_inputs = self._zeros(inputs)
             exported = torch.onnx.export(self.program, (), dynamo=True, verbose=False)
             exported.optimize()
             proto = exported.model_proto
@@ -72,12 +71,23 @@ class Program:
         return proto
 
     def run(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        if self.module is None:
+            self.module = self.program.module()
         with torch.no_grad():
             args, kwargs = self._arguments(
                 [torch.from_numpy(np.array(feed[name])) for name in self.inputs]
             )
-            result = self.program.module()(*args, **kwargs)
+            result = self.module(*args, **kwargs)
         return [tensor.numpy() for tensor in torch.utils._pytree.tree_leaves(result)]
+
+    def _zeros(self, inputs: Sequence[Declared]) -> tuple[Any, Any]:
+        """Inputs of these shapes, a free axis of 1, as the arguments of the program."""
+        return self._arguments(
+            [
+                torch.from_numpy(np.zeros([axis or 1 for axis in entry.shape], entry.dtype))
+                for entry in inputs
+            ]
+        )
 
     def _arguments(self, tensors: list[Any]) -> tuple[Any, Any]:
         """The tensors, in the order of the inputs, as the arguments of the program."""

@@ -17,7 +17,7 @@ from argcomplete.shell_integration import shellcode
 from onmetal.commands import options
 
 PROGRAMS = ("deploy", "onmetal")
-MODELS = (".onnx", ".tflite")
+MODELS = (".onnx", ".tflite", ".keras", ".h5", ".pt2")
 OFFERED: dict[str, tuple[str, ...]] = {
     "metric": options.METRICS,
     "minimize": options.OBJECTIVES,
@@ -38,6 +38,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "calibration_data": (".npz",),
     "bundle": (),
     "out": (),
+    "file": (".onnx", ".tflite", ".xml"),
     "plot": (".svg",),
 }
 """Option or name -> how the files end that may stand there; folders always may."""
@@ -78,7 +79,7 @@ def _offer(action: Any, *, first: bool) -> None:
         action.completer = lambda **_: OFFERED[action.dest]
     elif action.dest in ("target", "name"):
         action.completer = _targets
-    elif action.dest == "recipes":
+    elif action.dest in ("recipes", "recipe"):
         action.completer = _recipes
     elif action.dest in FILES:
         commands = tuple(options.COMMANDS) if first and action.dest == "models" else ()

@@ -24,6 +24,7 @@ Other commands:
   deploy inspect MODEL      inputs, operators, parameters, multiply-accumulates; with --data, which
                             operators lose most accuracy in 8 bits
   deploy bench ARTIFACT …   measure artifacts against each other, interleaved
+  deploy convert M -o FILE  conversion alone, to .onnx, .tflite or .xml, with the same checks
   deploy verify BUNDLE      check a bundle's files, and that its model still gives the same outputs
   deploy runner build       build the program that measures on phones and boards without Python
   deploy doctor             what of this installation works, and how to repair the rest
@@ -41,6 +42,11 @@ multiply-accumulates. kB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024, in a
 exit codes: 0 done; 2 bad usage or input; 3 not supported by the target; 4 device missing or failed;
 5 no candidate meets the budget; 6 verification failed; 129 ended by SIGHUP; 130 interrupted; 143
 ended by SIGTERM; 1 a defect of onmetal
+"""
+
+CONVERSION = """\
+int8 is a family: of the recipes whose names begin with it (`deploy targets x86-64` lists them) the
+first is taken whose outputs are the model's.
 """
 
 COMPLETION = """\
@@ -280,6 +286,32 @@ def bench() -> Parser:
     return parser
 
 
+def convert() -> Parser:
+    parser = Parser(
+        "deploy convert",
+        description="Convert a model to one file, and compare its outputs with the model's own.",
+        epilog=CONVERSION,
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", help=MODELS)
+    _add_trust(parser)
+    add(
+        "-o",
+        dest="file",
+        metavar="FILE",
+        help="what to write: .onnx, .tflite or .xml (OpenVINO, with a .bin beside it)",
+    )
+    add("--recipe", metavar="int8", help="default: fp32; int8 where there are calibration data")
+    add("--calibration-data", help="samples: an .npz file, a folder of images, or MODULE:FUNCTION")
+    _add_follow_links(parser)
+    add("--target", help="the recipes and the layout of this target; default: all recipes")
+    add("--batch", type=int, metavar="N", help="for a free batch axis; default: 1")
+    add("--input-shape", action="append", default=[], metavar="NAME=1,3,224,224")
+    add("--force", action="store_true", help="replace FILE where it exists; never the model")
+    _add_json(parser)
+    return parser
+
+
 def verify() -> Parser:
     parser = Parser(
         "deploy verify",
@@ -324,6 +356,7 @@ COMMANDS: dict[str, Callable[[], Parser]] = {
     "devices": devices,
     "inspect": inspect,
     "bench": bench,
+    "convert": convert,
     "verify": verify,
     "runner": runner,
     "doctor": doctor,

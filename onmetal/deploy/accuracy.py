@@ -18,7 +18,7 @@ from onmetal.deploy.candidates import calibrated
 from onmetal.deploy.context import Clock, Run, Standing, Task
 from onmetal.deploy.likeness import compared
 from onmetal.deploy.trials import each, original_trial, out_of_time
-from onmetal.errors import DeviceError, OnmetalError
+from onmetal.errors import DeviceError, OnmetalError, UnsupportedError
 from onmetal.files import cache as caches
 from onmetal.files.stored import StoredArray
 from onmetal.profilers.devices import Device, Worker
@@ -97,6 +97,27 @@ def judge(run: Run, standing: Standing) -> tuple[Standing, Reference]:
     )
     warnings += _beyond_calibration(run, extents[task.models[0].stem])
     return standing.having(trials).warned(warnings), reference
+
+
+def judge_alone(run: Run, trial: Trial) -> Trial:
+    """The trial with the fidelity of its outputs to those of the model in the framework that
+    defines its format, without labels.
+
+    Unlike in `judge`, that framework computes the model also where the candidate itself runs in it.
+    Raises UnsupportedError where it cannot, since there is nothing to compare with then.
+    """
+    assert trial.candidate
+    model = trial.candidate.model
+    judged = _judge(run, trial, late=False)
+    try:
+        original = _judge_model(run, model, late=False)
+    except OnmetalError as error:
+        raise UnsupportedError(
+            f"{model.path.name} cannot be run by {_definer(model)}, which defines what it "
+            f"computes, so nothing can be compared with it: {error}"
+        ) from None
+    recipe = run.task.target.recipe(trial.recipe, trial.runtime)
+    return compared(trial, recipe, judged.outputs, original.outputs, _extents(original), ())
 
 
 def _no_better_than_chance(scorer: Scorer, value: float) -> list[str]:

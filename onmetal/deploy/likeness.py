@@ -70,13 +70,14 @@ def compared(
             collapsed += collapse.collapsed(name, original[name], output, fidelities[name])
     trial = replace(trial, collapsed=tuple(collapsed))
     if recipe.quantized_by in (None, "half"):
-        least = HALF_DB if recipe.name != EXACT else least_float_db(trial)
+        least = least_db(recipe, trial)
         if reasons := [*_too_far(fidelities, least, ()), *_unequal(fidelities), *collapsed]:
             reason = f"its outputs are not the model's: {'; '.join(reasons)}"
             return replace(trial, status="failed", failure="conversion", reason=reason)
         return trial
     reasons = [
-        f"{reason}{ADVICE[bool(read)]}" for reason in _too_far(fidelities, FIDELITY_DB, read)
+        f"{reason}{ADVICE[bool(read)]}"
+        for reason in _too_far(fidelities, least_db(recipe, trial), read)
     ]
     warnings = [f"{reason}: hardly anything of it is left" for reason in _lost(fidelities, read)]
     return replace(trial, unlike=tuple(reasons), warnings=(*trial.warnings, *warnings))
@@ -85,6 +86,13 @@ def compared(
 def _lost(fidelities: Mapping[str, Fidelity], read: Collection[str]) -> list[str]:
     """Sentences about those outputs that a metric reads whose fidelity is below LOST_DB."""
     return _too_far({name: fidelities[name] for name in read if name in fidelities}, LOST_DB, ())
+
+
+def least_db(recipe: Recipe, trial: Trial) -> float:
+    """The least fidelity that the outputs of the trial must have, where no metric reads them."""
+    if recipe.quantized_by not in (None, "half"):
+        return FIDELITY_DB
+    return HALF_DB if recipe.name != EXACT else least_float_db(trial)
 
 
 def least_float_db(trial: Trial) -> float:

@@ -1,5 +1,7 @@
 """Reads and checks everything that the user gave, before any long step begins."""
 
+from msgspec.structs import replace
+
 from onmetal.calibration import metric_table
 from onmetal.deploy import model
 from onmetal.deploy.context import Task
@@ -121,10 +123,11 @@ def _read(
     request: Request, target: Target, shapes: dict[str, tuple[int, ...]], cache: Cache, host: Local
 ) -> list[Model]:
     try:
-        return [
+        models = [
             model.read(path, shapes, request.batch, cache, host, request.trust)
             for path in request.models
         ]
+        return [replace(entry, notes=(*request.notes, *entry.notes)) for entry in models]
     except ShapeError as error:
         if not target.micro:
             raise

@@ -51,6 +51,23 @@ class Request(Struct, frozen=True):
     """What the bundle's golden vectors are made of."""
     keep_paths: bool = False
     """Whether the bundle holds paths and the device's address as they are."""
+    notes: tuple[str, ...] = ()
+    """How the model became a file, where it was an object in memory."""
+
+
+class ConversionRequest(Struct, frozen=True):
+    """What `deploy convert` was asked for on the command line."""
+
+    model: Path
+    file: Path
+    calibration_data: str | None = None
+    recipe: str | None = None
+    target: str | None = None
+    batch: int | None = None
+    input_shapes: tuple[str, ...] = ()
+    force: bool = False
+    follow_links: bool = False
+    trust: bool = False
 
 
 def choose_threads(requested: int | None, target: Target, facts: DeviceFacts) -> int:

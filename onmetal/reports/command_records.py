@@ -5,7 +5,7 @@ from typing import Any, Literal
 from msgspec import UNSET, Struct, UnsetType
 
 from onmetal.records import Imported, Tensor
-from onmetal.reports.record import Failure
+from onmetal.reports.record import Failure, Fidelity, Model
 
 
 class Verification(Struct, frozen=True):
@@ -88,6 +88,67 @@ class Inspection(Struct, frozen=True):
     """null: no data were given."""
     warnings: list[str]
     """Of the target."""
+
+
+class Converted(Struct, frozen=True):
+    """An input or output of a file that was converted."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+    scale: float
+    """Of whole numbers that stand for real ones: real = scale * (number - zero_point); 0: they
+    stand for themselves."""
+    zero_point: int
+    channels_last: bool
+    """Whether its channels were moved to the last axis."""
+    source: Tensor
+    """What it is in the model."""
+    differs_in: list[Literal["name", "dtype", "shape"]]
+    """What of it is not as in the model."""
+
+
+class NotTaken(Struct, frozen=True):
+    """A recipe of the family that was tried before, and why another one was taken."""
+
+    recipe: str
+    reason: str
+
+
+class Conversion(Struct, frozen=True):
+    """What `deploy convert MODEL -o FILE` prints."""
+
+    schema: Literal[1]
+    model: Model
+    files: list[str]
+    """What was written, the file to open first; empty where its outputs are not the model's."""
+    size_bytes: int
+    sha256: str
+    """Of all files together, in their order."""
+    recipe: str
+    runtime: str
+    """The runtime whose format it is."""
+    runtime_version: str
+    target: str | None
+    """The target whose rules it was made by; null: none was named."""
+    inputs: list[Converted]
+    outputs: list[Converted]
+    compared_with: str
+    """Which framework computed the model's own outputs."""
+    compared_on: Literal["calibration data", "random inputs"]
+    samples: int
+    least_db: float
+    """What each output of real numbers must have."""
+    fidelity: Fidelity
+    operators_in_float: list[str] | None
+    """Those of convolution and matrix multiplication that a quantized file computes in float; null:
+    it is not quantized, or by a recipe that does not say."""
+    details: dict[str, Any]
+    """What its conversion says: options, format, estimator; keys differ by recipe and runtime."""
+    not_taken: list[NotTaken]
+    warnings: list[str]
+    error: Failure | UnsetType = UNSET
+    """Where its outputs are not the model's."""
 
 
 class Comparison(Struct, frozen=True):
