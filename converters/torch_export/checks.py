@@ -52,7 +52,7 @@ FUNCTIONS = {
 }
 """Names that may stand in the expression of a symbolic size, which PyTorch evaluates."""
 CONTAINERS = {"builtins.dict", "builtins.list", "builtins.tuple", "collections.OrderedDict"}
-"""What inputs and outputs may be gathered in. PyTorch imports modules that are named beside others."""
+"""What inputs and outputs may be gathered in. Beside others a module may be named, and imported."""
 EXPORT = (
     "in the program that defines the model: model.eval(); "
     "program = torch.export.export(model, (example,)); torch.export.save(program, 'model.pt2')"
