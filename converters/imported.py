@@ -127,8 +127,8 @@ def _compared(framework: Reference, prepared: Path, found: dict[str, Any]) -> di
         again = zip(framework.run(feed), framework.run(feed), strict=True)
         if max(_difference(*outputs) for outputs in again) > TOLERANCE:
             raise UnsupportedError(
-                "the model gives other outputs every time for the same inputs: random operators, "
-                "as those of training, cannot be compared; leave them out"
+                "the model gives other outputs every time for the same inputs: it keeps state from "
+                "one to the next, or has random operators, as those of training; leave them out"
             )
         raise UnsupportedError(
             f"its export to ONNX computes something else: outputs differ by {worst:.3g} of the "

@@ -39,9 +39,22 @@ def test_several_inputs_and_named_outputs(of_tensorflow: Path, read: Read) -> No
     assert {t.name: t.shape for t in found.outputs} == {"kind": (1, 3), "score": (1, 1)}
 
 
-def test_a_recurrent_model(of_tensorflow: Path, read: Read) -> None:
-    found = read(of_tensorflow / "lstm.keras")
+@pytest.mark.parametrize(
+    ("name", "recurrent"),
+    [("lstm", {"LSTM": 1}), ("gru", {}), ("simple", {}), ("long", {"Loop": 1})],
+)
+def test_a_recurrent_model_has_a_loop_only_where_it_is_long(
+    of_tensorflow: Path, read: Read, name: str, recurrent: dict[str, int]
+) -> None:
+    found = read(of_tensorflow / f"{name}.keras")
     assert found.outputs[0].shape == (1, 4)
+    names = ("LSTM", "GRU", "RNN", "Loop", "Scan")
+    assert {n: found.operators[n] for n in names if n in found.operators} == recurrent
+    assert found.imported and found.imported.largest_difference <= 1e-5
+
+
+def test_a_model_that_keeps_state_is_refused(of_tensorflow: Path, refused: Refused) -> None:
+    assert "it keeps state" in refused(of_tensorflow / "stateful.keras")
 
 
 def test_a_free_axis_is_asked_for(of_tensorflow: Path, read: Read, refused: Refused) -> None:

@@ -69,11 +69,6 @@ def is_program(names: list[str]) -> bool:
     return "archive_format" in ends or "serialized_exported_program.json" in ends
 
 
-def is_pickled(names: list[str]) -> bool:
-    """Whether they are those of torch.save or torch.jit.save."""
-    return any(PurePosixPath(name).name in ("data.pkl", "constants.pkl") for name in names)
-
-
 def checked(parts: Path, path: Path) -> Path:
     """The folder of the program among the extracted `parts`, its JSON without what is evaluated or
     only of use to people. `path`: the user's file, for messages.
