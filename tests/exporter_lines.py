@@ -43,7 +43,8 @@ KINDS = ("onnx", "pt2", "keras", "h5", "tflite")
 
 def blocks(framework: str) -> list[Block]:
     found = re.findall(r"^## ([^\n]+)$|^```(\w+)\n(.*?)^```$", DOCUMENT.read_text(), re.M | re.S)
-    section, result = "", []
+    section = ""
+    result: list[Block] = []
     for title, language, code in found:
         section = title or section
         if code:

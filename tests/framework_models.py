@@ -91,7 +91,11 @@ def tensorflow(folder: Path) -> None:
     def doubles(x: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"twice": x * 2.0, "once": tf.nn.relu(x)}
 
-    for function in (by_python, reads, writes, prints, doubles):
+    def swollen(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        large = tf.raw_ops.Fill(dims=tf.constant([1 << 29]), value=tf.constant(0.5))
+        return {"y": x + tf.reduce_max(large)}
+
+    for function in (by_python, reads, writes, prints, doubles, swollen):
         served(function.__name__, function)
 
 
@@ -154,6 +158,13 @@ def torch(folder: Path) -> None:
     torch.export.register_dataclass(Scores, serialized_type_name="ours.Scores")
     gathered = torch.export.export(Gathering(), (torch.randn(2, 4),))
     torch.export.save(gathered, folder / "gathered.pt2")
+
+    class Swollen(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + torch.full((1 << 29,), 0.5).max()
+
+    swollen = torch.export.export(Swollen(), (torch.randn(2, 4),))
+    torch.export.save(swollen, folder / "swollen.pt2")
     training = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout())
     torch.export.save(torch.export.export(training, (torch.randn(2, 4),)), folder / "training.pt2")
 

@@ -105,9 +105,9 @@ def test_a_pickle_among_the_arrays_of_data_is_not_run(of_torch: Path, tmp_path: 
     )
     assert ran.code == 2 and "object" in ran.err
     assert {entry.name for entry in tmp_path.iterdir()} == {"data.npz"}
-    arrays = tmp_path / "arrays.npz"
-    np.savez(arrays, x=np.zeros(3))
-    assert "which --data takes" in deploy("inspect", arrays).err
+    path = tmp_path / "arrays.npz"
+    np.savez(path, x=np.zeros(3))
+    assert "which --data takes" in deploy("inspect", path).err
 
 
 @pytest.mark.parametrize("length", [0, 1, 10**6, 1 << 62])

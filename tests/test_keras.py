@@ -211,17 +211,6 @@ def test_weights_of_other_files_are_refused(
     assert said in refused(path)
 
 
-@pytest.mark.parametrize("name", ["cnn.keras", "cnn.h5"])
-def test_a_file_that_is_cut_off_is_refused(
-    of_tensorflow: Path, tmp_path: Path, refused: Refused, name: str
-) -> None:
-    content = (of_tensorflow / name).read_bytes()
-    path = tmp_path / name
-    for at in np.random.default_rng(0).integers(8, len(content), 20):
-        path.write_bytes(content[:at])
-        refused(path)
-
-
 def test_without_the_extra_it_says_what_to_install(
     of_tensorflow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

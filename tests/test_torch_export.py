@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from onmetal.converters.torch_export import checks
@@ -202,12 +201,3 @@ def test_only_expressions_of_sizes_are_evaluated(text: str, fine: bool) -> None:
         return
     with pytest.raises(UsageError, match="no expression of sizes"):
         checks._check_graph(graph, Path("model.pt2"))
-
-
-def test_a_file_that_is_cut_off_is_refused(
-    of_torch: Path, tmp_path: Path, refused: Refused
-) -> None:
-    content, path = (of_torch / "cnn.pt2").read_bytes(), tmp_path / "cnn.pt2"
-    for at in np.random.default_rng(0).integers(8, len(content), 20):
-        path.write_bytes(content[:at])
-        refused(path)

@@ -213,7 +213,9 @@ def _plain(structure: Any) -> list[str]:
         if kind is None and context is None:
             continue
         keys = json.loads(context) if isinstance(context, str) else context
-        plain = keys is None or all(isinstance(key, str | int) for key in keys)
+        plain = keys is None or (
+            isinstance(keys, list) and all(isinstance(key, str | int) for key in keys)
+        )
         if kind not in CONTAINERS or not plain:
             named.append(str(kind))
             entry["type"], entry["context"] = "builtins.tuple", "null"

@@ -101,7 +101,7 @@ def _trains(program: Any) -> str | None:
         given = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False))
         given |= node.kwargs
         training = given.get("train", given.get("training")) is True
-        if training and given.get("dropout", given.get("p", 1.0)) > 0:
+        if training and given.get("dropout", given.get("p")) != 0:
             return str(schema.name).removeprefix("aten::")
     return None
 
@@ -130,7 +130,7 @@ def _axis(size: Any) -> int | None:
 
 def _reason(error: BaseException) -> str:
     """The kind of an error of PyTorch and the first line of what its deepest cause says."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    while (deeper := error.__cause__ or error.__context__) is not None:
+        error = deeper
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300] if lines else 'it gives no reason'}"
