@@ -3,6 +3,7 @@
 In a process of its own, so that no test's process holds these frameworks.
 """
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -46,6 +47,15 @@ def tensorflow(folder: Path) -> None:
     keras.Sequential([layers.Input((4,), name="pixels"), layers.Dense(3, name="scores")]).save(
         folder / "sequential.keras"
     )
+    for name, layer in (
+        ("gru", layers.GRU(5)),
+        ("simple", layers.Bidirectional(layers.SimpleRNN(5))),
+        ("stateful", layers.GRU(5, stateful=True)),
+    ):
+        steps = layers.Input((8, 6), name="steps", batch_size=1 if name == "stateful" else None)
+        keras.Model(steps, layers.Dense(4)(layer(steps))).save(folder / f"{name}.keras")
+    steps = layers.Input((200, 6), name="steps")
+    keras.Model(steps, layers.Dense(4)(layers.GRU(5)(steps))).save(folder / "long.keras")
     free = layers.Input((None, 6), name="steps")
     keras.Model(free, layers.Conv1D(4, 3)(free)).save(folder / "free.keras")
 
@@ -84,11 +94,16 @@ def tensorflow(folder: Path) -> None:
     def doubles(x: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"twice": x * 2.0, "once": tf.nn.relu(x)}
 
-    for function in (by_python, reads, writes, prints, doubles):
+    def swollen(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        large = tf.raw_ops.Fill(dims=tf.constant([1 << 29]), value=tf.constant(0.5))
+        return {"y": x + tf.reduce_max(large)}
+
+    for function in (by_python, reads, writes, prints, doubles, swollen):
         served(function.__name__, function)
 
 
 def torch(folder: Path) -> None:
+    import safetensors.torch
     import torch
     from torch import nn
 
@@ -122,8 +137,39 @@ def torch(folder: Path) -> None:
     recurrent, steps = Recurrent().eval(), torch.randn(1, 8, 6)
     torch.export.save(torch.export.export(recurrent, (steps,)), folder / "lstm.pt2")
     torch.save(network.layers, folder / "whole.pt")
-    torch.save(network.state_dict(), folder / "weights.pth")
+    weights = network.state_dict()
+    torch.save(weights, folder / "weights.pth")
+    torch.save(weights, folder / "old.bin", _use_new_zipfile_serialization=False)
+    safetensors.torch.save_file(weights, folder / "weights.safetensors")
     torch.jit.save(torch.jit.trace(network, image), folder / "script.pt")
+
+    used = torch.randn(2, 3, 16, 16)
+    torch.onnx.export(network, (used,), dynamo=True, verbose=False)
+    torch.export.save(torch.export.export(network, (used,)), folder / "used.pt2")
+    sizes = {"steps": {0: torch.export.Dim.DYNAMIC}}
+    program = torch.export.export(recurrent, (torch.randn(2, 8, 6),), dynamic_shapes=sizes)
+    torch.export.save(program, folder / "sizes.pt2")
+
+    @dataclasses.dataclass
+    class Scores:
+        scores: torch.Tensor
+
+    class Gathering(nn.Module):
+        def forward(self, x: torch.Tensor) -> Scores:
+            return Scores(x * 2.0)
+
+    torch.export.register_dataclass(Scores, serialized_type_name="ours.Scores")
+    gathered = torch.export.export(Gathering(), (torch.randn(2, 4),))
+    torch.export.save(gathered, folder / "gathered.pt2")
+
+    class Swollen(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + torch.full((1 << 29,), 0.5).max()
+
+    swollen = torch.export.export(Swollen(), (torch.randn(2, 4),))
+    torch.export.save(swollen, folder / "swollen.pt2")
+    training = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout())
+    torch.export.save(torch.export.export(training, (torch.randn(2, 4),)), folder / "training.pt2")
 
 
 if __name__ == "__main__":

@@ -46,9 +46,22 @@ def test_a_sequential_model(of_tensorflow: Path, read: Read) -> None:
     assert found.imported and found.imported.largest_difference <= 1e-5
 
 
-def test_a_recurrent_model(of_tensorflow: Path, read: Read) -> None:
-    found = read(of_tensorflow / "lstm.keras")
+@pytest.mark.parametrize(
+    ("name", "recurrent"),
+    [("lstm", {"LSTM": 1}), ("gru", {}), ("simple", {}), ("long", {"Loop": 1})],
+)
+def test_a_recurrent_model_has_a_loop_only_where_it_is_long(
+    of_tensorflow: Path, read: Read, name: str, recurrent: dict[str, int]
+) -> None:
+    found = read(of_tensorflow / f"{name}.keras")
     assert found.outputs[0].shape == (1, 4)
+    names = ("LSTM", "GRU", "RNN", "Loop", "Scan")
+    assert {n: found.operators[n] for n in names if n in found.operators} == recurrent
+    assert found.imported and found.imported.largest_difference <= 1e-5
+
+
+def test_a_model_that_keeps_state_is_refused(of_tensorflow: Path, refused: Refused) -> None:
+    assert "it keeps state" in refused(of_tensorflow / "stateful.keras")
 
 
 def test_a_free_axis_is_asked_for(of_tensorflow: Path, read: Read, refused: Refused) -> None:
@@ -203,17 +216,6 @@ def test_weights_of_other_files_are_refused(
             for part in old.namelist():
                 new.write(tmp_path / "parts" / part, part)
     assert said in refused(path)
-
-
-@pytest.mark.parametrize("name", ["cnn.keras", "cnn.h5"])
-def test_a_file_that_is_cut_off_is_refused(
-    of_tensorflow: Path, tmp_path: Path, refused: Refused, name: str
-) -> None:
-    content = (of_tensorflow / name).read_bytes()
-    path = tmp_path / name
-    for at in np.random.default_rng(0).integers(8, len(content), 20):
-        path.write_bytes(content[:at])
-        refused(path)
 
 
 def test_without_the_extra_it_says_what_to_install(

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from onmetal.converters.saved_model import checks
@@ -82,13 +81,3 @@ def test_an_archive_of_two_is_refused(
     for name in ("a", "b"):
         shutil.copytree(of_tensorflow / "doubles", tmp_path / "both" / name)
     assert "or several" in refused(zipped(tmp_path / "both", tmp_path / "both"))
-
-
-def test_a_graph_that_is_cut_off_is_refused(
-    of_tensorflow: Path, tmp_path: Path, refused: Refused
-) -> None:
-    graph = copied(of_tensorflow, tmp_path) / checks.GRAPH
-    content = graph.read_bytes()
-    for at in np.random.default_rng(0).integers(1, len(content), 5):
-        graph.write_bytes(content[:at])
-        refused(graph.parent)

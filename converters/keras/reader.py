@@ -37,8 +37,7 @@ def examine(
 
     model = framework.load(source, trust)
     given = imported.static(framework.declared(model), shapes, batch)
-    function = framework.function(model, given.inputs)
-    proto = function.export()
+    function, proto = framework.exported(model, given)
     found = imported.facts(proto, function, framework.BY, given, folder)
     return {**found, "sha256": digest, "size_bytes": size_bytes}
 

@@ -73,6 +73,16 @@ def check_sizes(model: onnx.ModelProto, source: Path) -> None:
                 f"{len(tensor.raw_data)} bytes instead of {expected}: the file is cut off or "
                 "damaged"
             )
+        elsewhere = any(len(getattr(tensor, field)) for field in _DATA)
+        if expected and not elsewhere and not tensor.HasField("raw_data"):
+            raise UsageError(
+                f"{source}: the tensor {tensor.name!r} of shape {list(tensor.dims)} has no data: "
+                "the file is cut off or damaged"
+            )
+
+
+_DATA = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+"""Where a tensor's elements lie that are not `raw_data`."""
 
 
 def check_operators(model: onnx.ModelProto, source: Path) -> None:

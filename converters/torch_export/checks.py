@@ -21,11 +21,14 @@ SAMPLES = "data/sample_inputs/model.pt"
 MOST_JSON_BYTES = 512 << 20
 HARMLESS = {
     "collections OrderedDict",
+    "torch._tensor _rebuild_from_type_v2",
     "torch._utils _rebuild_parameter",
+    "torch._utils _rebuild_parameter_with_state",
     "torch._utils _rebuild_tensor_v2",
     "torch.serialization _get_layout",
 }
-"""What the pickle of tensors names, besides `torch` and the kinds of storage."""
+"""What the pickle of tensors names, besides `torch` and the kinds of storage. A tensor that an
+exporter of PyTorch has used before has attributes, and is rebuilt from its type."""
 _OPERATOR = re.compile(
     r"torch\.ops\.(aten|prims|higher_order|quantized_decomposed|torchvision)(\.\w+)+"
     r"|torch\.sym_(float|int|ite|max|min|not|sqrt|sum)"
@@ -35,15 +38,21 @@ _OPERATOR = re.compile(
 _STORAGE = re.compile(r"torch (\w+Storage|\w+|Size|device)")
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _SYMBOL = re.compile(r"[suz]f?\d+")
-_EXPRESSION = re.compile(r"[\w\s+\-*/(),<>=!&|~%']*")
+_EXPRESSION = re.compile(r"([\w\s+\-*/(),<>=!&|~%']|(?<=\d)\.(?=\d))*")
+"""A point stands within a number only: elsewhere it would name an attribute."""
 FUNCTIONS = {
-    *("Abs", "And", "CeilDiv", "CeilToInt", "CleanDiv", "Eq", "FloatTrueDiv", "FloorDiv"),
-    *("FloorToInt", "Ge", "Gt", "IntTrueDiv", "Integer", "Le", "Lt", "Max", "Min", "Mod"),
-    *("ModularIndexing", "Ne", "Not", "Or", "Piecewise", "PowByNatural", "PythonMod", "RoundToInt"),
-    *("Symbol", "ToFloat", "TruncToInt", "Where", "ceiling", "floor", "int_oo", "oo", "True"),
-    *("False", "integer", "positive", "nonnegative"),
+    *("Abs", "Add", "And", "CeilDiv", "CeilToInt", "CleanDiv", "Eq", "Equality", "ExprCondPair"),
+    *("Float", "FloatPow", "FloatTrueDiv", "FloorDiv", "FloorToInt", "Ge", "GreaterThan", "Gt"),
+    *("ITE", "Identity", "IntTrueDiv", "Integer", "Le", "LessThan", "Lt", "Max", "Min", "Mod"),
+    *("ModularIndexing", "Mul", "Ne", "Not", "Or", "Piecewise", "Pow", "PowByNatural"),
+    *("PythonMod", "Rational", "RoundDecimal", "RoundToInt", "StrictGreaterThan", "StrictLessThan"),
+    *("Symbol", "ToFloat", "TruncToFloat", "TruncToInt", "Unequality", "Where", "ceiling"),
+    *("False", "True", "false", "floor", "int_oo", "oo", "precision", "true"),
+    *("integer", "positive", "nonnegative"),
 }
 """Names that may stand in the expression of a symbolic size, which PyTorch evaluates."""
+CONTAINERS = {"builtins.dict", "builtins.list", "builtins.tuple", "collections.OrderedDict"}
+"""What inputs and outputs may be gathered in. Beside others a module may be named, and imported."""
 EXPORT = (
     "in the program that defines the model: model.eval(); "
     "program = torch.export.export(model, (example,)); torch.export.save(program, 'model.pt2')"
@@ -58,11 +67,6 @@ def is_program(names: list[str]) -> bool:
     """Whether the members of an archive are those of an exported program, of any version."""
     ends = {PurePosixPath(name).name for name in names}
     return "archive_format" in ends or "serialized_exported_program.json" in ends
-
-
-def is_pickled(names: list[str]) -> bool:
-    """Whether they are those of torch.save or torch.jit.save."""
-    return any(PurePosixPath(name).name in ("data.pkl", "constants.pkl") for name in names)
 
 
 def checked(parts: Path, path: Path) -> Path:
@@ -84,6 +88,7 @@ def checked(parts: Path, path: Path) -> Path:
         _check_config(_json(top / name, path), name, names, path)
     graph = _json(top / GRAPH, path)
     _check_graph(graph, path)
+    _plain_structures(graph, path)
     graph["guards_code"] = []
     (top / GRAPH).write_text(json.dumps(graph))
     return top
@@ -174,6 +179,47 @@ def _check_graph(graph: Any, path: Path) -> None:
             raise UsageError(f"{path}: it holds a custom object, a pickle: refused")
         if isinstance(text := value.get("expr_str"), str):
             _check_expression(text, path)
+
+
+def _plain_structures(graph: dict[str, Any], path: Path) -> None:
+    """Let the outputs be gathered in plain containers: a class is known by its name only.
+
+    Raises UsageError where the inputs are gathered in another.
+    """
+    try:
+        for module in graph["graph_module"]["module_call_graph"]:
+            signature = module["signature"] or {}
+            for key in signature.keys() & {"in_spec", "out_spec"}:
+                protocol, structure = json.loads(signature[key])
+                named = _plain(structure)
+                if named and key == "in_spec":
+                    raise UsageError(
+                        f"{path}: its inputs are gathered in {named[0][:100]!r}, of which the file "
+                        f"has the name only; export a model whose inputs are tensors; {EXPORT}"
+                    )
+                signature[key] = json.dumps([protocol, structure])
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        raise UsageError(f"{path}: {GRAPH} in it cannot be read: it is damaged") from None
+
+
+def _plain(structure: Any) -> list[str]:
+    """Exchange all but plain containers of a structure for tuples. -> what those were."""
+    named = []
+    waiting = [structure]
+    while waiting:
+        entry = waiting.pop()
+        waiting += entry["children_spec"]
+        kind, context = entry["type"], entry["context"]
+        if kind is None and context is None:
+            continue
+        keys = json.loads(context) if isinstance(context, str) else context
+        plain = keys is None or (
+            isinstance(keys, list) and all(isinstance(key, str | int) for key in keys)
+        )
+        if kind not in CONTAINERS or not plain:
+            named.append(str(kind))
+            entry["type"], entry["context"] = "builtins.tuple", "null"
+    return named
 
 
 def _check_expression(text: str, path: Path) -> None:

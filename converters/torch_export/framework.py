@@ -16,7 +16,7 @@ import onnx
 import torch
 
 from onmetal.converters.imported import Declared
-from onmetal.converters.torch_export.checks import SAMPLES
+from onmetal.converters.torch_export import checks
 from onmetal.errors import UnsupportedError
 
 warnings.simplefilter("ignore")
@@ -36,6 +36,11 @@ class Program:
             raise UnsupportedError(
                 f"PyTorch {torch.__version__} cannot load it: {_reason(error)}"
             ) from None
+        if name := _trains(self.program):
+            raise UnsupportedError(
+                f"it was exported in training mode, in which its operator {name} gives other "
+                f"results; {checks.EXPORT}"
+            )
         signature = self.program.graph_signature
         values = {
             node.name: node.meta["val"]
@@ -96,6 +101,21 @@ class Program:
         return args, kwargs
 
 
+def _trains(program: Any) -> str | None:
+    """The operator of the program that computes as in training: its results are random, or depend
+    on the other samples of the batch. None: there is none."""
+    for node in program.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if node.op != "call_function" or schema is None or schema.overload_name == "no_stats":
+            continue
+        given = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False))
+        given |= node.kwargs
+        training = given.get("train", given.get("training")) is True
+        if training and given.get("dropout", given.get("p")) != 0:
+            return str(schema.name).removeprefix("aten::")
+    return None
+
+
 def _archived(folder: Path) -> io.BytesIO:
     """The program as an archive again, its pickled example inputs exchanged for none."""
     none = io.BytesIO()
@@ -104,7 +124,7 @@ def _archived(folder: Path) -> io.BytesIO:
     with zipfile.ZipFile(content, "w") as archive:
         for file in sorted(entry for entry in folder.rglob("*") if entry.is_file()):
             name = file.relative_to(folder).as_posix()
-            data = none.getvalue() if name == SAMPLES else file.read_bytes()
+            data = none.getvalue() if name == checks.SAMPLES else file.read_bytes()
             archive.writestr(f"{folder.name}/{name}", data)
     content.seek(0)
     return content
@@ -120,7 +140,7 @@ def _axis(size: Any) -> int | None:
 
 def _reason(error: BaseException) -> str:
     """The kind of an error of PyTorch and the first line of what its deepest cause says."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    while (deeper := error.__cause__ or error.__context__) is not None:
+        error = deeper
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300] if lines else 'it gives no reason'}"

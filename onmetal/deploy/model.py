@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from onmetal import limits
 from onmetal.converters import ModelFormat, format_named, formats, operations
+from onmetal.deploy.foreign import HEAD_BYTES, what_is
 from onmetal.errors import DeviceError, UnsupportedError, UsageError
 from onmetal.files import cache as caches
 from onmetal.files.cache import Cache
@@ -26,20 +27,6 @@ from onmetal.profilers.devices.local import Local
 from onmetal.profilers.operation import asked
 from onmetal.records import Imported, Model, Tensor
 from onmetal.texts.suggest import near
-
-_PICKLED = (
-    "whose pickled code is not run; in the program that defines the model: model.eval(); "
-    "program = torch.export.export(model, (example,)); torch.export.save(program, 'model.pt2')"
-)
-_FOREIGN = {
-    b"PK\x03\x04": f"a zip archive of no known model; if PyTorch saved it, it is one {_PICKLED}",
-    b"\x80\x02": f"a Python pickle, {_PICKLED}",
-    b"\x80\x03": f"a Python pickle, {_PICKLED}",
-    b"\x80\x04\x95": f"a Python pickle, {_PICKLED}",
-    b"\x80\x05\x95": f"a Python pickle, {_PICKLED}",
-    b"GGUF": "a GGUF file",
-}
-
 
 MOST_AXIS = (1 << 31) - 1
 
@@ -265,12 +252,11 @@ def _recognize(path: Path) -> ModelFormat:
         raise UsageError(f"{path}: there is no such file{likely}")
     head = b"" if path.is_dir() else _head(path)
     *others, any_bytes = formats()
-    if form := next((form for form in others if form.recognize(path, head)), None):
+    if form := next((form for form in others if form.recognize(path, head[:8])), None):
         return form
     if path.is_dir():
         raise UsageError(f"{path}: this is a folder; {WANTED}")
-    foreign = next((name for magic, name in _FOREIGN.items() if head.startswith(magic)), None)
-    if foreign:
+    if foreign := what_is(path, head):
         raise UsageError(f"{path}: this is {foreign}; {WANTED}")
     return any_bytes
 
@@ -278,7 +264,7 @@ def _recognize(path: Path) -> ModelFormat:
 def _head(path: Path) -> bytes:
     try:
         with open_regular(path) as file:
-            head = file.read(8)
+            head = file.read(HEAD_BYTES)
     except OSError as error:
         if error.errno == errno.EINVAL:
             raise UsageError(f"{path}: {error.strerror}; {WANTED}") from None
