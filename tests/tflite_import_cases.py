@@ -503,6 +503,32 @@ def dilated() -> Making:
     return m
 
 
+def _volumes(padding: int, stride: int) -> None:
+    @case(f"volumes {'same' if padding == SAME else 'valid'} {stride}")
+    def make() -> Making:
+        m = Making(2, 6, 7, 8, 4)
+        sides = {"padding": padding, "fusedActivationFunction": 1}
+        for side in "DHW":
+            sides |= {f"stride{side}": stride, f"dilation{side}Factor": 1}
+        kernel = (3, 2, 3)
+        sizes = [
+            -(-(n if padding == SAME else n - k + 1) // stride)
+            for n, k in zip((6, 7, 8), kernel, strict=True)
+        ]
+        weights = [m.floats(*kernel, 4, 5), m.floats(5)]
+        small = m.op("CONV_3D", [m.x, *weights], 2, *sizes, 5, **sides)
+        wide = [n * stride if padding == SAME else (n - 1) * stride + k
+                for n, k in zip(sizes, kernel, strict=True)]  # fmt: skip
+        back = [m.ints(2, *wide, 3), m.floats(*kernel, 3, 5), small]
+        m.done(small, m.op("CONV_3D_TRANSPOSE", back, 2, *wide, 3, **sides))
+        return m
+
+
+for _padding in (SAME, VALID):
+    for _stride in (1, 2):
+        _volumes(_padding, _stride)
+
+
 for _align, _half in ((False, False), (True, False), (False, True)):
     for _out in ((8, 10), (3, 9), (1, 1), (7, 13), (4, 5)):
         for _kind in ("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"):
