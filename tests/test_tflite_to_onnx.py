@@ -241,7 +241,7 @@ def shuffled(m: Making) -> Tensor:
 REFUSED: dict[Callable[[Making], Tensor], str] = {
     nonzero: "WHERE 'where",
     detection: "CUSTOM TFLite_Detection_PostProcess 'boxes'",
-    computed_pads: "PAD 'pad1': its pads is computed",
+    computed_pads: "PAD 'pad1': its list of pads is computed",
     sign_bit: "ADD 'add1': .*SIGN_BIT",
     shuffled: "FULLY_CONNECTED 'fully_connected2': shuffled weights",
 }

@@ -21,6 +21,7 @@ FAMILIES = (
     "elementwise",
     "indexing",
     "matrix",
+    "padding",
     "pooling",
     "quantization",
     "recurrent",

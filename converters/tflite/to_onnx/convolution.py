@@ -67,7 +67,9 @@ def conv(graph: Graph, op: Op) -> None:
     groups, out] of volumes."""
     source, weight = taken(op, 0), taken(op, 1)
     images(op, source, weight)
-    order, weights, first, inner = NCHW, NCHW, 1, weight.shape[3]
+    order: Order = NCHW
+    weights: Order = NCHW
+    first, inner = 1, weight.shape[3]
     if op.kind == "DEPTHWISE_CONV_2D":
         weights, inner = (3, 0, 1, 2), 1
     elif op.kind == "CONV_3D":
@@ -118,7 +120,9 @@ def transpose_conv(graph: Graph, op: Op) -> None:
     not reach."""
     weight, source, out = taken(op, 1), taken(op, 2), op.outputs[0]
     images(op, source, weight, out)
-    order, weights, first = NCHW, (3, 0, 1, 2), 1
+    order: Order = NCHW
+    weights: Order = (3, 0, 1, 2)
+    first = 1
     if op.kind == "CONV_3D_TRANSPOSE":
         order, weights, first = NCDHW, (4, 3, 0, 1, 2), 0
     if any(int(op.options.get(f"dilation{side}Factor", 1)) != 1 for side in sides(op)):

@@ -212,6 +212,13 @@ class Graph:
             name = self._signed[tensor]
         return self.arranged(name, kept, plain(tensor) if order is None else order, tensor.shape)
 
+    def integers(self, tensor: Tensor, order: Order) -> str:
+        """A quantized tensor in the type in which computed ones are stored."""
+        name, kept = self.value(tensor)
+        if kept == order and name not in self.inputs and name not in self.arrays:
+            return name
+        return self.quantized(self.real(tensor, order), tensor, f"{tensor.name}/quantized")
+
     def is_shifted(self, tensor: Tensor) -> bool:
         """Whether a quantized int8 tensor is stored as uint8. Inputs and constants are not."""
         name = self.value(tensor).name
@@ -234,17 +241,23 @@ class Graph:
         return self._reals[key]
 
     def _real_constant(self, tensor: Tensor, order: Order) -> str:
-        """Integers of the type of computed ones, as runtimes want both operands in one type."""
+        """int8 in the type of computed tensors, as runtimes want both operands in one type; int16,
+        which OpenVINO does not read as a constant, as floats."""
         array = self.array(self.aliases.get(tensor, tensor))
-        if tensor in self.aliases or tensor.per_channel or array is None or array.dtype != np.int8:
+        if tensor in self.aliases or tensor.per_channel or array is None or array.dtype == np.uint8:
             return self.weight(tensor, order)
         key = (tensor, order)
         if key not in self._reals:
             extra = len(order) - array.ndim
-            moved = array.reshape((1,) * extra + array.shape).transpose(order)
-            integers = (moved.astype(np.int64) + SHIFT).astype(np.uint8)
-            name = self.constant(integers, name=f"{tensor.name}/integers")
-            self._reals[key] = self.dequantized(name, tensor)
+            moved = array.reshape((1,) * extra + array.shape).transpose(order).astype(np.int64)
+            assert tensor.scale is not None and tensor.zero_point is not None
+            title = f"{tensor.name}/integers"
+            if array.dtype == np.int8:
+                shifted = self.constant((moved + SHIFT).astype(np.uint8), name=title)
+                self._reals[key] = self.dequantized(shifted, tensor)
+            else:
+                real = (moved - tensor.zero_point[0]) * tensor.scale.astype(np.float64)[0]
+                self._reals[key] = self.constant(real, np.float32, tensor.name)
         return self._reals[key]
 
     def _real(self, tensor: Tensor, order: Order) -> str:

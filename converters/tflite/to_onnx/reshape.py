@@ -12,6 +12,7 @@ from onmetal.converters.tflite.to_onnx.graph import (
     permuted,
     plain,
 )
+from onmetal.converters.tflite.to_onnx.padding import in_bytes
 from onmetal.converters.tflite.to_onnx.rules import axis_of, integers, refuse, taken, writes
 
 
@@ -190,8 +191,12 @@ def space_to_batch(graph: Graph, op: Op) -> None:
     padded = [n + int(sum(pair)) for n, pair in zip(tensor.shape[1:], pads, strict=False)]
     if pads.any():
         zeros = [0] * len(rest)
-        every = [0, *pads[:, 0], *zeros, 0, *pads[:, 1], *zeros]
-        name = graph.emit("Pad", [name, graph.ints(every), graph.like(tensor, 0)])
+        every = graph.ints([0, *pads[:, 0], *zeros, 0, *pads[:, 1], *zeros])
+        if in_bytes(tensor):
+            stored = [graph.integers(tensor, plain(tensor)), every, graph.grid(tensor)[1]]
+            name = graph.dequantized(graph.emit("Pad", stored), tensor)
+        else:
+            name = graph.emit("Pad", [name, every, graph.like(tensor, 0)])
     cut = [part for n, size in zip(padded, sizes, strict=True) for part in (n // size, size)]
     name = graph.emit("Reshape", [name, graph.ints([tensor.shape[0], *cut, *rest])])
     inner, outer = range(2, 2 * count + 1, 2), range(1, 2 * count, 2)
