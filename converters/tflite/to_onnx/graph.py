@@ -20,7 +20,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onmetal.converters.tflite.net import Net, Shape, Tensor
-from onmetal.converters.tflite.to_onnx.fold import folded
+from onmetal.converters.tflite.to_onnx.fold import KEPT, folded
 from onmetal.errors import UnsupportedError
 
 Order = tuple[int, ...]
@@ -84,6 +84,8 @@ class Graph:
         self._arranged: dict[tuple[str, Order, Order], str] = {}
         self._reals: dict[tuple[Tensor, Order], str] = {}
         self._weights: dict[tuple[Tensor, Order, Shape | None, bytes], str] = {}
+        self._of_integers: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, int]] = {}
+        """Output of a DequantizeLinear of constants -> integers, scale, zero point, axis."""
         self._signed: dict[Tensor, str] = {}
 
     # --- names, nodes, constants
@@ -106,15 +108,29 @@ class Graph:
     ) -> list[str]:
         outputs = [self.name(name or f"{self.base}/{kind}") for _ in range(count)]
         node = helper.make_node(kind, list(inputs), outputs, name=outputs[0], **attributes)
-        arrays = {name: self.arrays[name] for name in inputs if name in self.arrays}
-        given = [name for name in inputs if name]
-        if given and len(arrays) == len(set(given)):
+        if arrays := self._all_known(kind, inputs):
             results = folded(node, arrays, self.opset)
             if results is not None:
                 self.arrays |= dict(zip(outputs, results, strict=True))
                 return outputs
         self.nodes.append(node)
         return outputs
+
+    def _all_known(self, kind: str, inputs: Sequence[str]) -> dict[str, np.ndarray]:
+        """The values of a node's inputs, with those that a DequantizeLinear gives of constants;
+        empty where one is computed, or nothing is."""
+        given = {name for name in inputs if name}
+        if kind in KEPT or not given <= self.arrays.keys() | self._of_integers.keys():
+            return {}
+        known = {name: self.arrays[name] for name in given if name in self.arrays}
+        for name in sorted(given - known.keys()):
+            integers, scale, zero, axis = self._of_integers[name]
+            shape = [1] * integers.ndim
+            if scale.ndim:
+                shape[axis] = -1
+            gaps = integers.astype(np.int64) - zero.reshape(shape)
+            known[name] = gaps.astype(np.float32) * scale.reshape(shape)
+        return known
 
     def emit_node(self, kind: str, inputs: Sequence[str]) -> str:
         """A node of one output, even of constants."""
@@ -352,7 +368,9 @@ class Graph:
             self.constant(scale),
             self.constant(zero, array.dtype),
         ]
-        return self.emit("DequantizeLinear", parts, f"{source.name}/dequantized", **more)
+        name = self.emit("DequantizeLinear", parts, f"{source.name}/dequantized", **more)
+        self._of_integers[name] = (array, scale, zero.astype(np.int64), axis)
+        return name
 
     # --- results
 
