@@ -118,6 +118,13 @@ def test_a_network_is_turned_at_its_ends_alone(flat: bool, transposes: int, tmp_
     assert operators(agrees(m.net, m.feeds(1)[0], tmp_path))["Transpose"] == transposes
 
 
+@pytest.mark.parametrize("name", ["dilated between blocks", "dilated sequence between blocks"])
+def test_a_convolution_between_blocks_is_dilated(name: str, tmp_path: Path) -> None:
+    m = IMPORTED[name]()
+    made = operators(agrees(m.net, fed(m), tmp_path))
+    assert made["Transpose"] == 2 and made["Conv"] == 1
+
+
 def test_a_flattened_image_of_several_readers_is_turned(tmp_path: Path) -> None:
     m = IMPORTED["flattened images"]()
     assert operators(agrees(m.net, fed(m), tmp_path))["Transpose"] >= 2

@@ -9,6 +9,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from onmetal.converters.tflite.net import IDENTIFIER, Net, Op
 from onmetal.converters.tflite.parsing import read
+from onmetal.converters.tflite.to_onnx import dilated
 from onmetal.converters.tflite.to_onnx.graph import Graph, Value, is_quantized, plain
 from onmetal.converters.tflite.to_onnx.model import assembled, check_shapes, checked_names
 from onmetal.converters.tflite.to_onnx.rules import TABLE, label, missing, refuse
@@ -58,6 +59,7 @@ def to_onnx(path: Path) -> onnx.ModelProto:
         )
     if are_open(content):
         settle(net)
+    dilated.merge(net)
     graph = Graph(net, OPSET_OF_INT16 if _has_int16(net) else OPSET, [*names[0], *names[1]])
     for name, tensor in zip(names[0], net.inputs, strict=True):
         graph.values[tensor] = Value(name, plain(tensor))
