@@ -217,6 +217,28 @@ def test_openvino_reads_it(tmp_path: Path) -> None:
         np.testing.assert_allclose(compiled(feed)[name], array, atol=1e-5 * np.abs(array).max())
 
 
+def test_sizes_that_the_file_leaves_open_are_those_of_a_run(tmp_path: Path) -> None:
+    """TensorFlow's converter writes 1 for each behind a reshape to a computed shape."""
+    m = Making(1, 3, 4)
+    size = m.op("SHAPE", [m.x], 3, dtype=np.int32, outType=2)
+    last = [m.ints(1), m.ints(3), m.ints(1)]
+    rest = m.op("STRIDED_SLICE", [size, *last], 2, dtype=np.int32)
+    whole_size = m.op("REDUCE_PROD", [rest, m.ints(0)], 1, dtype=np.int32, keepDims=True)
+    flat = m.op("RESHAPE", [m.x, whole_size], 1)
+    m.done(m.op("ADD", [flat, m.floats(12)], 1))
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(write(m.net)))
+    for tensor in model.subgraphs[0].tensors:
+        if tensor.name in (flat.name.encode(), m.net.outputs[0].name.encode()):
+            tensor.shapeSignature = np.array([-1], np.int32)
+    path = tmp_path / "open.tflite"
+    path.write_bytes(packed(model))
+    feed = m.feeds(1)[0]
+    assert m.net.outputs[0].shape == (1,)
+    name, wanted = next(iter(by_litert(m.net, feed).items()))
+    assert wanted.shape == (12,)
+    np.testing.assert_allclose(by_onnx(to_onnx(path), feed)[name], wanted, atol=1e-6)
+
+
 # --- refusals
 
 
