@@ -118,6 +118,13 @@ def test_a_network_is_turned_at_its_ends_alone(flat: bool, transposes: int, tmp_
     assert operators(agrees(m.net, m.feeds(1)[0], tmp_path))["Transpose"] == transposes
 
 
+@pytest.mark.parametrize("name", ["dilated between blocks", "dilated sequence between blocks"])
+def test_a_convolution_between_blocks_is_dilated(name: str, tmp_path: Path) -> None:
+    m = IMPORTED[name]()
+    made = operators(agrees(m.net, fed(m), tmp_path))
+    assert made["Transpose"] == 2 and made["Conv"] == 1
+
+
 def test_a_flattened_image_of_several_readers_is_turned(tmp_path: Path) -> None:
     m = IMPORTED["flattened images"]()
     assert operators(agrees(m.net, fed(m), tmp_path))["Transpose"] >= 2
@@ -210,6 +217,28 @@ def test_openvino_reads_it(tmp_path: Path) -> None:
         np.testing.assert_allclose(compiled(feed)[name], array, atol=1e-5 * np.abs(array).max())
 
 
+def test_sizes_that_the_file_leaves_open_are_those_of_a_run(tmp_path: Path) -> None:
+    """TensorFlow's converter writes 1 for each behind a reshape to a computed shape."""
+    m = Making(1, 3, 4)
+    size = m.op("SHAPE", [m.x], 3, dtype=np.int32, outType=2)
+    last = [m.ints(1), m.ints(3), m.ints(1)]
+    rest = m.op("STRIDED_SLICE", [size, *last], 2, dtype=np.int32)
+    whole_size = m.op("REDUCE_PROD", [rest, m.ints(0)], 1, dtype=np.int32, keepDims=True)
+    flat = m.op("RESHAPE", [m.x, whole_size], 1)
+    m.done(m.op("ADD", [flat, m.floats(12)], 1))
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(write(m.net)))
+    for tensor in model.subgraphs[0].tensors:
+        if tensor.name in (flat.name.encode(), m.net.outputs[0].name.encode()):
+            tensor.shapeSignature = np.array([-1], np.int32)
+    path = tmp_path / "open.tflite"
+    path.write_bytes(packed(model))
+    feed = m.feeds(1)[0]
+    assert m.net.outputs[0].shape == (1,)
+    name, wanted = next(iter(by_litert(m.net, feed).items()))
+    assert wanted.shape == (12,)
+    np.testing.assert_allclose(by_onnx(to_onnx(path), feed)[name], wanted, atol=1e-6)
+
+
 # --- refusals
 
 
@@ -241,7 +270,7 @@ def shuffled(m: Making) -> Tensor:
 REFUSED: dict[Callable[[Making], Tensor], str] = {
     nonzero: "WHERE 'where",
     detection: "CUSTOM TFLite_Detection_PostProcess 'boxes'",
-    computed_pads: "PAD 'pad1': its pads is computed",
+    computed_pads: "PAD 'pad1': its list of pads is computed",
     sign_bit: "ADD 'add1': .*SIGN_BIT",
     shuffled: "FULLY_CONNECTED 'fully_connected2': shuffled weights",
 }

@@ -489,6 +489,43 @@ _transposed(VALID, 3, 2, (11, 9), 3)
 _transposed(VALID, 2, 3, (14, 11))
 
 
+def between_blocks(kind: str = "CONV_2D", pads: int = 2, crop: int = 0) -> Making:
+    """A convolution dilated by 2, as TensorFlow's converter writes it for a batch of any size."""
+    m = Making(1, 9, 8, 3)
+    high, wide = 9 + 2 * pads + 1, 8 + 2 * pads
+    corners = [pads, pads + 1], [pads, pads]
+    spread = m.op("SPACE_TO_BATCH_ND", [m.x, m.ints(2, 2), m.ints(*corners)],
+                  4, high // 2, wide // 2, 3)  # fmt: skip
+    weights = m.floats(5, 3, 3, 3) if kind == "CONV_2D" else m.floats(1, 3, 3, 6)
+    depth = 5 if kind == "CONV_2D" else 6
+    more: dict[str, Any] = {} if kind == "CONV_2D" else {"depthMultiplier": 2}
+    many = m.op(kind, [spread, weights, m.floats(depth)], 4, high // 2 - 2, wide // 2 - 2, depth,
+                **SQUARE(1, VALID), **more)  # fmt: skip
+    crops = m.ints([crop, 1], [0, crop])
+    m.done(m.op("BATCH_TO_SPACE_ND", [many, m.ints(2, 2), crops],
+                1, high - 5 - crop, wide - 4 - crop, depth))  # fmt: skip
+    return m
+
+
+def sequence_between_blocks() -> Making:
+    """The same of a convolution over one axis."""
+    m = Making(2, 13, 3)
+    spread = m.op("SPACE_TO_BATCH_ND", [m.x, m.ints(3), m.ints([3, 2])], 6, 6, 3)
+    image = m.op("EXPAND_DIMS", [spread, m.number(1)], 6, 1, 6, 3)
+    many = m.op("CONV_2D", [image, m.floats(5, 1, 2, 3), m.floats(5)], 6, 1, 5, 5,
+                **SQUARE(1, VALID), fusedActivationFunction=1)  # fmt: skip
+    narrow = m.op("SQUEEZE", [many], 6, 5, 5, squeezeDims=[1])
+    m.done(m.op("BATCH_TO_SPACE_ND", [narrow, m.ints(3), m.ints([0, 2])], 2, 13, 5))
+    return m
+
+
+case("dilated between blocks")(between_blocks)
+case("dilated between blocks, by channel")(lambda: between_blocks("DEPTHWISE_CONV_2D"))
+case("dilated between blocks, cropped")(lambda: between_blocks(pads=1, crop=1))
+case("dilated between blocks, cropped more than padded")(lambda: between_blocks(pads=0, crop=1))
+case("dilated sequence between blocks")(sequence_between_blocks)
+
+
 @case("dilated and grouped")
 def dilated() -> Making:
     m = Making(1, 9, 8, 6)
@@ -501,6 +538,32 @@ def dilated() -> Making:
              depthMultiplier=1, **SQUARE(2, SAME)),
     )  # fmt: skip
     return m
+
+
+def _volumes(padding: int, stride: int) -> None:
+    @case(f"volumes {'same' if padding == SAME else 'valid'} {stride}")
+    def make() -> Making:
+        m = Making(2, 6, 7, 8, 4)
+        sides = {"padding": padding, "fusedActivationFunction": 1}
+        for side in "DHW":
+            sides |= {f"stride{side}": stride, f"dilation{side}Factor": 1}
+        kernel = (3, 2, 3)
+        sizes = [
+            -(-(n if padding == SAME else n - k + 1) // stride)
+            for n, k in zip((6, 7, 8), kernel, strict=True)
+        ]
+        weights = [m.floats(*kernel, 4, 5), m.floats(5)]
+        small = m.op("CONV_3D", [m.x, *weights], 2, *sizes, 5, **sides)
+        wide = [n * stride if padding == SAME else (n - 1) * stride + k
+                for n, k in zip(sizes, kernel, strict=True)]  # fmt: skip
+        back = [m.ints(2, *wide, 3), m.floats(*kernel, 3, 5), small]
+        m.done(small, m.op("CONV_3D_TRANSPOSE", back, 2, *wide, 3, **sides))
+        return m
+
+
+for _padding in (SAME, VALID):
+    for _stride in (1, 2):
+        _volumes(_padding, _stride)
 
 
 for _align, _half in ((False, False), (True, False), (False, True)):

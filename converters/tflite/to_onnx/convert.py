@@ -9,9 +9,11 @@ from ai_edge_litert import schema_py_generated as schema
 
 from onmetal.converters.tflite.net import IDENTIFIER, Net, Op
 from onmetal.converters.tflite.parsing import read
+from onmetal.converters.tflite.to_onnx import dilated
 from onmetal.converters.tflite.to_onnx.graph import Graph, Value, is_quantized, plain
 from onmetal.converters.tflite.to_onnx.model import assembled, check_shapes, checked_names
 from onmetal.converters.tflite.to_onnx.rules import TABLE, label, missing, refuse
+from onmetal.converters.tflite.to_onnx.shapes import are_open, settle
 from onmetal.errors import UnsupportedError, reason
 
 FAMILIES = (
@@ -20,6 +22,7 @@ FAMILIES = (
     "elementwise",
     "indexing",
     "matrix",
+    "padding",
     "pooling",
     "quantization",
     "recurrent",
@@ -54,6 +57,9 @@ def to_onnx(path: Path) -> onnx.ModelProto:
         raise UnsupportedError(
             f"it has operators that are not supported in ONNX: {', '.join(unknown)}"
         )
+    if are_open(content):
+        settle(net)
+    dilated.merge(net)
     graph = Graph(net, OPSET_OF_INT16 if _has_int16(net) else OPSET, [*names[0], *names[1]])
     for name, tensor in zip(names[0], net.inputs, strict=True):
         graph.values[tensor] = Value(name, plain(tensor))

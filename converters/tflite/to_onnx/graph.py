@@ -20,7 +20,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onmetal.converters.tflite.net import Net, Shape, Tensor
-from onmetal.converters.tflite.to_onnx.fold import folded
+from onmetal.converters.tflite.to_onnx.fold import KEPT, folded
 from onmetal.errors import UnsupportedError
 
 Order = tuple[int, ...]
@@ -84,6 +84,8 @@ class Graph:
         self._arranged: dict[tuple[str, Order, Order], str] = {}
         self._reals: dict[tuple[Tensor, Order], str] = {}
         self._weights: dict[tuple[Tensor, Order, Shape | None, bytes], str] = {}
+        self._of_integers: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, int]] = {}
+        """Output of a DequantizeLinear of constants -> integers, scale, zero point, axis."""
         self._signed: dict[Tensor, str] = {}
 
     # --- names, nodes, constants
@@ -106,15 +108,29 @@ class Graph:
     ) -> list[str]:
         outputs = [self.name(name or f"{self.base}/{kind}") for _ in range(count)]
         node = helper.make_node(kind, list(inputs), outputs, name=outputs[0], **attributes)
-        arrays = {name: self.arrays[name] for name in inputs if name in self.arrays}
-        given = [name for name in inputs if name]
-        if given and len(arrays) == len(set(given)):
+        if arrays := self._all_known(kind, inputs):
             results = folded(node, arrays, self.opset)
             if results is not None:
                 self.arrays |= dict(zip(outputs, results, strict=True))
                 return outputs
         self.nodes.append(node)
         return outputs
+
+    def _all_known(self, kind: str, inputs: Sequence[str]) -> dict[str, np.ndarray]:
+        """The values of a node's inputs, with those that a DequantizeLinear gives of constants;
+        empty where one is computed, or nothing is."""
+        given = {name for name in inputs if name}
+        if kind in KEPT or not given <= self.arrays.keys() | self._of_integers.keys():
+            return {}
+        known = {name: self.arrays[name] for name in given if name in self.arrays}
+        for name in sorted(given - known.keys()):
+            integers, scale, zero, axis = self._of_integers[name]
+            shape = [1] * integers.ndim
+            if scale.ndim:
+                shape[axis] = -1
+            gaps = integers.astype(np.int64) - zero.reshape(shape)
+            known[name] = gaps.astype(np.float32) * scale.reshape(shape)
+        return known
 
     def emit_node(self, kind: str, inputs: Sequence[str]) -> str:
         """A node of one output, even of constants."""
@@ -212,6 +228,13 @@ class Graph:
             name = self._signed[tensor]
         return self.arranged(name, kept, plain(tensor) if order is None else order, tensor.shape)
 
+    def integers(self, tensor: Tensor, order: Order) -> str:
+        """A quantized tensor in the type in which computed ones are stored."""
+        name, kept = self.value(tensor)
+        if kept == order and name not in self.inputs and name not in self.arrays:
+            return name
+        return self.quantized(self.real(tensor, order), tensor, f"{tensor.name}/quantized")
+
     def is_shifted(self, tensor: Tensor) -> bool:
         """Whether a quantized int8 tensor is stored as uint8. Inputs and constants are not."""
         name = self.value(tensor).name
@@ -234,17 +257,23 @@ class Graph:
         return self._reals[key]
 
     def _real_constant(self, tensor: Tensor, order: Order) -> str:
-        """Integers of the type of computed ones, as runtimes want both operands in one type."""
+        """int8 in the type of computed tensors, as runtimes want both operands in one type; int16,
+        which OpenVINO does not read as a constant, as floats."""
         array = self.array(self.aliases.get(tensor, tensor))
-        if tensor in self.aliases or tensor.per_channel or array is None or array.dtype != np.int8:
+        if tensor in self.aliases or tensor.per_channel or array is None or array.dtype == np.uint8:
             return self.weight(tensor, order)
         key = (tensor, order)
         if key not in self._reals:
             extra = len(order) - array.ndim
-            moved = array.reshape((1,) * extra + array.shape).transpose(order)
-            integers = (moved.astype(np.int64) + SHIFT).astype(np.uint8)
-            name = self.constant(integers, name=f"{tensor.name}/integers")
-            self._reals[key] = self.dequantized(name, tensor)
+            moved = array.reshape((1,) * extra + array.shape).transpose(order).astype(np.int64)
+            assert tensor.scale is not None and tensor.zero_point is not None
+            title = f"{tensor.name}/integers"
+            if array.dtype == np.int8:
+                shifted = self.constant((moved + SHIFT).astype(np.uint8), name=title)
+                self._reals[key] = self.dequantized(shifted, tensor)
+            else:
+                real = (moved - tensor.zero_point[0]) * tensor.scale.astype(np.float64)[0]
+                self._reals[key] = self.constant(real, np.float32, tensor.name)
         return self._reals[key]
 
     def _real(self, tensor: Tensor, order: Order) -> str:
@@ -339,7 +368,9 @@ class Graph:
             self.constant(scale),
             self.constant(zero, array.dtype),
         ]
-        return self.emit("DequantizeLinear", parts, f"{source.name}/dequantized", **more)
+        name = self.emit("DequantizeLinear", parts, f"{source.name}/dequantized", **more)
+        self._of_integers[name] = (array, scale, zero.astype(np.int64), axis)
+        return name
 
     # --- results
 

@@ -7,7 +7,7 @@ import numpy as np
 from onmetal.converters.tflite.net import Op, Tensor
 from onmetal.converters.tflite.to_onnx.elementwise import cast_to
 from onmetal.converters.tflite.to_onnx.graph import Graph, Order, is_quantized
-from onmetal.converters.tflite.to_onnx.rules import axis_of, given, integers, refuse, taken, writes
+from onmetal.converters.tflite.to_onnx.rules import axis_of, integers, refuse, taken, writes
 
 FIRST = np.iinfo(np.int64).min
 """An end before the first element, for steps backwards."""
@@ -221,35 +221,3 @@ def one_hot(graph: Graph, op: Op) -> None:
     chosen = graph.emit("Equal", [indices, numbers])
     values = [graph.real(taken(op, place)) for place in (2, 3)]
     graph.give(out, graph.emit("Where", [chosen, *values]))
-
-
-@writes("PAD", "PADV2", to="Pad", limits="constant pads")
-def pad(graph: Graph, op: Op) -> None:
-    tensor = taken(op, 0)
-    pads = integers(graph, op, 1, "pads").reshape(-1, 2)
-    order = graph.order(tensor)
-    every = graph.ints([pads[axis, side] for side in (0, 1) for axis in order])
-    number = given(op, 2) if op.kind == "PADV2" else None
-    fill = graph.like(tensor, 0)
-    if number is not None:
-        fill = graph.emit("Reshape", [graph.real(number), graph.ints([])])
-    result = graph.emit("Pad", [graph.real(tensor, order), every, fill])
-    graph.give(op.outputs[0], result, order)
-
-
-@writes("MIRROR_PAD", to="Pad, Gather", limits="constant pads")
-def mirror_pad(graph: Graph, op: Op) -> None:
-    """REFLECT as ONNX has it; SYMMETRIC, which repeats the edge, by the indices of each axis."""
-    tensor = taken(op, 0)
-    pads = integers(graph, op, 1, "pads").reshape(-1, 2)
-    order = graph.order(tensor)
-    name = graph.real(tensor, order)
-    if int(op.options.get("mode", 0)) == 0:
-        every = graph.ints([pads[axis, side] for side in (0, 1) for axis in order])
-        name = graph.emit("Pad", [name, every], mode="reflect")
-    else:
-        for place, axis in enumerate(order):
-            if pads[axis].any():
-                indices = np.pad(np.arange(tensor.shape[axis]), pads[axis], mode="symmetric")
-                name = graph.emit("Gather", [name, graph.ints(indices)], axis=place)
-    graph.give(op.outputs[0], name, order)

@@ -2,17 +2,17 @@
 
 import numpy as np
 
-from onmetal.converters.tflite.net import Op, Tensor
+from onmetal.converters.tflite.net import Op, Shape, Tensor
 from onmetal.converters.tflite.to_onnx.elementwise import common_order, operands
 from onmetal.converters.tflite.to_onnx.fused import finish
 from onmetal.converters.tflite.to_onnx.graph import (
     NCHW,
     Graph,
     Order,
-    is_quantized,
     permuted,
     plain,
 )
+from onmetal.converters.tflite.to_onnx.padding import in_bytes
 from onmetal.converters.tflite.to_onnx.rules import axis_of, integers, refuse, taken, writes
 
 
@@ -22,23 +22,48 @@ def reshape(graph: Graph, op: Op) -> None:
     tensor, out = taken(op, 0), op.outputs[0]
     if tensor.size != out.size:
         raise refuse(op, f"{list(tensor.shape)} cannot become {list(out.shape)}")
-    order = graph.order(tensor)
+    order, new_order = graph.order(tensor), plain(out)
     if _only_rows_are_read(graph, tensor, out):
         # The columns keep the order in which they are stored; the weights after it follow.
         columns = np.arange(tensor.size // tensor.shape[0]).reshape(tensor.shape[1:])
         perm = [axis - 1 for axis in order[1:]]
         graph.scrambled[out] = columns.transpose(perm).reshape(-1)
-    elif not _same_order(tensor, order):
+    elif (kept := _kept_order(tensor, out, order)) is not None:
+        new_order = kept
+    else:
         order = plain(tensor)
     name = graph.real(tensor, order)
-    if permuted(tensor.shape, order) != out.shape:
-        name = graph.emit("Reshape", [name, graph.ints(out.shape)])
-    graph.give(out, name)
+    shape = permuted(out.shape, new_order)
+    if permuted(tensor.shape, order) != shape:
+        name = graph.emit("Reshape", [name, graph.ints(shape)])
+    graph.give(out, name, new_order)
+
+
+def _long(shape: Shape, order: Order) -> list[int]:
+    """The axes longer than 1, as they are stored."""
+    return [axis for axis in order if shape[axis] > 1]
+
+
+def _kept_order(tensor: Tensor, out: Tensor, order: Order) -> Order | None:
+    """The order in which the output is stored where only axes of length 1 come or go, so that the
+    numbers stay where they are: the file's order, channels first, or new axes in front; None where
+    others change."""
+    before, after = (_long(t.shape, plain(t)) for t in (tensor, out))
+    if [tensor.shape[axis] for axis in before] != [out.shape[axis] for axis in after]:
+        return None
+    renamed = dict(zip(before, after, strict=True))
+    stored = [renamed[axis] for axis in _long(tensor.shape, order)]
+    rank = len(out.shape)
+    candidates = [plain(out)]
+    if rank > 2:
+        candidates.append((0, rank - 1, *range(1, rank - 1)))
+    candidates.append((*(axis for axis in plain(out) if out.shape[axis] == 1), *stored))
+    return next(each for each in candidates if _long(out.shape, each) == stored)
 
 
 def _same_order(tensor: Tensor, order: Order) -> bool:
     """Whether the numbers are stored as in the file, as only axes of length 1 were moved."""
-    long = [axis for axis in order if tensor.shape[axis] > 1]
+    long = _long(tensor.shape, order)
     return long == sorted(long)
 
 
@@ -166,8 +191,12 @@ def space_to_batch(graph: Graph, op: Op) -> None:
     padded = [n + int(sum(pair)) for n, pair in zip(tensor.shape[1:], pads, strict=False)]
     if pads.any():
         zeros = [0] * len(rest)
-        every = [0, *pads[:, 0], *zeros, 0, *pads[:, 1], *zeros]
-        name = graph.emit("Pad", [name, graph.ints(every), graph.like(tensor, 0)])
+        every = graph.ints([0, *pads[:, 0], *zeros, 0, *pads[:, 1], *zeros])
+        if in_bytes(tensor):
+            stored = [graph.integers(tensor, plain(tensor)), every, graph.grid(tensor)[1]]
+            name = graph.dequantized(graph.emit("Pad", stored), tensor)
+        else:
+            name = graph.emit("Pad", [name, every, graph.like(tensor, 0)])
     cut = [part for n, size in zip(padded, sizes, strict=True) for part in (n // size, size)]
     name = graph.emit("Reshape", [name, graph.ints([tensor.shape[0], *cut, *rest])])
     inner, outer = range(2, 2 * count + 1, 2), range(1, 2 * count, 2)
@@ -217,11 +246,14 @@ def broadcast_args(graph: Graph, op: Op) -> None:
 
 @writes("FILL", to="Expand", limits="a constant shape")
 def fill(graph: Graph, op: Op) -> None:
-    out = op.outputs[0]
-    if is_quantized(out):
-        raise refuse(op, "integers with a scale are not supported")
-    inputs = [graph.real(taken(op, 1)), graph.ints(out.shape)]
-    graph.give(out, graph.emit("Expand", inputs))
+    """With a constant number the result is a constant."""
+    number, out = taken(op, 1), op.outputs[0]
+    array = graph.array(number)
+    if array is None:
+        inputs = [graph.real(number), graph.ints(out.shape)]
+        return graph.give(out, graph.emit("Expand", inputs))
+    filled = np.full(out.shape, array.reshape(-1)[0], array.dtype)
+    graph.keep(out, graph.constant(filled, name=f"{out.name}/filled"), plain(out))
 
 
 @writes("RANGE", to="a constant", limits="constant bounds")
