@@ -13,14 +13,15 @@ from onmetal.errors import UnsupportedError, UsageError
 BY = f"the converter of TensorFlow {tf.VERSION}"
 
 
-def export(function: tf.Function, folder: Path) -> dict[str, Any]:
-    """Write `model.tflite` to `folder`, inputs and outputs named as the function's. -> its facts,
-    as converters.tflite.reader.examine.
+def export(
+    function: tf.Function, converted: tuple[bytes, dict[str, str]], folder: Path
+) -> dict[str, Any]:
+    """Write `model.tflite` to `folder`, inputs and outputs named as the function's. `converted`: as
+    its to_tflite gives it. -> its facts, as converters.tflite.reader.examine.
 
-    Raises UnsupportedError where it cannot be converted without TensorFlow's own operators, or the
-    file cannot be used, or computes something else.
+    Raises UnsupportedError where the file cannot be used, or computes something else.
     """
-    content, names = function.to_tflite()
+    content, names = converted
     net = parsing.read(content)
     inputs, numbered = signature_names(net)
     if set(numbered) != set(names) or set(inputs) != {entry.name for entry in function.inputs}:

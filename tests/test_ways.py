@@ -52,7 +52,7 @@ def test_a_saved_model_goes_to_each_runtime_in_every_way(
 def test_a_way_that_there_is_not_says_why_once(
     of_tensorflow: Path, read: Read, planned: Find
 ) -> None:
-    found = planned(read(of_tensorflow / "lstm.keras"), "tflite-x86")
+    found = planned(read(of_tensorflow / "long.keras"), "tflite-x86")
     (said,) = [why for name, why in found.items() if "via-tensorflow" in name]
     assert said and "control flow" in said
 

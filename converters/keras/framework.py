@@ -91,7 +91,7 @@ def _step_by_step(model: Any, given: imported.Static) -> onnx.ModelProto | None:
     cannot convert it."""
     if not 0 < _steps(model) <= MOST_STEPS:
         return None
-    with _unrolled(model):
+    with without_loops(model):
         try:
             proto = function(model, given.inputs).export()
         except UnsupportedError:
@@ -113,9 +113,11 @@ def _steps(model: Any) -> float:
 
 
 @contextmanager
-def _unrolled(model: Any) -> Iterator[None]:
-    """All recurrent layers unrolled, for as long as it is open."""
-    layers = [layer for layer in model._flatten_layers() if getattr(layer, "unroll", None) is False]
+def without_loops(model: Any) -> Iterator[None]:
+    """All recurrent layers step by step, for as long as it is open, unless they have too many."""
+    layers = []
+    if 0 < _steps(model) <= MOST_STEPS:
+        layers = [x for x in model._flatten_layers() if getattr(x, "unroll", None) is False]
     for layer in layers:
         layer.unroll = True
     try:

@@ -83,8 +83,13 @@ def _h5(path: Path, folder: Path, trust: bool) -> Path:
 def export(model: Path, folder: Path) -> dict[str, Any]:
     """As ModelFormat.export, to a float .tflite file. `model`: the graph in ONNX."""
     from onmetal.converters import tensorflow_lite
+    from onmetal.converters.keras import framework
 
-    return tensorflow_lite.export(Reference(model, ()).function, folder)
+    reference = Reference(model, ())
+    with framework.without_loops(reference.model):
+        exported = framework.function(reference.model, reference.function.inputs)
+        content = exported.to_tflite()
+    return tensorflow_lite.export(reference.function, content, folder)
 
 
 class Reference:
@@ -94,9 +99,9 @@ class Reference:
         from onmetal.converters.keras import framework
 
         source = next(path.parent.glob("source.*"))
-        model = framework.load(source, (path.parent / TRUSTED).exists())
-        declared = imported.as_prepared(framework.declared(model), path)
-        self.function = framework.function(model, declared, outputs)
+        self.model = framework.load(source, (path.parent / TRUSTED).exists())
+        declared = imported.as_prepared(framework.declared(self.model), path)
+        self.function = framework.function(self.model, declared, outputs)
 
     def run(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
         return self.function.run(feed)

@@ -47,7 +47,8 @@ def export(model: Path, folder: Path) -> dict[str, Any]:
     """As ModelFormat.export, to a float .tflite file. `model`: the graph in ONNX."""
     from onmetal.converters import tensorflow_lite
 
-    return tensorflow_lite.export(Reference(model, ()).function, folder)
+    function = Reference(model, ()).function
+    return tensorflow_lite.export(function, function.to_tflite(), folder)
 
 
 class Reference:
