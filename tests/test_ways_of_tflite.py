@@ -124,3 +124,16 @@ def test_what_cannot_be_expressed_costs_the_runtimes_that_need_it(
     (tmp_path / "custom.tflite").write_bytes(write(Net([taken], [given], [op])))
     code, found = run_here(tmp_path / "custom.tflite", "--target", "x86-64", "--no-device")
     assert code == 3 and "OfOurs" in found["error"]["message"]
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_a_file_is_converted_for_another_runtime(
+    integers: Path, tmp_path: Path, suffix: str
+) -> None:
+    ran = deploy("convert", integers, "-o", tmp_path / f"out{suffix}", "--json")
+    assert ran.code == 0, ran.err
+    found = ran.document
+    assert found["compared_with"].startswith("LiteRT")
+    assert min(found["fidelity"]["sqnr_db"].values()) > 30
+    assert [tensor["dtype"] for tensor in found["inputs"]] == ["int8"]
+    assert {tensor["dtype"] for tensor in found["outputs"]} == {"float32"}

@@ -107,7 +107,8 @@ def judge_alone(run: Run, trial: Trial) -> Trial:
     Raises UnsupportedError where it cannot, since there is nothing to compare with then.
     """
     assert trial.candidate
-    model = trial.candidate.model
+    path = trial.candidate.model.path  # the candidate may have it as another graph
+    model = next(known for known in run.task.models if known.path == path)
     judged = _judge(run, trial, late=False)
     try:
         original = _judge_model(run, model, late=False)

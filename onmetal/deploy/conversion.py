@@ -15,6 +15,7 @@ from onmetal.deploy.likeness import ADVICE
 from onmetal.deploy.propose.plan import Planned, calibrates, plan
 from onmetal.deploy.request import ConversionRequest, Request, check_runtimes, choose_threads
 from onmetal.deploy.trials import planned_trial
+from onmetal.deploy.ways import Ways, ways
 from onmetal.errors import DeviceError, UnsupportedError, UsageError
 from onmetal.files.cache import Cache
 from onmetal.profilers.devices.local import Local
@@ -60,7 +61,7 @@ def convert_model(request: ConversionRequest, progress: Progress) -> Conversion:
         if (source.prepared.parent / "model.data").exists():
             data_file = output_file.data_beside(request.file)
             output_file.check_beside(data_file, request.file, request.model, request.force)
-        planned = _chosen(request, rules, source, host)
+        planned = _chosen(request, rules, source, ways([source], rules, cache, host), host)
         data = _samples(request, source, cache, progress)
         task = _task(request, rules, source, host, planned, data)
         run = Run(task, cache, scratch, Clock(None), progress, lambda candidate: scratch)
@@ -121,8 +122,11 @@ def _word(request: ConversionRequest, rules: Target) -> str:
     return request.recipe or (EXACT if has_float and not request.calibration_data else CALIBRATED)
 
 
-def _chosen(request: ConversionRequest, rules: Target, source: Model, host: Local) -> list[Planned]:
-    """The recipe of this name; else the calibrated ones of this family, in the target's order.
+def _chosen(
+    request: ConversionRequest, rules: Target, source: Model, known_ways: Ways, host: Local
+) -> list[Planned]:
+    """The recipe of this name; else the calibrated ones of this family, in the target's order; each
+    by every way from the model to the runtime.
 
     Raises UnsupportedError or UsageError, with the reason, where none can be made of the model.
     """
@@ -134,6 +138,7 @@ def _chosen(request: ConversionRequest, rules: Target, source: Model, host: Loca
         None,
         samples=request.calibration_data is not None,
         timed=False,
+        ways=known_ways,
     )
     chosen = [entry for entry in entries if entry.recipe.name == word] or [
         entry
@@ -238,7 +243,7 @@ def _first_faithful(run: Run, planned: list[Planned], file: Path) -> tuple[Trial
     unlike: dict[str, Trial] = {}
     reasons: dict[str, str] = {}
     for entry in planned:
-        name = entry.recipe.name
+        name = entry.name.partition("@")[0]
         try:
             trial = judge_alone(run, converted(run, entry, planned_trial(entry)))
         except (UnsupportedError, DeviceError) as error:
