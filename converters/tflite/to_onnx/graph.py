@@ -106,6 +106,8 @@ class Graph:
     def emit_all(
         self, kind: str, inputs: Sequence[str], count: int, name: str = "", **attributes: Any
     ) -> list[str]:
+        if kind == "Reshape" and not self.arrays[inputs[1]].size:
+            kind, inputs = "Squeeze", inputs[:1]  # OpenVINO crashes at a Reshape to no axes
         outputs = [self.name(name or f"{self.base}/{kind}") for _ in range(count)]
         node = helper.make_node(kind, list(inputs), outputs, name=outputs[0], **attributes)
         if arrays := self._all_known(kind, inputs):
