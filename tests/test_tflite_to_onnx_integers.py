@@ -312,10 +312,11 @@ def session_graph(model: Any, path: Path) -> Any:
     return onnx.load(path)
 
 
-def test_openvino_reads_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["CONV_2D", "CONCATENATION", "PAD"])
+def test_openvino_reads_it(kind: str, tmp_path: Path) -> None:
     import openvino
 
-    net = alone("CONV_2D", "s8")
+    net = alone(kind, "s8")
     path = tmp_path / "integers.onnx"
     onnx.save(converted(net, tmp_path), path)
     core = openvino.Core()

@@ -68,6 +68,8 @@ class Graph:
         self.names: set[str] = set(reserved)
         self.inputs: set[str] = set()
         """The names of the model's inputs."""
+        self.ends: set[str] = set()
+        """Quantized values that are outputs alone."""
         self.base = ""
         """The name of the first output of the operator that is being written."""
         self.aliases: dict[Tensor, Tensor] = {}
@@ -106,6 +108,8 @@ class Graph:
     def emit_all(
         self, kind: str, inputs: Sequence[str], count: int, name: str = "", **attributes: Any
     ) -> list[str]:
+        if kind == "Reshape" and not self.arrays[inputs[1]].size:
+            kind, inputs = "Squeeze", inputs[:1]  # OpenVINO crashes at a Reshape to no axes
         outputs = [self.name(name or f"{self.base}/{kind}") for _ in range(count)]
         node = helper.make_node(kind, list(inputs), outputs, name=outputs[0], **attributes)
         if arrays := self._all_known(kind, inputs):
@@ -239,7 +243,7 @@ class Graph:
         """Whether a quantized int8 tensor is stored as uint8. Inputs and constants are not."""
         name = self.value(tensor).name
         shifted = is_quantized(tensor) and tensor.dtype == np.int8
-        return shifted and name not in self.inputs and name not in self.arrays
+        return shifted and name not in self.inputs | self.ends and name not in self.arrays
 
     # --- real numbers
 
@@ -304,10 +308,8 @@ class Graph:
         zero = int(tensor.zero_point[0])
         if dtype is None and tensor.dtype == np.int8:
             zero, dtype = zero + SHIFT, np.uint8
-        return [
-            self.constant(tensor.scale[0], np.float32),
-            self.constant(zero, tensor.dtype if dtype is None else dtype),
-        ]
+        scale = self.constant(tensor.scale[0], np.float32)
+        return [scale, self.constant(zero, tensor.dtype if dtype is None else dtype)]
 
     def dequantized(self, name: str, tensor: Tensor) -> str:
         title = f"{tensor.name}/dequantized"
@@ -376,7 +378,12 @@ class Graph:
 
     def give(self, tensor: Tensor, name: str, order: Order | None = None) -> None:
         """Set a value as the one that computes an operator's output, in an order of its axes."""
-        if is_quantized(tensor):
+        if is_quantized(tensor) and tensor in self.net.outputs and not self.takers.get(tensor):
+            # Not by way of uint8: OpenVINO crashes at that behind a Concat.
+            grid = self.grid(tensor, tensor.dtype)
+            name = self.emit("QuantizeLinear", [name, *grid], f"{tensor.name}/quantized")
+            self.ends.add(name)
+        elif is_quantized(tensor):
             name = self.quantized(name, tensor, f"{tensor.name}/quantized")
         self.keep(tensor, name, plain(tensor) if order is None else order)
 
@@ -388,6 +395,5 @@ class Graph:
     def initializers(self) -> list[onnx.TensorProto]:
         """The constants that nodes read, in the order of their names' first use."""
         used = dict.fromkeys(name for node in self.nodes for name in node.input)
-        return [
-            numpy_helper.from_array(self.arrays[name], name) for name in used if name in self.arrays
-        ]
+        constants = [name for name in used if name in self.arrays]
+        return [numpy_helper.from_array(self.arrays[name], name) for name in constants]
