@@ -128,9 +128,10 @@ def test_what_cannot_be_expressed_costs_the_runtimes_that_need_it(
 
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])
 def test_a_file_is_converted_for_another_runtime(
-    integers: Path, tmp_path: Path, suffix: str
+    integers: Path, samples: Callable[[Path], Path], tmp_path: Path, suffix: str
 ) -> None:
-    ran = deploy("convert", integers, "-o", tmp_path / f"out{suffix}", "--json")
+    words = ("--recipe", "fp32", "--calibration-data", samples(integers), "--json")
+    ran = deploy("convert", integers, "-o", tmp_path / f"out{suffix}", *words)
     assert ran.code == 0, ran.err
     found = ran.document
     assert found["compared_with"].startswith("LiteRT")
