@@ -83,9 +83,11 @@ def facts(
     title: str,
     given: Static,
     folder: Path,
+    cut: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Read the exported model as any ONNX file, and compare it with the framework. `title`: what it
-    was exported by. -> the facts of records.Model, but for `sha256` and `size_bytes`, which are the
+    was exported by; `cut`: as ModelFormat.read has it: the whole model is compared before
+    it is cut, since the framework computes all of it. -> the facts of records.Model, but for `sha256` and `size_bytes`, which are the
     source's.
 
     Raises UnsupportedError where it cannot be read, or computes something else.
@@ -98,10 +100,25 @@ def facts(
         why = str(error).removeprefix(f"{exported}: ")
         raise UnsupportedError(f"its export to ONNX by {title} cannot be used: {why}") from None
     exported.unlink()
+    compared = {"by": title, **_compared(framework, folder / "model.onnx", found)}
+    if cut:
+        found = _cut(folder, cut)
     found["notes"] = [*given.notes, *found["notes"]]
     found["batch"] = given.batch or found["batch"]
-    found["imported"] = {"by": title, **_compared(framework, folder / "model.onnx", found)}
+    found["imported"] = compared
     found["prepared_sha256"] = caches.sha256(*sorted(p for p in folder.rglob("*") if p.is_file()))
+    return found
+
+
+def _cut(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Cut the exported model. -> its facts, as by `facts`."""
+    whole = folder / "whole.onnx"
+    (folder / "model.onnx").rename(whole)
+    try:
+        found = reader.examine(str(whole), {}, None, str(folder), names)
+    except (UsageError, UnsupportedError) as error:
+        raise type(error)(str(error).removeprefix(f"{whole}: ")) from None
+    whole.unlink()
     return found
 
 

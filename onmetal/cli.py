@@ -52,7 +52,7 @@ def _check_given(arguments: argparse.Namespace) -> None:
 def _run_deploy(arguments: argparse.Namespace) -> int:
     _check_given(arguments)
     from onmetal import budget
-    from onmetal.deploy import run
+    from onmetal.deploy import model, run
     from onmetal.deploy.request import Request
     from onmetal.progress import Progress
 
@@ -86,6 +86,7 @@ def _run_deploy(arguments: argparse.Namespace) -> int:
         ),
         mode="quick" if arguments.quick else "thorough" if arguments.thorough else "default",
         dry_run=arguments.dry_run,
+        cut_at=model.parse_cut(arguments.cut_at),
         follow_links=arguments.follow_links,
         trust=arguments.trust,
         golden=arguments.golden,
@@ -147,6 +148,8 @@ def _run_inspect(arguments: argparse.Namespace) -> int:
     if arguments.against:
         if arguments.target:
             raise UsageError("--against compares two files: leave --target out")
+        if arguments.cut_at:
+            raise UsageError("--against compares two files as they are: leave --cut-at out")
         document, lines = inspect.compare(
             Path(arguments.model),
             Path(arguments.against),
@@ -166,6 +169,7 @@ def _run_inspect(arguments: argparse.Namespace) -> int:
             arguments.follow_links,
             Path(arguments.plot) if arguments.plot else None,
             arguments.trust,
+            arguments.cut_at,
             progress,
         )
     progress.clear()

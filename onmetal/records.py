@@ -104,6 +104,9 @@ class Model(Struct, frozen=True):
     """Of the largest tensor of a known shape between its operators."""
     imported: Imported | None = None
     """None: the file holds the graph itself."""
+    cut: tuple[str, ...] = ()
+    """The names that it was cut at by --cut-at; what followed them is in the file, not in the
+    prepared graph."""
 
     @property
     def stem(self) -> str:
@@ -113,6 +116,12 @@ class Model(Struct, frozen=True):
     def graph_format(self) -> str:
         """The format of the prepared file: "onnx" or "tflite"."""
         return self.prepared.suffix[1:]
+
+    @property
+    def defining_format(self) -> str:
+        """The format by which the reference computes: the file's own; of a model that was cut, that
+        of its graph, since its framework can only compute the whole of it."""
+        return self.graph_format if self.cut else self.format
 
     def sample_shape(self, tensor: Tensor) -> Shape:
         """One sample's part of an input or output: without the batch axis, where it has one."""

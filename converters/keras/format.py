@@ -26,11 +26,12 @@ class Keras(ModelFormat):
         batch: int | None,
         folder: Path,
         trust: bool,
+        cut: Sequence[str] = (),
     ) -> dict[str, Any]:
         need("tensorflow", "Keras", "tensorflow", "h5py", "keras", "tf2onnx")
         from onmetal.converters.keras import reader
 
-        return reader.examine(path, shapes, batch, folder, trust)
+        return reader.examine(path, shapes, batch, folder, trust, cut)
 
     def reference(self, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Reference:
         need("tensorflow", "Keras", "tensorflow", "h5py", "keras", "tf2onnx")

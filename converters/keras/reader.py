@@ -20,7 +20,12 @@ TRUSTED = "trusted"
 
 
 def examine(
-    path: Path, shapes: dict[str, list[int]], batch: int | None, folder: Path, trust: bool
+    path: Path,
+    shapes: dict[str, list[int]],
+    batch: int | None,
+    folder: Path,
+    trust: bool,
+    cut: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write `source.keras` or `source.h5`, checked and without what belongs to training alone, and
     `model.onnx` to `folder`, and return the facts of records.Model.
@@ -39,7 +44,7 @@ def examine(
     given = imported.static(framework.declared(model), shapes, batch)
     function = framework.function(model, given.inputs)
     proto = function.export()
-    found = imported.facts(proto, function, framework.BY, given, folder)
+    found = imported.facts(proto, function, framework.BY, given, folder, cut)
     return {**found, "sha256": digest, "size_bytes": size_bytes}
 
 

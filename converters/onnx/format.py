@@ -25,10 +25,11 @@ class Onnx(ModelFormat):
         batch: int | None,
         folder: Path,
         trust: bool,
+        cut: Sequence[str] = (),
     ) -> dict[str, Any]:
         from onmetal.converters.onnx import reader
 
-        return reader.examine(str(path), shapes, batch, str(folder))
+        return reader.examine(str(path), shapes, batch, str(folder), cut)
 
     def reference(self, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Reference:
         from onmetal.converters.onnx.reference import Reference

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from onmetal.converters.onnx.figures import (
     operator_label,
 )
 from onmetal.converters.onnx.macs import count_macs
+from onmetal.converters.onnx.cut import cut_at
 from onmetal.errors import UnsupportedError, UsageError
 from onmetal.files import cache as caches
 from onmetal.files.reading import open_regular
@@ -32,10 +34,14 @@ MOST_BYTES = 1 << 31
 
 
 def examine(
-    path: str, shapes: dict[str, list[int]], batch: int | None, folder: str
+    path: str,
+    shapes: dict[str, list[int]],
+    batch: int | None,
+    folder: str,
+    cut: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Check the file, write `model.onnx` (static axes, weights inside) to `folder`, and return the
-    facts of records.Model.
+    facts of records.Model. `cut`: as ModelFormat.read has it.
 
     Raises UsageError where the file is cut off, of another format or unsafe, or shapes do not fit;
     UnsupportedError where it is valid but cannot be run.
@@ -44,6 +50,7 @@ def examine(
     digest = hashlib.sha256()
     size = _copy(source, prepared, digest)
     model = _parse(source, prepared)
+    cut_notes = cut_at(model, cut, source) if cut else []
     checks.check_operators(model, source)
     checks.check_wiring(model, source)
     calls, trained = bool(model.functions), bool(model.training_info)
@@ -58,9 +65,9 @@ def examine(
     changed, size_of_batch, notes = fix_axes(model, shapes, batch)
     changed |= pads.whole_windows(model) | padded
     inferred = infer_shapes(model)
-    if changed:
+    if changed or cut:
         adopt_output_shapes(model, inferred)
-    if changed or external_bytes is not None or calls or renamed or trained:
+    if changed or cut or external_bytes is not None or calls or renamed or trained:
         _save(model, prepared)
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [_tensor(value) for value in model.graph.input if value.name not in constants]
@@ -89,7 +96,7 @@ def examine(
         "macs": macs,
         "operators": dict(Counter(map(operator_label, checks.nodes(model.graph))).most_common()),
         "batch": batch,
-        "notes": notes,
+        "notes": [*cut_notes, *notes],
         "matmul_share": matmul_share(model),
         "quantized": count_quantized_operators(model),
         "half": computes_in_half(inferred),

@@ -30,11 +30,12 @@ class SavedModel(ModelFormat):
         batch: int | None,
         folder: Path,
         trust: bool,
+        cut: Sequence[str] = (),
     ) -> dict[str, Any]:
         need("tensorflow", self.title, *MODULES)
         from onmetal.converters.saved_model import reader
 
-        return reader.examine(path, shapes, batch, folder)
+        return reader.examine(path, shapes, batch, folder, cut)
 
     def reference(self, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Reference:
         need("tensorflow", self.title, *MODULES)

@@ -28,11 +28,12 @@ class TorchExport(ModelFormat):
         batch: int | None,
         folder: Path,
         trust: bool,
+        cut: Sequence[str] = (),
     ) -> dict[str, Any]:
         need("torch", self.title, *MODULES)
         from onmetal.converters.torch_export import reader
 
-        return reader.examine(path, shapes, batch, folder)
+        return reader.examine(path, shapes, batch, folder, cut)
 
     def reference(self, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Reference:
         need("torch", self.title, *MODULES)

@@ -200,10 +200,10 @@ def _judge_model(run: Run, model: Model, late: bool) -> Judged:
         workers[0].open_reference(model, timeout_s=3600)
         _run_samples(run, workers[0], model, model.stem, folder, limit_s)
 
-    data, form = task.data[str(model.path)], format_named(model.format)
+    data, form = task.data[str(model.path)], format_named(model.defining_format)
     digest = caches.key(
         model=model.prepared_sha256,
-        format=model.format,
+        format=model.defining_format,
         version=form.reference_version(),
         inputs=plain(model.inputs),
         samples=data.digest,
@@ -282,7 +282,8 @@ def _original(
 
 def _definer(entry: Model) -> str:
     """Who says what the model computes, in words."""
-    return defining(entry.format) or format_named(entry.format).title
+    form = entry.defining_format
+    return defining(form) or format_named(form).title
 
 
 def _reference(task: Task, originals: dict[str, Judged | None]) -> Reference:

@@ -57,6 +57,14 @@ def parse_shapes(words: list[str]) -> dict[str, tuple[int, ...]]:
     return input_shapes
 
 
+def parse_cut(words: list[str]) -> tuple[str, ...]:
+    """NAME,NAME of each --cut-at -> the names, each once."""
+    names = [name.strip() for word in words for name in word.split(",")]
+    if not all(names):
+        raise UsageError("--cut-at: a name is empty; write it like --cut-at NAME,NAME")
+    return tuple(dict.fromkeys(names))
+
+
 def read(
     path: Path,
     shapes: dict[str, tuple[int, ...]],
@@ -64,9 +72,10 @@ def read(
     cache: Cache,
     device: Local,
     trust: bool = False,
+    cut: tuple[str, ...] = (),
 ) -> Model:
     """The model at `path`, every axis static; a free batch axis becomes `batch` (None: 1). `trust`:
-    whether code in the file may be run.
+    whether code in the file may be run; `cut`: names of tensors or operators that become its outputs.
 
     Raises UsageError where the file cannot be read or the shapes do not fit, UnsupportedError where
     it is sound but holds operators that no runtime knows.
@@ -79,7 +88,7 @@ def read(
                 worker.restrict_reading(size_bytes)
                 fixed = {name: list(shape) for name, shape in shapes.items()}
                 facts = worker.do(
-                    asked(operations.read, form.name, path, fixed, batch, scratch, trust),
+                    asked(operations.read, form.name, path, fixed, batch, scratch, trust, cut),
                     timeout_s=600,
                 )
             except DeviceError as error:
@@ -117,6 +126,7 @@ def read(
         stateful=facts.get("stateful", False),
         largest_bytes=facts["largest_bytes"],
         imported=msgspec.convert(facts.get("imported"), Imported | None),
+        cut=cut,
     )
 
 

@@ -120,7 +120,7 @@ def _read(
 ) -> list[Model]:
     try:
         return [
-            model.read(path, shapes, request.batch, cache, host, request.trust)
+            model.read(path, shapes, request.batch, cache, host, request.trust, request.cut_at)
             for path in request.models
         ]
     except ShapeError as error:

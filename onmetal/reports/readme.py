@@ -20,6 +20,7 @@ def readme(manifest: Manifest) -> str:
     latency, accuracy, run = chosen.latency_ms, chosen.accuracy, manifest.run
     lines = [f"# {code(_model_name(manifest, chosen))} for {code(manifest.target)}", ""]
     lines += [f"Chosen: {code(chosen.name)}, decided by {manifest.decided_by}."]
+    lines += [f"The model was read so: {prose(note)}." for note in _notes(manifest, chosen)]
     lines += ["", "## Run it", ""]
     lines += ["In this folder, in an environment that has the runtime. Without one, make it first,"]
     lines += [
@@ -89,6 +90,12 @@ def _model_name(manifest: Manifest, chosen: Candidate) -> str:
     """The file name of the model that was chosen."""
     paths = [PurePath(model.path) for model in manifest.models]
     return next((path.name for path in paths if path.stem == chosen.model), paths[0].name)
+
+
+def _notes(manifest: Manifest, chosen: Candidate) -> list[str]:
+    """What was done to the model when it was read, such as where it was cut."""
+    stems = {PurePath(model.path).stem: model for model in manifest.models}
+    return stems[chosen.model].notes if chosen.model in stems else []
 
 
 PREPROCESSING = {
