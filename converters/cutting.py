@@ -1,4 +1,4 @@
-"""What --cut-at NAME,… means in any format of graphs: which tensors it names, what is said of it."""
+"""--cut-at in any format of graphs: which tensors its names stand for, and what is said of it."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -21,8 +21,8 @@ def resolve(
 ) -> list[str]:
     """The tensors that are to be the outputs, each once, in the order of their names.
 
-    `computed`: the tensors that operators give, in order; `of_node`: name of a node -> the tensors that it
-    gives; `given`: inputs and constants. Raises UsageError for any other name.
+    `computed`: the tensors that operators give, in order; `of_node`: name of a node -> the tensors
+    that it gives; `given`: inputs and constants. Raises UsageError for any other name.
     """
     tensors: list[str] = []
     known = set(computed)

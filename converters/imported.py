@@ -86,9 +86,9 @@ def facts(
     cut: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Read the exported model as any ONNX file, and compare it with the framework. `title`: what it
-    was exported by; `cut`: as ModelFormat.read has it: the whole model is compared before
-    it is cut, since the framework computes all of it. -> the facts of records.Model, but for `sha256` and `size_bytes`, which are the
-    source's.
+    was exported by; `cut`: as ModelFormat.read has it. The whole model is compared before it is
+    cut, since the framework computes all of it. -> the facts of records.Model, but for `sha256` and
+    `size_bytes`, which are the source's.
 
     Raises UnsupportedError where it cannot be read, or computes something else.
     """

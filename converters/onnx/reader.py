@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from onmetal.converters.onnx import checks, external, functions, pads, types
 from onmetal.converters.onnx import names as onnx_names
 from onmetal.converters.onnx.axes import adopt_output_shapes, fix_axes, infer_shapes, static_batch
+from onmetal.converters.onnx.cut import cut_at
 from onmetal.converters.onnx.figures import (
     computes_in_half,
     count_parameters,
@@ -23,7 +24,6 @@ from onmetal.converters.onnx.figures import (
     operator_label,
 )
 from onmetal.converters.onnx.macs import count_macs
-from onmetal.converters.onnx.cut import cut_at
 from onmetal.errors import UnsupportedError, UsageError
 from onmetal.files import cache as caches
 from onmetal.files.reading import open_regular

@@ -75,7 +75,8 @@ def read(
     cut: tuple[str, ...] = (),
 ) -> Model:
     """The model at `path`, every axis static; a free batch axis becomes `batch` (None: 1). `trust`:
-    whether code in the file may be run; `cut`: names of tensors or operators that become its outputs.
+    whether code in the file may be run; `cut`: names of tensors or operators that
+    become its outputs.
 
     Raises UsageError where the file cannot be read or the shapes do not fit, UnsupportedError where
     it is sound but holds operators that no runtime knows.
