@@ -3,12 +3,14 @@ samples."""
 
 from pathlib import Path
 
+import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
 from onmetal.bundles.manifest import TOLERANCE
 from onmetal.calibration import accuracy
 from onmetal.calibration.chance import chance_warning
+from onmetal.calibration.detection import metric as detection
 from onmetal.calibration.fidelity import Extent, extent
 from onmetal.calibration.metrics import Scorer
 from onmetal.calibration.reach import range_warning
@@ -100,6 +102,10 @@ def judge(run: Run, standing: Standing) -> tuple[Standing, Reference]:
 
 
 def _no_better_than_chance(scorer: Scorer, value: float) -> list[str]:
+    if scorer.metric.whole is not None:
+        text = detection.warning(value) if scorer.metric.name == "map" else None
+        return [text] if text else []
+    assert isinstance(scorer.labels, np.ndarray)
     text = chance_warning(scorer.metric.name, scorer.labels, value, len(scorer.labels))
     return [text] if text else []
 
@@ -251,8 +257,9 @@ def _stored(task: Task, model: Model, folder: Path) -> Judged:
         return Judged(outputs, None)
     name = task.output if task.output in outputs else model.outputs[0].name
     assert name
-    labels = task.data[str(model.path)].label_array()
-    return Judged(outputs, Scorer(task.metric, outputs, name, labels))
+    data, metric = task.data[str(model.path)], task.metrics[str(model.path)]
+    labels = data.label_array() if metric.whole is None else data.label_rows()
+    return Judged(outputs, Scorer(metric, outputs, name, labels))
 
 
 def _original(

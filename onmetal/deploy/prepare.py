@@ -1,10 +1,11 @@
 """Reads and checks everything that the user gave, before any long step begins."""
 
 from onmetal.calibration import metric_table
+from onmetal.calibration.metric_table import Metric
 from onmetal.deploy import model
 from onmetal.deploy.context import Task
 from onmetal.deploy.data import choose_metric, few_samples, load_data
-from onmetal.deploy.metric_check import try_metric
+from onmetal.deploy.metric_check import settle_detection, try_metric
 from onmetal.deploy.propose.plan import calibrates, plan, without_samples
 from onmetal.deploy.request import (
     Request,
@@ -80,6 +81,7 @@ def _prepared(
             "for calibration: give more, or --calibration-data",
         )
     output, metric = None, None
+    metrics: dict[str, Metric] = {}
     if labelled:
         # Every model must fit the labels and the metric; the output of the first model is kept.
         for entry in reversed(models):
@@ -89,6 +91,10 @@ def _prepared(
             )
             if metric.function is not None:
                 try_metric(metric, entry, data[model_path], host, cache)
+            if metric.name == "map":
+                metric, settling = settle_detection(metric, entry, data[model_path], host, cache)
+                data_warnings = [*data_warnings, *settling]
+            metrics[model_path] = metric
         warnings += data_warnings
         if metric:
             check_meant(request, metric)
@@ -112,6 +118,7 @@ def _prepared(
         metric,
         output,
         tuple(warnings),
+        metrics,
     )
 
 
