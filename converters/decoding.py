@@ -18,7 +18,8 @@ class Node(NamedTuple):
     product: bool
     """Whether it is a convolution or a matrix product."""
     selects: bool
-    """Whether it chooses among results: NonMaxSuppression, TopK, ArgMax and the like."""
+    """Whether it chooses among results, as NonMaxSuppression, TopK and ArgMax do, or joins results
+    that no one scale holds, as boxes in pixels and scores."""
     expects: bool = False
     """Whether it is a product that only averages the bins of a distribution, as the box decoding of
     YOLOv8 and later does: Softmax, then a convolution by 0, 1, 2 …"""

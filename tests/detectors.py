@@ -1,6 +1,6 @@
 """A small detector and a small segmentation net, weights by hand, and folders of images for them.
 
-Images are 32x32: squares of 8x8 pixels, red (class 0) or green (class 1), in cells of a grid.
+Images are 64x64: squares of 16x16 pixels, red (class 0) or green (class 1), in cells of a grid.
 """
 
 import json
@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.onnx_models import build, constant, node, save, value
 
-SIDE, CELL = 32, 8
+SIDE, CELL = 64, 16
 CELLS = SIDE // CELL
 ANCHORS = CELLS * CELLS
 COLOURS = ((255, 0, 0), (0, 255, 0))
@@ -35,7 +35,7 @@ def squares(count: int, seed: int = 0) -> list[list[Square]]:
 
 
 def pixels(of_image: Sequence[Square]) -> np.ndarray:
-    """uint8 [32, 32, 3]"""
+    """uint8 [64, 64, 3]"""
     array = np.zeros((SIDE, SIDE, 3), np.uint8)
     for column, row, number in of_image:
         part = slice(row * CELL, (row + 1) * CELL), slice(column * CELL, (column + 1) * CELL)
@@ -178,7 +178,7 @@ def with_nms(path: Path) -> Path:
 
 
 def segmenter(path: Path, *, numbers: bool = False) -> Path:
-    """Scores [1, 3, 32, 32] by a 1x1 convolution; or, with `numbers`, the class of each pixel."""
+    """Scores [1, 3, 64, 64] by a 1x1 convolution; or, with `numbers`, the class of each pixel."""
     weights = np.array([[-1, -1, -1], [2, -2, 0], [-2, 2, 0]], np.float32).reshape(3, 3, 1, 1)
     tensors = [constant("w", weights), constant("b", [0.5, 0, 0])]
     nodes = [node("Conv", "images w b", "scores", name="last_conv")]
