@@ -167,8 +167,9 @@ def _decoding_node(graph: Graph, node: onnx.NodeProto, floats: frozenset[str]) -
         names,
         tuple(name for name in node.output if name),
         node.op_type in WEIGHTED,
-        node.op_type in SELECTORS or (node.op_type == "Concat" and node.name in floats),
-        _averages(graph, node),
+        node.op_type in SELECTORS
+        or (node.op_type == "Concat" and node.name in floats)
+        or _averages(graph, node),
     )
 
 

@@ -18,30 +18,26 @@ class Node(NamedTuple):
     product: bool
     """Whether it is a convolution or a matrix product."""
     selects: bool
-    """Whether it chooses among results, as NonMaxSuppression, TopK and ArgMax do, or joins results
-    that no one scale holds, as boxes in pixels and scores."""
-    expects: bool = False
-    """Whether it is a product that only averages the bins of a distribution, as the box decoding of
-    YOLOv8 and later does: Softmax, then a convolution by 0, 1, 2 …"""
+    """Whether it chooses among results, as NonMaxSuppression, TopK and ArgMax do, joins results
+    that no one scale holds, as boxes in pixels and scores, or averages the bins of a distribution,
+    as YOLOv8's box decoding does by a convolution of 0, 1, 2 … behind a Softmax."""
 
 
 def post_processing(nodes: Iterable[Node]) -> frozenset[str]:
-    """Names of the operators that stay float, by two rules:
+    """Names of the operators that stay float: those that select, those that lead to one, and those
+    that follow one, unless a product depends on them.
 
-    1. An operator that no product depends on and that an operator which selects depends on, or that
-       depends on one; the selecting operators themselves are among these.
-    2. A product that only averages a distribution. For rule 1 it is none.
+    A product that selects (the average of bins) counts as no product.
     """
     ordered = list(nodes)
-    averaging = frozenset(node.name for node in ordered if node.expects)
-    products = [n for n in ordered if n.product and n.name not in averaging]
-    selecting = [n for n in ordered if n.selects]
+    selecting = [node for node in ordered if node.selects]
     if not selecting:
-        return averaging
-    before_products = _ancestors(ordered, products) | {n.name for n in products}
-    around = {n.name for n in selecting} | _ancestors(ordered, selecting)
+        return frozenset()
+    products = [node for node in ordered if node.product and not node.selects]
+    before_products = _ancestors(ordered, products) | {node.name for node in products}
+    around = {node.name for node in selecting} | _ancestors(ordered, selecting)
     around |= _descendants(ordered, selecting)
-    return averaging | frozenset(around - before_products)
+    return frozenset(around - before_products)
 
 
 def _ancestors(nodes: Sequence[Node], of: Sequence[Node]) -> set[str]:

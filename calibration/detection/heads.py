@@ -29,12 +29,17 @@ NAMED_ROLES: Mapping[Role, tuple[str, ...]] = {
 TFLITE = "TFLite_Detection_PostProcess"
 """The operator, after which its four outputs are called: boxes, then with `:1` classes, `:2` scores
 and `:3` the count."""
-TFLITE_ROLES: Mapping[str, Role] = {
+KNOWN_ROLES: Mapping[str, Role] = {
     TFLITE: "boxes",
     f"{TFLITE}:1": "classes",
     f"{TFLITE}:2": "scores",
     f"{TFLITE}:3": "count",
+    "detection_boxes": "boxes",
+    "detection_classes": "classes",
+    "detection_scores": "scores",
+    "num_detections": "count",
 }
+"""And as TensorFlow's detection models call them."""
 SUPPORTED = (
     "what is read: one output [K, 6] (box, score, class); or boxes [K, 4], scores [K] and classes "
     "[K]; or boxes [K, 4] and scores [K, classes]; or YOLO's [4 + classes, anchors] or [anchors, "
@@ -108,7 +113,7 @@ def _usual(kind: HeadKind, outputs: Mapping[str, str]) -> tuple[BoxLayout, bool 
     if kind in ("yolov5", "yolov8"):
         return "cxcywh", None
     name = outputs.get("boxes", "")
-    tensorflow = name.startswith(TFLITE) or "detection_boxes" in name
+    tensorflow = name in (TFLITE, "detection_boxes")
     return ("yxyx", True) if tensorflow else ("xyxy", None)
 
 
@@ -122,7 +127,7 @@ def _several(
     if task.head not in (None, "lists", "candidates"):
         return None
     named = dict(task.outputs) or {
-        TFLITE_ROLES[name]: name for name in shapes if name in TFLITE_ROLES
+        KNOWN_ROLES[name]: name for name in shapes if name in KNOWN_ROLES
     }
     boxes = named.get("boxes") or _boxes(shapes)
     if boxes is None or len(shapes) < 2:

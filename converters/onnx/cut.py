@@ -39,6 +39,11 @@ def cut_at(model: onnx.ModelProto, names: Sequence[str], source: Path) -> list[s
         ("initializer", [t for t in graph.initializer if t.name in read]),
         ("sparse_initializer", [t for t in graph.sparse_initializer if t.values.name in read]),
         ("output", outputs),
+        ("value_info", [v for v in graph.value_info if v.name in read - set(tensors)]),
+        (
+            "quantization_annotation",
+            [a for a in graph.quantization_annotation if a.tensor_name in read],
+        ),
     ):
         _replace(graph, field, entries)
     return cutting.notes(tensors, [node.op_type for node in left_out], dropped)
