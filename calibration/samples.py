@@ -221,8 +221,10 @@ def _annotated(
         ignore=task.ignore,
         code=1,
     )
-    folder = cache.get("labels", digest, lambda folder: listed.write(folder / "y.npy"))
-    labels = arrays_of_files.stored(folder / "y.npy") if labelled else None
+    labels = None
+    if labelled:
+        folder = cache.get("labels", digest, lambda folder: listed.write(folder / "y.npy"))
+        labels = arrays_of_files.stored(folder / "y.npy")
     return Samples(
         str(path),
         digest,
