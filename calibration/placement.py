@@ -14,8 +14,8 @@ The rules, in order:
 5. Operators that only move values and have no consumer in 8 bits stay float. So does the output of
    a Gemm or MatMul without a consumer in 8 bits: float is more exact there, and no slower.
 6. Post-processing stays float (converters.decoding): what follows the last products and leads to
-   NonMaxSuppression, TopK, ArgMax or the like, or to a Concat of boxes and scores that stays float
-   by rule 7, or follows these; and the product by which YOLO
+   NonMaxSuppression, TopK or ArgMax, or to a Concat of parts that are computed differently, as
+   boxes and scores are, or follows these; so does the product by which YOLO
    averages the bins of a distribution.
 7. Tensors whose values one scale cannot represent stay float (converters.unlike): parts of an
    output whose ranges differ much, and masks together with the values that they mask.
@@ -105,10 +105,8 @@ def place(
         n for n, bounds in extremes.items() if 0.0 < unlike.width(bounds) < unlike.LEAST_WIDTH
     }
     steps = [_step(graph, node, extremes) for node in graph.nodes]
-    floats = unlike.stay_float(steps, graph.outputs, extremes, WIDEST_MASK)
-    keep_float |= floats | decoding.post_processing(
-        _decoding_node(graph, node, floats) for node in graph.nodes
-    )
+    keep_float |= decoding.post_processing(_decoding_node(graph, node) for node in graph.nodes)
+    keep_float |= unlike.stay_float(steps, graph.outputs, extremes, WIDEST_MASK)
     listed = {
         node.name: node
         for node in graph.nodes
@@ -156,9 +154,8 @@ def _step(graph: Graph, node: onnx.NodeProto, extremes: Mapping[str, Range]) -> 
     )
 
 
-def _decoding_node(graph: Graph, node: onnx.NodeProto, floats: frozenset[str]) -> decoding.Node:
-    """What a node does after the last products, for converters.decoding. `floats`: the nodes that
-    stay float by converters.unlike."""
+def _decoding_node(graph: Graph, node: onnx.NodeProto) -> decoding.Node:
+    """What a node does after the last products, for converters.decoding."""
     names = tuple(name for name in node.input if name)
     if node.attribute and any(entry.g.node or entry.graphs for entry in node.attribute):
         names += tuple(graph.inner)  # a subgraph may read any tensor of the graph
@@ -167,9 +164,9 @@ def _decoding_node(graph: Graph, node: onnx.NodeProto, floats: frozenset[str]) -
         names,
         tuple(name for name in node.output if name),
         node.op_type in WEIGHTED,
-        node.op_type in SELECTORS
-        or (node.op_type == "Concat" and node.name in floats)
-        or _averages(graph, node),
+        node.op_type in SELECTORS or _averages(graph, node),
+        node.op_type == "Concat",
+        "" if _ROLES.get(node.op_type) in ("move", "join") else node.op_type,
     )
 
 

@@ -5,7 +5,7 @@ matrix product. Rounding there costs accuracy (pixels of a box, the order of sco
 time, since no product is left to compute.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 
@@ -15,29 +15,53 @@ class Node(NamedTuple):
     name: str
     reads: Sequence[str]
     gives: Sequence[str]
-    product: bool
+    product: bool = False
     """Whether it is a convolution or a matrix product."""
-    selects: bool
-    """Whether it chooses among results, as NonMaxSuppression, TopK and ArgMax do, joins results
-    that no one scale holds, as boxes in pixels and scores, or averages the bins of a distribution,
-    as YOLOv8's box decoding does by a convolution of 0, 1, 2 … behind a Softmax."""
+    selects: bool = False
+    """Whether it chooses among results, as NonMaxSuppression, TopK and ArgMax do, or averages the
+    bins of a distribution, as YOLOv8's box decoding does by a convolution of 0, 1, 2 … behind a
+    Softmax."""
+    joins: bool = False
+    computes: str = ""
+    """What kind of operator it is, where it computes values; empty where it moves or joins them."""
 
 
 def post_processing(nodes: Iterable[Node]) -> frozenset[str]:
     """Names of the operators that stay float: those that select, those that lead to one, and those
     that follow one, unless a product depends on them.
 
-    A product that selects (the average of bins) counts as no product.
+    A product that selects (the average of bins) counts as no product. An operator that joins parts
+    which are computed by different operators after the last products, as boxes and scores are,
+    counts as one that selects.
     """
     ordered = list(nodes)
-    selecting = [node for node in ordered if node.selects]
-    if not selecting:
-        return frozenset()
     products = [node for node in ordered if node.product and not node.selects]
     before_products = _ancestors(ordered, products) | {node.name for node in products}
+    selecting = [*(n for n in ordered if n.selects), *_uneven_joins(ordered, before_products)]
+    if not selecting:
+        return frozenset()
     around = {node.name for node in selecting} | _ancestors(ordered, selecting)
     around |= _descendants(ordered, selecting)
     return frozenset(around - before_products)
+
+
+def _uneven_joins(nodes: Sequence[Node], before_products: Collection[str]) -> list[Node]:
+    """The operators after the last products that join tensors which are computed by different kinds
+    of operators since. Constants are not looked at."""
+    kinds: dict[str, frozenset[str]] = {}
+    joins = []
+    for node in nodes:
+        if node.name in before_products:
+            kinds |= dict.fromkeys(node.gives, frozenset())
+            continue
+        parts = [kinds[name] for name in node.reads if name in kinds]
+        if not parts:
+            continue
+        if node.joins and len(set(parts)) > 1:
+            joins.append(node)
+        own = frozenset([node.computes] if node.computes else [])
+        kinds |= dict.fromkeys(node.gives, own.union(*parts))
+    return joins
 
 
 def _ancestors(nodes: Sequence[Node], of: Sequence[Node]) -> set[str]:
