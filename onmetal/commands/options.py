@@ -125,7 +125,11 @@ def deploy() -> Parser:
     _add_trust(parser)
     _add_cut_at(parser)
     add("--target", help="a target's name (`deploy targets` lists them), or a .toml file")
-    add("--data", help="labelled samples: an .npz file, a folder of images, or MODULE:FUNCTION")
+    add(
+        "--data",
+        help="labelled samples: an .npz file, a folder of images (classes, a COCO file or masks), or "
+        "MODULE:FUNCTION",
+    )
     add("--calibration-data", help="samples without labels, in the same forms")
     _add_follow_links(parser)
     add("--metric", help=f"{', '.join(METRICS)} or MODULE:FUNCTION; default: by the labels")
