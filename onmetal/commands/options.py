@@ -127,8 +127,8 @@ def deploy() -> Parser:
     add("--target", help="a target's name (`deploy targets` lists them), or a .toml file")
     add(
         "--data",
-        help="labelled samples: an .npz file, a folder of images (classes, a COCO file or masks), or "
-        "MODULE:FUNCTION",
+        help="labelled samples: an .npz file, a folder of images (with classes, boxes or "
+        "masks), or MODULE:FUNCTION",
     )
     add("--calibration-data", help="samples without labels, in the same forms")
     _add_follow_links(parser)
