@@ -20,7 +20,9 @@ from onmetal.samples import Samples
 
 MOST_CLASSES = 4096
 """Integer outputs with more are no class numbers."""
-Form = Literal["channels first", "channels last", "class numbers"]
+Form = Literal["channels first", "channels last", "class numbers", "probability"]
+"""probability: of class 1, against class 0, in each pixel; over 0.5 it is class 1."""
+SLACK = 1e-3
 
 
 class Counts:
@@ -51,6 +53,8 @@ class Segmentation(Struct, frozen=True):
     shape: tuple[int, int]
     """Of the output: height and width."""
     ignore: int
+    grid: tuple[float, int] = (1.0, 0)
+    """Scale and zero point of a probability that is stored as a whole number."""
 
     @property
     def reads(self) -> frozenset[str]:
@@ -73,11 +77,20 @@ class Segmentation(Struct, frozen=True):
         """[n, height, width] int64; -1, which no label is, where a score is NaN."""
         if self.form == "class numbers":
             return values.reshape(len(values), *self.shape).astype(np.int64)
+        if self.form == "probability":
+            shares = self.probabilities(values)
+            return np.where(np.isnan(shares), -1, shares > 0.5).astype(np.int64)
         axis = 1 if self.form == "channels first" else 3
         classes = values.argmax(axis=axis)
         if values.dtype.kind == "f":
             classes = np.where(np.isnan(values).any(axis=axis), -1, classes)
         return np.asarray(classes, np.int64)
+
+    def probabilities(self, values: np.ndarray) -> np.ndarray:
+        """float64 [n, height, width]"""
+        scale, zero = self.grid
+        shares = values.reshape(len(values), *self.shape).astype(np.float64)
+        return np.asarray((shares - zero) * scale)
 
 
 def count(predicted: np.ndarray, masks: np.ndarray, ignore: int) -> np.ndarray:
@@ -120,12 +133,14 @@ def metric(model: Model, output: Tensor, data: Samples) -> Metric:
     if form is None:
         raise refuse(
             "the output must be a score per class and pixel, [classes, height, width] or "
-            "[height, width, classes], or class numbers, [height, width]; --output names another"
+            "[height, width, classes], or the probability of class 1 or class numbers, "
+            "[height, width]; --output names another"
         )
     if form != "class numbers":
-        classes = shape[0] if form == "channels first" else shape[2]
-        _check_labels(data, classes)
-    judged = Segmentation(output.name, form, place, data.task.ignore)
+        of_axis = {"channels first": 0, "channels last": 2}
+        _check_labels(data, shape[of_axis[form]] if form in of_axis else 2)
+    grid = (output.scale, output.zero_point) if output.scale > 0 else (1.0, 0)
+    judged = Segmentation(output.name, form, place, data.task.ignore, grid)
     return replace(METRICS["miou"], whole=judged)
 
 
@@ -135,16 +150,16 @@ def _form(
     """-> what the output is, and its height and width. Of scores with three axes, height and width
     are those two that have the mask's proportions."""
     scores = np.dtype(output.dtype).kind == "f" or output.scale > 0
-    if len(shape) == 2 and not scores:
-        return "class numbers", (shape[0], shape[1])
+    single: Form = "probability" if scores else "class numbers"
+    if len(shape) == 2:
+        return single, (shape[0], shape[1])
     if len(shape) != 3:
         return None, (0, 0)
     first, last = (shape[1], shape[2]), (shape[0], shape[1])
-    if not scores:
-        if shape[0] == 1 or shape[2] == 1:
-            return "class numbers", first if shape[0] == 1 else last
-        if output.dtype not in ("int8", "uint8", "int16"):
-            return None, (0, 0)
+    if shape[0] == 1 or shape[2] == 1:
+        return single, first if shape[0] == 1 else last
+    if not scores and output.dtype not in ("int8", "uint8", "int16"):
+        return None, (0, 0)
 
     def off(place: tuple[int, int]) -> float:
         return abs(place[0] * mask[1] - place[1] * mask[0]) / max(place[0] * mask[1], 1)
@@ -152,6 +167,21 @@ def _form(
     if off(first) == off(last):
         return ("channels first", first) if shape[0] <= shape[2] else ("channels last", last)
     return ("channels first", first) if off(first) < off(last) else ("channels last", last)
+
+
+def check_probability(metric: Metric, outputs: Mapping[str, np.ndarray]) -> None:
+    """Raises UsageError where a probability, in a few outputs of the original model, is none."""
+    judged: Segmentation = metric.whole
+    if judged.form != "probability":
+        return
+    shares = judged.probabilities(outputs[judged.output])
+    low, high = float(np.nanmin(shares)), float(np.nanmax(shares))
+    if low < -SLACK or high > 1 + SLACK:
+        raise UsageError(
+            f"--metric miou: the output {judged.output!r} has one number a pixel, which is taken "
+            f"as the probability of class 1, and goes from {low:.3g} to {high:.3g}: of logits, "
+            "take what the Sigmoid gives, or write --metric MODULE:FUNCTION"
+        )
 
 
 def _check_labels(data: Samples, classes: int) -> None:

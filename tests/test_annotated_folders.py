@@ -207,6 +207,13 @@ def test_broken_json_is_an_error_that_names_the_file(folder: Path, content: byte
         read(folder)
 
 
+def test_labels_of_any_size_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(annotated, "MOST_ROWS", 5)
+    assert annotated.padded([np.zeros((2, 6)), np.zeros((1, 6))]).shape == (2, 2, 6)
+    with pytest.raises(UsageError, match="one image has 3 boxes"):
+        annotated.padded([np.zeros((3, 6)), np.zeros((1, 6))])
+
+
 def test_a_file_with_a_byte_order_mark_and_more_keys_is_read(folder: Path) -> None:
     document = {**coco(DRAWN), "info": {"year": 2026}, "licenses": []}
     text = json.dumps(document).encode()

@@ -80,6 +80,22 @@ def test_numbers_that_are_no_classes_and_nan_are_wrong() -> None:
     assert scored(output, masks, "channels first")(None) == 0.75
 
 
+def test_one_number_a_pixel_is_the_probability_of_class_1() -> None:
+    random = np.random.default_rng(0)
+    shares = random.random((4, 1, HIGH, WIDE)).astype(np.float32)
+    masks = random.integers(0, 2, (4, HIGH, WIDE)).astype(np.uint8)
+    wanted = by_hand((shares[:, 0] > 0.5).astype(int), masks, 255)
+    scorer = scored(shares, masks, "probability")
+    assert scorer(None) == pytest.approx(wanted)
+    segmentation.check_probability(scorer.metric, {"y": shares})
+    with pytest.raises(UsageError, match=r"goes from -\d.* of logits, take what the Sigmoid gives"):
+        segmentation.check_probability(scorer.metric, {"y": shares * 8 - 4})
+    stored = np.rint(shares * 255 - 128).astype(np.int8)
+    judged = replace(scorer.metric.whole, grid=(1 / 255, -128))
+    quantized = Scorer(replace(scorer.metric, whole=judged), {"y": stored}, "y", masks)
+    assert quantized(None) == pytest.approx(by_hand((stored > -0.5).astype(int), masks, 255))
+
+
 def test_the_mask_is_sampled_to_a_smaller_output() -> None:
     random = np.random.default_rng(0)
     masks = random.integers(0, 3, (2, 12, 16)).astype(np.uint8)
@@ -106,7 +122,7 @@ def test_the_drop_has_an_interval_over_samples() -> None:
     assert found.metric == "miou"
     assert found.value < 1.0
     assert found.drop == pytest.approx(1 - found.value)
-    assert found.drop_ci95 is not None
+    assert found.drop is not None and found.drop_ci95 is not None
     low, high = found.drop_ci95
     assert 0 < low < found.drop < high < 0.3
 
@@ -133,7 +149,9 @@ def model(shape: tuple[int, ...], dtype: str = "float32", **keywords: Any) -> Mo
         ((HIGH, WIDE, 1), "int32", "class numbers", (HIGH, WIDE)),
         ((21, HIGH, WIDE), "uint8", "channels first", (HIGH, WIDE)),
         ((21,), "float32", None, (0, 0)),
-        ((HIGH, WIDE), "float32", None, (0, 0)),
+        ((HIGH, WIDE), "float32", "probability", (HIGH, WIDE)),
+        ((1, HIGH, WIDE), "float32", "probability", (HIGH, WIDE)),
+        ((3, 4, 1), "float16", "probability", (3, 4)),
         ((21, HIGH, WIDE), "int64", None, (0, 0)),
     ],
 )

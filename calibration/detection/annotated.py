@@ -20,6 +20,8 @@ from onmetal.files.task_settings import TaskSettings
 FILE = "annotations.json"
 FOLDERS = ("", "images")
 """Where a file_name is looked for in the folder of data."""
+MOST_ROWS = 20_000_000
+"""Of labels, padding included: 1 GB."""
 LEAST_PIXELS = 1.0
 """Boxes of which less than so many pixels of width or height remain in the input are left out."""
 
@@ -66,7 +68,13 @@ def read(
 
 def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
     """[images, most, 6] float64: the rows of each image, and rows of class -1 behind them."""
-    labels = np.zeros((len(rows), max(map(len, rows), default=0), 6))
+    most = max(map(len, rows), default=0)
+    if len(rows) * most > MOST_ROWS:
+        raise UsageError(
+            f"one image has {most} boxes, and there are {len(rows)} images: labels of that size "
+            f"are not read (boxes of the fullest image times images: {MOST_ROWS} at most)"
+        )
+    labels = np.zeros((len(rows), most, 6))
     labels[:, :, 4] = -1
     for number, of_image in enumerate(rows):
         labels[number, : len(of_image)] = of_image

@@ -102,6 +102,7 @@ def evaluated(detections: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> 
     from pycocotools.cocoeval import COCOeval
 
     classes = np.unique(np.concatenate([rows[:, 4] for rows in boxes]))
+    detections = [rows[np.isin(rows[:, 5], classes)] for rows in detections]
     known, found = COCO(), COCO()
     frame: dict[str, Any] = {
         "images": [{"id": number} for number in range(len(boxes))],

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onmetal.calibration import custom_metric
+from onmetal.calibration import custom_metric, segmentation
 from onmetal.calibration.detection import metric as detection
 from onmetal.calibration.metric_table import Metric
 from onmetal.errors import OnmetalError, UsageError
@@ -42,15 +42,18 @@ def try_metric(metric: Metric, model: Model, data: Samples, host: Local, cache: 
             raise error from None
 
 
-def settle_detection(
+def settle_whole(
     metric: Metric, model: Model, data: Samples, host: Local, cache: Cache
 ) -> tuple[Metric, list[str]]:
-    """The metric `map` with what only values of the outputs tell, and notes for the user. Raises
-    UsageError where they are not what they were taken for."""
-    labels = np.zeros((data.count, 1, 1))  # boxes do not tell which samples to take
+    """The metric `map` or `miou` with what only values of the outputs tell, and notes for the user.
+    Raises UsageError where they are not what they were taken for."""
+    labels = np.zeros((data.count, 1, 1))  # boxes and masks do not tell which samples to take
     outputs = _original(model, data, chosen(labels, model), host, cache)
     if outputs is None:
         return metric, []  # the reason is reported when the model is converted
+    if metric.name == "miou":
+        segmentation.check_probability(metric, outputs)
+        return metric, []
     return detection.settled(metric, outputs)
 
 

@@ -5,7 +5,7 @@ from onmetal.calibration.metric_table import Metric
 from onmetal.deploy import model
 from onmetal.deploy.context import Task
 from onmetal.deploy.data import choose_metric, few_samples, load_data
-from onmetal.deploy.metric_check import settle_detection, try_metric
+from onmetal.deploy.metric_check import settle_whole, try_metric
 from onmetal.deploy.propose.plan import calibrates, plan, without_samples
 from onmetal.deploy.request import (
     Request,
@@ -91,8 +91,8 @@ def _prepared(
             )
             if metric.function is not None:
                 try_metric(metric, entry, data[model_path], host, cache)
-            if metric.name == "map":
-                metric, settling = settle_detection(metric, entry, data[model_path], host, cache)
+            if metric.whole is not None:
+                metric, settling = settle_whole(metric, entry, data[model_path], host, cache)
                 data_warnings = [*data_warnings, *settling]
             metrics[model_path] = metric
         warnings += data_warnings
