@@ -15,8 +15,8 @@ The rules, in order:
    a Gemm or MatMul without a consumer in 8 bits: float is more exact there, and no slower.
 6. Post-processing stays float (converters.decoding): what follows the last products and leads to
    NonMaxSuppression, TopK or ArgMax, or to a Concat of parts that are computed differently, as
-   boxes and scores are, or follows these; so does the product by which YOLO
-   averages the bins of a distribution.
+   boxes and scores are, or follows these. So does the product by which YOLO averages the bins of
+   a distribution.
 7. Tensors whose values one scale cannot represent stay float (converters.unlike): parts of an
    output whose ranges differ much, and masks together with the values that they mask.
 
