@@ -25,7 +25,7 @@ from onmetal.samples import Samples
 R = TypeVar("R")
 
 NO_SAMPLES = "there are no samples to calibrate it with"
-VERSION = 4
+VERSION = 5
 HELPERS = "calibrating"
 MOST_WORKERS = 4
 """Calibration runs in up to so many processes at once, each with the memory of one batch."""

@@ -15,7 +15,7 @@ JUNK = {
     *("thumbs.db", "desktop.ini", "__pycache__"),
 }
 """What systems and programs leave behind in folders."""
-OURS = ("data.toml", "labels.csv")
+OURS = ("data.toml", "labels.csv", "annotations.json")
 """Files that say what the images are."""
 
 

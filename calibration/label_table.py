@@ -104,7 +104,7 @@ def _parse_rows(lines: list[str], delimiter: str) -> Iterator[Row]:
 
 def _is_image(folder: Path, cell: str) -> bool:
     """Whether a cell of labels.csv names an image, be the file present or missing."""
-    return Path(cell).suffix.lower() in SUFFIXES or _existing_file(folder, cell) is not None
+    return Path(cell).suffix.lower() in SUFFIXES or existing_file(folder, cell) is not None
 
 
 def find_columns(
@@ -142,7 +142,7 @@ def _column_named(header: list[str], names: list[str]) -> int | None:
     return header.index(present[0]) if len(present) == 1 else None
 
 
-def _existing_file(folder: Path, name: str) -> Path | None:
+def existing_file(folder: Path, name: str) -> Path | None:
     """The file that a name in the table stands for: the name as written, with the separators of
     Windows, or in another Unicode normalization. None where no such file exists."""
     posix_name = name.replace("\\", "/")
@@ -160,8 +160,11 @@ def _existing_file(folder: Path, name: str) -> Path | None:
     return None
 
 
-def file_of_row(table: Path, line: int, folder: Path, name: str, within: Path | None) -> Path:
-    file = _existing_file(folder, name)
+def file_of_row(where: str, folder: Path, name: str, within: Path | None) -> Path:
+    """The file that a name stands for. `where`: where the name stands, for errors.
+
+    Raises UsageError where it is missing, lies outside of the folder or is no regular file."""
+    file = existing_file(folder, name)
     posix_name = name.replace("\\", "/")
     shown = name if len(name) <= LONG_NAME else f"{name[:LONG_NAME]}…"
     try:
@@ -170,32 +173,29 @@ def file_of_row(table: Path, line: int, folder: Path, name: str, within: Path | 
             os.path.realpath(folder)
         )
     except (OSError, ValueError) as error:
-        raise UsageError(f"{table} line {line}: no name of a file ({error})") from None
+        raise UsageError(f"{where}: no name of a file ({error})") from None
     linked_out = (
         not inside and file is not None and unresolved_path.is_relative_to(folder.absolute())
     )
     if not inside and not (linked_out and ".." not in Path(posix_name).parts):
-        raise UsageError(
-            f"{table} line {line}: {shown} lies outside the folder: write paths within it"
-        )
+        raise UsageError(f"{where}: {shown} lies outside the folder: write paths within it")
     if linked_out and within:
         raise UsageError(
-            f"{table} line {line}: {shown} is a link that leads out of the folder of data; {FOLLOW}"
+            f"{where}: {shown} is a link that leads out of the folder of data; {FOLLOW}"
         )
     if file is None:
         hint = _similar_name(folder, name, within)
         raise UsageError(
-            f"{table} line {line}: there is no file {shown}"
-            f"{f' (did you mean {hint}?)' if hint else ''}"
+            f"{where}: there is no file {shown}{f' (did you mean {hint}?)' if hint else ''}"
         )
     try:
         mode = file.stat().st_mode
     except OSError as error:
         raise UsageError(
-            f"{table} line {line}: {shown} is a link that leads nowhere ({error.strerror})"
+            f"{where}: {shown} is a link that leads nowhere ({error.strerror})"
         ) from None
     if not stat.S_ISREG(mode):
-        raise UsageError(f"{table} line {line}: {shown} is {kind(mode)}, not a regular file")
+        raise UsageError(f"{where}: {shown} is {kind(mode)}, not a regular file")
     return file
 
 

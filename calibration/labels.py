@@ -22,7 +22,7 @@ class Listing(Struct, frozen=True):
 
     files: tuple[Path, ...]
     labels: np.ndarray | None
-    """int64 class numbers, or float32 where any is not whole."""
+    """int64 class numbers, or float32 where any is not whole; of a COCO file boxes."""
     classes: tuple[str, ...] | None
     warnings: tuple[str, ...] = ()
 
@@ -157,7 +157,7 @@ def _from_table(
     for line, cells in rows:
         if max(at_file, at_label) >= len(cells) or not cells[at_file]:
             raise UsageError(f"{table} line {line}: wants the two columns file,label")
-        file = file_of_row(table, line, folder, cells[at_file], within)
+        file = file_of_row(f"{table} line {line}", folder, cells[at_file], within)
         label = cells[at_label]
         if labelled and not label:
             raise UsageError(f"{table} line {line}: the label of {cells[at_file]} is empty")

@@ -1,16 +1,36 @@
 """The built-in metrics: to which numbers each reduces a sample, and how it scores these."""
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from msgspec import Struct
+
+from onmetal.files.stored import Outputs
 
 Reduce = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(outputs [n, ...], labels [n, ...]) -> [n] or [n, k] float64"""
 Score = Callable[[np.ndarray, np.ndarray], float]
 """(reduced [n, ...], labels [n]) -> the metric"""
+
+
+class Summary(Protocol):
+    """What a metric needs of all samples, in memory."""
+
+    def score(self, samples: np.ndarray | None) -> float:
+        """The metric over the samples of these numbers, which may repeat; None: over all."""
+
+
+class Whole(Protocol):
+    """A metric of detection or segmentation, which reads one output or several by itself."""
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The names of the outputs that it reads."""
+
+    def summarize(self, outputs: Mapping[str, Outputs], labels: Outputs) -> Summary:
+        """Reduce outputs and labels, first axis = samples, part by part."""
 
 
 Chance = Literal["commonest", "five commonest", "classes", "half", "mean"]
@@ -28,8 +48,8 @@ class Metric(Struct, frozen=True):
     higher_is_better: bool = True
     proportion: bool = True
     """Whether it lies in [0, 1], so that a percentage of it means points."""
-    labels: Literal["class numbers", "numbers"] = "class numbers"
-    """numbers: each label has as many as the output."""
+    labels: Literal["class numbers", "numbers", "boxes", "masks"] = "class numbers"
+    """numbers: each label has as many as the output; boxes and masks: as Samples.labels_are."""
     outputs: Literal["classes or scores", "scores", "a score per class", "whole outputs"] = (
         "classes or scores"
     )
@@ -43,6 +63,8 @@ class Metric(Struct, frozen=True):
     resamples: int = 2000
     function: Any = None
     """A user's own metric, in place of `reduce` and `score`: it sees whole outputs."""
+    whole: Any = None
+    """A `Whole`, in place of `reduce` and `score`: how boxes or masks of this model are judged."""
 
 
 def _predicted(outputs: np.ndarray) -> np.ndarray:
@@ -189,6 +211,9 @@ METRICS = {
         labels="numbers",
         chance="mean",
     ),
+    # Of these two, `whole` is set for each model (calibration.detection, calibration.segmentation).
+    "map": Metric("map", equal, mean, labels="boxes", resamples=400),
+    "miou": Metric("miou", equal, mean, labels="masks", resamples=1000),
 }
 NAMES = tuple(METRICS)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from onmetal.calibration.custom_metric import MOST_BYTES, ReadOutputs, call_custom, custom
 from onmetal.calibration.label_forms import stored_scores
-from onmetal.calibration.metric_table import METRICS, NAMES, Metric
+from onmetal.calibration.metric_table import METRICS, NAMES, Metric, Summary
 from onmetal.errors import UsageError
 from onmetal.files.stored import Outputs, chunks
 from onmetal.records import Shape, Tensor
@@ -94,14 +94,18 @@ class Scorer:
     """The metric over any of the samples: `scorer(sample numbers)`, or `scorer(None)` for all."""
 
     def __init__(
-        self, metric: Metric, outputs: Mapping[str, Outputs], name: str, labels: np.ndarray
+        self, metric: Metric, outputs: Mapping[str, Outputs], name: str, labels: Outputs
     ) -> None:
         """`outputs`: every output by name, first axis = samples; `name`: the judged output's."""
         self.metric, self.outputs, self.labels = metric, outputs, labels
+        self.summary: Summary | None = None
         self.kept = np.zeros(0)
         self.read: set[str] = set()
         """The outputs that the metric reads; of a user's own, those that it has read so far."""
-        if metric.function is None:
+        if metric.whole is not None:
+            self.read |= metric.whole.reads
+            self.summary = metric.whole.summarize(outputs, labels)
+        elif metric.function is None:
             judged = outputs[name]
             self.read.add(name)
             self.kept = np.concatenate(
@@ -116,6 +120,8 @@ class Scorer:
         return self.metric.function is not None and size_bytes > MOST_BYTES
 
     def __call__(self, samples: np.ndarray | None) -> float:
+        if self.summary is not None:
+            return self.summary.score(samples)
         selection: slice | np.ndarray = slice(None) if samples is None else samples
         if self.metric.function is None:
             return self.metric.score(self.kept[selection], self.labels[selection])

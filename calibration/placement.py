@@ -13,7 +13,11 @@ The rules, in order:
 4. Operators of `same_scale` have outputs in the scale of their inputs.
 5. Operators that only move values and have no consumer in 8 bits stay float. So does the output of
    a Gemm or MatMul without a consumer in 8 bits: float is more exact there, and no slower.
-6. Tensors whose values one scale cannot represent stay float (converters.unlike): parts of an
+6. Post-processing stays float (converters.decoding): what follows the last products and leads to
+   NonMaxSuppression, TopK or ArgMax, or to a Concat of parts that are computed differently, as
+   boxes and scores are, or follows these. So does the product by which YOLO averages the bins of
+   a distribution.
+7. Tensors whose values one scale cannot represent stay float (converters.unlike): parts of an
    output whose ranges differ much, and masks together with the values that they mask.
 
 Operators that only move values have no QuantizeLinear after them: their output is on the grid.
@@ -22,10 +26,11 @@ Operators that only move values have no QuantizeLinear after them: their output 
 from collections import defaultdict
 from collections.abc import Mapping
 
+import numpy as np
 import onnx
 from msgspec import Struct
 
-from onmetal.converters import unlike
+from onmetal.converters import decoding, unlike
 from onmetal.converters.onnx.graph import Graph, attribute
 from onmetal.ranges import Range
 from onmetal.targets import Format
@@ -39,6 +44,7 @@ MOVERS = frozenset(
 )
 """Operators that only move values: each output value is an input value or zero, so the output fits
 in the range of the input."""
+SELECTORS = frozenset({"NonMaxSuppression", "TopK", "ArgMax", "ArgMin"})
 UNARY = MOVERS | {"AveragePool", "GlobalAveragePool", "ReduceMean", "Sigmoid", "Tanh", "LeakyRelu"}
 UNARY |= {"HardSigmoid", "HardSwish", "Elu", "Softmax"}
 WIDEST_MASK = 2.0
@@ -99,6 +105,7 @@ def place(
         n for n, bounds in extremes.items() if 0.0 < unlike.width(bounds) < unlike.LEAST_WIDTH
     }
     steps = [_step(graph, node, extremes) for node in graph.nodes]
+    keep_float |= decoding.post_processing(_decoding_node(graph, node) for node in graph.nodes)
     keep_float |= unlike.stay_float(steps, graph.outputs, extremes, WIDEST_MASK)
     listed = {
         node.name: node
@@ -145,6 +152,34 @@ def _step(graph: Graph, node: onnx.NodeProto, extremes: Mapping[str, Range]) -> 
         _channels(graph, node, extremes),
         node.op_type == "Div",
     )
+
+
+def _decoding_node(graph: Graph, node: onnx.NodeProto) -> decoding.Node:
+    """What a node does after the last products, for converters.decoding."""
+    names = tuple(name for name in node.input if name)
+    if node.attribute and any(entry.g.node or entry.graphs for entry in node.attribute):
+        names += tuple(graph.inner)  # a subgraph may read any tensor of the graph
+    return decoding.Node(
+        node.name,
+        names,
+        tuple(name for name in node.output if name),
+        node.op_type in WEIGHTED,
+        node.op_type in SELECTORS or _averages(graph, node),
+        node.op_type == "Concat",
+        "" if _ROLES.get(node.op_type) in ("move", "join") else node.op_type,
+    )
+
+
+def _averages(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Whether a convolution gives the mean of the bins of a distribution: one output channel with
+    the weights 0, 1, 2 …, behind a Softmax."""
+    weight = graph.constant(node.input[1]) if node.op_type == "Conv" else None
+    if weight is None or not np.array_equal(weight.ravel(), np.arange(weight.size)):
+        return False
+    source = graph.producer.get(node.input[0])
+    while source is not None and source.op_type in MOVERS:
+        source = graph.producer.get(source.input[0])
+    return weight.shape[0] == 1 and source is not None and source.op_type == "Softmax"
 
 
 def _channels(

@@ -12,6 +12,7 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
+from onmetal.calibration import task_labels
 from onmetal.calibration.labels import listing
 from onmetal.calibration.matching import LIKELY_LABELS, NAMES_ARE_NO_LABELS, match_members
 from onmetal.calibration.sample_checks import check_samples
@@ -22,7 +23,9 @@ from onmetal.files import cache as caches
 from onmetal.files import preprocessing, reading
 from onmetal.files.arrays import Archive, ArrayFile, TextArrayError
 from onmetal.files.cache import Cache
+from onmetal.files.preprocessing import Preprocessing
 from onmetal.files.reading import open_regular
+from onmetal.files.task_settings import TaskSettings
 from onmetal.progress import OnProgress
 from onmetal.records import Model, plain
 from onmetal.samples import Part, Samples
@@ -107,9 +110,9 @@ def load(
         raise UsageError(f"{option} {text}: there is no such file or folder{likely}")
     if labelled and samples.labels is None:
         raise UsageError(
-            f"{option} {text}: it has no labels (`y` in an .npz file, labels.csv or a "
-            "sub-folder a class in a folder); data without labels can be given as "
-            "--calibration-data"
+            f"{option} {text}: it has no labels (`y` in an .npz file; in a folder labels.csv, "
+            "annotations.json, masks/ or a sub-folder a class); data without labels can be given "
+            "as --calibration-data"
         )
     if samples.count == 0:
         raise UsageError(f"{option} {text}: it holds no samples")
@@ -171,11 +174,13 @@ def _from_folder(
 ) -> Samples:
     """Read a folder of images with data.toml and, for evaluation, labels.csv or one sub-folder for
     each class."""
-    settings = preprocessing.read_preprocessing(path, within)
+    settings, task = preprocessing.read_settings(path, within)
     if len(model.inputs) != 1:
         raise UsageError(
             f"{path}: a folder of images gives one input; this model has {len(model.inputs)}"
         )
+    if task_labels.kind(path, task) != "values":
+        return _annotated(path, settings, task, cache, labelled, within)
     listed = listing(path, settings.classes, scores, labelled=labelled, within=within)
     settings = replace(settings, classes=listed.classes)
     digest = caches.key(
@@ -193,6 +198,43 @@ def _from_folder(
         within=within,
         preprocessing=settings,
         labels=None if listed.labels is None else _store_labels(listed.labels, digest, cache),
+        warnings=listed.warnings,
+    )
+
+
+def _annotated(
+    path: Path,
+    settings: Preprocessing,
+    task: TaskSettings,
+    cache: Cache,
+    labelled: bool,
+    within: Path | None,
+) -> Samples:
+    """Read a folder of images with a COCO file or masks."""
+    listed = task_labels.listing(path, settings, task, labelled=labelled, within=within)
+    settings = replace(settings, classes=listed.classes)
+    digest = caches.key(
+        preprocessing=plain(settings),
+        names=[str(file.relative_to(path)) for file in listed.images],
+        files=[_sha256(file, within) for file in (*listed.images, *listed.masks)],
+        labels=None if listed.boxes is None else hashlib.sha256(listed.boxes.tobytes()).hexdigest(),
+        ignore=task.ignore,
+        code=1,
+    )
+    labels = None
+    if labelled:
+        folder = cache.get("labels", digest, lambda folder: listed.write(folder / "y.npy"))
+        labels = arrays_of_files.stored(folder / "y.npy")
+    return Samples(
+        str(path),
+        digest,
+        len(listed.images),
+        images=tuple(file.absolute() for file in listed.images),
+        within=within,
+        preprocessing=settings,
+        labels=labels,
+        labels_are=listed.kind if labelled else "values",
+        task=task,
         warnings=listed.warnings,
     )
 

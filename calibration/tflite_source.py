@@ -20,7 +20,7 @@ from onmetal.progress import OnProgress
 from onmetal.records import Source, plain
 from onmetal.targets import EXACT, Format, Io, Recipe
 
-VERSION = 5
+VERSION = 6
 
 
 class TfliteSource:

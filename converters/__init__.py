@@ -47,10 +47,12 @@ class ModelFormat(Protocol):
         batch: int | None,
         folder: Path,
         trust: bool,
+        cut: Sequence[str] = (),
     ) -> dict[str, Any]:
         """Check the file, write `model` with the suffix of `graph`, with static shapes and safe to
         open, to `folder`, and return the facts of records.Model. Runs in a worker process with
-        limited memory and time. `trust`: whether code in the file may be run.
+        limited memory and time. `trust`: whether code in the file may be run; `cut`: the names of
+        tensors or operators that become the model's outputs, what follows them being left out.
 
         Raises UsageError where the file is damaged, of another format or unsafe, or shapes do not
         fit; UnsupportedError where it is valid but cannot be run.

@@ -83,19 +83,24 @@ def facts(
     title: str,
     given: Static,
     folder: Path,
+    cut: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Read the exported model as any ONNX file, and compare it with the framework. `title`: what it
-    was exported by. -> the facts of records.Model, but for `sha256` and `size_bytes`, which are the
-    source's.
+    was exported by; `cut`: as ModelFormat.read has it. The whole model is compared before it is
+    cut, since the framework computes all of it. -> the facts of records.Model, but for `sha256` and
+    `size_bytes`, which are the source's.
 
     Raises UnsupportedError where it cannot be read, or computes something else.
     """
     known = as_graph(proto, title, folder)
-    known["notes"] = [*given.notes, *known["notes"]]
-    known["batch"] = given.batch or known["batch"]
     names = [tensor["name"] for tensor in known["outputs"]]
     graph = OnnxReference(folder / "model.onnx", names)
-    known["imported"] = {"by": title, **compared(framework, graph, known)}
+    difference = {"by": title, **compared(framework, graph, known)}
+    if cut:
+        known = _cut(folder, cut)
+    known["imported"] = difference
+    known["notes"] = [*given.notes, *known["notes"]]
+    known["batch"] = given.batch or known["batch"]
     known["prepared_sha256"] = caches.sha256(*sorted(p for p in folder.rglob("*") if p.is_file()))
     return known
 
@@ -113,6 +118,18 @@ def as_graph(proto: onnx.ModelProto, title: str, folder: Path) -> dict[str, Any]
         why = str(error).removeprefix(f"{exported}: ")
         raise UnsupportedError(f"its export to ONNX by {title} cannot be used: {why}") from None
     exported.unlink()
+    return known
+
+
+def _cut(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Cut the exported model. -> its facts, as by `as_graph`."""
+    whole = folder / "whole.onnx"
+    (folder / "model.onnx").rename(whole)
+    try:
+        known = reader.examine(str(whole), {}, None, str(folder), names)
+    except (UsageError, UnsupportedError) as error:
+        raise type(error)(str(error).removeprefix(f"{whole}: ")) from None
+    whole.unlink()
     return known
 
 

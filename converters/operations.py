@@ -1,5 +1,6 @@
 """The functions of model formats that run in worker processes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ def read(
     batch: int | None,
     folder: Path,
     trust: bool,
+    cut: Sequence[str] = (),
 ) -> dict[str, Any]:
     """As ModelFormat.read of this format."""
-    return format_named(form).read(path, shapes, batch, folder, trust)
+    return format_named(form).read(path, shapes, batch, folder, trust, cut)
 
 
 def export(form: str, model: Path, graph: str, folder: Path) -> dict[str, Any]:

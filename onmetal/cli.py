@@ -104,6 +104,8 @@ def _run_inspect(arguments: argparse.Namespace) -> int:
     if arguments.against:
         if arguments.target:
             raise UsageError("--against compares two files: leave --target out")
+        if arguments.cut_at:
+            raise UsageError("--against compares two files as they are: leave --cut-at out")
         document, lines = inspect.compare(
             Path(arguments.model),
             Path(arguments.against),
@@ -123,6 +125,7 @@ def _run_inspect(arguments: argparse.Namespace) -> int:
             arguments.follow_links,
             Path(arguments.plot) if arguments.plot else None,
             arguments.trust,
+            arguments.cut_at,
             progress,
         )
     progress.clear()

@@ -108,6 +108,9 @@ class Model(Struct, frozen=True):
     way: str = ""
     """Where there are several ways from the file to a runtime, the name of this one: of what made
     the graph, or of the format that the runtime reads by itself; empty: the usual one."""
+    cut: tuple[str, ...] = ()
+    """The names that it was cut at by --cut-at; what followed them is in the file, not in the
+    prepared graph."""
 
     @property
     def stem(self) -> str:
@@ -119,6 +122,12 @@ class Model(Struct, frozen=True):
         reads by itself."""
         suffix = self.prepared.suffix[1:]
         return suffix if suffix in ("onnx", "tflite") else self.format
+
+    @property
+    def defining_format(self) -> str:
+        """The format by which the reference computes: the file's own; of a model that was cut, that
+        of its graph, since its framework can only compute the whole of it."""
+        return self.graph_format if self.cut else self.format
 
     def sample_shape(self, tensor: Tensor) -> Shape:
         """One sample's part of an input or output: without the batch axis, where it has one."""

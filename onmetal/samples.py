@@ -15,6 +15,8 @@ from onmetal.errors import UsageError
 from onmetal.files import images
 from onmetal.files.arrays import ArrayFile
 from onmetal.files.preprocessing import Preprocessing
+from onmetal.files.stored import Outputs, StoredArray, StoredRows
+from onmetal.files.task_settings import TaskSettings
 from onmetal.records import Model, Tensor
 
 Part = Literal["all", "training", "calibration", "evaluation"]
@@ -33,6 +35,11 @@ class Samples(Struct, frozen=True):
     """The folder of the images, resolved, out of which no link may lead; None: links may."""
     preprocessing: Preprocessing | None = None
     labels: ArrayFile | None = None
+    labels_are: Literal["values", "boxes", "masks"] = "values"
+    """What a folder of images is labelled with. boxes: [samples, most, 6] (x1, y1, x2, y2, class,
+    crowd) in pixels of the input, rows of class -1 being none; masks: [samples, height, width]."""
+    task: TaskSettings = TaskSettings()
+    """What data.toml says of these labels and of the outputs that are judged by them."""
     warnings: tuple[str, ...] = ()
     part: Part = "all"
     every: int = 0
@@ -89,6 +96,14 @@ class Samples(Struct, frozen=True):
             raise UsageError(f"{self.source}: it has no labels")
         labels = np.asarray(self.labels.open())
         return labels if self.part == "all" else labels[self.places()]
+
+    def label_rows(self) -> Outputs:
+        """As `label_array`, but read as they are needed: masks may be larger than memory."""
+        if self.labels is None or self.labels.fortran or 0 in self.labels.shape:
+            return self.label_array()
+        file = self.labels
+        whole = StoredArray(file.path, file.shape, np.dtype(file.dtype), file.offset)
+        return whole if self.part == "all" else StoredRows(whole, self.places())
 
 
 def _quantized(array: np.ndarray, tensor: Tensor) -> np.ndarray:

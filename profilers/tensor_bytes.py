@@ -128,7 +128,9 @@ class Rows:
             if array.shape[1:] != shape:
                 raise UnsupportedError(
                     f"output {self.model.outputs[number].name!r} changes its shape from sample to "
-                    f"sample ({list(shape)}, then {list(array.shape[1:])}); it cannot be judged"
+                    f"sample ({list(shape)}, then {list(array.shape[1:])}); it cannot be judged; "
+                    "export it with a fixed number of detections, or leave out what selects them: "
+                    "--cut-at NAME (docs/detection.md)"
                 )
             with self._path(number).open("ab") as file:
                 file.write(np.ascontiguousarray(array[: self.count - start]).tobytes())

@@ -88,6 +88,22 @@ def test_a_deployment(of_tensorflow: Path, tmp_path: Path) -> None:
     assert deploy("verify", tmp_path / "out", "--run").code == 0
 
 
+def test_a_model_that_is_cut_is_compared_whole_and_then_defined_by_its_graph(
+    of_tensorflow: Path, tmp_path: Path
+) -> None:
+    ran = deploy(
+        *(of_tensorflow / "two.keras", "--target", "x86-onnxruntime", "--no-device", "--json"),
+        *("--recipes", "fp32", "--out", tmp_path / "out", "--cut-at", "score"),
+    )
+    assert ran.code == 0, ran.err
+    (given,) = ran.document["models"]
+    assert [tensor["name"] for tensor in given["outputs"]] == ["score"]
+    assert given["imported"]["largest_difference"] <= 1e-5
+    assert any("cut by --cut-at: the output is 'score'" in note for note in given["notes"])
+    (entry,) = [e for e in ran.document["candidates"] if e["status"] == "chosen"]
+    assert list(entry["fidelity"]["sqnr_db"]) == ["score"]
+
+
 # --- what is refused
 
 

@@ -36,6 +36,7 @@ BOARD = f"{RUNNERS}/python_runner.py"
 FACE = ("cli", "commands", "deploy", "bundles", "reports")
 """What runs in the main process."""
 EXTRAS = {
+    "onmetal/calibration/detection/average_precision.py": ({"pycocotools"}, "detection"),
     "onmetal/runtimes/openvino/nncf_int8.py": ({"nncf"}, "nncf"),
     "onmetal/runtimes/tflm/session.py": ({"tflite-micro"}, "embedded"),
     "onmetal/profilers/devices/board/link.py": ({"pyserial"}, "devices"),

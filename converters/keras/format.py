@@ -29,11 +29,12 @@ class Keras(ModelFormat):
         batch: int | None,
         folder: Path,
         trust: bool,
+        cut: Sequence[str] = (),
     ) -> dict[str, Any]:
         need("tensorflow", self.title, *MODULES)
         from onmetal.converters.keras import reader
 
-        return reader.examine(path, shapes, batch, folder, trust)
+        return reader.examine(path, shapes, batch, folder, trust, cut)
 
     def export(self, model: Path, graph: str, folder: Path) -> dict[str, Any]:
         need("tensorflow", self.title, *MODULES)

@@ -20,7 +20,12 @@ TRUSTED = "trusted"
 
 
 def examine(
-    path: Path, shapes: dict[str, list[int]], batch: int | None, folder: Path, trust: bool
+    path: Path,
+    shapes: dict[str, list[int]],
+    batch: int | None,
+    folder: Path,
+    trust: bool,
+    cut: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write `source.keras` or `source.h5`, checked and without what belongs to training alone, and
     `model.onnx` to `folder`, and return the facts of records.Model.
@@ -38,7 +43,7 @@ def examine(
     model = framework.load(source, trust)
     given = imported.static(framework.declared(model), shapes, batch)
     function, proto = framework.exported(model, given)
-    found = imported.facts(proto, function, framework.BY, given, folder)
+    found = imported.facts(proto, function, framework.BY, given, folder, cut)
     return {**found, "sha256": digest, "size_bytes": size_bytes}
 
 

@@ -155,3 +155,5 @@ def adopt_output_shapes(model: onnx.ModelProto, inferred: onnx.ModelProto) -> No
             value.CopyFrom(inferred_value)
         elif value.type.WhichOneof("value") == "tensor_type":
             value.type.tensor_type.ClearField("shape")
+        elif value.type.WhichOneof("value") is None:  # it became an output by being cut at
+            value.CopyFrom(inferred_value)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from google.protobuf.message import DecodeError
 from onmetal.converters.onnx import checks, external, functions, pads, types
 from onmetal.converters.onnx import names as onnx_names
 from onmetal.converters.onnx.axes import adopt_output_shapes, fix_axes, infer_shapes, static_batch
+from onmetal.converters.onnx.cut import cut_at
 from onmetal.converters.onnx.figures import (
     computes_in_half,
     count_parameters,
@@ -32,10 +34,14 @@ MOST_BYTES = 1 << 31
 
 
 def examine(
-    path: str, shapes: dict[str, list[int]], batch: int | None, folder: str
+    path: str,
+    shapes: dict[str, list[int]],
+    batch: int | None,
+    folder: str,
+    cut: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Check the file, write `model.onnx` (static axes, weights inside) to `folder`, and return the
-    facts of records.Model.
+    facts of records.Model. `cut`: as ModelFormat.read has it.
 
     Raises UsageError where the file is cut off, of another format or unsafe, or shapes do not fit;
     UnsupportedError where it is valid but cannot be run.
@@ -44,6 +50,7 @@ def examine(
     digest = hashlib.sha256()
     size = _copy(source, prepared, digest)
     model = _parse(source, prepared)
+    cut_notes = cut_at(model, cut, source) if cut else []
     checks.check_operators(model, source)
     checks.check_wiring(model, source)
     calls, trained = bool(model.functions), bool(model.training_info)
@@ -58,9 +65,9 @@ def examine(
     changed, size_of_batch, notes = fix_axes(model, shapes, batch)
     changed |= pads.whole_windows(model) | padded
     inferred = infer_shapes(model)
-    if changed:
+    if changed or cut:
         adopt_output_shapes(model, inferred)
-    if changed or external_bytes is not None or calls or renamed or trained:
+    if changed or cut or external_bytes is not None or calls or renamed or trained:
         _save(model, prepared)
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [_tensor(value) for value in model.graph.input if value.name not in constants]
@@ -89,7 +96,7 @@ def examine(
         "macs": macs,
         "operators": dict(Counter(map(operator_label, checks.nodes(model.graph))).most_common()),
         "batch": batch,
-        "notes": notes,
+        "notes": [*cut_notes, *notes],
         "matmul_share": matmul_share(model),
         "quantized": count_quantized_operators(model),
         "half": computes_in_half(inferred),

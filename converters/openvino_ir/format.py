@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from onmetal.converters import ModelFormat, Reference
+from onmetal.errors import UsageError
 
 
 class OpenvinoIr(ModelFormat):
@@ -25,7 +26,13 @@ class OpenvinoIr(ModelFormat):
         batch: int | None,
         folder: Path,
         trust: bool,
+        cut: Sequence[str] = (),
     ) -> dict[str, Any]:
+        if cut:
+            raise UsageError(
+                "--cut-at: a model in OpenVINO's IR is not cut; give the model that it was made "
+                "from"
+            )
         from onmetal.converters.openvino_ir import reader
 
         return reader.examine(path, shapes, batch, folder)

@@ -31,11 +31,12 @@ class SavedModel(ModelFormat):
         batch: int | None,
         folder: Path,
         trust: bool,
+        cut: Sequence[str] = (),
     ) -> dict[str, Any]:
         need("tensorflow", self.title, *MODULES)
         from onmetal.converters.saved_model import reader
 
-        return reader.examine(path, shapes, batch, folder)
+        return reader.examine(path, shapes, batch, folder, cut)
 
     def export(self, model: Path, graph: str, folder: Path) -> dict[str, Any]:
         need("tensorflow", self.title, *MODULES)

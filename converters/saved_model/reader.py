@@ -12,7 +12,11 @@ from onmetal.converters.saved_model import checks
 
 
 def examine(
-    path: Path, shapes: dict[str, list[int]], batch: int | None, folder: Path
+    path: Path,
+    shapes: dict[str, list[int]],
+    batch: int | None,
+    folder: Path,
+    cut: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write a copy of the SavedModel, `source`, and `model.onnx` to `folder`, and return the facts
     of records.Model.
@@ -29,7 +33,7 @@ def examine(
     given = imported.static(signature.declared, shapes, batch)
     function = signature.function(given.inputs)
     proto = function.export()
-    found = imported.facts(proto, function, framework.BY, given, folder)
+    found = imported.facts(proto, function, framework.BY, given, folder, cut)
     return {**found, "sha256": digest, "size_bytes": size_bytes}
 
 

@@ -26,10 +26,11 @@ class Tflite(ModelFormat):
         batch: int | None,
         folder: Path,
         trust: bool,
+        cut: Sequence[str] = (),
     ) -> dict[str, Any]:
         from onmetal.converters.tflite import reader
 
-        return reader.examine(str(path), shapes, batch, str(folder))
+        return reader.examine(str(path), shapes, batch, str(folder), cut)
 
     def export(self, model: Path, graph: str, folder: Path) -> dict[str, Any]:
         from onmetal.converters.tflite import export

@@ -22,4 +22,8 @@ def refuse(node: ir.Node, reason: str) -> UnsupportedError:
 def unknown(node: ir.Node) -> str:
     label = node.op_type if node.domain in STANDARD else f"{node.domain}.{node.op_type}"
     name = node.name or (node.outputs[0].name if node.outputs else "")
-    return f"{label} {name!r}: this operator is not supported in TFLite; see docs/tflite.md"
+    text = f"{label} {name!r}: this operator is not supported in TFLite; see docs/tflite.md"
+    if node.op_type != "NonMaxSuppression":
+        return text
+    read = ",".join(str(value.name) for value in node.inputs[:2] if value is not None)
+    return f"{text}; --cut-at {read} leaves it out, and the boxes and scores are the outputs"

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from onmetal.converters import unlike
+from onmetal.converters import decoding, unlike
 from onmetal.converters.tflite.grid import Activation, Grid, rounded
 from onmetal.converters.tflite.integer_operators import (
     has_integer_kernel,
@@ -27,6 +27,8 @@ from onmetal.ranges import Range
 WIDEST_MASK: dict[Activation, float] = {"s8": 2.0, "s16": 32.0}
 """A mask that is added to attention's scores may be this many times as wide as the scores and still
 share a grid with them."""
+SELECTORS = ("NON_MAX_SUPPRESSION_V4", "NON_MAX_SUPPRESSION_V5")
+DETECTION = "TFLite_Detection_PostProcess"
 INT8, INT16 = np.dtype(np.int8), np.dtype(np.int16)
 
 
@@ -49,7 +51,20 @@ def quantize(
         extremes = ranges
     steps, outputs = [unlike_step(op, extremes) for op in net.ops], [t.name for t in net.outputs]
     floats = unlike.stay_float(steps, outputs, extremes, WIDEST_MASK[activation])
+    floats |= decoding.post_processing(map(_decoding_node, net.ops))
     return _Quantizer(net, ranges, activation, keep_float | floats).quantized()
+
+
+def _decoding_node(op: Op) -> decoding.Node:
+    """What an operator does after the last products. ArgMax and TopK are not among those that
+    select: TFLite computes both in 8 bits, as exactly as their inputs are."""
+    return decoding.Node(
+        op.outputs[0].name,
+        [tensor.name for tensor in op.taken],
+        [tensor.name for tensor in op.outputs],
+        op.kind in (*WEIGHTED, "BATCH_MATMUL"),
+        op.kind in SELECTORS or op.custom == DETECTION,
+    )
 
 
 def products(

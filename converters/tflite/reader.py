@@ -3,14 +3,17 @@
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from onmetal.converters.tflite import check
+from onmetal.converters.tflite.cut import cut_at
 from onmetal.converters.tflite.net import Net, Op, Tensor, signature_names
 from onmetal.converters.tflite.parsing import read
+from onmetal.converters.tflite.writing import write
 from onmetal.errors import UnsupportedError, UsageError
 from onmetal.files import cache as caches
 from onmetal.files.reading import read_bytes
@@ -20,7 +23,11 @@ MOST_BYTES = 1 << 31
 
 
 def examine(
-    path: str, shapes: dict[str, list[int]], batch: int | None, folder: str
+    path: str,
+    shapes: dict[str, list[int]],
+    batch: int | None,
+    folder: str,
+    cut: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write `model.tflite`, a copy, to `folder`, and return the facts, as
     converters.onnx.reader.examine does.
@@ -33,7 +40,12 @@ def examine(
         content = read_bytes(source, MOST_BYTES)
     except OSError as error:
         raise UsageError(f"{source}: cannot read it ({error.strerror})") from None
+    digest, size_bytes = hashlib.sha256(content).hexdigest(), len(content)
     net = read(content)
+    notes = cut_at(net, cut, source) if cut else []
+    if cut:
+        content = write(net)
+        net = read(content)
     if not net.inputs or not net.outputs:
         raise UsageError(f"{source}: the model has no {'input' if net.outputs else 'output'}")
     if problems := check.problems(net):
@@ -59,16 +71,16 @@ def examine(
     }
     share = sum(weights[t] for t in matrices) / max(1, sum(weights.values()))
     return {
-        "sha256": hashlib.sha256(content).hexdigest(),
+        "sha256": digest,
         "prepared_sha256": caches.sha256(Path(folder) / "model.tflite"),
-        "size_bytes": len(content),
+        "size_bytes": size_bytes,
         "inputs": inputs,
         "outputs": outputs,
         "parameters": sum(weights.values()),
         "macs": sum(_macs(op) for op in net.ops),
         "operators": dict(Counter(op.custom or op.kind for op in net.ops).most_common()),
         "batch": fixed,
-        "notes": [],
+        "notes": notes,
         "matmul_share": share,
         "quantized": count_quantized(net),
         "wide": wide(net),

@@ -29,11 +29,12 @@ class TorchExport(ModelFormat):
         batch: int | None,
         folder: Path,
         trust: bool,
+        cut: Sequence[str] = (),
     ) -> dict[str, Any]:
         need("torch", self.title, *MODULES)
         from onmetal.converters.torch_export import reader
 
-        return reader.examine(path, shapes, batch, folder)
+        return reader.examine(path, shapes, batch, folder, cut)
 
     def export(self, model: Path, graph: str, folder: Path) -> dict[str, Any]:
         raise AssertionError(f"{self.title} has no export to {graph}")

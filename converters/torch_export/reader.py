@@ -14,7 +14,11 @@ SOURCE = "source"
 
 
 def examine(
-    path: Path, shapes: dict[str, list[int]], batch: int | None, folder: Path
+    path: Path,
+    shapes: dict[str, list[int]],
+    batch: int | None,
+    folder: Path,
+    cut: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write the program without its pickles, a folder in `source`, and `model.onnx` to `folder`,
     and return the facts of records.Model.
@@ -31,7 +35,7 @@ def examine(
     program = framework.Program(top)
     given = imported.static(program.declared, shapes, batch)
     proto = imported.with_shapes(program.export(given.inputs), given)
-    found = imported.facts(proto, program, framework.BY, given, folder)
+    found = imported.facts(proto, program, framework.BY, given, folder, cut)
     return {**found, "sha256": digest, "size_bytes": size_bytes}
 
 

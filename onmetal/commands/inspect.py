@@ -51,6 +51,7 @@ def inspect(
     follow_links: bool,
     plot: Path | None,
     trust: bool,
+    cut_at: list[str],
     progress: Progress,
 ) -> Shown:
     target = load_target(target_name) if target_name else None
@@ -62,7 +63,8 @@ def inspect(
         device = Local(cache)
         if target:
             check_runtimes(target, device)
-        loaded_model = model.read(path, model.parse_shapes(shapes), batch, cache, device, trust)
+        fixed, cut = model.parse_shapes(shapes), model.parse_cut(cut_at)
+        loaded_model = model.read(path, fixed, batch, cache, device, trust, cut)
         support: list[Support] = []
         memory: dict[str, Any] | None = None
         if target and target.micro:

@@ -56,7 +56,7 @@ switch it on in the shell's start-up file:
   fish, ~/.config/fish/config.fish:   deploy completion fish | source
 """
 
-METRICS = ("top1", "top5", "accuracy", "precision", "recall", "f1", "auc", "rmse")
+METRICS = ("top1", "top5", "accuracy", "precision", "recall", "f1", "auc", "rmse", "map", "miou")
 OBJECTIVES = tuple(cost.name for cost in costs.GOALS)
 TRANSPORTS = ("local", "none", "adb", "ssh://", "serial:///dev/", "socket://", "qemu:")
 GOLDEN = ("real", "random", "none")
@@ -129,8 +129,13 @@ def deploy() -> Parser:
     # What must be given is checked in cli.py, whose messages say what there is to give.
     add("models", nargs="*", metavar="MODEL", help=f"{MODELS}; several compete")
     _add_trust(parser)
+    _add_cut_at(parser)
     add("--target", help="a target's name (`deploy targets` lists them), or a .toml file")
-    add("--data", help="labelled samples: an .npz file, a folder of images, or MODULE:FUNCTION")
+    add(
+        "--data",
+        help="labelled samples: an .npz file, a folder of images (with classes, boxes or "
+        "masks), or MODULE:FUNCTION",
+    )
     add("--calibration-data", help="samples without labels, in the same forms")
     _add_follow_links(parser)
     add("--metric", help=f"{', '.join(METRICS)} or MODULE:FUNCTION; default: by the labels")
@@ -205,6 +210,17 @@ def _add_trust(parser: Parser) -> None:
     )
 
 
+def _add_cut_at(parser: Parser) -> None:
+    parser.add_argument(
+        "--cut-at",
+        action="append",
+        default=[],
+        metavar="NAME,…",
+        help="make these tensors (or what these operators give) the model's outputs, and leave out "
+        "what follows, such as NonMaxSuppression",
+    )
+
+
 def _add_follow_links(parser: Parser) -> None:
     parser.add_argument(
         "--follow-links",
@@ -243,6 +259,7 @@ def inspect() -> Parser:
     )
     parser.add_argument("model", metavar="MODEL|ARTIFACT")
     _add_trust(parser)
+    _add_cut_at(parser)
     parser.add_argument("--target", help="also say what this target cannot run, and why")
     parser.add_argument(
         "--data", help="samples: which operators lose most accuracy in the target's 8 bits"
@@ -294,6 +311,7 @@ def convert() -> Parser:
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help=MODELS)
+    _add_cut_at(parser)
     _add_trust(parser)
     add(
         "-o",

@@ -40,6 +40,7 @@ def deploy(
     batch: int | None = None,
     threads: int | None = None,
     input_shape: Mapping[str, Sequence[int]] | None = None,
+    cut_at: str | Sequence[str] | None = None,
     out: PathText | None = None,
     force: bool = False,
     golden: str | None = None,
@@ -63,7 +64,7 @@ def deploy(
     under "y"; a pair (x, y); for calibration also x alone.
     `progress`: whether to show it on standard error. Every other option has the name of the command
     line's, and its values: "20ms", "1%"; sizes may be whole numbers of bytes, and accuracies plain
-    numbers in the metric's own units. `recipes` may be a list.
+    numbers in the metric's own units. `recipes` and `cut_at` may be lists.
 
     -> the record that `--json` prints; the bundle lies in its `bundle`.
 

@@ -3,12 +3,14 @@ samples."""
 
 from pathlib import Path
 
+import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
 from onmetal.bundles.manifest import TOLERANCE
 from onmetal.calibration import accuracy
 from onmetal.calibration.chance import chance_warning
+from onmetal.calibration.detection import metric as detection
 from onmetal.calibration.fidelity import Extent, extent
 from onmetal.calibration.metrics import Scorer
 from onmetal.calibration.reach import range_warning
@@ -122,6 +124,10 @@ def judge_alone(run: Run, trial: Trial) -> Trial:
 
 
 def _no_better_than_chance(scorer: Scorer, value: float) -> list[str]:
+    if scorer.metric.whole is not None:
+        text = detection.warning(value) if scorer.metric.name == "map" else None
+        return [text] if text else []
+    assert isinstance(scorer.labels, np.ndarray)
     text = chance_warning(scorer.metric.name, scorer.labels, value, len(scorer.labels))
     return [text] if text else []
 
@@ -222,10 +228,10 @@ def _judge_model(run: Run, model: Model, late: bool) -> Judged:
         workers[0].open_reference(model, timeout_s=3600)
         _run_samples(run, workers[0], model, model.stem, folder, limit_s)
 
-    data, form = task.data[str(model.path)], format_named(model.format)
+    data, form = task.data[str(model.path)], format_named(model.defining_format)
     digest = caches.key(
         model=model.prepared_sha256,
-        format=model.format,
+        format=model.defining_format,
         version=form.reference_version(),
         inputs=plain(model.inputs),
         samples=data.digest,
@@ -273,8 +279,9 @@ def _stored(task: Task, model: Model, folder: Path) -> Judged:
         return Judged(outputs, None)
     name = task.output if task.output in outputs else model.outputs[0].name
     assert name
-    labels = task.data[str(model.path)].label_array()
-    return Judged(outputs, Scorer(task.metric, outputs, name, labels))
+    data, metric = task.data[str(model.path)], task.metrics[str(model.path)]
+    labels = data.label_array() if metric.whole is None else data.label_rows()
+    return Judged(outputs, Scorer(metric, outputs, name, labels))
 
 
 def _original(
@@ -304,7 +311,8 @@ def _original(
 
 def _definer(entry: Model) -> str:
     """Who says what the model computes, in words."""
-    return defining(entry.format) or format_named(entry.format).title
+    form = entry.defining_format
+    return defining(form) or format_named(form).title
 
 
 def _reference(task: Task, originals: dict[str, Judged | None]) -> Reference:

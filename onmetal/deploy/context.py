@@ -63,6 +63,8 @@ class Task(Struct, frozen=True):
     metric: Metric | None
     output: str | None
     warnings: tuple[str, ...]
+    metrics: dict[str, Metric] = {}
+    """Model path -> the metric as it reads this model's outputs."""
 
     def holds(self, candidate: Candidate) -> bool:
         """Whether the device can run the candidate. A board can run only the model that was

@@ -57,7 +57,9 @@ def convert_model(request: ConversionRequest, progress: Progress) -> Conversion:
         check_runtimes(rules, host)
         progress.step("reading the model and the data")
         shapes = model.parse_shapes(list(request.input_shapes))
-        source = model.read(request.model, shapes, request.batch, cache, host, request.trust)
+        source = model.read(
+            request.model, shapes, request.batch, cache, host, request.trust, request.cut_at
+        )
         if (source.prepared.parent / "model.data").exists():
             data_file = output_file.data_beside(request.file)
             output_file.check_beside(data_file, request.file, request.model, request.force)

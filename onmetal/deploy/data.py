@@ -4,13 +4,21 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from onmetal.calibration import label_forms, metrics, sample_checks, samples
+from onmetal.calibration import (
+    label_forms,
+    metric_table,
+    metrics,
+    sample_checks,
+    samples,
+    segmentation,
+)
+from onmetal.calibration.detection import metric as detection
 from onmetal.calibration.metric_table import Metric
 from onmetal.deploy.request import Request
 from onmetal.errors import UsageError
 from onmetal.files.cache import Cache
 from onmetal.progress import OnProgress
-from onmetal.records import Model
+from onmetal.records import Model, Shape, Tensor
 from onmetal.samples import Samples
 from onmetal.texts.suggest import did_you_mean
 from onmetal.texts.units import Share
@@ -178,6 +186,10 @@ def choose_metric(
     output = _output(request, entry)
     tensor = entry.output(output)
     shape = entry.sample_shape(tensor)
+    if (task := _task(request, tensor, shape, data)) == "map":
+        return output, detection.metric(entry, request.output and output, data), data, []
+    if task == "miou":
+        return output, segmentation.metric(entry, tensor, data), data, []
     original_labels = replace(data, part="all").label_array()
     labels, label_notes = label_forms.class_labels(request.metric, tensor, shape, original_labels)
     if labels is not original_labels:
@@ -186,11 +198,33 @@ def choose_metric(
     return output, metric, data, [f"{data.source}: {text}" for text in label_notes]
 
 
+def _task(request: Request, tensor: Tensor, shape: Shape, data: Samples) -> str | None:
+    """`map` or `miou` where one of these is the metric; None where it is another.
+
+    Raises UsageError where a built-in metric of another task was named for boxes or masks.
+    """
+    asked = request.metric and request.metric.casefold()
+    labels = data.label_rows()
+    usual = {"boxes": "map", "masks": "miou"}.get(data.labels_are)
+    masks = len(labels.shape) == 3 and labels.dtype.kind in "iu" and len(shape) == 3
+    if usual is None and masks and label_forms.scores(tensor, shape) is None:
+        usual = "miou" if asked is None else None
+    known = metric_table.known(asked)
+    if usual and data.labels_are != "values" and known and known.name != usual:
+        raise UsageError(
+            f"--metric {asked}: {data.source} is labelled with {data.labels_are}; give "
+            f"--metric {usual} or MODULE:FUNCTION, or labels of classes"
+        )
+    chosen = asked or usual
+    return chosen if chosen in ("map", "miou") else None
+
+
 def few_samples(request: Request, labelled: bool, count: int, metric: Metric | None) -> list[str]:
     drop = request.budget.max_accuracy_drop
     if not labelled or metric is None:
         return []
-    if metric.proportion and isinstance(drop, Share) and 0 < drop.value < 1 / count:
+    single = metric.proportion and metric.whole is None  # a sample weighs as much as any other
+    if single and isinstance(drop, Share) and 0 < drop.value < 1 / count:
         return [
             f"{count} samples cannot show a drop of {drop.value:.2%}: a single one is worth "
             f"{1 / count:.2%}; give more data"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from onmetal import budget
+from onmetal.deploy import model
 from onmetal.deploy.request import ConversionRequest, Request
 from onmetal.errors import UsageError
 from onmetal.texts import units
@@ -43,6 +44,7 @@ def deployment(models: Sequence[Path], options: Mapping[str, Any]) -> Request:
         time_limit_s=units.parse_ms(time_limit, "--time-limit") / 1e3 if time_limit else None,
         mode=_mode(options),
         dry_run=options["dry_run"],
+        cut_at=model.parse_cut(options["cut_at"]),
         follow_links=options["follow_links"],
         trust=options["trust"],
         golden=options["golden"],
@@ -68,6 +70,7 @@ def conversion(options: Mapping[str, Any]) -> ConversionRequest:
         target=options["target"],
         batch=positive(options["batch"], "--batch"),
         input_shapes=tuple(options["input_shape"]),
+        cut_at=model.parse_cut(options["cut_at"]),
         force=options["force"],
         follow_links=options["follow_links"],
         trust=options["trust"],

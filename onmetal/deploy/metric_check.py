@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from onmetal.calibration import custom_metric
+from onmetal.calibration import custom_metric, segmentation
+from onmetal.calibration.detection import metric as detection
 from onmetal.calibration.metric_table import Metric
 from onmetal.errors import OnmetalError, UsageError
 from onmetal.files.cache import Cache
@@ -39,6 +40,21 @@ def try_metric(metric: Metric, model: Model, data: Samples, host: Local, cache: 
             custom_metric.try_custom(metric, {n: o[repeated] for n, o in outputs.items()}, labels)
         except UsageError:
             raise error from None
+
+
+def settle_whole(
+    metric: Metric, model: Model, data: Samples, host: Local, cache: Cache
+) -> tuple[Metric, list[str]]:
+    """The metric `map` or `miou` with what only values of the outputs tell, and notes for the user.
+    Raises UsageError where they are not what they were taken for."""
+    labels = np.zeros((data.count, 1, 1))  # boxes and masks do not tell which samples to take
+    outputs = _original(model, data, chosen(labels, model), host, cache)
+    if outputs is None:
+        return metric, []  # the reason is reported when the model is converted
+    if metric.name == "miou":
+        segmentation.check_probability(metric, outputs)
+        return metric, []
+    return detection.settled(metric, outputs)
 
 
 def chosen(labels: np.ndarray, model: Model) -> np.ndarray:

@@ -48,6 +48,14 @@ def parse_shapes(words: list[str]) -> dict[str, tuple[int, ...]]:
     return input_shapes
 
 
+def parse_cut(words: list[str]) -> tuple[str, ...]:
+    """NAME,NAME of each --cut-at -> the names, each once."""
+    names = [name.strip() for word in words for name in word.split(",")]
+    if not all(names):
+        raise UsageError("--cut-at: a name is empty; write it like --cut-at NAME,NAME")
+    return tuple(dict.fromkeys(names))
+
+
 def read(
     path: Path,
     shapes: dict[str, tuple[int, ...]],
@@ -55,9 +63,11 @@ def read(
     cache: Cache,
     device: Local,
     trust: bool = False,
+    cut: tuple[str, ...] = (),
 ) -> Model:
     """The model at `path`, every axis static; a free batch axis becomes `batch` (None: 1). `trust`:
-    whether code in the file may be run.
+    whether code in the file may be run; `cut`: names of tensors or operators that
+    become its outputs.
 
     Raises UsageError where the file cannot be read or the shapes do not fit, UnsupportedError where
     it is sound but holds operators that no runtime knows.
@@ -69,7 +79,7 @@ def read(
     def written(folder: Path) -> dict[str, Any]:
         with device.worker() as worker:
             worker.restrict_reading(size_bytes)
-            reading = asked(operations.read, form.name, path, fixed, batch, folder, trust)
+            reading = asked(operations.read, form.name, path, fixed, batch, folder, trust, cut)
             facts = worker.do(reading, timeout_s=600)
         _check_memory(path, facts)
         return facts
@@ -78,7 +88,7 @@ def read(
         if form.name == form.graph:
             folder, facts = _in_cache(cache, written)
         else:
-            folder, facts = _imported(form, path, [fixed, batch, trust], cache, written)
+            folder, facts = _imported(form, path, [fixed, batch, trust, list(cut)], cache, written)
     except DeviceError as error:
         why = str(error).replace(*_OUT_OF_TIME)
         raise UsageError(f"{path}: reading it failed: {why}") from None
@@ -96,6 +106,7 @@ def read(
         outputs=msgspec.convert(facts["outputs"], tuple[Tensor, ...]),
         batch=facts["batch"],
         notes=tuple(facts["notes"]),
+        cut=cut,
         **_of_graph(facts),
     )
 

@@ -3,10 +3,11 @@
 from msgspec.structs import replace
 
 from onmetal.calibration import metric_table
+from onmetal.calibration.metric_table import Metric
 from onmetal.deploy import model
 from onmetal.deploy.context import Task
 from onmetal.deploy.data import choose_metric, few_samples, load_data
-from onmetal.deploy.metric_check import try_metric
+from onmetal.deploy.metric_check import settle_whole, try_metric
 from onmetal.deploy.propose.plan import calibrates, plan, without_samples
 from onmetal.deploy.request import (
     Request,
@@ -84,6 +85,7 @@ def _prepared(
             "for calibration: give more, or --calibration-data",
         )
     output, metric = None, None
+    metrics: dict[str, Metric] = {}
     if labelled:
         # Every model must fit the labels and the metric; the output of the first model is kept.
         for entry in reversed(models):
@@ -93,6 +95,10 @@ def _prepared(
             )
             if metric.function is not None:
                 try_metric(metric, entry, data[model_path], host, cache)
+            if metric.whole is not None:
+                metric, settling = settle_whole(metric, entry, data[model_path], host, cache)
+                data_warnings = [*data_warnings, *settling]
+            metrics[model_path] = metric
         warnings += data_warnings
         if metric:
             check_meant(request, metric)
@@ -116,6 +122,7 @@ def _prepared(
         metric,
         output,
         tuple(warnings),
+        metrics,
     )
 
 
@@ -124,7 +131,7 @@ def _read(
 ) -> list[Model]:
     try:
         models = [
-            model.read(path, shapes, request.batch, cache, host, request.trust)
+            model.read(path, shapes, request.batch, cache, host, request.trust, request.cut_at)
             for path in request.models
         ]
         return [replace(entry, notes=(*request.notes, *entry.notes)) for entry in models]

@@ -175,6 +175,7 @@ def _texts(options: Mapping[str, Any]) -> dict[str, Any]:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise UsageError(f"{option}={value!r}: a whole number is wanted")
     given["recipes"] = _recipes(options["recipes"])
+    given["cut_at"] = _names(options["cut_at"])
     given["input_shape"] = _shapes(options["input_shape"])
     return given
 
@@ -224,6 +225,13 @@ def _recipes(value: str | Sequence[str] | None) -> str | None:
     if not words or not all(isinstance(word, str) for word in words):
         raise UsageError(f"recipes={value!r}: a text like 'fp32,int8' or a list of names is wanted")
     return ",".join(words)
+
+
+def _names(value: str | Sequence[str] | None) -> list[str]:
+    words = [value] if isinstance(value, str) else list(value or ())
+    if not all(isinstance(word, str) for word in words):
+        raise UsageError(f"cut_at={value!r}: a name or a list of names is wanted")
+    return words
 
 
 def _shapes(value: Any) -> list[str]:

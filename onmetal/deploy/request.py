@@ -43,6 +43,8 @@ class Request(Struct, frozen=True):
     time_limit_s: float | None = None
     mode: Literal["quick", "default", "thorough"] = "default"
     dry_run: bool = False
+    cut_at: tuple[str, ...] = ()
+    """Names of tensors or operators that become the models' outputs."""
     follow_links: bool = False
     """Whether links in folders of data may lead out of them."""
     trust: bool = False
@@ -65,6 +67,7 @@ class ConversionRequest(Struct, frozen=True):
     target: str | None = None
     batch: int | None = None
     input_shapes: tuple[str, ...] = ()
+    cut_at: tuple[str, ...] = ()
     force: bool = False
     follow_links: bool = False
     trust: bool = False

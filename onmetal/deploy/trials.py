@@ -75,7 +75,7 @@ def planned_trial(entry: Planned) -> Trial:
 def original_trial(model: Model, trials: Iterable[Trial]) -> Trial | None:
     """The usable trial of the unchanged model by the runtime that defines its format; None where
     there is none."""
-    name = defining(model.format)
+    name = defining(model.defining_format)
     for trial in trials:
         kind = (trial.model, trial.recipe, trial.runtime)
         if kind == (model.stem, EXACT, name) and usable(trial):

@@ -51,6 +51,8 @@ def ways(models: list[Model], target: Target, cache: Cache, host: Local) -> Ways
 def to_runtime(model: Model, runtime: str, cache: Cache, host: Local) -> tuple[Way, ...]:
     """All ways from a model to a runtime; one that says what it lacks, where there is none."""
     known, form = spec(runtime), format_named(model.format)
+    if model.cut and model.graph_format != model.format:
+        return (usual(model, runtime),)  # its framework would give all of it
     possible = [] if usual(model, runtime).lacks else [Way(model)]
     if known.reads in form.exports:
         by = form.exports[known.reads]

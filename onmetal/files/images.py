@@ -8,10 +8,11 @@ import numpy as np
 
 from onmetal.errors import UsageError
 from onmetal.files.image_files import opened
+from onmetal.files.placing import placed
 from onmetal.files.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
-    from PIL.Image import Image, Transpose
+    from PIL.Image import Image
 
 
 MOST_INPUT_PIXELS = 1 << 25
@@ -76,10 +77,10 @@ def _upright(image: "Image", preprocessing: Preprocessing, kinds: set[str]) -> "
     if getattr(image, "is_animated", False) and image.format != "MPO":  # a camera's preview
         kinds.add("frames")
     by_pillow = image.format == "TIFF"  # Pillow turns it while it loads
-    turn = _orientation(image, turns) if by_pillow else None
+    turn = turns.get(orientation(image)) if by_pillow else None
     image.load()
     if not by_pillow:
-        turn = _orientation(image, turns)  # in a PNG it may follow the pixels
+        turn = turns.get(orientation(image))  # in a PNG it may follow the pixels
     if turn is None:
         return image
     kinds.add("turned")
@@ -91,11 +92,13 @@ def _upright(image: "Image", preprocessing: Preprocessing, kinds: set[str]) -> "
     return turned
 
 
-def _orientation(image: "Image", turns: Mapping[int, "Transpose"]) -> "Transpose | None":
+def orientation(image: "Image") -> int:
+    """The EXIF orientation, 1 to 8; 1 also where there is none."""
     try:
-        return turns.get(image.getexif().get(ORIENTATION, 1))
+        value = image.getexif().get(ORIENTATION, 1)
     except Exception:  # damaged EXIF data are ignored, as viewers do
-        return None
+        return 1
+    return int(value) if value in range(1, 9) else 1
 
 
 def _opaque(image: "Image", preprocessing: Preprocessing, kinds: set[str]) -> "Image":
@@ -161,25 +164,31 @@ def _grey_16(
 
 
 def _cut(path: Path, pixels: "Image", preprocessing: Preprocessing) -> "Image":
-    """The pixels scaled to `size` and cropped."""
+    """The pixels scaled, and cropped or laid on a grey ground."""
+    from PIL import Image
     from PIL.Image import Resampling
 
-    if preprocessing.size:
-        short = min(pixels.size)
-        width, height = (max(1, side * preprocessing.size // short) for side in pixels.size)
-        _check_input(path, width, height, preprocessing)
-        pixels = pixels.resize((width, height), Resampling.BILINEAR)
+    place = placed(pixels.size, preprocessing)
+    if preprocessing.size or preprocessing.resize or preprocessing.letterbox:
+        _check_input(path, *place.scaled, preprocessing)
+        pixels = pixels.resize(place.scaled, Resampling.BILINEAR)
+    wide, high = place.canvas
     if preprocessing.crop:
-        high, wide = preprocessing.crop
         if pixels.height < high or pixels.width < wide:
             raise UsageError(
                 f"{path}: {pixels.width}x{pixels.height} pixels are too few for the crop "
                 f"{wide}x{high}; set `size` in data.toml"
             )
         _check_input(path, wide, high, preprocessing)
-        left, top = (pixels.width - wide) // 2, (pixels.height - high) // 2
-        pixels = pixels.crop((left, top, left + wide, top + high))
-    _check_input(path, *pixels.size, preprocessing)
+        pixels = pixels.crop((-place.left, -place.top, wide - place.left, high - place.top))
+    _check_input(path, wide, high, preprocessing)
+    if preprocessing.letterbox:
+        grey = preprocessing.fill
+        ground = Image.new(
+            pixels.mode, place.canvas, grey if len(pixels.getbands()) == 1 else (grey,) * 3
+        )
+        ground.paste(pixels, (place.left, place.top))
+        pixels = ground
     return pixels
 
 

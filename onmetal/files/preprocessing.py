@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 
 from onmetal.errors import UsageError
 from onmetal.files.reading import TOML_BYTES, linked, parse_toml, read_bytes
+from onmetal.files.task_settings import TaskSettings
 from onmetal.records import Shape
 from onmetal.texts.quoting import toml_string
 
@@ -23,6 +24,10 @@ class Preprocessing(Struct, frozen=True, forbid_unknown_fields=True):
 
     size: Side | None = None
     crop: tuple[Side, Side] | None = None
+    resize: tuple[Side, Side] | None = None
+    letterbox: tuple[Side, Side] | None = None
+    fill: Annotated[int, Meta(ge=0, le=255)] = 114
+    """The grey around a letterboxed image."""
     channels: Literal["RGB", "BGR", "L"] = "RGB"
     scale: float = 1.0
     mean: tuple[float, ...] = (0.0,)
@@ -38,15 +43,24 @@ class Preprocessing(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_preprocessing(path: Path, within: Path | None = None) -> Preprocessing:
+    """What a folder's data.toml says of images; as `read_settings`."""
+    return read_settings(path, within)[0]
+
+
+def read_settings(path: Path, within: Path | None = None) -> tuple[Preprocessing, TaskSettings]:
     """A folder's data.toml. Raises UsageError, naming the key, where it is missing or wrong.
 
     `within`: as `open_regular` has it.
     """
     table = path / "data.toml"
-    keys = ", ".join(Preprocessing.__struct_fields__)
+    of_task = TaskSettings.__struct_fields__
+    keys = ", ".join((*Preprocessing.__struct_fields__, *of_task))
     try:
         text = read_bytes(table, TOML_BYTES, within).decode("utf-8-sig")
-        preprocessing = msgspec.convert(parse_toml(text), Preprocessing)
+        entries = parse_toml(text)
+        task_entries = {key: entries.pop(key) for key in of_task if key in entries}
+        preprocessing = msgspec.convert(entries, Preprocessing)
+        task = msgspec.convert(task_entries, TaskSettings)
     except FileNotFoundError:
         if table.is_symlink():
             raise UsageError(f"{table}: it is a link to what is not there") from None
@@ -60,13 +74,18 @@ def read_preprocessing(path: Path, within: Path | None = None) -> Preprocessing:
         raise UsageError(f"{table}: {error} (its keys: {keys})") from None
     except ValueError as error:  # broken UTF-8, broken TOML, endless numbers
         raise UsageError(f"{table}: {str(error)[:300]}") from None
-    if fault := _fault(preprocessing):
+    if fault := _fault(preprocessing) or task.fault():
         raise UsageError(f"{table}: {fault}")
-    return preprocessing
+    return preprocessing, task
 
 
 def _fault(preprocessing: Preprocessing) -> str | None:
     """The fault of a data.toml whose keys and types are right; None where it has none."""
+    scaled = [k for k in ("resize", "letterbox") if getattr(preprocessing, k)]
+    scaled += ["size"] if preprocessing.size or preprocessing.crop else []
+    if len(scaled) > 1:
+        names = "size and crop, resize, letterbox"
+        return f"{scaled[0]} and {scaled[1]} exclude each other: give one of {names}"
     depth = 1 if preprocessing.channels == "L" else 3
     for key, statistics in (("mean", preprocessing.mean), ("std", preprocessing.std)):
         if len(statistics) not in (1, depth):

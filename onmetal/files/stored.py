@@ -71,6 +71,23 @@ class StoredArray:
         return values.reshape(count, *self.shape[1:])
 
 
+class StoredRows(StoredArray):
+    """Some samples of a StoredArray, in another order or not, read as they are needed."""
+
+    def __init__(self, whole: StoredArray, places: np.ndarray) -> None:
+        """`places`: [n] int, the samples' indices in `whole`."""
+        shape = (len(places), *whole.shape[1:])
+        super().__init__(whole.path, shape, whole.dtype, whole._offset)
+        self._places = places
+
+    def __getitem__(self, picked: slice | np.ndarray) -> np.ndarray:
+        return super().__getitem__(self._places[picked])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        whole = self[:]
+        return whole if dtype is None else whole.astype(dtype)
+
+
 Outputs = StoredArray | np.ndarray
 """An output of many samples, first axis = samples."""
 

@@ -20,6 +20,7 @@ def readme(manifest: Manifest) -> str:
     latency, accuracy, run = chosen.latency_ms, chosen.accuracy, manifest.run
     lines = [f"# {code(_model_name(manifest, chosen))} for {code(manifest.target)}", ""]
     lines += [f"Chosen: {code(chosen.name)}, decided by {manifest.decided_by}."]
+    lines += [f"The model was read so: {prose(note)}." for note in _notes(manifest, chosen)]
     lines += ["", "## Run it", ""]
     lines += ["In this folder, in an environment that has the runtime. Without one, make it first,"]
     lines += [
@@ -91,11 +92,20 @@ def _model_name(manifest: Manifest, chosen: Candidate) -> str:
     return next((path.name for path in paths if path.stem == chosen.model), paths[0].name)
 
 
+def _notes(manifest: Manifest, chosen: Candidate) -> list[str]:
+    """What was done to the model when it was read, such as where it was cut."""
+    stems = {PurePath(model.path).stem: model for model in manifest.models}
+    return stems[chosen.model].notes if chosen.model in stems else []
+
+
 PREPROCESSING = {
     "exif": "whether the picture is turned as its EXIF orientation says",
     "alpha": "what transparent pixels are laid over",
     "size": "pixels that the shorter side is scaled to (bilinear, antialiased); null: not scaled",
     "crop": "height and width that are cut out of the middle; null: not cropped",
+    "resize": "height and width that it is scaled to, whatever its proportions; null: not",
+    "letterbox": "height and width that it is scaled to fit within, in the middle; null: not",
+    "fill": "the grey, 0 to 255, around a letterboxed picture",
     "channels": "of pixels from 0 to 255, in this order",
     "scale": "each value x becomes (x * scale - mean) / std",
     "mean": "one for all channels, or one for each",

@@ -164,7 +164,7 @@ class LocalWorker(Line):
         self.call(
             "open_reference",
             timeout_s=timeout_s,
-            form=model.format,
+            form=model.defining_format,
             path=str(model.prepared),
             inputs=[tensor.name for tensor in model.inputs],
             outputs=[tensor.name for tensor in model.outputs],
