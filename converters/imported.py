@@ -144,10 +144,14 @@ def compared(
     """
     names = [tensor["name"] for tensor in known["outputs"]]
     random = np.random.default_rng(0)
+    feeds = [
+        {tensor["name"]: _drawn(random, tensor) for tensor in known["inputs"]}
+        for _ in range(SAMPLES)
+    ]
+    computed = [framework.run(feed) for feed in feeds]
     largest = 0.0
-    for _ in range(SAMPLES):
-        feed = {tensor["name"]: _drawn(random, tensor) for tensor in known["inputs"]}
-        for name, wanted, given in zip(names, framework.run(feed), graph.run(feed), strict=True):
+    for feed, outputs in zip(feeds, computed, strict=True):
+        for name, wanted, given in zip(names, outputs, graph.run(feed), strict=True):
             if wanted.shape != given.shape:
                 raise UnsupportedError(
                     f"what it was exported to gives {name!r} of shape {list(given.shape)}, where "
@@ -155,8 +159,8 @@ def compared(
                 )
             largest = max(largest, _difference(wanted, given))
     if exact and largest > TOLERANCE:
-        again = zip(framework.run(feed), framework.run(feed), strict=True)
-        if max(_difference(*outputs) for outputs in again) > TOLERANCE:
+        again = zip(computed[0], framework.run(feeds[0]), strict=True)
+        if max(_difference(*pair) for pair in again) > TOLERANCE:
             raise UnsupportedError(
                 "the model gives other outputs every time for the same inputs: it keeps state from "
                 "one to the next, or has random operators, as those of training; leave them out"

@@ -256,8 +256,8 @@ def test_bench_shows_its_word(
         show(report, as_json)
 
     monkeypatch.setattr(cli, "_render", keep)
-    words = ("--threads", "1", "--quick", "--benchmark-model", str(tool), "--json")
-    ran = here(capsys, "bench", str(artifact), str(other), *words)
+    words = ("--target", "tflite-x86", "--threads", "1", "--quick", "--json")
+    ran = here(capsys, "bench", str(artifact), str(other), *words, "--benchmark-model", str(tool))
     assert ran.code == 0, ran.err
     first, second = ran.document["candidates"]
     assert first["benchmark_model"] == benchmark_model.parse(LOG_2026)
