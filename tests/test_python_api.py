@@ -90,7 +90,7 @@ def test_it_has_every_option_of_the_command() -> None:
     parameters = inspect.signature(onmetal.deploy).parameters
     assert set(parameters) == of_command | OF_PYTHON
     defaults = options.deploy().parse_args([])
-    for name in of_command - {"target", "minimize", "golden", "input_shape"}:
+    for name in of_command - {"target", "minimize", "golden", "input_shape", "cut_at"}:
         assert parameters[name].default == getattr(defaults, name), name
 
 
